@@ -1,0 +1,134 @@
+"""The locked prepare.py, as the harness uses it.
+
+The text comes from the lab's commit, never from the working tree, and is refused when
+the two differ. It is the researcher's own code and trusted; what it offers is checked
+once, here, so that a mistake in it is one clear sentence.
+"""
+
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from autoresearch import channel
+from autoresearch.errors import LabError
+from autoresearch.lab import Lab
+from autoresearch.notebook import Notebook
+
+NEEDED = ("METRIC", "LOWER_IS_BETTER", "CAUSAL", "prepare", "fingerprint", "training")
+FOR_TEXT = ("VOCABULARY", "CONTEXT", "text")
+FOR_OTHERS = ("inputs", "score")
+
+
+class Apparatus:
+    """Data, metric and direction of a lab."""
+
+    def __init__(self, lab: Lab, blob: str, source: bytes) -> None:
+        self.blob = blob
+        self.source = source
+        self._path = lab.path("prepare.py")
+        offers = vars(execute(self._path, source))
+        self._offers = offers
+        self._training: int | None = None  # None: nothing has run yet
+        self.causal = bool(self._offer("CAUSAL"))
+        for name in NEEDED + (FOR_TEXT if self.causal else FOR_OTHERS):
+            self._offer(name)
+        self.metric = str(self._offer("METRIC"))
+        self.lower_is_better = bool(self._offer("LOWER_IS_BETTER"))
+
+    @property
+    def short_metric(self) -> str:
+        """The metric as a commit title names it: val_bpb is bpb."""
+        return self.metric.removeprefix("val_")
+
+    @property
+    def vocabulary(self) -> int:
+        return int(self._offer("VOCABULARY"))
+
+    @property
+    def context(self) -> int:
+        return int(self._offer("CONTEXT"))
+
+    def prepare(self, show: Callable[[str, int, int], None]) -> None:
+        """Make and seal the data."""
+        self._offer("prepare")(show)
+
+    def fingerprint(self) -> str:
+        """Hash of the sealed data, or LabError when there is none."""
+        return str(self._offer("fingerprint")())
+
+    def training(self) -> int:
+        """A descriptor of the training data, sealed; the same for every run."""
+        if self._training is None:
+            data = self._offer("training")()
+            if isinstance(data, Path):
+                with data.open("rb") as file:
+                    size_bytes = os.fstat(file.fileno()).st_size
+                    self._training = channel.sealed(
+                        channel.view(file.fileno()) if size_bytes else b"", "training"
+                    )
+            else:
+                self._training = channel.sealed(data, "training")
+        return self._training
+
+    def text(self, split: str) -> tuple[Any, Any]:
+        """(tokens uint16 (N,), raw bytes of each vocabulary entry (V,))."""
+        tokens, widths = self._offer("text")(split)
+        return tokens, widths
+
+    def inputs(self, split: str) -> Any:
+        """What the model is asked, without answers."""
+        return self._offer("inputs")(split)
+
+    def score(self, outputs: Any, split: str) -> float:
+        """The metric of a model's outputs."""
+        return float(self._offer("score")(outputs, split))
+
+    def _offer(self, name: str) -> Any:
+        try:
+            return self._offers[name]
+        except KeyError:
+            raise LabError(
+                f"{self._path} offers no {name}. Next: see docs/how-it-works.md, "
+                "'What prepare.py offers'"
+            ) from None
+
+
+def load(lab: Lab, notebook: Notebook) -> Apparatus:
+    """The apparatus of the lab's commit, or LabError if prepare.py is not locked."""
+    found = notebook.file_at(notebook.head(), "prepare.py")
+    if found is None:
+        raise LabError(
+            f"{lab.path('prepare.py')} is not committed, so nobody could check it. "
+            "Next: git add prepare.py, git commit -m apparatus"
+        )
+    blob, source = found
+    if lab.path("prepare.py").read_bytes() != source:
+        raise LabError(
+            f"{lab.path('prepare.py')} differs from its commit; the apparatus is "
+            "locked. Next: git checkout -- prepare.py, or commit the change (it "
+            "begins a new series)"
+        )
+    return Apparatus(lab, blob, source)
+
+
+def execute(path: Path, source: bytes) -> ModuleType:
+    """Run prepare.py as a module, without its `__main__` part."""
+    module = ModuleType("prepare")
+    module.__file__ = str(path)
+    # Dataclasses and pickling in worker processes look modules up by name.
+    sys.modules["prepare"] = module
+    try:
+        exec(compile(source, str(path), "exec"), vars(module))  # noqa: S102
+    except (LabError, KeyboardInterrupt):
+        raise
+    except BaseException as error:  # whatever the researcher's file raised
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        raise LabError(
+            f"{path} line {last.lineno}: {type(error).__name__}: {error}. "
+            "Next: python prepare.py shows the whole error"
+        ) from error
+    return module

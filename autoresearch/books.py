@@ -1,0 +1,334 @@
+"""The books of a lab: ledger, git and results.tsv, kept in agreement.
+
+The order of writing is what survives a crash: the commit exists before the ledger
+names it, the ledger has the verdict before a ref does, and `settle` finishes at the
+next start whatever a kill -9 left undone. results.tsv is written anew at every start.
+
+Not covered: two writers. Whoever records verdicts holds the lab's lock.
+"""
+
+import json
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+
+from autoresearch import notebook, program, results, rules
+from autoresearch.apparatus import Apparatus
+from autoresearch.errors import Failed, LabError
+from autoresearch.experiment import Candidate, Failure, Kind, Proposal, Verdict
+from autoresearch.lab import Lab, git_blob
+from autoresearch.ledger import IN_LEDGER_ONLY, Ledger, Row, keep_source
+from autoresearch.notebook import Entry, GitFailed, Notebook
+from autoresearch.program import Program
+
+TIDY_EVERY = 500  # experiments
+
+
+class Books:
+    """What was proposed, tried and decided in one lab, and where it is written."""
+
+    def __init__(self, lab: Lab, apparatus: Apparatus, ledger: Ledger) -> None:
+        self.lab = lab
+        self.apparatus = apparatus
+        self.ledger = ledger
+        self.notebook = Notebook(lab.folder)
+        self.notices: list[str] = []  # for the human, newest last
+        self.program = Program()
+        self._program_blob = ""
+        self.read_program(first=True)
+
+    def read_program(self, *, first: bool = False) -> Program:
+        """program.md as it stands; a broken one never stops a night.
+
+        The last good one stays in force, and a notice says what is wrong with the new.
+        """
+        try:
+            text = self.lab.read("program.md")
+            blob = git_blob(text)
+            if blob != self._program_blob:
+                self.program = program.parse(text)
+                self.ledger.remember(blob, text)
+                self._program_blob = blob
+        except LabError as error:
+            if first:
+                raise
+            notice = f"{error}; the last good program.md stays in force"
+            if notice not in self.notices:
+                self.notices.append(notice)
+        return self.program
+
+    # -- proposal -> candidate ---------------------------------------------------------
+
+    def admit(self, proposal: Proposal) -> Proposal:
+        """Put a proposal on record under a number, with the program.md it goes by."""
+        proposal = replace(proposal, program=self._program_blob)
+        blob = git_blob(proposal.source)
+        return self.ledger.admit(proposal, blob, rules.fingerprint(proposal.source))
+
+    def write_down(self, proposal: Proposal) -> Candidate:
+        """Proposal -> Candidate, written into git; or Failed("refused" | "duplicate").
+
+        A baseline is the human's own and is only required to be Python.
+        """
+        if proposal.parent:
+            self._check(proposal)
+        elif why := rules.not_python(proposal.source):
+            raise Failed(Failure(proposal, "refused", why))
+        return Candidate(proposal, self.notebook.store(proposal.source))
+
+    def _check(self, proposal: Proposal) -> None:
+        limits = rules.Limits(
+            self.program.max_constants, self.program.max_changed_lines
+        )
+        parent = self.ledger.source(proposal.parent)
+        if why := rules.refusal(proposal.source, parent, limits):
+            raise Failed(Failure(proposal, "refused", why))
+        code = rules.fingerprint(proposal.source)
+        twin = self.ledger.same_code(code, proposal.parent, proposal.number)
+        if twin is not None:
+            detail = f"the same code as experiment {twin}"
+            raise Failed(Failure(proposal, "duplicate", detail))
+
+    # -- verdict -> ledger, git, results.tsv -------------------------------------------
+
+    def record(self, verdict: Verdict) -> Row:
+        """Write a verdict everywhere it belongs."""
+        at = float(int(time.time()))
+        commit = None
+        if not in_ledger_only(verdict):
+            parent = self.notebook.head()
+            if verdict.decision != "keep" and verdict.against is not None:
+                parent = self._commit_of(verdict.against.number)
+            blob = git_blob(verdict.proposal.source)
+            commit = self.notebook.commit(self.entry(verdict, at), blob, parent)
+        row = self.ledger.decide(verdict, commit=commit, at=at)
+        if commit is not None:
+            self.settle(row)
+        results.append(self.lab.results, row)
+        if row.number % TIDY_EVERY == TIDY_EVERY - 1:
+            self.notebook.tidy()
+        return row
+
+    def settle(self, row: Row) -> None:
+        """Make git know what the ledger knows of one verdict. Doing it twice is fine."""
+        commit = row.commit
+        assert commit is not None
+        if row.decision == "keep":
+            commit = self._advance(row, commit)
+        self.notebook.name(row.number, commit)
+        self.ledger.published(row.number)
+
+    def _advance(self, row: Row, commit: str) -> str:
+        """Move the branch to a kept commit, remade if the human committed meanwhile."""
+        book = self.notebook
+        while not book.contains(commit):
+            branch, head = book.branch(), book.head()
+            parent = book.git("rev-parse", f"{commit}^")
+            if parent != head:
+                message = book.git("log", "-1", "--format=%B", commit)
+                again = entry_again(message, row.author, row.decided_at)
+                commit = book.commit(again, row.blob, head)
+                self.ledger.rename_commit(row.number, commit)
+            book.advance(branch, commit, head)
+        if not book.check_out(f"{commit}^", commit):
+            self.notices.append(
+                f"experiment {row.number} was kept, but train.py in your folder has "
+                "edits of yours and was left as it is"
+            )
+        return commit
+
+    def _commit_of(self, number: int) -> str:
+        """The commit of an earlier experiment; the branch if git has lost it."""
+        return self.notebook.commit_of(number) or self.notebook.head()
+
+    def catch_up(self) -> int:
+        """After a crash: finish in git what the ledger has; how many verdicts it was."""
+        waiting = self.ledger.not_in_git()
+        for row in waiting:
+            self.settle(row)
+        results.write(self.lab.results, self.apparatus.metric, self.ledger.rows())
+        return len(waiting)
+
+    # -- the text of a verdict ---------------------------------------------------------
+
+    def entry(self, verdict: Verdict, at: float) -> Entry:
+        """What the commit of a verdict says."""
+        proposal, against = verdict.proposal, verdict.against
+        scores = " ".join(f"{value:.6f}" for value in verdict.values)
+        trailers = [
+            ("Experiment", str(proposal.number)),
+            ("Verdict", said(verdict)),
+            ("Score", scores),
+            ("Runs", str(len(verdict.values))),
+            ("Against", "" if against is None else against_words(verdict)),
+            ("Proposed-by", proposal.author),
+            ("Program", proposal.program),
+            ("Ran", git_blob(proposal.source)),
+            ("Series", self.ledger.series),
+        ]
+        return Entry(
+            self.title(verdict),
+            paragraph(proposal.reason),
+            tuple((key, text) for key, text in trailers if text),
+            proposal.author,
+            at,
+        )
+
+    def title(self, verdict: Verdict) -> str:
+        """`[AutoResearch] MATRIX_LR 0.04 -> 0.05 | Δbpb=-0.0012`"""
+        what = notebook.summary(verdict.proposal.title)
+        metric = self.apparatus.short_metric
+        if isinstance(verdict.evidence, Failure):
+            outcome = verdict.evidence.kind
+        elif verdict.against is None:
+            outcome = f"{metric}={mean(verdict.values):.4f}"
+        else:
+            delta = mean(verdict.values) - mean(verdict.against.values)
+            outcome = f"Δ{metric}={delta:+.4f}"
+        return f"[AutoResearch] {what} | {outcome}"
+
+    # -- where a night begins ----------------------------------------------------------
+
+    def start_file(self) -> tuple[str, str]:
+        """(train.py to measure first, why): the human's, or a champion of before."""
+        last = self.ledger.last_keep()
+        if last is None:
+            return self.lab.read("train.py"), "the train.py of this lab, as it stands"
+        old = self.ledger.series_facts(last.series)
+        new = self.ledger.series_facts(self.ledger.series)
+        changed = [
+            f"{key} {old.get(key)} -> {new.get(key)}"
+            for key in new
+            if old.get(key) != new.get(key)
+        ]
+        return self.ledger.source(last.blob), f"a new series: {'; '.join(changed)}"
+
+
+def in_ledger_only(verdict: Verdict) -> bool:
+    """Whether nothing of this proposal ran, so that git need not know it."""
+    evidence = verdict.evidence
+    return isinstance(evidence, Failure) and evidence.kind in IN_LEDGER_ONLY
+
+
+def said(verdict: Verdict) -> str:
+    """Decision and reason, as a trailer."""
+    if isinstance(verdict.evidence, Failure):
+        return f"failed: {verdict.evidence.kind}: {verdict.evidence.detail}"
+    return f"{verdict.decision}: {verdict.reason}"
+
+
+def against_words(verdict: Verdict) -> str:
+    """The rival, as a trailer: its experiment and its mean."""
+    assert verdict.against is not None
+    return f"{verdict.against.number} at {mean(verdict.against.values):.6f}"
+
+
+def mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def paragraph(text: str) -> str:
+    """A proposer's reason, printable, and unable to pose as trailers."""
+    lines = [notebook.one_line(line) for line in text[:4000].splitlines()]
+    kept = [f" {line}" if re.match(r"[A-Za-z-]+: ", line) else line for line in lines]
+    return "\n".join(kept)
+
+
+def entry_again(message: str, author: str, at: float) -> Entry:
+    """The entry of a commit that has to be made anew."""
+    title, _, rest = message.partition("\n")
+    body = rest.rpartition("\n\n")[0].strip()
+    found = tuple(notebook.read_trailers(message).items())
+    return Entry(title, body, found, author, at)
+
+
+# -- the ledger from git ---------------------------------------------------------------
+
+
+def rebuild(lab: Lab, ledger: Ledger) -> int:
+    """Fill an empty ledger from refs/autoresearch; how many experiments came back.
+
+    Refused and repeated proposals are not in git and do not come back; nor do seconds
+    and memory of runs.
+    """
+    book = Notebook(lab.folder)
+    entries = book.entries()
+    if not entries:
+        raise LabError(
+            f"{lab.folder} has no refs/autoresearch/*. Next: git fetch origin "
+            "'refs/autoresearch/*:refs/autoresearch/*'"
+        )
+    with ledger.transaction() as db:
+        for sequence, (number, commit, message) in enumerate(entries, 1):
+            tell = notebook.read_trailers(message)
+            try:
+                restore(ledger, book, number, commit, message, tell, sequence)
+            except (KeyError, ValueError, GitFailed) as error:
+                raise LabError(
+                    f"refs/autoresearch/{number} is no verdict of ours ({error}). "
+                    f"Next: git update-ref -d refs/autoresearch/{number}"
+                ) from None
+        db.execute("update experiment set in_git = 1")
+    return len(entries)
+
+
+def restore(
+    ledger: Ledger,
+    book: Notebook,
+    number: int,
+    commit: str,
+    message: str,
+    tell: dict[str, str],
+    sequence: int,
+) -> None:
+    """One experiment and its runs, from what its commit says."""
+    decision, _, why = tell["Verdict"].partition(": ")
+    kind: Kind | None = None
+    if decision == "failed":
+        kind = why.partition(": ")[0]  # type: ignore[assignment]  # checked by SQL
+    values = [float(value) for value in tell.get("Score", "").split()]
+    found = book.file_at(commit, "train.py")
+    if found is None or found[0] != tell["Ran"]:
+        raise ValueError("its train.py is not what it says ran")
+    source = found[1].decode()
+    rival = tell.get("Against", "").partition(" at ")
+    against = int(rival[0]) if rival[0] else None
+    at = float(book.git("log", "-1", "--format=%at", commit))
+    entry = entry_again(message, tell["Proposed-by"], at)
+    title = entry.title.removeprefix("[AutoResearch] ").rpartition(" | ")[0]
+    db = ledger.db
+    db.execute(
+        "insert or ignore into series values (?, ?, 0)", (tell["Series"], "{}")
+    )
+    keep_source(db, tell["Ran"], source)
+    value = mean(values) if values else None
+    delta = value - float(rival[2]) if value is not None and rival[2] else None
+    db.execute(
+        "insert into experiment (number, title, reason, author, parent, blob, code,"
+        " program, proposed_at, sequence, series, decision, why, kind, value, delta,"
+        " against, decided_at, commit_name)"
+        " values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        (
+            *(number, title, entry.body, tell["Proposed-by"]),
+            *(parent_blob(book, commit, against), tell["Ran"]),
+            *(rules.fingerprint(source), tell.get("Program", ""), at, sequence),
+            *(tell["Series"], decision, why, kind, value, delta, against, at, commit),
+        ),
+    )
+    for value in values:
+        db.execute(
+            "insert into run (experiment, series, seed, value, error, seconds,"
+            " startup_seconds, evaluation_seconds, memory_gb, facts, log)"
+            " values (?, ?, 0, ?, 0, 0, 0, 0, 0, ?, '')",
+            (number, tell["Series"], value, json.dumps([])),
+        )
+
+
+def parent_blob(book: Notebook, commit: str, against: int | None) -> str:
+    """The train.py an experiment started from; "" for a baseline."""
+    if against is None:
+        return ""
+    found = book.file_at(f"{commit}^", "train.py")
+    return found[0] if found else ""
+

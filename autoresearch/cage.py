@@ -1,0 +1,332 @@
+"""A guest process and its limits: started, listened to, measured, killed whole.
+
+Covered:
+- a process tree that dies whole, also what called setsid or forked twice, also when
+  the harness is killed at any instruction (`warden`)
+- an environment of a few named variables; no inherited file descriptors
+- limits on memory, disk, log and messages, enforced from outside while it runs
+- a log that is capped and cannot fill the disk
+
+Not covered yet (level `none`): the network, other files this user can read, and a
+guest that kills its warden. Every ledger row says at which level it ran.
+"""
+
+import contextlib
+import os
+import selectors
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections import deque
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+import psutil
+
+from autoresearch import warden
+from autoresearch.channel import Channel, Closed, Junk, Message
+from autoresearch.errors import Stopped
+
+LEVEL = "none"  # what this module can promise today; stamped on every ledger row
+MARK = "AUTORESEARCH_GUEST_OF"  # in every guest's environment: its lab, for sweeping
+
+LOG_HEAD_BYTES, LOG_TAIL_BYTES = 32 * 1024, 64 * 1024
+LARGEST_LOG_BYTES = 100 << 20
+MOST_MESSAGES = 100_000
+TICK_SECONDS = 0.05
+LOOK_EVERY_SECONDS = 0.5  # at memory and disk: a walk over the process tree
+
+# Passed on to guests when set: where CUDA and shared libraries are found, and language.
+ALLOWED = ("PATH", "LD_LIBRARY_PATH", "CUDA_HOME", "LANG", "LC_ALL", "TZ")
+# Threads that spin while they wait ran 8 to 16 times slower beside one busy neighbour.
+THREADS = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0", "KMP_BLOCKTIME": "0"}
+
+GUEST = "import sys; from autoresearch.guest import main; main(int(sys.argv[1]))"
+
+
+class Exited(Exception):
+    """The guest is gone. `code` is its exit code, negative for a signal."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__(f"exit code {code}")
+        self.code = code
+
+
+class OverLimit(Exception):
+    """The guest took more than it may have; the message says of what."""
+
+    def __init__(self, what: str, detail: str) -> None:
+        super().__init__(detail)
+        self.what = what  # "memory" or "other"
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a guest may take besides time."""
+
+    memory_gb: float
+    disk_gb: float = 4.0  # in its folder, and the largest single file
+    log_bytes: int = LARGEST_LOG_BYTES
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """A device a run may use."""
+
+    device: str = "cpu"  # as train.py sees it: "cpu", "cuda" or "mps"
+    index: int | None = None  # which GPU of the machine; None where there is no choice
+    threads: int = 1
+
+
+class Log:
+    """The first and the last of what a guest printed, and how much there was."""
+
+    def __init__(self) -> None:
+        self.total_bytes = 0
+        self._head = bytearray()
+        self._tail: deque[bytes] = deque()
+        self._tail_bytes = 0
+
+    def add(self, printed: bytes) -> None:
+        self.total_bytes += len(printed)
+        room = LOG_HEAD_BYTES - len(self._head)
+        self._head += printed[:room]
+        rest = printed[room:] if room > 0 else printed
+        if rest:
+            self._tail.append(rest)
+            self._tail_bytes += len(rest)
+        while self._tail_bytes - len(self._tail[0] if self._tail else b"") > (
+            LOG_TAIL_BYTES
+        ):
+            self._tail_bytes -= len(self._tail.popleft())
+
+    def whole(self) -> bytes:
+        """Head and tail, with a line that says what is missing between them."""
+        tail = b"".join(self._tail)
+        missing = self.total_bytes - len(self._head) - len(tail)
+        gap = b"\n[... %d bytes not kept ...]\n" % missing if missing > 0 else b""
+        return bytes(self._head) + gap + tail
+
+
+class Guest:
+    """One caged process tree. Use as a context manager: leaving it kills everything."""
+
+    def __init__(
+        self, folder: Path, *, lab: Path, slot: Slot, limits: Limits, stop: "Stop"
+    ) -> None:
+        self.folder = folder
+        self.log = Log()
+        self.memory_gb = 0.0  # peak of the tree so far
+        self.asked = False  # whether it has been shown held-out data
+        self._limits = limits
+        self._stop = stop
+        self._looked = 0.0
+        self._messages = 0
+        self._code: int | None = None  # None: it is running
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._control, control = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        reads, writes = os.pipe()
+        keep = f"{theirs.fileno()}"
+        self._process = subprocess.Popen(
+            [
+                *(sys.executable, "-I", "-S", "-B", warden.__file__),
+                *(str(control.fileno()), keep, str(int(limits.disk_gb * 1e9))),
+                *(sys.executable, "-I", "-B", "-c", GUEST, keep),
+            ],
+            cwd=folder,
+            env=environment(folder, lab, slot),
+            stdin=subprocess.DEVNULL,
+            stdout=writes,
+            stderr=writes,
+            pass_fds=(control.fileno(), theirs.fileno()),
+            start_new_session=True,
+        )
+        theirs.close()
+        control.close()
+        os.close(writes)
+        os.set_blocking(reads, False)
+        self._reads = reads
+        self.channel = Channel(ours)
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(ours, selectors.EVENT_READ, "channel")
+        self._selector.register(self._control, selectors.EVENT_READ, "control")
+        self._selector.register(reads, selectors.EVENT_READ, "log")
+
+    def __enter__(self) -> "Guest":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.kill()
+
+    def receive(self, deadline: float) -> tuple[Message, list[int]]:
+        """The guest's next message by `deadline` (time.monotonic).
+
+        Raises TimeoutError, Exited, OverLimit, Stopped or Junk.
+        """
+        while (found := self.channel.take()) is None:
+            if self._code is not None:
+                raise Exited(self._code)
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise TimeoutError
+            self._pump(min(left, TICK_SECONDS))
+            self._look()
+        self._messages += 1
+        if self._messages > MOST_MESSAGES:
+            raise Junk(f"more than {MOST_MESSAGES} messages")
+        return found
+
+    def _pump(self, limit_seconds: float) -> None:
+        """Take in whatever arrives next, for at most this long."""
+        if self._stop.now:
+            raise Stopped
+        for key, _ in self._selector.select(limit_seconds):
+            if key.data == "log":
+                self._drain()
+            elif key.data == "control":
+                self._exited()
+            else:
+                try:
+                    self.channel.read()
+                except Closed:
+                    self._selector.unregister(self.channel.socket)
+
+    def _drain(self) -> None:
+        """Read the log for a while; never for ever, the clock must be looked at."""
+        for _ in range(64):
+            try:
+                printed = os.read(self._reads, 1 << 16)
+            except BlockingIOError:
+                return
+            if not printed:
+                self._selector.unregister(self._reads)
+                return
+            self.log.add(printed)
+
+    def _exited(self) -> None:
+        """The warden has spoken: the guest is gone, and all it started."""
+        words = self._control.recv(64).split()
+        self._selector.unregister(self._control)
+        self._code = int(words[1]) if len(words) == 2 else -signal.SIGKILL
+        # What it sent and printed before it left still counts.
+        self._drain_rest()
+        self.channel.socket.setblocking(False)
+        with contextlib.suppress(Closed, BlockingIOError):
+            while True:
+                self.channel.read()
+
+    def _drain_rest(self) -> None:
+        with contextlib.suppress(KeyError):
+            while self._reads in self._selector.get_map():
+                before = self.log.total_bytes
+                self._drain()
+                if self.log.total_bytes == before:
+                    return
+
+    def _look(self) -> None:
+        """Compare the tree's memory, disk and log with what it may have."""
+        if self.log.total_bytes > self._limits.log_bytes:
+            mb = self._limits.log_bytes / 1e6
+            raise OverLimit("other", f"printed more than {mb:.0f} MB")
+        if time.monotonic() - self._looked < LOOK_EVERY_SECONDS:
+            return
+        self._looked = time.monotonic()
+        self.measure()
+        if self.memory_gb > self._limits.memory_gb:
+            allowed = self._limits.memory_gb
+            raise OverLimit("memory", f"took more than {allowed:g} GB of memory")
+        if folder_bytes(self.folder) > self._limits.disk_gb * 1e9:
+            allowed = self._limits.disk_gb
+            raise OverLimit("other", f"wrote more than {allowed:g} GB to disk")
+
+    def measure(self) -> None:
+        """Look at the tree's memory now."""
+        self.memory_gb = max(self.memory_gb, tree_memory_gb(self._process.pid))
+
+    def kill(self) -> None:
+        """Kill the whole tree and wait until it is gone. Safe to call twice."""
+        self._control.close()
+        try:
+            self._process.wait(warden.GIVE_UP_SECONDS + 5)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        if self._reads >= 0:
+            with contextlib.suppress(OSError, ValueError):
+                self._drain()
+            self._selector.close()
+            os.close(self._reads)
+            self._reads = -1
+        self.channel.close()
+
+
+class Stop:
+    """A human's wish to end: `soon` after the run in hand, `now` without it."""
+
+    def __init__(self) -> None:
+        self.soon = False
+        self.now = False
+
+
+def environment(folder: Path, lab: Path, slot: Slot) -> dict[str, str]:
+    """All a guest gets to see of the world's variables."""
+    passed = {name: os.environ[name] for name in ALLOWED if name in os.environ}
+    where = str(folder)
+    card = {} if slot.index is None else {"CUDA_VISIBLE_DEVICES": str(slot.index)}
+    return {
+        **passed,
+        **THREADS,
+        **card,
+        "HOME": where,
+        "TMPDIR": where,
+        "OMP_NUM_THREADS": str(slot.threads),
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "PYTHONUNBUFFERED": "1",
+        MARK: str(lab),
+    }
+
+
+def tree_memory_gb(pid: int) -> float:
+    """Resident memory of all descendants of a process; what they share counts twice."""
+    total = 0
+    try:
+        top = psutil.Process(pid)
+        for process in top.children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+                total += process.memory_info().rss
+    except psutil.NoSuchProcess:
+        pass  # it has just exited, and will be noticed elsewhere
+    return total / 1e9
+
+
+def folder_bytes(folder: Path) -> int:
+    """Bytes of all files below a folder; files that vanish meanwhile count nothing."""
+    total, waiting = 0, [folder]
+    while waiting:
+        with contextlib.suppress(OSError), os.scandir(waiting.pop()) as entries:
+            for entry in entries:
+                with contextlib.suppress(OSError):
+                    if entry.is_dir(follow_symlinks=False):
+                        waiting.append(Path(entry.path))
+                    else:
+                        total += entry.stat(follow_symlinks=False).st_blocks * 512
+    return total
+
+
+def sweep(lab: Path) -> int:
+    """Kill what an earlier harness of this lab left behind; how many there were."""
+    found = 0
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            if process.environ().get(MARK) == str(lab) and process.pid != os.getpid():
+                process.kill()
+                found += 1
+    return found

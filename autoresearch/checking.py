@@ -1,0 +1,175 @@
+"""`check`: try everything once before the night, and say what the night will be.
+
+A short real run in the real cage, scored by the real evaluator; nothing is recorded.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from autoresearch import (
+    apparatus,
+    cage,
+    constants,
+    evaluator,
+    machine,
+    night,
+    proposers,
+    sandbox,
+)
+from autoresearch.cage import Slot, Stop
+from autoresearch.errors import Failed, LabError
+from autoresearch.experiment import Candidate, Proposal, Run, Score
+from autoresearch.lab import Lab, git_blob
+from autoresearch.notebook import Notebook
+from autoresearch.program import Program
+from autoresearch.sandbox import Bench
+from autoresearch.views import duration, rate
+
+TRAIN_SECONDS = 12.0
+TRAIN_TOKENS_SHARE = 0.1
+DECIDE_SECONDS = 0.3  # harness overhead of one experiment (benchmarks/overhead.py)
+FULL_CAGE = (
+    "cage       {level}: train.py runs as you, with a clock and limits but no walls; "
+    "run only proposers you would let run code"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """What `check` found."""
+
+    facts: dict[str, str]  # of the machine
+    program: Program
+    score: Score
+    proposers: tuple[str, ...]
+    constants: int
+    hours: float
+    run_seconds: float  # one whole experiment, forecast
+    slots: int
+
+    @property
+    def run(self) -> Run:
+        return self.score.run
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Of the short run; 0 where the run did not say."""
+        tokens = dict(self.run.facts).get("tokens", 0)
+        return float(tokens) / self.run.seconds if self.run.seconds else 0.0
+
+    @property
+    def experiments(self) -> int:
+        """How many fit into the hours."""
+        return int(self.hours * 3600 / self.run_seconds) * self.slots
+
+    def as_json(self) -> dict[str, object]:
+        """The contract of `check --json`."""
+        return {
+            "machine": self.facts,
+            "cage": cage.LEVEL,
+            "tokens_per_second": self.tokens_per_second,
+            "memory_gb": self.run.memory_gb,
+            "startup_seconds": self.run.startup_seconds,
+            "evaluation_seconds": self.score.seconds,
+            "value": self.score.value,
+            "proposers": list(self.proposers),
+            "constants": self.constants,
+            "experiment_seconds": self.run_seconds,
+            "hours": self.hours,
+            "experiments": self.experiments,
+        }
+
+    def lines(self) -> list[str]:
+        """The same for people."""
+        program = self.program
+        first = self.run
+        limits = (
+            f"{program.max_constants} constant or {program.max_changed_lines} lines; "
+            f"20 added lines must gain {program.gain_per_20_added_lines:g}"
+        )
+        advice = len([line for line in program.prose.splitlines() if line.strip()])
+        machine_line = ", ".join(self.facts.values()) or "any"
+        return [
+            f"machine    {machine_line}",
+            FULL_CAGE.format(level=cage.LEVEL),
+            f"train.py   {rate(self.tokens_per_second)} tok/s, {first.memory_gb:.1f} GB,"
+            f" start-up {first.startup_seconds:.1f} s, scored in {self.score.seconds:.1f} s",
+            "           trained and served model agree",
+            f"proposers  {', '.join(self.proposers)}; {self.constants} constants",
+            f"rules      enforced: {budget(program)}; train.py only; {limits}.  "
+            f"Advice: {advice} lines of program.md",
+            f"{self.hours:g} hours    about {self.experiments} experiments of "
+            f"{duration(self.run_seconds)}, one run each, $0",
+        ]
+
+
+def budget(program: Program) -> str:
+    """The budget in words."""
+    if program.budget_seconds is None:
+        return f"{program.budget_tokens} tokens"
+    return f"{program.budget_seconds:g} ± {program.tolerance_seconds:g} s"
+
+
+def check(lab: Lab, specs: Sequence[str], hours: float) -> Checked:
+    """Try it all, or LabError saying what to mend first."""
+    book = Notebook(lab.folder)
+    book.require()
+    lab.need_space()
+    found = apparatus.load(lab, book)
+    found.fingerprint()
+    program = lab.program()
+    slots = machine.slots() if found.causal else (Slot(),)
+    named = tuple(specs or program.proposers)
+    proposers.named(named, program, lab.folder, seed=0)
+    with lab.held():
+        night.leave_nothing_behind(lab)
+        score = short_run(lab, found, program, slots[0])
+    share = share_of_budget(program)
+    trained = program.budget_seconds or score.run.seconds / share
+    whole = score.run.startup_seconds + trained + score.seconds + DECIDE_SECONDS
+    return Checked(
+        machine.facts(slots[0]) if found.causal else {},
+        program,
+        score,
+        named,
+        len(constants.read(lab.read("train.py"))),
+        hours,
+        whole,
+        len(slots),
+    )
+
+
+def share_of_budget(program: Program) -> float:
+    """How much of a run the short run is."""
+    if program.budget_seconds is None:
+        return TRAIN_TOKENS_SHARE
+    return min(1.0, TRAIN_SECONDS / program.budget_seconds)
+
+
+def short_run(
+    lab: Lab, found: apparatus.Apparatus, program: Program, slot: Slot
+) -> Score:
+    """Train for a moment and score, exactly as a night would."""
+    share = share_of_budget(program)
+    terms = night.terms_of(program, night.read_readonly(lab, program))
+    if program.budget_seconds is not None:
+        seconds = program.budget_seconds * share
+        terms = replace(terms, budget_seconds=seconds)
+    else:
+        assert program.budget_tokens is not None
+        tokens = max(1, int(program.budget_tokens * share))
+        terms = replace(terms, budget_tokens=tokens, wall_seconds=60.0)
+    bench = Bench(lab, found, terms, Stop(), lambda candidate, progress: None)
+    source = lab.read("train.py")
+    candidate = Candidate(Proposal(0, "check", source, "", "human"), git_blob(source))
+    begun = time.monotonic()
+    try:
+        run = sandbox.train(bench, candidate, seed=0, slot=slot)
+        return evaluator.score(bench, run, slot=slot)
+    except Failed as failed:
+        took = time.monotonic() - begun
+        raise LabError(
+            f"train.py failed after {took:.0f} s: {failed}. Its log is "
+            f"{failed.failure.log}. Next: mend train.py, then autoresearch check"
+        ) from None

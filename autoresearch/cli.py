@@ -1,0 +1,544 @@
+"""The command line: arguments in, text out. Decisions are made below this file.
+
+Commands are listed in the order of a day. Exit codes: 0 done or kept, 2 your input,
+3 not yet, 4 discarded, 5 failed. Every command ends by saying what to type next.
+"""
+
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import click
+
+from autoresearch import __version__, night, views
+from autoresearch.cage import Stop
+from autoresearch.errors import LabError, NotYet
+from autoresearch.experiment import Candidate
+from autoresearch.lab import Lab
+from autoresearch.ledger import Ledger, Row
+from autoresearch.notebook import one_line
+from autoresearch.sandbox import Progress
+
+DONE, YOURS, NOT_YET, DISCARDED, FAILED = 0, 2, 3, 4, 5
+
+
+class Day(click.Group):
+    """Commands in the order of a day, and one clear sentence for a human's mistake."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except NotYet as error:
+            click.echo(f"autoresearch: {error}", err=True)
+            ctx.exit(NOT_YET)
+        except LabError as error:
+            click.echo(f"autoresearch: {error}", err=True)
+            ctx.exit(YOURS)
+
+
+@click.group(cls=Day, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="autoresearch")
+def main() -> None:
+    """Let something improve your train.py overnight, and learn which gains are real.
+
+    \b
+    autoresearch demo                     everything at once, offline, on a CPU
+    autoresearch new lab && cd lab        a lab of your own
+    autoresearch prepare && autoresearch check && autoresearch run --hours 8
+    autoresearch report                   in the morning
+    """
+
+
+def say(line: str = "") -> None:
+    """One line of output."""
+    click.echo(line)
+
+
+def tell(found: object) -> None:
+    """One JSON object on one line."""
+    click.echo(json.dumps(found))
+
+
+def following(words: str) -> None:
+    """What to type next."""
+    say(f"Next: {words}")
+
+
+json_option = click.option("--json", "as_json", is_flag=True, help="For machines.")
+
+
+@main.command(epilog="example: autoresearch new lab --text tinystories --vocab 4096")
+@click.argument("lab", type=click.Path(path_type=Path))
+@click.option(
+    "--text",
+    help="python, fineweb-edu, climbmix, tinystories, or a PATH of "
+    ".txt, .jsonl or .parquet. Default: python.",
+)
+@click.option("--vocab", type=int, help="Size of the BPE vocabulary. Default: profile.")
+@click.option(
+    "--profile",
+    type=click.Choice(["cpu", "gpu", "demo"]),
+    help="Sizes of model and data. Default: gpu where there is one, else cpu.",
+)
+@click.option(
+    "--kind", type=click.Choice(["gpt", "line"]), default="gpt", show_default=True
+)
+def new(
+    lab: Path, text: str | None, vocab: int | None, profile: str | None, kind: str
+) -> None:
+    """Make a lab: a folder with prepare.py, train.py and program.md, under git."""
+    from autoresearch import founding
+
+    for line in founding.found(lab, kind, text, vocab, profile):
+        say(line)
+    following(f"cd {lab} && autoresearch prepare")
+
+
+@main.command(epilog="example: autoresearch prepare")
+def prepare() -> None:
+    """Fetch the text, train the tokenizer, tokenise, split and seal. Twice is fine."""
+    from autoresearch import apparatus
+    from autoresearch.notebook import Notebook
+
+    lab = Lab.find(Path.cwd())
+    Notebook(lab.folder).require()
+    found = apparatus.load(lab, Notebook(lab.folder))
+    begun = time.monotonic()
+    found.prepare(Bar())
+    took = time.monotonic() - begun
+    say(f"sealed {found.fingerprint()}   ({took:.1f} s)")
+    following("autoresearch check")
+
+
+@main.command(epilog="example: autoresearch check --proposer search")
+@click.option("--proposer", multiple=True, help="As in program.md. Repeatable.")
+@click.option("--hours", default=8.0, show_default=True, help="Forecast for.")
+@json_option
+def check(proposer: tuple[str, ...], hours: float, as_json: bool) -> None:
+    """Try everything once in at most 90 s, and forecast the night."""
+    from autoresearch import checking
+
+    lab = Lab.find(Path.cwd())
+    found = checking.check(lab, proposer, hours)
+    if as_json:
+        tell(found.as_json())
+        return
+    for line in found.lines():
+        say(line)
+    following(f"autoresearch run --hours {hours:g}")
+
+
+@main.command(epilog="example: autoresearch run --hours 8 --proposer search")
+@click.option("--experiments", type=int, help="Stop after this many. Default: no end.")
+@click.option("--hours", type=float, help="Begin none after this. Default: no end.")
+@click.option("--proposer", multiple=True, help="Instead of program.md's. Repeatable.")
+@click.option("--seed", type=int, help="Of all runs. Default: drawn once per series.")
+@json_option
+def run(
+    experiments: int | None,
+    hours: float | None,
+    proposer: tuple[str, ...],
+    seed: int | None,
+    as_json: bool,
+) -> None:
+    """Propose, train, measure, keep or discard, until you say stop."""
+    lab = Lab.find(Path.cwd())
+    options = night.Options(experiments, hours, proposer, seed)
+    last = run_night(lab, options, as_json)
+    if not as_json:
+        say(last)
+        following("autoresearch report | git log --oneline | autoresearch run")
+
+
+def run_night(lab: Lab, options: night.Options, as_json: bool) -> str:
+    """Run until it is over, printing verdicts; the closing line."""
+    from autoresearch.loop import research
+
+    stop = Stop()
+    screen = Screen(lab, as_json)
+    with obeying(stop, screen), night.opened(lab, options, stop) as (opened, now):
+        books = opened.books
+        screen.begin(books.ledger, now, options)
+        now.listener = screen.show
+        for row in research(opened):
+            now.done(row.number)
+            screen.verdict(row)
+            while books.notices[screen.noticed :]:
+                screen.notice(books.notices[screen.noticed])
+        counts = books.ledger.counts()
+    word = "stopped" if stop.soon or stop.now else "done"
+    return (
+        f"{word}: {counts['experiments']} experiments in {counts['runs']} runs so far, "
+        f"{counts['kept']} kept, {counts['discarded']} discarded, "
+        f"{counts['failed']} failed"
+    )
+
+
+class Screen:
+    """Verdicts as lines that stay, and the run in hand as a line that changes."""
+
+    def __init__(self, lab: Lab, as_json: bool) -> None:
+        self.noticed = 0
+        self._json = as_json
+        self._live = sys.stdout.isatty() and not as_json
+        self._shown = 0.0
+        self._current = ""
+        self._log = lab.state / "run.log"
+
+    def begin(self, ledger: Ledger, now: night.Now, options: night.Options) -> None:
+        """How the night starts."""
+        if now.until is not None:
+            until = time.strftime("%H:%M", time.localtime(now.until))
+            words = f"until {until}"
+        else:
+            most = options.experiments
+            words = "until you say stop" if most is None else f"{most} experiments"
+        self.print(
+            f"{words}. You may close this terminal; autoresearch status --follow "
+            "comes back."
+        )
+        for proposal in ledger.open():
+            title = one_line(proposal.title)
+            self.print(f"going on with experiment {proposal.number}: {title}")
+
+    def verdict(self, row: Row) -> None:
+        """A line that stays."""
+        if self._json:
+            tell(views.as_json(row))
+            self._note(json.dumps(views.as_json(row)))
+        else:
+            self.print(views.verdict_line(row))
+
+    def notice(self, words: str) -> None:
+        """Something the human should know."""
+        self.noticed += 1
+        self.print(f"note: {one_line(words)}")
+
+    def show(self, candidate: Candidate, progress: Progress) -> None:
+        """The run in hand, at most five times a second."""
+        if not self._live or time.monotonic() - self._shown < 0.2:
+            return
+        self._shown = time.monotonic()
+        run = {
+            "experiment": candidate.proposal.number,
+            "title": candidate.proposal.title,
+            "phase": progress.phase,
+            "share": progress.share,
+            "loss": progress.loss,
+            "tokens": progress.tokens,
+            "seconds": progress.seconds,
+        }
+        width = max(20, os.get_terminal_size().columns - 1)
+        self._current = views.run_line(run)[:width]
+        self._write(f"\r\x1b[2K{self._current}")
+
+    def print(self, line: str) -> None:
+        """A line above the one that changes; to the log as well."""
+        self._note(line)
+        if self._json:
+            click.echo(line, err=True)
+            return
+        self._write(f"\r\x1b[2K{line}\n{self._current}" if self._live else f"{line}\n")
+
+    def _note(self, line: str) -> None:
+        with self._log.open("a") as file:
+            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
+
+    def _write(self, text: str) -> None:
+        try:
+            sys.stdout.write(text)
+            sys.stdout.flush()
+        except OSError:
+            # The terminal was closed. The night goes on; run.log has every line.
+            self._live = False
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+
+
+@contextmanager
+def obeying(stop: Stop, screen: Screen) -> Iterator[None]:
+    """Ctrl-C ends the night after the run in hand, a second one now; a closed
+    terminal ends nothing."""
+
+    def heard(number: int, frame: FrameType | None) -> None:
+        if stop.soon:
+            stop.now = True
+            screen.print("stopping now; the run in hand will be taken up again")
+        else:
+            stop.soon = True
+            screen.print(
+                "stopping after the run in hand; once more stops now and loses nothing"
+            )
+
+    old = {name: signal.signal(name, heard) for name in (signal.SIGINT, signal.SIGTERM)}
+    old[signal.SIGHUP] = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        for name, handler in old.items():
+            signal.signal(name, handler)
+
+
+@main.command(epilog="example: autoresearch status --follow")
+@click.option("--follow", is_flag=True, help="Stay, and show the live view.")
+@json_option
+def status(follow: bool, as_json: bool) -> None:
+    """How the lab stands, and what runs at this moment."""
+    lab = Lab.find(Path.cwd())
+    metric = metric_of(lab)
+    ledger = ledger_of(lab)
+    while True:
+        found = views.status(lab, ledger)
+        if as_json:
+            tell(found)
+        else:
+            if follow and sys.stdout.isatty():
+                click.clear()
+            for line in views.status_lines(metric, found):
+                say(line)
+        if not follow or found["running"] is None:
+            break
+        time.sleep(1.0)
+    if not as_json:
+        following("autoresearch log | autoresearch report | autoresearch stop")
+
+
+@main.command(epilog="example: autoresearch stop")
+@click.option("--now", is_flag=True, help="Do not wait for the run in hand.")
+def stop(now: bool) -> None:
+    """End the night after the run in hand. Nothing is lost either way."""
+    lab = Lab.find(Path.cwd())
+    holder = lab.holder()
+    if holder is None:
+        raise NotYet(f"nothing runs in {lab.folder}. Next: autoresearch run")
+    os.kill(holder, signal.SIGTERM)
+    if now:
+        time.sleep(0.2)
+        os.kill(holder, signal.SIGTERM)
+    say(f"process {holder} stops " + ("now" if now else "after the run in hand"))
+    following("autoresearch status --follow")
+
+
+@main.command(epilog="example: autoresearch log --kept")
+@click.option("--kept", "which", flag_value="kept", help="Only what was kept.")
+@click.option("--failed", "which", flag_value="failed", help="Only what failed.")
+@click.option("--near", "which", flag_value="near", help="The nearest misses first.")
+@click.option("--last", default=0, help="Only the last so many.")
+@json_option
+def log(which: str | None, last: int, as_json: bool) -> None:
+    """Every experiment, one a line."""
+    lab = Lab.find(Path.cwd())
+    ledger = ledger_of(lab)
+    rows = list(ledger.rows())
+    if which == "kept":
+        rows = [row for row in rows if row.decision == "keep"]
+    elif which == "failed":
+        rows = [row for row in rows if row.decision == "failed"]
+    elif which == "near":
+        rows = views.nearest(rows, lower_is_better=lower_is_better(lab))
+    rows = rows[-last:] if last else rows
+    if as_json:
+        for row in rows:
+            tell(views.as_json(row))
+        return
+    for row in rows:
+        say(views.verdict_line(row))
+    following("autoresearch show N")
+
+
+@main.command(epilog="example: autoresearch show champion")
+@click.argument("which", default="last")
+@json_option
+def show(which: str, as_json: bool) -> None:
+    """One experiment: diff, log, scores, verdict. WHICH is N, champion, baseline, last."""
+    lab = Lab.find(Path.cwd())
+    ledger = ledger_of(lab)
+    row = views.pick(ledger, which)
+    if as_json:
+        log = views.read_log(lab, row)
+        tell({**views.as_json(row), "diff": views.diff(ledger, row), "log": log})
+        return
+    for line in views.show_lines(lab, ledger, row, metric_of(lab)):
+        say(line)
+    following(f"git show autoresearch/{row.number} | autoresearch log")
+
+
+@main.command("try", epilog='example: autoresearch try my_train.py "gated MLP" --wait 900')
+@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("title")
+@click.option("--by", default="", help="Your name. Default: your login.")
+@click.option("--reason", default="", help="Why it might help.")
+@click.option("--wait", type=float, default=0.0, help="Seconds to wait for the verdict.")
+@json_option
+def try_file(
+    file: Path, title: str, by: str, reason: str, wait: float, as_json: bool
+) -> None:
+    """Queue your own train.py as the next experiment, and return at once."""
+    lab = Lab.find(Path.cwd())
+    ledger = ledger_of(lab)
+    number, minutes = views.queue(lab, ledger, file, title, by, reason)
+    if not wait:
+        if as_json:
+            tell({"experiment": number, "minutes": minutes})
+            return
+        when = f"a verdict in about {minutes:.0f} min"
+        if lab.holder() is None:
+            when = "nothing runs now, so it waits for autoresearch run"
+        say(f"experiment {number} is queued; {when}")
+        following(f"autoresearch show {number}")
+        return
+    deadline = time.monotonic() + wait
+    while (row := ledger.row(number)) is None and time.monotonic() < deadline:
+        time.sleep(0.2)
+    if row is None:
+        raise NotYet(
+            f"no verdict on experiment {number} within {wait:g} s. "
+            f"Next: autoresearch show {number}"
+        )
+    if as_json:
+        tell(views.as_json(row))
+    else:
+        say(views.verdict_line(row))
+        following(f"autoresearch show {number}")
+    code = {"keep": DONE, "discard": DISCARDED, "failed": FAILED}[row.decision]
+    click.get_current_context().exit(code)
+
+
+@main.command(epilog="example: autoresearch report")
+def report() -> None:
+    """What was found: on the terminal, and as one self-contained HTML page."""
+    lab = Lab.find(Path.cwd())
+    for line in write_report(lab):
+        say(line)
+    following(
+        "autoresearch run | git diff autoresearch/0 HEAD -- train.py | "
+        "python train.py --seconds 36000 --out champion/"
+    )
+
+
+def write_report(lab: Lab) -> list[str]:
+    """Write report.html; the headline for the terminal."""
+    from autoresearch import report as reporting
+    from autoresearch.lab import write_whole
+
+    found, ledger = night.need(lab)
+    built = reporting.build(
+        ledger,
+        metric=found.metric,
+        lower_is_better=found.lower_is_better,
+        lab_name=lab.folder.name,
+        facts=ledger.series_facts(ledger.last_series()),
+        notices=(),
+    )
+    page = lab.path("report.html")
+    write_whole(page, reporting.html(built))
+    return [*reporting.headline(built), f"{page} written."]
+
+
+@main.command(epilog="example: autoresearch rebuild")
+def rebuild() -> None:
+    """Make the ledger anew from refs/autoresearch/*, as in a fresh clone."""
+    from autoresearch import books, results
+    from autoresearch.notebook import Notebook
+
+    lab = Lab.find(Path.cwd())
+    Notebook(lab.folder).require()
+    with lab.held():
+        views.set_aside(lab.ledger)
+        ledger = Ledger(lab.ledger)
+        count = books.rebuild(lab, ledger)
+        results.write(lab.results, metric_of(lab), ledger.rows())
+    say(f"{count} experiments came back from git")
+    following("autoresearch log | autoresearch run")
+
+
+@main.command(epilog="example: autoresearch demo my-demo")
+@click.argument("folder", type=click.Path(path_type=Path), default="autoresearch-demo")
+@click.option("--experiments", default=8, show_default=True)
+def demo(folder: Path, experiments: int) -> None:
+    """The whole loop in a few minutes: offline, on a CPU, on real text."""
+    from autoresearch import founding
+    from autoresearch.apparatus import load
+    from autoresearch.notebook import Notebook
+
+    say(f"1/4  a lab in {folder}: three files under git")
+    for line in founding.found(folder, "gpt", None, None, "demo"):
+        say(f"     {line}")
+    lab = Lab.find(folder)
+    say("2/4  prepare: Python's own source code, a BPE tokenizer, three sealed splits")
+    load(lab, Notebook(lab.folder)).prepare(Bar())
+    say(f"3/4  the loop: a baseline, then {experiments} experiments of the optimiser")
+    run_night(lab, night.Options(experiments=experiments, seed=1), as_json=False)
+    say("4/4  the morning after")
+    say()
+    say("$ git log --oneline")
+    say(Notebook(lab.folder).log(20))
+    say()
+    say("$ column -t results.tsv")
+    say(lab.results.read_text().rstrip())
+    say()
+    say("$ autoresearch report")
+    for line in write_report(lab):
+        say(line)
+    following(
+        f"open {lab.path('report.html')} | cd {folder} && autoresearch show champion | "
+        "autoresearch new lab"
+    )
+
+
+class Bar:
+    """Progress of `prepare`: one line per stage, redrawn where there is a terminal."""
+
+    def __init__(self) -> None:
+        self._stage = ""
+        self._begun = 0.0
+        self._drawn = 0.0
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        if stage != self._stage:
+            self._stage, self._begun = stage, time.monotonic()
+        seconds = time.monotonic() - self._begun
+        share = done / total if total else 1.0
+        if not sys.stdout.isatty():
+            if share >= 1:
+                say(f"     {one_line(stage)}: {seconds:.1f} s")
+            return
+        if share < 1 and time.monotonic() - self._drawn < 0.1:
+            return
+        self._drawn = time.monotonic()
+        left = views.duration(seconds * (1 - share) / share) if share else "?"
+        end = "\n" if share >= 1 else ""
+        words = f"{seconds:.1f} s" if share >= 1 else f"{left} left"
+        click.echo(f"\r\x1b[2K     {one_line(stage)} {share:4.0%}  {words}{end}", nl=False)
+
+
+def ledger_of(lab: Lab) -> Ledger:
+    """The lab's ledger for reading, or NotYet."""
+    if not lab.ledger.exists():
+        raise NotYet(f"{lab.folder} has no ledger yet. Next: autoresearch run")
+    return Ledger(lab.ledger, lower_is_better=lower_is_better(lab))
+
+
+def literal_of(lab: Lab, name: str, default: Any) -> Any:
+    """A constant of prepare.py, read without running it: views must be fast."""
+    return views.literal(lab.read("prepare.py"), name, default)
+
+
+def metric_of(lab: Lab) -> str:
+    """What the lab measures."""
+    return str(literal_of(lab, "METRIC", "metric"))
+
+
+def lower_is_better(lab: Lab) -> bool:
+    """In which direction the metric is better."""
+    return bool(literal_of(lab, "LOWER_IS_BETTER", True))
+

@@ -1,0 +1,126 @@
+"""Make a new lab: copy three files, write a machine's profile into them, commit.
+
+A profile is written as literals: no file branches on the machine, so that a clone is
+the same lab and the optimiser can edit every number it sees.
+"""
+
+import re
+import tomllib
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from autoresearch import constants, machine, views
+from autoresearch.errors import LabError
+from autoresearch.lab import THREE_FILES, write_whole
+from autoresearch.notebook import GitFailed, Notebook, identity
+
+LABS = resources.files("autoresearch") / "labs"
+NAMED_TEXTS = ("python", "fineweb-edu", "climbmix", "tinystories")
+SMALLEST_VOCABULARY, LARGEST_VOCABULARY = 257, 65536
+
+
+def found(
+    folder: Path, kind: str, text: str | None, vocab: int | None, profile: str | None
+) -> list[str]:
+    """Make the lab; a few lines about what it is. LabError before anything is written."""
+    folder = folder.resolve()
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise LabError(
+            f"{folder} exists and is not empty. Next: autoresearch new with another name"
+        )
+    files = {name: (LABS / kind / name).read_text() for name in THREE_FILES}
+    written = literals(kind, text, vocab, profile)
+    for name, value in written.items():
+        files = {path: with_literal(body, name, value) for path, body in files.items()}
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, body in files.items():
+        write_whole(folder / name, body)
+    commit(folder)
+    return described(files, profile or best_profile())
+
+
+def literals(
+    kind: str, text: str | None, vocab: int | None, profile: str | None
+) -> dict[str, Any]:
+    """The constants that a profile and the options set."""
+    if kind != "gpt":
+        if text or vocab or profile:
+            raise LabError(f"lab {kind!r} has no text. Next: autoresearch new LAB")
+        return {}
+    profiles = tomllib.loads((LABS / "gpt" / "profiles.toml").read_text())
+    found: dict[str, Any] = dict(profiles[profile or best_profile()])
+    if text is not None:
+        found["TEXT"] = checked_text(text)
+    if vocab is not None:
+        if not SMALLEST_VOCABULARY <= vocab <= LARGEST_VOCABULARY:
+            raise LabError(
+                f"--vocab {vocab} is not within {SMALLEST_VOCABULARY} and "
+                f"{LARGEST_VOCABULARY}: 256 bytes, a document mark, and two bytes each"
+            )
+        found["VOCABULARY"] = vocab
+    return found
+
+
+def checked_text(text: str) -> str:
+    """A text's name, or the absolute path of one that exists."""
+    if text in NAMED_TEXTS:
+        return text
+    path = Path(text).expanduser()
+    if not path.exists():
+        raise LabError(
+            f"--text {text!r} is neither a path that exists nor one of: "
+            f"{', '.join(NAMED_TEXTS)}"
+        )
+    return str(path.resolve())
+
+
+def best_profile() -> str:
+    """The profile for this machine."""
+    return "gpu" if machine.nvidia() else "cpu"
+
+
+def with_literal(source: str, name: str, value: Any) -> str:
+    """Rewrite `NAME = ...` at the top of a file, if it is there; comments stay."""
+    pattern = rf"^({name} = )(\"[^\"\n]*\"|[^#\n]*?)(\s*(?:#.*)?)$"
+    spelled = f'"{value}"' if isinstance(value, str) else str(value)
+    return re.sub(
+        pattern,
+        lambda match: match[1] + spelled + match[3],
+        source,
+        count=1,
+        flags=re.MULTILINE,
+    )
+
+
+def commit(folder: Path) -> None:
+    """Put the three files under git, in a repository of their own."""
+    book = Notebook(folder)
+    try:
+        book.git("init", "--quiet", "--initial-branch=main")
+        book.git("add", *THREE_FILES)
+        who = identity("AutoResearch", 0) | {"GIT_AUTHOR_DATE": "", "GIT_COMMITTER_DATE": ""}
+        who = {key: words for key, words in who.items() if words}
+        book.git("commit", "--quiet", "-m", "A new lab", who=who)
+    except FileNotFoundError:
+        raise LabError("git is not installed. Next: install git") from None
+    except GitFailed as error:
+        raise LabError(f"{folder}: git said: {error.words}") from None
+
+
+def described(files: dict[str, str], profile: str) -> list[str]:
+    """The three files, one line each."""
+    prepare, train = files["prepare.py"], files["train.py"]
+    metric = views.literal(prepare, "METRIC", "?")
+    text = views.literal(prepare, "TEXT", "no text")
+    vocabulary = views.literal(prepare, "VOCABULARY", None)
+    context = views.literal(prepare, "CONTEXT", None)
+    better = "lower" if views.literal(prepare, "LOWER_IS_BETTER", True) else "higher"
+    sizes = f", vocabulary {vocabulary}, context {context}" if vocabulary else ""
+    count = len(constants.read(train))
+    return [
+        f"prepare.py  locked   {text}{sizes}, {metric} ({better} is better)",
+        f"train.py    mutable  {len(train.splitlines())} lines, {count} constants, "
+        f"{profile} profile",
+        "program.md  yours    settings on top, prose below",
+    ]

@@ -1,0 +1,318 @@
+"""What `train.py` talks to: begin, batches, submit. This side is not trusted.
+
+The same train.py runs in three ways, and need not know which:
+
+* as a training guest of the harness: data arrives when the clock starts, weights leave;
+* as a model guest: `begin` loads handed-in weights, answers, and never returns;
+* alone, for a person at a keyboard: see `standalone`.
+
+Nothing here decides a score, a seed or a second. Code in the same process can change
+any of it and gains nothing: the harness keeps its own clock and does its own sums.
+"""
+
+import os
+import random
+import runpy
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol
+
+from autoresearch import channel, weights
+from autoresearch.channel import Channel, Message
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
+Build = Callable[[], Any]  # build_model of the lab's train.py
+REPORT_EVERY_SECONDS = 0.5
+
+
+class Host(Protocol):
+    """Where a training run gets its data from and hands its model to."""
+
+    terms: "Terms"
+
+    def start(self) -> memoryview:
+        """Start the clock and return the training data."""
+        ...
+
+    def report(self, message: Message) -> None:
+        """Show how far the run is."""
+        ...
+
+    def finish(self, file: bytes, facts: Mapping[str, object], probe: bytes) -> None:
+        """Hand in the weights; does not return to a guest of the harness."""
+        ...
+
+
+class Terms:
+    """What the harness grants one run."""
+
+    def __init__(self, message: Message) -> None:
+        self.seed: int = message["seed"]
+        self.device: str = message["device"]
+        self.budget_seconds: float | None = message["budget_seconds"]
+        self.budget_tokens: int | None = message["budget_tokens"]
+
+
+class Training:
+    """One run, as train.py sees it."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        self._data: memoryview | None = None
+        self._started = 0.0
+        self._reported = 0.0
+        self._loss: float | None = None
+        self.tokens_seen = 0
+        self.steps = 0
+        self.seed = host.terms.seed
+        self.device = host.terms.device
+        self.budget_seconds = host.terms.budget_seconds
+        self.budget_tokens = host.terms.budget_tokens
+
+    @property
+    def data(self) -> memoryview:
+        """The training data as read-only bytes. The first touch starts the clock."""
+        if self._data is None:
+            self._data = self._host.start()
+            self._started = time.monotonic()
+        return self._data
+
+    @property
+    def tokens(self) -> "np.ndarray[Any, np.dtype[np.uint16]]":
+        """The training text: one read-only uint16 array (N,)."""
+        import numpy as np
+
+        return np.frombuffer(self.data, dtype="<u2")
+
+    @property
+    def seconds(self) -> float:
+        """Since the clock started; 0 before."""
+        return time.monotonic() - self._started if self._data is not None else 0.0
+
+    @property
+    def progress(self) -> float:
+        """Share of the budget that is used, 0 to 1."""
+        if self.budget_tokens is not None:
+            return min(1.0, self.tokens_seen / self.budget_tokens)
+        assert self.budget_seconds is not None
+        return min(1.0, self.seconds / self.budget_seconds)
+
+    def spent(self, tokens: int) -> None:
+        """Count one step over this many tokens; `batches` does it by itself."""
+        self.tokens_seen += tokens
+        self.steps += 1
+        if time.monotonic() - self._reported > REPORT_EVERY_SECONDS:
+            self._reported = time.monotonic()
+            self._host.report(
+                {
+                    "say": "progress",
+                    "progress": self.progress,
+                    "tokens": self.tokens_seen,
+                    "steps": self.steps,
+                    "loss": self._loss,
+                }
+            )
+
+    def report(self, loss: float) -> None:
+        """Tell the live view the training loss, in nats per token."""
+        self._loss = float(loss)
+
+    def batches(
+        self, rows: int, context: int
+    ) -> "Iterator[tuple[Tensor, Tensor]]":
+        """Yield x, y, int64 (rows, context), on the device until the budget is used.
+
+        The text is cut into rows of `context` tokens, shuffled anew by the seed in
+        each pass; the cut moves from pass to pass. y is x one token later.
+        """
+        tokens = self.tokens
+        batches = shuffled(tokens, rows, context, self.seed)
+        while self.progress < 1:
+            self.spent(rows * context)
+            yield to_device(next(batches), self.device)
+
+    def submit(self, model: Any, **facts: float | int | str) -> None:
+        """Hand in the trained model, and the configuration it was resolved to."""
+        file, probe = pack(model, self.data)
+        counted = weights.decode(file).values()
+        width = weights.WIDTH_BYTES
+        self._host.finish(
+            file,
+            {
+                **facts,
+                "parameters": sum(len(t.raw) // width[t.dtype] for t in counted),
+                "tokens": self.tokens_seen,
+                "steps": self.steps,
+                "train_loss": self._loss if self._loss is not None else "",
+                "gpu_memory_gb": gpu_memory_gb(),
+            },
+            probe,
+        )
+
+
+def shuffled(
+    tokens: "np.ndarray[Any, Any]", rows: int, context: int, seed: int
+) -> "Iterator[np.ndarray[Any, Any]]":
+    """Yield uint16 (rows, context + 1) for ever; every pass in another order."""
+    import numpy as np
+
+    rng = np.random.default_rng(seed)
+    if len(tokens) < context + 1:
+        raise ValueError(f"{len(tokens)} training tokens do not fill {context + 1}")
+    while True:
+        skip = int(rng.integers(min(context, len(tokens) - context)))
+        count = (len(tokens) - skip - 1) // context
+        starts = skip + context * rng.permutation(count)
+        starts = np.resize(starts, -(-count // rows) * rows)  # wraps: no short batch
+        span = np.arange(context + 1)
+        for at in range(0, len(starts), rows):
+            yield tokens[starts[at : at + rows, None] + span]
+
+
+def to_device(
+    batch: "np.ndarray[Any, Any]", device: str
+) -> "tuple[Tensor, Tensor]":
+    """uint16 (B, T+1) on the host -> x, y int64 (B, T) on the device."""
+    import torch
+
+    if device.startswith("cuda"):
+        # Two bytes a token cross the bus; torch has no arithmetic on uint16.
+        host = torch.from_numpy(batch.view("<i2")).pin_memory()
+        whole = host.to(device, non_blocking=True).long() & 0xFFFF
+    else:
+        whole = torch.from_numpy(batch.astype("int64")).to(device)
+    return whole[:, :-1].contiguous(), whole[:, 1:].contiguous()
+
+
+def pack(model: Any, data: memoryview) -> tuple[bytes, bytes]:
+    """A trained model -> (safetensors file, its losses on a fixed training text)."""
+    if is_torch(model):
+        from autoresearch import served
+
+        file = weights.encode(served.state_of(model))
+        return file, served.probe(model, data)
+    state = {name: weights.from_floats(v) for name, v in model.state_dict().items()}
+    return weights.encode(state), b""
+
+
+def is_torch(model: Any) -> bool:
+    """Whether the model is a torch module, without importing torch to find out."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(model, torch.nn.Module)
+
+
+def gpu_memory_gb() -> float:
+    """Peak memory torch took on the GPU; 0 without one."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_available():
+        return 0.0
+    return float(torch.cuda.max_memory_allocated() / 1e9)
+
+
+# -- as a guest of the harness ---------------------------------------------------------
+
+
+class Harness:
+    """The host of a training guest."""
+
+    def __init__(self, link: Channel, hello: Message) -> None:
+        self._link = link
+        self.terms = Terms(hello)
+
+    def start(self) -> memoryview:
+        self._link.send({"say": "start"})
+        _, (descriptor,) = self._link.receive()
+        return channel.view(descriptor)
+
+    def report(self, message: Message) -> None:
+        self._link.send(message)
+
+    def finish(self, file: bytes, facts: Mapping[str, object], probe: bytes) -> None:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        self._link.send(
+            {"say": "submit", "facts": dict(facts)},
+            channel.sealed(file, "weights"),
+            channel.sealed(probe, "probe"),
+        )
+        os._exit(0)
+
+
+def begin(build: Build) -> Training:
+    """Join the run. In the evaluator's process this serves the model for ever."""
+    if _link is None:
+        from autoresearch.standalone import Keyboard
+
+        host: Host = Keyboard(build)
+    else:
+        if _hello["mode"] == "serve":
+            serve(_link, _hello, build)
+        host = Harness(_link, _hello)
+    sow(host.terms.seed)
+    return Training(host)
+
+
+def sow(seed: int) -> None:
+    """Seed every generator the script has imported so far."""
+    random.seed(seed)
+    if "numpy" in sys.modules:
+        import numpy as np
+
+        np.random.seed(seed % 2**32)
+    if "torch" in sys.modules:
+        import torch
+
+        torch.manual_seed(seed)
+
+
+def serve(link: Channel, hello: Message, build: Build) -> NoReturn:
+    """Answer the evaluator until it hangs up."""
+    file = bytes(channel.view(_descriptors[0]))
+    sow(0)
+    model = build()
+    try:
+        if is_torch(model):
+            from autoresearch import served
+
+            served.load(model, weights.decode(file), hello["device"])
+            served.answer(link, hello, model, _descriptors[1:])
+        else:
+            tensors = weights.decode(file)
+            model.load_state_dict({k: weights.to_floats(t) for k, t in tensors.items()})
+            answer_plainly(link, model)
+    except channel.Closed:
+        pass  # the evaluator has all it wanted
+    os._exit(0)
+
+
+def answer_plainly(link: Channel, model: Callable[[Any], Any]) -> NoReturn:
+    """For labs whose model maps JSON-able inputs to JSON-able outputs."""
+    import json
+
+    link.send({"say": "ready"})
+    while True:
+        _, (descriptor,) = link.receive()
+        outputs = model(json.loads(bytes(channel.view(descriptor))))
+        link.send({"say": "done"}, channel.sealed(json.dumps(outputs).encode()))
+
+
+_link: Channel | None = None  # None: nobody but a person started this
+_hello: Message = {}
+_descriptors: list[int] = []
+
+
+def main(descriptor: int) -> None:
+    """Entry of every guest process: hear the terms, then run the lab's train.py."""
+    global _link, _hello, _descriptors
+    _link = Channel(socket.socket(fileno=descriptor))
+    _hello, _descriptors = _link.receive()
+    sys.path.insert(0, os.getcwd())
+    sys.argv = ["train.py"]
+    # runpy runs a copy of this module's namespace only when asked to; train.py imports
+    # `autoresearch.guest` by name and so sees the globals set above.
+    runpy.run_path("train.py", run_name="__main__")

@@ -1,0 +1,494 @@
+"""The ledger: what was proposed, what ran, what was decided. SQLite; one writer.
+
+Promises: a proposal is on record before anything runs, and ends in exactly one verdict;
+a failed experiment has no metric (the database refuses one); a verdict and everything
+that belongs to it are one transaction; what git still has to learn of a verdict is
+marked until git has it. results.tsv is a view, never a source.
+
+Not covered: a ledger edited by hand, or its row hashes; that comes with the audit tools.
+"""
+
+import json
+import sqlite3
+import time
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+
+from autoresearch import __version__
+from autoresearch.errors import LabError
+from autoresearch.experiment import (
+    Champion,
+    Decision,
+    Failure,
+    Kind,
+    Proposal,
+    Score,
+    Verdict,
+)
+
+MIGRATIONS = (
+    """
+    create table session (
+        id         integer primary key,
+        started_at real not null,
+        tool       text not null,
+        options    text not null check (json_valid(options))
+    ) strict;
+    create table series (
+        hash  text primary key,
+        facts text not null check (json_valid(facts)),
+        seed  integer not null
+    ) strict;
+    create table source (
+        blob text primary key,
+        text blob not null
+    ) strict;
+    create table experiment (
+        number      integer primary key,
+        title       text not null,
+        reason      text not null,
+        author      text not null,
+        parent      text not null,
+        blob        text not null references source(blob),
+        code        text not null,
+        program     text not null,
+        proposed_at real not null,
+        evidence    text not null default 'measured'
+                    check (evidence in ('measured', 'claimed')),
+        sequence    integer unique,
+        session     integer references session(id),
+        series      text references series(hash),
+        decision    text check (decision in ('keep', 'discard', 'failed')),
+        why         text,
+        kind        text check ((kind is null) = (decision is not 'failed')),
+        value       real,
+        delta       real,
+        against     integer,
+        decided_at  real,
+        log         text,
+        commit_name text,
+        in_git      integer not null default 0,
+        check ((decision is null) = (sequence is null)),
+        check ((decision is null) = (decided_at is null)),
+        check (case decision when 'keep' then value is not null
+                             when 'discard' then value is not null
+                             else value is null end),
+        check (delta is null or value is not null)
+    ) strict;
+    create table run (
+        id                 integer primary key,
+        experiment         integer not null references experiment(number),
+        series             text not null references series(hash),
+        seed               integer not null,
+        value              real not null,
+        error              real not null,
+        seconds            real not null,
+        startup_seconds    real not null,
+        evaluation_seconds real not null,
+        memory_gb          real not null,
+        facts              text not null check (json_valid(facts)),
+        log                text not null
+    ) strict;
+    create index experiment_code on experiment(code, parent);
+    create index experiment_blob on experiment(blob);
+    create index experiment_undecided on experiment(number) where sequence is null;
+    create index experiment_not_in_git on experiment(number) where in_git = 0;
+    create index experiment_decision on experiment(decision, series, sequence);
+    create index run_experiment on run(experiment);
+    """,
+)
+IN_LEDGER_ONLY = ("refused", "duplicate")  # no train.py of theirs ever ran
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One decided experiment, as every view reads it."""
+
+    number: int
+    title: str
+    reason: str  # the proposer's
+    author: str
+    parent: str
+    blob: str
+    program: str
+    series: str
+    decision: Decision
+    why: str  # the policy's, or what failed
+    kind: Kind | None  # None: it did not fail
+    value: float | None  # mean over runs; None: it failed
+    delta: float | None  # value - champion's mean; None: failed, or a baseline
+    against: int | None  # the champion's experiment; None: a baseline
+    runs: int
+    values: tuple[float, ...]
+    seconds: float  # trained, over all runs
+    evaluation_seconds: float
+    memory_gb: float | None  # None: no run came to its end
+    facts: tuple[tuple[str, float | int | str], ...]  # of the last run
+    proposed_at: float
+    decided_at: float
+    commit: str | None  # None: in the ledger only
+    log: str | None
+    evidence: str
+
+
+ROW = """
+    select e.number, e.title, e.reason, e.author, e.parent, e.blob, e.program,
+           e.series, e.decision, e.why, e.kind, e.value, e.delta, e.against,
+           e.proposed_at, e.decided_at, e.commit_name, e.log, e.evidence,
+           json_group_array(r.value) filter (where r.id is not null),
+           total(r.seconds), total(r.evaluation_seconds), max(r.memory_gb),
+           max(r.id), r.facts, e.sequence
+    from experiment e left join run r on r.experiment = e.number
+"""
+
+
+class Ledger:
+    """Everything that was ever proposed and decided. Only the loop writes verdicts."""
+
+    def __init__(self, path: Path, *, lower_is_better: bool = True) -> None:
+        self.path = path
+        self.lower_is_better = lower_is_better
+        self.series = ""  # the present one; set by `begin`
+        self._session: int | None = None  # None: nobody has begun; views never do
+        self._rows: list[Row] = []
+        self._read_up_to = 0
+        self.db = connect(path)
+
+    # -- writing, in the order of an experiment ----------------------------------------
+
+    def begin(self, series: str, facts: str, seed: int, options: str) -> None:
+        """Open a session in a series; a new series gets the seed it is given."""
+        with self.transaction() as db:
+            self._session = db.execute(
+                "insert into session (started_at, tool, options) values (?, ?, ?)",
+                (time.time(), __version__, options),
+            ).lastrowid
+            db.execute(
+                "insert or ignore into series values (?, ?, ?)", (series, facts, seed)
+            )
+        self.series = series
+
+    def admit(self, proposal: Proposal, blob: str, code: str) -> Proposal:
+        """Put a proposal on record and number it. Already numbered: as it is."""
+        if proposal.number is not None and self._has(proposal.number):
+            return proposal
+        with self.transaction() as db:
+            number = proposal.number
+            if number is None:
+                (last,) = db.execute("select max(number) from experiment").fetchone()
+                number = max(last or 0, 0) + 1
+            keep_source(db, blob, proposal.source)
+            db.execute(
+                "insert into experiment (number, title, reason, author, parent, blob,"
+                " code, program, proposed_at) values (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                (
+                    *(number, proposal.title, proposal.reason, proposal.author),
+                    *(proposal.parent, blob, code, proposal.program, time.time()),
+                ),
+            )
+        return numbered(proposal, number)
+
+    def decide(self, verdict: Verdict, *, commit: str | None, at: float) -> Row:
+        """Record a verdict. `commit` is the name git will know it by, if it will."""
+        failure = verdict.evidence if isinstance(verdict.evidence, Failure) else None
+        value = fmean(verdict.values) if verdict.values else None
+        against = verdict.against
+        delta = None
+        if value is not None and against is not None:
+            delta = value - fmean(against.values)
+        number = verdict.proposal.number
+        with self.transaction() as db:
+            if not isinstance(verdict.evidence, Failure):
+                for score in verdict.evidence:
+                    self._add_run(db, score)
+            done = db.execute(
+                "update experiment set decision = ?, why = ?, kind = ?, value = ?,"
+                " delta = ?, against = ?, decided_at = ?, session = ?, series = ?,"
+                " log = ?, commit_name = ?, in_git = ?, sequence ="
+                " (select coalesce(max(sequence), 0) + 1 from experiment)"
+                " where number = ? and decision is null",
+                (
+                    *(verdict.decision, verdict.reason, failure and failure.kind),
+                    *(value, delta, against and against.number, at, self._session),
+                    *(self.series, failure and failure.log and failure.log.name),
+                    *(commit, commit is None, number),
+                ),
+            )
+            assert done.rowcount == 1, f"experiment {number} was decided twice"
+        return self.rows()[-1]
+
+    def rename_commit(self, number: int, commit: str) -> None:
+        """A keep was made anew, on what the human committed meanwhile."""
+        with self.transaction() as db:
+            db.execute(
+                "update experiment set commit_name = ? where number = ?",
+                (commit, number),
+            )
+        self._forget()
+
+    def published(self, number: int) -> None:
+        """Git knows of this verdict now."""
+        with self.transaction() as db:
+            db.execute("update experiment set in_git = 1 where number = ?", (number,))
+
+    # -- reading -----------------------------------------------------------------------
+
+    def rows(self) -> Sequence[Row]:
+        """Every decided experiment, in the order of decision. Do not change it."""
+        query = f"{ROW} where e.sequence > ? group by e.number order by e.sequence"
+        for found in self.db.execute(query, (self._read_up_to,)):
+            self._rows.append(row_of(found))
+            self._read_up_to = found[-1]
+        return self._rows
+
+    def row(self, number: int) -> Row | None:
+        """One decided experiment; None when there is none of this number."""
+        query = f"{ROW} where e.number = ? and e.sequence > 0 group by e.number"
+        found = self.db.execute(query, (number,)).fetchone()
+        return row_of(found) if found else None
+
+    def source(self, blob: str) -> str:
+        """The train.py (or program.md) that git calls by this name."""
+        found = self.db.execute("select text from source where blob = ?", (blob,))
+        return unpacked(found.fetchone()[0])
+
+    def remember(self, blob: str, text: str) -> None:
+        """Keep a text that experiments refer to by its name."""
+        with self.transaction() as db:
+            keep_source(db, blob, text)
+
+    def open(self) -> tuple[Proposal, ...]:
+        """Proposals without a verdict, oldest first: waiting, or in hand."""
+        query = (
+            "select number, title, text, parent, author, reason, program"
+            " from experiment join source using (blob)"
+            " where sequence is null order by number"
+        )
+        return tuple(
+            Proposal(number, title, unpacked(text), parent, author, reason, program)
+            for number, title, text, parent, author, reason, program in (
+                self.db.execute(query)
+            )
+        )
+
+    @property
+    def champion(self) -> Champion | None:
+        """The best candidate of the present series; None before its first keep."""
+        series = self.series or self.last_series()
+        found = self.db.execute(
+            "select number, blob from experiment"
+            " where decision = 'keep' and series = ? order by sequence desc limit 1",
+            (series,),
+        ).fetchone()
+        if not found:
+            return None
+        number, blob = found
+        values = self.db.execute(
+            "select value from run where experiment = ? order by id", (number,)
+        )
+        return Champion(number, blob, tuple(value for (value,) in values))
+
+    def last(self, count: int) -> tuple[Row, ...]:
+        """The newest verdicts, oldest of them first."""
+        query = f"{ROW} where e.sequence > ? group by e.number order by e.sequence"
+        (end,) = self.db.execute("select max(sequence) from experiment").fetchone()
+        found = self.db.execute(query, ((end or 0) - count,))
+        return tuple(row_of(line) for line in found)
+
+    def first_keep(self, series: str) -> int | None:
+        """The experiment a series started from; None before it did."""
+        found = self.db.execute(
+            "select number from experiment where decision = 'keep' and series = ?"
+            " order by sequence limit 1",
+            (series,),
+        ).fetchone()
+        return found[0] if found else None
+
+    def last_keep(self) -> Row | None:
+        """The champion of whichever series was last; None in a fresh ledger."""
+        query = (
+            f"{ROW} where e.number = (select number from experiment where"
+            " decision = 'keep' order by sequence desc limit 1) group by e.number"
+        )
+        found = self.db.execute(query).fetchone()
+        return row_of(found) if found else None
+
+    def last_series(self) -> str:
+        """The series of the last verdict; "" in a fresh ledger."""
+        found = self.db.execute(
+            "select series from experiment where sequence is not null"
+            " order by sequence desc limit 1"
+        ).fetchone()
+        return found[0] if found else ""
+
+    def series_facts(self, series: str) -> dict[str, object]:
+        """What a series' hash stands for."""
+        found = self.db.execute("select facts from series where hash = ?", (series,))
+        row = found.fetchone()
+        return dict(json.loads(row[0])) if row else {}
+
+    @property
+    def seed(self) -> int:
+        """What the seeds of the present series' runs are drawn from."""
+        found = self.db.execute(
+            "select seed from series where hash = ?", (self.series,)
+        )
+        return int(found.fetchone()[0])
+
+    def same_code(self, code: str, parent: str, number: int | None) -> int | None:
+        """Another experiment with this code after this parent; None if it is new."""
+        found = self.db.execute(
+            "select number from experiment where code = ? and parent = ?"
+            " and number is not ? and kind is not 'duplicate'"
+            " and (sequence is not null or number < ?)"
+            " and (series = ? or series is null) order by number",
+            (code, parent, number, number if number is not None else 1 << 62)
+            + (self.series,),
+        ).fetchone()
+        return found[0] if found else None
+
+    def not_in_git(self) -> tuple[Row, ...]:
+        """Decided experiments that git has not learned of, oldest first."""
+        query = (
+            f"{ROW} where e.in_git = 0 and e.sequence > 0"
+            " group by e.number order by e.sequence"
+        )
+        return tuple(row_of(found) for found in self.db.execute(query))
+
+    def counts(self) -> dict[str, int]:
+        """How many experiments were decided each way, and how many runs there were."""
+        found = dict(
+            self.db.execute(
+                "select decision, count(*) from experiment"
+                " where sequence is not null group by decision"
+            ).fetchall()
+        )
+        (runs,) = self.db.execute("select count(*) from run").fetchone()
+        kept, thrown, failed = (
+            found.get(word, 0) for word in ("keep", "discard", "failed")
+        )
+        return {
+            "experiments": kept + thrown + failed,
+            "kept": kept,
+            "discarded": thrown,
+            "failed": failed,
+            "runs": runs,
+        }
+
+    def close(self) -> None:
+        """Close the database."""
+        self.db.close()
+
+    # -- inside ------------------------------------------------------------------------
+
+    def _add_run(self, db: sqlite3.Connection, score: Score) -> None:
+        run = score.run
+        db.execute(
+            "insert into run (experiment, series, seed, value, error, seconds,"
+            " startup_seconds, evaluation_seconds, memory_gb, facts, log)"
+            " values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                *(run.candidate.proposal.number, self.series, run.seed),
+                *(score.value, score.error, run.seconds, run.startup_seconds),
+                *(score.seconds, run.memory_gb, json.dumps(run.facts)),
+                run.log.name,
+            ),
+        )
+
+    def _has(self, number: int) -> bool:
+        query = "select 1 from experiment where number = ?"
+        return self.db.execute(query, (number,)).fetchone() is not None
+
+    def _forget(self) -> None:
+        self._rows, self._read_up_to = [], 0
+
+    @contextmanager
+    def transaction(self) -> Iterator[sqlite3.Connection]:
+        """All of it or nothing, also under kill -9."""
+        self.db.execute("begin immediate")
+        try:
+            yield self.db
+        except BaseException:
+            self.db.execute("rollback")
+            raise
+        self.db.execute("commit")
+
+
+def connect(path: Path) -> sqlite3.Connection:
+    """Open a ledger and bring its tables up to date, or LabError if it is damaged."""
+    try:
+        db = sqlite3.connect(
+            path, isolation_level=None, timeout=30, check_same_thread=False
+        )
+        db.execute("pragma journal_mode = wal")
+        db.execute("pragma synchronous = full")
+        db.execute("pragma foreign_keys = on")
+        migrate(db)
+    except sqlite3.DatabaseError as error:
+        raise LabError(
+            f"{path} cannot be read ({error}). "
+            "Next: autoresearch rebuild   (makes it anew from git)"
+        ) from None
+    return db
+
+
+def migrate(db: sqlite3.Connection) -> None:
+    """Run the migrations this ledger has not seen, each with the note that it ran."""
+    (version,) = db.execute("pragma user_version").fetchone()
+    if version > len(MIGRATIONS):
+        raise LabError(
+            f"this ledger was written by a newer AutoResearch (format {version}, "
+            f"this one knows {len(MIGRATIONS)}). Next: upgrade autoresearch"
+        )
+    for number in range(version, len(MIGRATIONS)):
+        script = f"begin immediate; {MIGRATIONS[number]}"
+        db.executescript(f"{script} pragma user_version = {number + 1}; commit;")
+
+
+def keep_source(db: sqlite3.Connection, blob: str, text: str) -> None:
+    """Store a text under git's name for it, once."""
+    packed = zlib.compress(text.encode())
+    db.execute("insert or ignore into source values (?, ?)", (blob, packed))
+
+
+def unpacked(packed: bytes) -> str:
+    return zlib.decompress(packed).decode()
+
+
+def numbered(proposal: Proposal, number: int) -> Proposal:
+    """The proposal under its number."""
+    return Proposal(
+        number,
+        proposal.title,
+        proposal.source,
+        proposal.parent,
+        proposal.author,
+        proposal.reason,
+        proposal.program,
+    )
+
+
+def row_of(found: tuple[object, ...]) -> Row:
+    """A line of the ROW query -> Row."""
+    (number, title, reason, author, parent, blob, program, series, decision, why) = (
+        found[:10]
+    )
+    kind, value, delta, against, proposed_at, decided_at, commit, log, evidence = (
+        found[10:19]
+    )
+    values, seconds, evaluation_seconds, memory_gb, _, facts, _ = found[19:]
+    every = tuple(json.loads(str(values)))
+    known = {
+        **dict(number=number, title=title, reason=reason, author=author, parent=parent),
+        **dict(blob=blob, program=program, series=series, decision=decision, why=why),
+        **dict(kind=kind, value=value, delta=delta, against=against, commit=commit),
+        **dict(proposed_at=proposed_at, decided_at=decided_at, log=log),
+        **dict(evidence=evidence, seconds=seconds, memory_gb=memory_gb),
+        **dict(evaluation_seconds=evaluation_seconds, values=every, runs=len(every)),
+        "facts": tuple((k, v) for k, v in json.loads(str(facts or "[]"))),
+    }
+    return Row(**known)  # type: ignore[arg-type]  # the columns' types are the schema's

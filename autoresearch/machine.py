@@ -1,0 +1,89 @@
+"""What this machine is: its devices, and the facts that make scores comparable.
+
+Scores of one series come from one kind of machine: a driver, a torch or a GPU that
+changed is another series. Asking costs no import of torch.
+"""
+
+import os
+import platform
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import psutil
+
+from autoresearch.cage import Slot
+
+GIB = 1 << 30
+
+
+def slots() -> tuple[Slot, ...]:
+    """One slot per GPU; without a GPU the CPU counts as one."""
+    threads = cores()
+    gpus = nvidia()
+    if gpus:
+        share = max(1, threads // len(gpus))
+        return tuple(Slot("cuda", index, share) for index in range(len(gpus)))
+    if sys.platform == "darwin" and platform.machine() == "arm64":
+        return (Slot("mps", None, threads),)
+    return (Slot("cpu", None, threads),)
+
+
+def nvidia() -> tuple[tuple[str, str, float], ...]:
+    """(name, driver, memory in GB) of each NVIDIA GPU; empty without a driver."""
+    query = ("--query-gpu=name,driver_version,memory.total", "--format=csv,noheader")
+    try:
+        done = subprocess.run(
+            ("nvidia-smi", *query), capture_output=True, text=True, timeout=30
+        )
+    except (FileNotFoundError, subprocess.TimeoutExpired):
+        return ()
+    if done.returncode != 0:
+        return ()
+    lines = [line.split(", ") for line in done.stdout.splitlines() if line]
+    return tuple(
+        (name, driver, float(memory.split()[0]) * 2**20 / 1e9)
+        for name, driver, memory in lines
+    )
+
+
+def cores() -> int:
+    """Processors this process may use."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else (
+        os.cpu_count() or 1
+    )
+
+
+def facts(slot: Slot) -> dict[str, str]:
+    """The machine as a series knows it."""
+    python = f"python {platform.python_version()}"
+    torch = f"torch {version('torch')}"
+    if slot.device == "cuda":
+        name, driver, _ = nvidia()[slot.index or 0]
+        return {"device": name, "driver": driver, "torch": torch, "python": python}
+    device = f"{cpu()}, {slot.threads} threads" if slot.device == "cpu" else cpu()
+    return {"device": device, "torch": torch, "python": python}
+
+
+def version(package: str) -> str:
+    """The installed version of a package, or "absent"."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "absent"
+
+
+def cpu() -> str:
+    """The processor's name."""
+    path = Path("/proc/cpuinfo")
+    if path.exists():
+        for line in path.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def memory_gb() -> float:
+    """What a run may take when program.md does not say: nine tenths of all there is."""
+    return 0.9 * psutil.virtual_memory().total / 1e9

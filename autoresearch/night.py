@@ -1,0 +1,230 @@
+"""Open a lab for a night: from a folder and some options to everything `run` needs.
+
+Holds the lab's lock for as long as it is open; cleans up what an earlier night that was
+killed left behind; decides nothing about experiments.
+"""
+
+import hashlib
+import json
+import os
+import secrets
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from autoresearch import apparatus, cage, machine, policy, proposers
+from autoresearch.apparatus import Apparatus
+from autoresearch.books import Books
+from autoresearch.cage import Limits, Slot, Stop
+from autoresearch.errors import LabError
+from autoresearch.experiment import Candidate
+from autoresearch.lab import Lab, git_blob, write_whole
+from autoresearch.ledger import Ledger
+from autoresearch.loop import Night, Trial
+from autoresearch.notebook import Notebook
+from autoresearch.pools import Pool
+from autoresearch.pools.inline import Inline
+from autoresearch.pools.local import Local
+from autoresearch.program import Program
+from autoresearch.sandbox import Bench, Progress, Terms
+
+FIRST_WALL_SECONDS = 3600.0  # for a baseline with a token budget; then `loop.paced`
+WRITE_EVERY_SECONDS = 0.5
+VIEWS_OF_OURS = ("results.tsv", "report.html", ".autoresearch/")
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What was asked for on the command line, for this night only."""
+
+    experiments: int | None = None  # None: what program.md says
+    hours: float | None = None  # None: what program.md says
+    proposers: tuple[str, ...] = ()  # none: what program.md says
+    seed: int | None = None  # None: drawn once per series
+
+
+class Now:
+    """What is running at this moment, written where every view can read it."""
+
+    def __init__(self, path: Path, until: float | None) -> None:
+        self._path = path
+        self._lock = threading.Lock()
+        self._written = 0.0
+        self._runs: dict[int, dict[str, object]] = {}
+        self.notices: list[str] = []
+        self.until = until  # None: no end was set
+        self.listener: Callable[[Candidate, Progress], None] | None = None
+
+    def __call__(self, candidate: Candidate, progress: Progress) -> None:
+        """Take note of how far a run is."""
+        proposal = candidate.proposal
+        assert proposal.number is not None
+        with self._lock:
+            self._runs[proposal.number] = {
+                "experiment": proposal.number,
+                "title": proposal.title,
+                "author": proposal.author,
+                **asdict(progress),
+            }
+            if time.monotonic() - self._written > WRITE_EVERY_SECONDS:
+                self._write()
+        if self.listener is not None:
+            self.listener(candidate, progress)
+
+    def done(self, number: int) -> None:
+        """A run has its verdict."""
+        with self._lock:
+            self._runs.pop(number, None)
+            self._write()
+
+    def _write(self) -> None:
+        self._written = time.monotonic()
+        runs = list(self._runs.values())
+        said = {"pid": os.getpid(), "at": time.time(), "until": self.until}
+        write_whole(
+            self._path, json.dumps({**said, "runs": runs, "notices": self.notices})
+        )
+
+
+@contextmanager
+def opened(lab: Lab, options: Options, stop: Stop) -> Iterator[tuple[Night, Now]]:
+    """A night, ready for `loop.research`; LabError says what is missing."""
+    Notebook(lab.folder).require()
+    lab.need_space()
+    with lab.held():
+        leave_nothing_behind(lab)
+        found = apparatus.load(lab, Notebook(lab.folder))
+        ledger = Ledger(lab.ledger, lower_is_better=found.lower_is_better)
+        try:
+            yield night_of(lab, options, stop, found, ledger)
+        finally:
+            lab.now.unlink(missing_ok=True)
+            shutil.rmtree(lab.state / "runs", ignore_errors=True)
+            ledger.close()
+
+
+def leave_nothing_behind(lab: Lab) -> None:
+    """End what a killed night left: processes, run folders, the note of what ran."""
+    cage.sweep(lab.folder)
+    shutil.rmtree(lab.state / "runs", ignore_errors=True)
+    lab.now.unlink(missing_ok=True)
+    Notebook(lab.folder).exclude(*VIEWS_OF_OURS)
+
+
+def night_of(
+    lab: Lab, options: Options, stop: Stop, found: Apparatus, ledger: Ledger
+) -> tuple[Night, Now]:
+    """Put the parts of a night together."""
+    books = Books(lab, found, ledger)
+    program = books.program
+    slots = machine.slots() if found.causal else (Slot(),)
+    readonly = read_readonly(lab, program)
+    series, facts = series_of(found, program, slots[0], readonly)
+    seed = options.seed if options.seed is not None else secrets.randbits(31)
+    ledger.begin(series, json.dumps(facts), seed, json.dumps(asdict(options)))
+    books.catch_up()
+    hours = options.hours if options.hours is not None else program.hours
+    now = Now(lab.now, None if hours is None else time.time() + 3600 * hours)
+    now.notices = books.notices
+    bench = Bench(lab, found, terms_of(program, readonly), stop, now)
+    specs = options.proposers or program.proposers
+    night = Night(
+        books,
+        bench,
+        proposers.named(specs, program, lab.folder, ledger.seed),
+        policy.named(
+            program.policy,
+            lower_is_better=found.lower_is_better,
+            gain_per_20_added_lines=program.gain_per_20_added_lines,
+        ),
+        pool_of(slots),
+        ledger.seed,
+        Over(books, options, now),
+    )
+    return night, now
+
+
+def pool_of(slots: tuple[Slot, ...]) -> Pool[Trial]:
+    """One run at a time in this process, or one per device."""
+    return Inline(slots[0]) if len(slots) == 1 else Local(slots)
+
+
+class Over:
+    """Whether a night has had its experiments or its hours. Read afresh each time."""
+
+    def __init__(self, books: Books, options: Options, now: Now) -> None:
+        self._books = books
+        self._options = options
+        self._now = now
+
+    def __call__(self, taken: int) -> bool:
+        most = self.experiments
+        if most is not None and taken >= most:
+            return True
+        return self._now.until is not None and time.time() >= self._now.until
+
+    @property
+    def experiments(self) -> int | None:
+        """How many this night may take; None: no end."""
+        if self._options.experiments is not None:
+            return self._options.experiments
+        return self._books.program.experiments
+
+
+def terms_of(program: Program, readonly: tuple[tuple[str, bytes], ...]) -> Terms:
+    """What program.md grants every run."""
+    most = program.max_memory_gb
+    return Terms(
+        program.budget_seconds,
+        program.budget_tokens,
+        program.tolerance_seconds,
+        FIRST_WALL_SECONDS,
+        Limits(memory_gb=machine.memory_gb() if most is None else most),
+        readonly,
+    )
+
+
+def read_readonly(lab: Lab, program: Program) -> tuple[tuple[str, bytes], ...]:
+    """The further files that program.md shows to train.py."""
+    return tuple((name, lab.read(name).encode()) for name in program.readonly)
+
+
+def series_of(
+    found: Apparatus,
+    program: Program,
+    slot: Slot,
+    readonly: tuple[tuple[str, bytes], ...],
+) -> tuple[str, dict[str, object]]:
+    """(hash, facts): what must be equal for scores to be compared."""
+    if program.budget_seconds is None:
+        budget = f"{program.budget_tokens} tokens"
+    else:
+        budget = f"{program.budget_seconds:g} ± {program.tolerance_seconds:g} s"
+    facts: dict[str, object] = {
+        "apparatus": found.blob,
+        "data": found.fingerprint(),
+        "metric": found.metric,
+        "budget": budget,
+        "cage": cage.LEVEL,
+        **(machine.facts(slot) if found.causal else {"device": "any"}),
+        **{f"readonly {name}": git_blob(text.decode()) for name, text in readonly},
+    }
+    return digest(facts), facts
+
+
+def digest(facts: Mapping[str, object]) -> str:
+    """A short name for a set of facts."""
+    text = json.dumps(facts, sort_keys=True).encode()
+    return hashlib.sha256(text).hexdigest()[:12]
+
+
+def need(lab: Lab) -> tuple[Apparatus, Ledger]:
+    """Apparatus and ledger for a view, without opening a night."""
+    found = apparatus.load(lab, Notebook(lab.folder))
+    if not lab.ledger.exists():
+        raise LabError(f"{lab.folder} has no ledger yet. Next: autoresearch run")
+    return found, Ledger(lab.ledger, lower_is_better=found.lower_is_better)

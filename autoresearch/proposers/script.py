@@ -1,0 +1,79 @@
+"""`script:FILE`: a fixed list of proposals, for tests, demos and replays.
+
+FILE is JSON: a list of objects, each with a `title` and either the whole `source` or
+`set`, a table of constants to change in the champion's train.py; `reason` is optional.
+
+    [{"title": "more steps", "set": {"STEPS": 40}}, {"title": "x", "source": "..."}]
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from autoresearch import constants
+from autoresearch.errors import LabError
+from autoresearch.experiment import Proposal
+from autoresearch.ledger import Ledger
+
+LARGEST_SCRIPT_BYTES = 16 << 20
+KEYS = {"title", "source", "set", "reason"}
+
+
+class Script:
+    """Proposes its lines in order, once each."""
+
+    def __init__(self, lines: Sequence[Mapping[str, Any]], name: str) -> None:
+        self.name = name
+        self._lines = lines
+        self._next = 0
+
+    @classmethod
+    def read(cls, path: Path) -> "Script":
+        """A script from its file, or LabError naming the line that is wrong."""
+        try:
+            if path.stat().st_size > LARGEST_SCRIPT_BYTES:
+                raise LabError(f"{path} is larger than 16 MB. Next: shorten it")
+            lines = json.loads(path.read_text())
+        except (OSError, ValueError, RecursionError) as error:
+            raise LabError(f"{path} cannot be read as a script: {error}") from None
+        if not isinstance(lines, list):
+            raise LabError(f"{path} is not a JSON list of proposals")
+        for number, line in enumerate(lines):
+            if why := fault(line):
+                raise LabError(f"{path}: proposal {number} {why}")
+        return cls(lines, f"script:{path.name}")
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether every line has been proposed."""
+        return self._next >= len(self._lines)
+
+    def propose(self, ledger: Ledger) -> Proposal | None:
+        """The next line, on the present champion."""
+        champion = ledger.champion
+        if self.exhausted or champion is None:
+            return None
+        line = self._lines[self._next]
+        self._next += 1
+        source = line.get("source") or constants.replace(
+            ledger.source(champion.blob), line["set"]
+        )
+        return Proposal(
+            None, line["title"], source, champion.blob, self.name, line.get("reason", "")
+        )
+
+
+def fault(line: object) -> str:
+    """What is wrong with a line of a script; "" when nothing is."""
+    if not isinstance(line, dict) or not isinstance(line.get("title"), str):
+        return "has no title"
+    if odd := sorted(set(line) - KEYS):
+        return f"has an unknown key {odd[0]!r}; the keys are: {', '.join(sorted(KEYS))}"
+    if ("source" in line) == ("set" in line):
+        return "needs either source or set"
+    if not isinstance(line.get("source", ""), str):
+        return "has a source that is not text"
+    if not isinstance(line.get("set", {}), dict):
+        return "has a set that is not a table"
+    return ""

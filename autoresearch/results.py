@@ -1,0 +1,62 @@
+"""results.tsv: the ledger as people know it. A view; nothing ever reads it back.
+
+Five columns that tools of this kind agree on come first, ours after them. What was
+refused or repeated never ran, and stays in the ledger only.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from autoresearch.lab import write_whole
+from autoresearch.ledger import IN_LEDGER_ONLY, Row
+from autoresearch.notebook import one_line
+
+OURS = "experiment runs kind delta delta_low delta_high proposed_by".split()
+STATUS = {"keep": "keep", "discard": "discard", "failed": "crash"}
+
+
+def header(metric: str) -> str:
+    """The first line."""
+    columns = ["commit", metric, "memory_gb", "status", "description", *OURS]
+    return "\t".join(columns) + "\n"
+
+
+def line(row: Row) -> str:
+    """One experiment; a failure's metric is blank."""
+    cells = [
+        (row.commit or "")[:7],
+        number(row.value, ".6f"),
+        number(row.memory_gb, ".1f"),
+        STATUS[row.decision],
+        one_line(row.title),
+        str(row.number),
+        str(row.runs),
+        row.kind or "",
+        number(row.delta, "+.6f"),
+        "",  # the bounds need a measured noise, which the greedy policy has not
+        "",
+        one_line(row.author),
+    ]
+    return "\t".join(cells) + "\n"
+
+
+def number(value: float | None, form: str) -> str:
+    """A number, or nothing where there is none."""
+    return "" if value is None else format(value, form)
+
+
+def write(path: Path, metric: str, rows: Iterable[Row]) -> None:
+    """Write the whole table anew."""
+    write_whole(path, header(metric) + "".join(line(row) for row in shown(rows)))
+
+
+def append(path: Path, row: Row) -> None:
+    """Add the newest experiment. A line lost to a crash comes back with `write`."""
+    if row.kind not in IN_LEDGER_ONLY:
+        with path.open("a") as file:
+            file.write(line(row))
+
+
+def shown(rows: Iterable[Row]) -> Iterable[Row]:
+    """Rows that ran."""
+    return (row for row in rows if row.kind not in IN_LEDGER_ONLY)

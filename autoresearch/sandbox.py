@@ -1,0 +1,282 @@
+"""Candidate -> Run: train it once, in a cage, under a clock it cannot touch.
+
+Promises:
+- the data arrives when the clock starts and not before; start-up has its own limit
+- the clock is the harness's own and starts just before the data is handed over
+- weights count when they arrive sealed, finite and inside budget ± tolerance
+- at the wall, or on any other ending, every process of the run is dead
+
+Not covered: what the weights are worth (`evaluator`), and how a token budget was spent:
+the run gets that much text and a wall, but could read the text twice before it.
+"""
+
+import json
+import os
+import re
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from autoresearch import weights
+from autoresearch.apparatus import Apparatus
+from autoresearch.cage import Exited, Guest, Limits, OverLimit, Slot, Stop
+from autoresearch.channel import Junk, Message, unseal
+from autoresearch.errors import Failed
+from autoresearch.experiment import Candidate, Facts, Failure, Kind, Run
+from autoresearch.lab import Lab
+from autoresearch.notebook import one_line
+
+STARTUP_SECONDS = 180.0  # imports and compilation
+LARGEST_WEIGHTS_BYTES = 4 << 30
+MOST_FACTS = 40
+OUT_OF_MEMORY = re.compile(rb"OutOfMemoryError|out of memory|MemoryError|bad_alloc")
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What every run of a series is granted."""
+
+    budget_seconds: float | None  # None: a token budget holds
+    budget_tokens: int | None  # None: a time budget holds
+    tolerance_seconds: float
+    wall_seconds: float  # of a token budget, which has no clock of its own
+    limits: Limits
+    readonly: tuple[tuple[str, bytes], ...] = ()
+
+    @property
+    def last_second(self) -> float:
+        """When a run that has not handed in its weights is killed."""
+        if self.budget_seconds is None:
+            return self.wall_seconds
+        return self.budget_seconds + self.tolerance_seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a run is: for views, and claimed by the run itself."""
+
+    phase: str  # "starting", "training" or "scoring"
+    seconds: float
+    share: float
+    loss: float | None = None  # None: it has not said
+    tokens: int = 0
+
+
+Watch = Callable[[Candidate, Progress], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """Where runs of a lab happen, and what they are given."""
+
+    lab: Lab
+    apparatus: Apparatus
+    terms: Terms
+    stop: Stop
+    watch: Watch
+
+
+def train(bench: Bench, candidate: Candidate, *, seed: int, slot: Slot) -> Run:
+    """Candidate -> Run, or Failed, or Stopped."""
+    number = candidate.proposal.number
+    assert number is not None
+    folder = bench.lab.run_folder(number, seed)
+    log = bench.lab.logs / f"{number}-{seed}.log"
+    furnish(folder, bench, candidate.proposal.source)
+    guest = enter(bench, folder, slot)
+    try:
+        with guest:
+            return attend(bench, candidate, guest, seed, slot, log)
+    finally:
+        log.write_bytes(guest.log.whole())
+        shutil.rmtree(folder / "scratch", ignore_errors=True)
+
+
+def enter(bench: Bench, folder: Path, slot: Slot) -> Guest:
+    """A guest in the folder's scratch, its first process just started."""
+    return Guest(
+        folder / "scratch",
+        lab=bench.lab.folder,
+        slot=slot,
+        limits=bench.terms.limits,
+        stop=bench.stop,
+    )
+
+
+def furnish(folder: Path, bench: Bench, source: str) -> None:
+    """A fresh folder with all that a guest may read: three files and the readonly."""
+    shutil.rmtree(folder, ignore_errors=True)
+    scratch = folder / "scratch"
+    scratch.mkdir(parents=True)
+    (scratch / "train.py").write_text(source)
+    (scratch / "prepare.py").write_bytes(bench.apparatus.source)
+    for name, content in bench.terms.readonly:
+        path = scratch / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+
+
+def attend(
+    bench: Bench, candidate: Candidate, guest: Guest, seed: int, slot: Slot, log: Path
+) -> Run:
+    """Hand over the data, keep the clock, take the weights."""
+    terms, begun = bench.terms, time.monotonic()
+    phase = "start-up"
+    allowed = STARTUP_SECONDS
+    try:
+        guest.channel.send(
+            {
+                "mode": "train",
+                "seed": seed,
+                "device": slot.device,
+                "budget_seconds": terms.budget_seconds,
+                "budget_tokens": terms.budget_tokens,
+            }
+        )
+        bench.watch(candidate, Progress("starting", 0.0, 0.0))
+        message, _ = guest.receive(begun + STARTUP_SECONDS)
+        if message.get("say") != "start":
+            raise Junk("something else before it touched the data")
+        phase, allowed = "training", terms.last_second
+        started = time.monotonic()
+        guest.channel.send({"say": "go"}, bench.apparatus.training())
+        submitted, descriptors = until_submitted(
+            bench, candidate, guest, started, started + allowed
+        )
+        seconds = time.monotonic() - started
+        guest.measure()
+    except TimeoutError:
+        detail = f"killed: {phase} went past {allowed:.0f} s"
+        raise Failed(Failure(candidate, "timeout", detail, log)) from None
+    except Exited as gone:
+        raise Failed(ended(candidate, guest, gone, phase, log)) from None
+    except OverLimit as over:
+        kind: Kind = "out of memory" if over.what == "memory" else "crash"
+        raise Failed(Failure(candidate, kind, str(over), log)) from None
+    except Junk as junk:
+        detail = f"spoke out of turn: {junk}"
+        raise Failed(Failure(candidate, "crash", detail, log)) from None
+    run_folder = guest.folder.parent
+    too_early(candidate, terms, seconds, submitted, log)
+    file = take_weights(candidate, descriptors, run_folder, log)
+    facts = facts_of(submitted)
+    on_card = dict(facts).get("gpu_memory_gb") or 0.0
+    memory_gb = float(on_card) if slot.device == "cuda" else guest.memory_gb
+    return Run(
+        candidate, seed, seconds, started - begun, memory_gb, file, facts, log
+    )
+
+
+def until_submitted(
+    bench: Bench, candidate: Candidate, guest: Guest, started: float, deadline: float
+) -> tuple[Message, list[int]]:
+    """Pass progress on until the weights come."""
+    while True:
+        message, descriptors = guest.receive(deadline)
+        if message.get("say") == "submit":
+            return message, descriptors
+        for descriptor in descriptors:
+            os.close(descriptor)
+        if message.get("say") != "progress":
+            raise Junk("an unknown message")
+        seconds = time.monotonic() - started
+        bench.watch(candidate, progress_of(message, seconds))
+
+
+def progress_of(message: Message, seconds: float) -> Progress:
+    """What a run says of itself, with nonsense left out."""
+    share, loss, tokens = (message.get(k) for k in ("progress", "loss", "tokens"))
+    return Progress(
+        "training",
+        seconds,
+        min(1.0, max(0.0, share)) if isinstance(share, float | int) else 0.0,
+        float(loss) if isinstance(loss, float | int) else None,
+        tokens if isinstance(tokens, int) and 0 <= tokens < 1 << 50 else 0,
+    )
+
+
+def ended(
+    candidate: Candidate, guest: Guest, gone: Exited, phase: str, log: Path
+) -> Failure:
+    """Why a guest that left without submitting left."""
+    printed = guest.log.whole()
+    if gone.code == 0:
+        detail = f"ended in {phase} without run.submit(model)"
+        return Failure(candidate, "no score", detail, log)
+    if OUT_OF_MEMORY.search(printed[-4096:]):
+        return Failure(candidate, "out of memory", last_line(printed), log)
+    words = last_line(printed) or "no output"
+    how = f"signal {-gone.code}" if gone.code < 0 else f"exit code {gone.code}"
+    return Failure(candidate, "crash", f"{words} ({how}, in {phase})", log)
+
+
+def too_early(
+    candidate: Candidate, terms: Terms, seconds: float, said: Message, log: Path
+) -> None:
+    """Refuse weights that come before the budget was used."""
+    if terms.budget_seconds is not None:
+        first = terms.budget_seconds - terms.tolerance_seconds
+        if seconds < first:
+            detail = f"submitted after {seconds:.1f} s of {terms.budget_seconds:g}"
+            raise Failed(Failure(candidate, "too early", detail, log))
+        return
+    assert terms.budget_tokens is not None
+    tokens = dict(facts_of(said)).get("tokens", 0)
+    if not isinstance(tokens, int) or tokens < terms.budget_tokens:
+        detail = f"submitted after {tokens} of {terms.budget_tokens} tokens"
+        raise Failed(Failure(candidate, "too early", detail, log))
+
+
+def take_weights(
+    candidate: Candidate, descriptors: list[int], folder: Path, log: Path
+) -> Path:
+    """Check what was handed in and keep a private copy of it."""
+    path = folder / "model.safetensors"
+    try:
+        if len(descriptors) != 2:
+            raise Junk(f"{len(descriptors)} files where weights and a probe belong")
+        file = unseal(descriptors[0], LARGEST_WEIGHTS_BYTES)
+        probe = unseal(descriptors[1], 1 << 22)
+        weights.check(file)
+    except weights.NotFinite as odd:
+        raise Failed(Failure(candidate, "diverged", str(odd), log)) from None
+    except (Junk, weights.BadWeights) as odd:
+        detail = f"handed in {odd}"
+        raise Failed(Failure(candidate, "no score", detail, log)) from None
+    finally:
+        for descriptor in descriptors:
+            os.close(descriptor)
+    path.write_bytes(file)
+    path.with_name("probe.f32").write_bytes(probe)
+    return path
+
+
+def facts_of(message: Message) -> Facts:
+    """The resolved configuration a run reports, bounded and printable."""
+    facts = message.get("facts")
+    if not isinstance(facts, dict):
+        return ()
+    found: list[tuple[str, float | int | str]] = []
+    for key, value in list(facts.items())[:MOST_FACTS]:
+        if isinstance(value, str):
+            found.append((one_line(key)[:40], one_line(value)[:200]))
+        elif isinstance(value, bool | int | float) and json_safe(value):
+            found.append((one_line(key)[:40], value))
+    return tuple(found)
+
+
+def json_safe(value: float | int) -> bool:
+    """Whether a number survives JSON and SQLite: finite, and not absurd."""
+    try:
+        return abs(value) < 1e18 and json.loads(json.dumps(value)) == value
+    except (ValueError, OverflowError):
+        return False
+
+
+def last_line(printed: bytes) -> str:
+    """The last thing a run said, safe to print."""
+    lines = [one_line(line) for line in printed.decode(errors="replace").splitlines()]
+    return next((line[:300] for line in reversed(lines) if line), "")
+

@@ -1,0 +1,169 @@
+"""A torch model's way out of one process and into another. Runs in the guest.
+
+What the contract allows a script to do with its model, and still be served as trained:
+compile it or wrap it, tie weights, keep them in bf16, fill non-persistent buffers after
+building. Whatever goes wrong here hurts only the model being served.
+"""
+
+import mmap
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from typing import Any, NoReturn
+
+import numpy as np
+import torch
+from torch import nn
+
+from autoresearch.channel import Channel, Message
+from autoresearch.weights import Tensor
+
+DTYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+NAMED = {name: dtype for dtype, name in DTYPES.items()}
+# torch.compile, DistributedDataParallel and AveragedModel put these before every name.
+WRAPPERS = ("_orig_mod.", "module.")
+
+
+def state_of(model: nn.Module) -> dict[str, Tensor]:
+    """Every parameter and buffer, the non-persistent ones too, by its plain name."""
+    state: dict[str, Tensor] = {}
+    for name, tensor in every(model):
+        whole = tensor.detach().cpu().contiguous()
+        raw = whole.reshape(-1).view(torch.uint8).numpy().tobytes()
+        state[plain(name)] = Tensor(DTYPES[whole.dtype], tuple(whole.shape), raw)
+    return state
+
+
+def every(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """Parameters and buffers under each of their names, tied ones more than once."""
+    yield from model.named_parameters(remove_duplicate=False)
+    yield from model.named_buffers(remove_duplicate=False)
+
+
+def plain(name: str) -> str:
+    """A tensor's name without what wrappers put before it."""
+    for wrapper in WRAPPERS:
+        name = name.replace(wrapper, "")
+    return name
+
+
+def load(model: nn.Module, state: Mapping[str, Tensor], device: str) -> None:
+    """Put a saved state into a freshly built model; complain if it does not fit."""
+    mine = {plain(name) for name, _ in every(model)}
+    if mine != set(state):
+        odd = ", ".join(sorted(mine ^ set(state))[:5])
+        misfit(f"build_model() and the submitted model differ in: {odd}")
+    for path, module in model.named_modules():
+        for table in (module._parameters, module._buffers):
+            for leaf, old in table.items():
+                if old is not None:
+                    name = plain(f"{path}.{leaf}" if path else leaf)
+                    table[leaf] = replaced(name, old, state[name], device)
+    model.to(device).eval()
+
+
+def replaced(
+    name: str, old: torch.Tensor, saved: Tensor, device: str
+) -> torch.Tensor:
+    """The saved tensor, as what stood in its place: a parameter or a buffer."""
+    if tuple(old.shape) != saved.shape:
+        misfit(f"{name} is {tuple(old.shape)} in build_model(), {saved.shape} trained")
+    flat = torch.frombuffer(bytearray(saved.raw), dtype=torch.uint8)
+    new = flat.view(NAMED[saved.dtype]).reshape(saved.shape).to(device)
+    if isinstance(old, nn.Parameter):
+        return nn.Parameter(new, requires_grad=False)
+    return new
+
+
+def misfit(reason: str) -> NoReturn:
+    """End the process so that the evaluator can name the reason."""
+    print(f"MISFIT {reason}", file=sys.stderr, flush=True)
+    raise SystemExit(3)
+
+
+def logits_of(model: nn.Module, ids: torch.Tensor, vocabulary: int) -> torch.Tensor:
+    """ids (B, T) -> logits (B, T, V) in float32."""
+    with torch.inference_mode():
+        logits = model(ids)
+    if logits.shape[:2] != ids.shape or logits.shape[2] < vocabulary:
+        misfit(f"model(ids) gave {tuple(logits.shape)} for ids {tuple(ids.shape)}")
+    return logits[..., :vocabulary].float()
+
+
+def claim(model: nn.Module, batch: torch.Tensor, vocabulary: int) -> torch.Tensor:
+    """Rows (B, T+1) -> loss in nats of every next token, float32 (B, T)."""
+    logits = logits_of(model, batch[:, :-1], vocabulary)
+    flat = nn.functional.cross_entropy(
+        logits.flatten(0, 1), batch[:, 1:].flatten(), reduction="none"
+    )
+    return flat.view(batch.shape[0], -1)
+
+
+def probe(model: nn.Module, data: memoryview) -> bytes:
+    """The trained model's losses on the first training tokens, float32, as bytes.
+
+    A diagnostic: the evaluator asks the served model for the same.
+    """
+    context, vocabulary = lab_shape()
+    tokens = np.frombuffer(data, dtype="<u2")[: context + 1].astype(np.int64)
+    device = next(model.parameters()).device
+    training = model.training
+    model.eval()
+    # Eager: one odd-shaped batch would recompile a compiled model, on the clock.
+    with torch.inference_mode(), torch.compiler.set_stance("force_eager"):
+        row = torch.from_numpy(tokens)[None].to(device)
+        found = claim(model, row, vocabulary)
+    model.train(training)
+    return found.cpu().numpy().astype("<f4").tobytes()
+
+
+def lab_shape() -> tuple[int, int]:
+    """Context and vocabulary of the lab, from the prepare.py that train.py imported."""
+    lab = sys.modules["prepare"]
+    return int(lab.CONTEXT), int(lab.VOCABULARY)
+
+
+def answer(
+    link: Channel, hello: Message, model: nn.Module, descriptors: list[int]
+) -> NoReturn:
+    """Answer claims and audits about rows in shared memory until the other end closes.
+
+    Inputs: uint16 (rows, T+1). Outputs: float32, (rows, T) for a claim and
+    (positions, V) for an audit, whose positions[i] belongs to row i.
+    """
+    rows, context, vocabulary = hello["rows"], hello["context"], hello["vocabulary"]
+    device = hello["device"]
+    inputs = np.frombuffer(mapped(descriptors[0], mmap.PROT_READ), dtype="<u2")
+    inputs = inputs[: rows * (context + 1)].reshape(rows, context + 1)
+    both_ways = mmap.PROT_READ | mmap.PROT_WRITE
+    outputs = np.frombuffer(mapped(descriptors[1], both_ways), dtype="<f4")
+    link.send({"say": "ready"})
+    while True:
+        message, _ = link.receive()
+        batch = torch.from_numpy(inputs.astype(np.int64)).to(device)
+        if message["say"] == "claim":
+            found = claim(model, batch, vocabulary)
+        else:
+            positions = torch.tensor(message["positions"], device=device)
+            logits = logits_of(model, batch[:, :-1], vocabulary)
+            found = logits[torch.arange(len(positions), device=device), positions]
+        flat = found.reshape(-1).cpu().numpy()
+        outputs[: len(flat)] = flat
+        link.send({"say": "done"})
+
+
+def mapped(descriptor: int, protection: int) -> mmap.mmap:
+    """Memory shared with the evaluator, which may change it between two messages."""
+    size_bytes = os.fstat(descriptor).st_size
+    return mmap.mmap(descriptor, size_bytes, mmap.MAP_SHARED, protection)

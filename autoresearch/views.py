@@ -1,0 +1,309 @@
+"""What `status`, `log` and `show` say: from the ledger to plain values and lines.
+
+The values are the `--json` contract; the lines are for people. Reads only.
+"""
+
+import ast
+import difflib
+import json
+import os
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from autoresearch import rules
+from autoresearch.errors import LabError, NotYet
+from autoresearch.experiment import Proposal
+from autoresearch.lab import LARGEST_FILE_BYTES, Lab, git_blob
+from autoresearch.ledger import Ledger, Row
+from autoresearch.notebook import one_line
+from autoresearch.results import number
+
+STALE_SECONDS = 20.0  # a note of what runs, with nobody writing it
+LARGEST_LOG_CHARACTERS = 20_000
+
+
+def as_json(row: Row) -> dict[str, Any]:
+    """One experiment, as `--json` shows it everywhere."""
+    return {
+        "experiment": row.number,
+        "decision": row.decision,
+        "why": one_line(row.why),
+        "kind": row.kind,
+        "value": row.value,
+        "delta": row.delta,
+        "against": row.against,
+        "runs": row.runs,
+        "values": list(row.values),
+        "title": one_line(row.title),
+        "reason": row.reason,
+        "proposed_by": one_line(row.author),
+        "commit": row.commit,
+        "ran": row.blob,
+        "program": row.program,
+        "series": row.series,
+        "seconds": row.seconds,
+        "memory_gb": row.memory_gb,
+        "facts": dict(row.facts),
+        "evidence": row.evidence,
+        "decided_at": row.decided_at,
+    }
+
+
+def verdict_line(row: Row) -> str:
+    """One experiment on one line of the terminal."""
+    word = "baseline" if row.against is None and row.value is not None else row.decision
+    score = number(row.value, ".4f") or (row.kind or "")
+    delta = number(row.delta, "+.4f")
+    title = one_line(row.title)
+    who = one_line(row.author)
+    return f"{row.number:>4} {word:<8} {score:<14} {delta:>8}  {who:<10} {title}"
+
+
+def running(lab: Lab) -> dict[str, Any] | None:
+    """What runs at this moment; None when no night is on."""
+    if lab.holder() is None:
+        return None
+    try:
+        found = json.loads(lab.now.read_text())
+    except (FileNotFoundError, ValueError):
+        return {"pid": lab.holder(), "runs": [], "notices": [], "until": None}
+    return dict(found)
+
+
+def status(lab: Lab, ledger: Ledger) -> dict[str, Any]:
+    """How the lab stands, as `status --json` shows it."""
+    rows = {"baseline": first_of_series(ledger), "champion": champion_row(ledger)}
+    return {
+        **ledger.counts(),
+        **{name: as_json(row) if row else None for name, row in rows.items()},
+        "waiting": len(ledger.open()),
+        "running": running(lab),
+        "series": ledger.last_series(),
+        "last": [as_json(row) for row in ledger.last(5)],
+    }
+
+
+def champion_row(ledger: Ledger) -> Row | None:
+    """The champion's row; None before a baseline."""
+    champion = ledger.champion
+    return ledger.row(champion.number) if champion else None
+
+
+def first_of_series(ledger: Ledger) -> Row | None:
+    """What the present series started from; None before it did."""
+    number = ledger.first_keep(ledger.last_series())
+    return ledger.row(number) if number is not None else None
+
+
+def status_lines(metric: str, found: Mapping[str, Any]) -> list[str]:
+    """The same for people."""
+    champion, baseline = found["champion"], found["baseline"]
+    lines = [
+        f"{found['experiments']} experiments in {found['runs']} runs: {found['kept']} "
+        f"kept, {found['discarded']} discarded, {found['failed']} failed"
+    ]
+    if champion and baseline:
+        lines.append(
+            f"{metric}  {baseline['value']:.4f} -> {champion['value']:.4f}   champion "
+            f"is experiment {champion['experiment']}: {champion['title']}"
+        )
+    for row in found["last"]:
+        score = number(row["value"], ".4f") or row["kind"]
+        lines.append(
+            f"{row['experiment']:>4} {row['decision']:<8} {score:<14} "
+            f"{number(row['delta'], '+.4f'):>8}  {row['title']}"
+        )
+    if found["waiting"]:
+        lines.append(f"{found['waiting']} waiting")
+    return lines + running_lines(found["running"])
+
+
+def running_lines(found: Mapping[str, Any] | None) -> list[str]:
+    """What runs now, for people."""
+    if found is None:
+        return ["not running"]
+    lines = [run_line(run) for run in found["runs"]]
+    lines += [f"note: {one_line(notice)}" for notice in found["notices"]]
+    return lines or ["between two experiments"]
+
+
+def run_line(run: Mapping[str, Any], left_seconds: float | None = None) -> str:
+    """One run in hand."""
+    share = float(run["share"])
+    done = round(20 * share)
+    bar = "#" * done + "." * (20 - done)
+    parts = [f"{run['experiment']:>4} {run['phase']:<8} [{bar}] {share:4.0%}"]
+    if run["loss"] is not None:
+        parts.append(f"loss {run['loss']:.3f}")
+    if run["tokens"] and run["seconds"]:
+        parts.append(f"{rate(run['tokens'] / run['seconds'])} tok/s")
+    if 0 < share < 1:
+        parts.append(f"{duration(run['seconds'] * (1 - share) / share)} left")
+    parts.append(one_line(str(run["title"])))
+    return "  ".join(parts)
+
+
+def rate(per_second: float) -> str:
+    """308k, 1.2M."""
+    if per_second >= 1e6:
+        return f"{per_second / 1e6:.2f}M"
+    return f"{per_second / 1e3:.0f}k" if per_second >= 1e3 else f"{per_second:.0f}"
+
+
+def duration(seconds: float) -> str:
+    """0:42, 12:05, 7:31:00."""
+    whole = int(seconds)
+    minutes, second = divmod(whole, 60)
+    hours, minute = divmod(minutes, 60)
+    if hours:
+        return f"{hours}:{minute:02}:{second:02}"
+    return f"{minute}:{second:02}"
+
+
+def pick(ledger: Ledger, which: str) -> Row:
+    """The experiment that `show` was asked for, or NotYet."""
+    found: Row | None
+    if which == "champion":
+        found = champion_row(ledger)
+    elif which == "baseline":
+        found = first_of_series(ledger)
+    elif which == "last":
+        found = next(iter(ledger.last(1)), None)
+    elif which.isdigit():
+        found = ledger.row(int(which))
+    else:
+        raise NotYet(
+            f"{which!r} is no experiment. Next: autoresearch show N, or champion, "
+            "baseline or last"
+        )
+    if found is None:
+        raise NotYet(f"there is no verdict on {which} yet. Next: autoresearch log")
+    return found
+
+
+def diff(ledger: Ledger, row: Row) -> str:
+    """What an experiment changed in train.py."""
+    if not row.parent:
+        return ""
+    before = ledger.source(row.parent).splitlines(keepends=True)
+    after = ledger.source(row.blob).splitlines(keepends=True)
+    return "".join(difflib.unified_diff(before, after, "a/train.py", "b/train.py"))
+
+
+def read_log(lab: Lab, row: Row) -> str:
+    """What its last run printed, stripped of anything a terminal would obey."""
+    names = sorted(lab.logs.glob(f"{row.number}-*.log"))
+    if not names:
+        return ""
+    text = names[-1].read_text(errors="replace")[-LARGEST_LOG_CHARACTERS:]
+    return "\n".join(one_line(line) for line in text.splitlines())
+
+
+def show_lines(lab: Lab, ledger: Ledger, row: Row, metric: str) -> Iterable[str]:
+    """One experiment with diff, scores, verdict and log."""
+    yield verdict_line(row)
+    yield f"why       {one_line(row.why)}"
+    if row.reason:
+        yield f"idea      {one_line(row.reason)}"
+    values = " ".join(f"{value:.6f}" for value in row.values)
+    yield f"{metric:<9} {values or 'none: it failed'}"
+    against = "nothing, it is a baseline" if row.against is None else str(row.against)
+    yield f"against   {against}"
+    if row.runs:
+        yield (
+            f"runs      {row.runs}, {row.seconds:.1f} s trained, "
+            f"{number(row.memory_gb, '.2f')} GB"
+        )
+    if row.facts:
+        yield "resolved  " + ", ".join(f"{key} {value}" for key, value in row.facts)
+    at = time.strftime("%Y-%m-%d %H:%M", time.localtime(row.decided_at))
+    yield f"decided   {at}, commit {(row.commit or 'none')[:10]}, series {row.series}"
+    if changed := diff(ledger, row):
+        yield ""
+        yield from (one_end(line) for line in changed.splitlines())
+    if log := read_log(lab, row):
+        yield ""
+        yield "--- what the run printed (not trusted) ---"
+        yield log
+
+
+def one_end(line: str) -> str:
+    """A line of source, without terminal escapes but with its indentation."""
+    return "".join(c if c.isprintable() or c == "\t" else "?" for c in line)
+
+
+def nearest(rows: Iterable[Row], *, lower_is_better: bool) -> list[Row]:
+    """Discarded experiments, the nearest misses first."""
+    missed = [r for r in rows if r.decision == "discard" and r.delta is not None]
+    sign = 1 if lower_is_better else -1
+    return sorted(missed, key=lambda row: sign * (row.delta or 0.0))
+
+
+def literal(source: str, name: str, default: Any) -> Any:
+    """A top-level constant of a file, without running it."""
+    try:
+        body = ast.parse(source).body
+    except SyntaxError:
+        return default
+    for node in body:
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant):
+            for target in node.targets:
+                if isinstance(target, ast.Name) and target.id == name:
+                    return node.value.value
+    return default
+
+
+def queue(
+    lab: Lab, ledger: Ledger, file: Path, title: str, by: str, reason: str
+) -> tuple[int, float]:
+    """Put a person's train.py on record: (experiment, minutes to its verdict)."""
+    champion = ledger.champion
+    if champion is None:
+        raise NotYet(
+            "there is no champion to compare with yet. Next: autoresearch run, which "
+            "measures the train.py of this lab first"
+        )
+    source = read_candidate(file)
+    if not one_line(title):
+        raise LabError("the title is empty. Next: autoresearch try FILE \"what is new\"")
+    name = one_line(by) or os.environ.get("USER", "") or "someone"
+    program = lab.read("program.md")
+    ledger.remember(git_blob(program), program)
+    proposal = Proposal(
+        None,
+        one_line(title)[:200],
+        source,
+        champion.blob,
+        f"human:{name}",
+        reason,
+        git_blob(program),
+    )
+    waiting = len(ledger.open())
+    code = rules.fingerprint(source)
+    admitted = ledger.admit(proposal, git_blob(source), code)
+    assert admitted.number is not None
+    row = ledger.row(champion.number)
+    each = 0.0 if row is None else row.seconds + row.evaluation_seconds
+    return admitted.number, (waiting + 1) * each / 60
+
+
+def read_candidate(file: Path) -> str:
+    """A train.py from anywhere, or LabError."""
+    try:
+        if file.stat().st_size > LARGEST_FILE_BYTES:
+            raise LabError(f"{file} is larger than 1 MB. Next: shorten it")
+        return file.read_bytes().decode()
+    except OSError as error:
+        raise LabError(f"{file} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise LabError(f"{file} is not UTF-8 text. Next: save it as such") from None
+
+
+def set_aside(path: Path) -> None:
+    """Move a ledger out of the way, without losing it."""
+    for suffix in ("", "-wal", "-shm"):
+        old = path.with_name(path.name + suffix)
+        if old.exists():
+            old.replace(path.with_name(f"{path.name}.before-rebuild{suffix}"))

@@ -1,0 +1,150 @@
+"""The safetensors format, read and written without trusting or importing anything.
+
+A file is an 8-byte length, a JSON header, and raw little-endian numbers. The guest
+writes it from whatever it trained; the harness only checks it and passes it on. The
+official library reads these files (a test does); it is not used on the trusted side
+because the checks *are* the point there, and not in the guest because lab `line` has
+no numpy.
+
+Covered: sizes, offsets, shapes, overlaps, unknown dtypes, numbers that are not finite.
+Not covered: whether the weights are any good.
+"""
+
+import json
+import struct
+from array import array
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from math import prod
+
+WIDTH_BYTES = {
+    "F64": 8,
+    "F32": 4,
+    "F16": 2,
+    "BF16": 2,
+    "I64": 8,
+    "I32": 4,
+    "I16": 2,
+    "I8": 1,
+    "U8": 1,
+    "BOOL": 1,
+}
+# dtype -> (integer type code, exponent mask): all exponent bits set is inf or nan.
+EXPONENTS = {
+    "F64": ("Q", 0x7FF0_0000_0000_0000),
+    "F32": ("I", 0x7F80_0000),
+    "F16": ("H", 0x7C00),
+    "BF16": ("H", 0x7F80),
+}
+LARGEST_HEADER_BYTES = 16 << 20
+
+
+class BadWeights(Exception):
+    """These bytes are not weights; the message says why."""
+
+
+class NotFinite(BadWeights):
+    """Training diverged: an inf or a nan among the weights."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """One named block of numbers, as raw bytes."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    raw: bytes | memoryview
+
+
+def encode(tensors: Mapping[str, Tensor]) -> bytes:
+    """Named tensors -> the bytes of a safetensors file."""
+    header: dict[str, object] = {}
+    offset = 0
+    for name, tensor in tensors.items():
+        end = offset + len(tensor.raw)
+        header[name] = {
+            "dtype": tensor.dtype,
+            "shape": list(tensor.shape),
+            "data_offsets": [offset, end],
+        }
+        offset = end
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    blocks = [tensor.raw for tensor in tensors.values()]
+    return b"".join([struct.pack("<Q", len(text)), text, *blocks])
+
+
+def decode(file: bytes) -> dict[str, Tensor]:
+    """The bytes of a safetensors file -> named tensors, or BadWeights."""
+    if len(file) < 8:
+        raise BadWeights("too short for a header")
+    (length,) = struct.unpack_from("<Q", file)
+    if length > min(LARGEST_HEADER_BYTES, len(file) - 8):
+        raise BadWeights(f"a header of {length} bytes")
+    try:
+        header = json.loads(file[8 : 8 + length])
+    except (ValueError, RecursionError):
+        raise BadWeights("a header that is not JSON") from None
+    if not isinstance(header, dict):
+        raise BadWeights("a header that is not a table")
+    header.pop("__metadata__", None)
+    body = memoryview(file)[8 + length :]
+    tensors = {name: _tensor(name, entry, body) for name, entry in header.items()}
+    if sum(len(tensor.raw) for tensor in tensors.values()) != len(body):
+        raise BadWeights("blocks that overlap or leave gaps")
+    return tensors
+
+
+def _tensor(name: str, entry: object, body: memoryview) -> Tensor:
+    match entry:
+        case {"dtype": str(dtype), "shape": [*shape], "data_offsets": [start, end]}:
+            pass
+        case _:
+            raise BadWeights(f"no dtype, shape and place for {name[:80]!r}")
+    whole = all(type(n) is int and 0 <= n < 2**48 for n in [*shape, start, end])
+    if dtype not in WIDTH_BYTES or not whole or not start <= end <= len(body):
+        raise BadWeights(f"nonsense about {name[:80]!r}")
+    if prod(shape) * WIDTH_BYTES[dtype] != end - start:
+        raise BadWeights(f"a shape that does not fit its bytes for {name[:80]!r}")
+    return Tensor(dtype, tuple(shape), body[start:end])
+
+
+def check(file: bytes) -> int:
+    """Check weights that came from outside; return how many numbers they hold."""
+    count = 0
+    for name, tensor in decode(file).items():
+        if not all_finite(tensor):
+            raise NotFinite(f"{name[:80]!r} holds numbers that are not finite")
+        count += prod(tensor.shape)
+    return count
+
+
+def all_finite(tensor: Tensor) -> bool:
+    """Whether no number in the tensor is inf or nan."""
+    if tensor.dtype not in EXPONENTS or not len(tensor.raw):
+        return True
+    code, mask = EXPONENTS[tensor.dtype]
+    try:
+        import numpy as np
+    except ImportError:
+        numbers = array(code, bytes(tensor.raw))
+        return all(number & mask != mask for number in numbers)
+    words = np.frombuffer(tensor.raw, dtype=np.dtype(code).newbyteorder("<"))
+    chunk = 1 << 24  # bounds the mask's own memory
+    return not any(
+        bool(((words[i : i + chunk] & mask) == mask).any())
+        for i in range(0, len(words), chunk)
+    )
+
+
+def from_floats(numbers: Iterable[float]) -> Tensor:
+    """A plain Python list of numbers as float64, for labs without tensors."""
+    values = array("d", numbers)
+    return Tensor("F64", (len(values),), values.tobytes())
+
+
+def to_floats(tensor: Tensor) -> list[float]:
+    """The inverse of `from_floats`."""
+    values = array("d")
+    values.frombytes(bytes(tensor.raw))
+    return values.tolist()
