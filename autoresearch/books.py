@@ -16,9 +16,9 @@ from dataclasses import replace
 from autoresearch import notebook, program, results, rules
 from autoresearch.apparatus import Apparatus
 from autoresearch.errors import Failed, LabError
-from autoresearch.experiment import Candidate, Failure, Kind, Proposal, Verdict
+from autoresearch.experiment import Candidate, Failure, Proposal, Verdict
 from autoresearch.lab import Lab, git_blob
-from autoresearch.ledger import IN_LEDGER_ONLY, Ledger, Row, keep_source
+from autoresearch.ledger import IN_LEDGER_ONLY, Ledger, Row, keep_source, seed_of_series
 from autoresearch.notebook import Entry, GitFailed, Notebook
 from autoresearch.program import Program
 
@@ -111,7 +111,7 @@ class Books:
         return row
 
     def settle(self, row: Row) -> None:
-        """Make git know what the ledger knows of one verdict. Doing it twice is fine."""
+        """Make git know what the ledger knows of a verdict. Doing it twice is fine."""
         commit = row.commit
         assert commit is not None
         if row.decision == "keep":
@@ -143,7 +143,7 @@ class Books:
         return self.notebook.commit_of(number) or self.notebook.head()
 
     def catch_up(self) -> int:
-        """After a crash: finish in git what the ledger has; how many verdicts it was."""
+        """After a crash: finish in git what the ledger has; how many there were."""
         waiting = self.ledger.not_in_git()
         for row in waiting:
             self.settle(row)
@@ -182,10 +182,10 @@ class Books:
         if isinstance(verdict.evidence, Failure):
             outcome = verdict.evidence.kind
         elif verdict.against is None:
-            outcome = f"{metric}={mean(verdict.values):.4f}"
+            outcome = f"{metric}={results.score(mean(verdict.values))}"
         else:
             delta = mean(verdict.values) - mean(verdict.against.values)
-            outcome = f"Δ{metric}={delta:+.4f}"
+            outcome = f"Δ{metric}={results.change(delta)}"
         return f"[AutoResearch] {what} | {outcome}"
 
     # -- where a night begins ----------------------------------------------------------
@@ -284,9 +284,7 @@ def restore(
 ) -> None:
     """One experiment and its runs, from what its commit says."""
     decision, _, why = tell["Verdict"].partition(": ")
-    kind: Kind | None = None
-    if decision == "failed":
-        kind = why.partition(": ")[0]  # type: ignore[assignment]  # checked by SQL
+    kind = why.partition(": ")[0] if decision == "failed" else None
     values = [float(value) for value in tell.get("Score", "").split()]
     found = book.file_at(commit, "train.py")
     if found is None or found[0] != tell["Ran"]:
@@ -298,12 +296,14 @@ def restore(
     entry = entry_again(message, tell["Proposed-by"], at)
     title = entry.title.removeprefix("[AutoResearch] ").rpartition(" | ")[0]
     db = ledger.db
+    series = tell["Series"]
     db.execute(
-        "insert or ignore into series values (?, ?, 0)", (tell["Series"], "{}")
+        "insert or ignore into series values (?, '{}', ?)",
+        (series, seed_of_series(series)),
     )
     keep_source(db, tell["Ran"], source)
-    value = mean(values) if values else None
-    delta = value - float(rival[2]) if value is not None and rival[2] else None
+    score = mean(values) if values else None
+    delta = score - float(rival[2]) if score is not None and rival[2] else None
     db.execute(
         "insert into experiment (number, title, reason, author, parent, blob, code,"
         " program, proposed_at, sequence, series, decision, why, kind, value, delta,"
@@ -313,7 +313,7 @@ def restore(
             *(number, title, entry.body, tell["Proposed-by"]),
             *(parent_blob(book, commit, against), tell["Ran"]),
             *(rules.fingerprint(source), tell.get("Program", ""), at, sequence),
-            *(tell["Series"], decision, why, kind, value, delta, against, at, commit),
+            *(tell["Series"], decision, why, kind, score, delta, against, at, commit),
         ),
     )
     for value in values:
@@ -331,4 +331,3 @@ def parent_blob(book: Notebook, commit: str, against: int | None) -> str:
         return ""
     found = book.file_at(f"{commit}^", "train.py")
     return found[0] if found else ""
-

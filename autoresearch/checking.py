@@ -83,7 +83,7 @@ class Checked:
     def lines(self) -> list[str]:
         """The same for people."""
         program = self.program
-        first = self.run
+        run, scored = self.run, f"scored in {self.score.seconds:.1f} s"
         limits = (
             f"{program.max_constants} constant or {program.max_changed_lines} lines; "
             f"20 added lines must gain {program.gain_per_20_added_lines:g}"
@@ -93,8 +93,8 @@ class Checked:
         return [
             f"machine    {machine_line}",
             FULL_CAGE.format(level=cage.LEVEL),
-            f"train.py   {rate(self.tokens_per_second)} tok/s, {first.memory_gb:.1f} GB,"
-            f" start-up {first.startup_seconds:.1f} s, scored in {self.score.seconds:.1f} s",
+            f"train.py   {rate(self.tokens_per_second)} tok/s, {run.memory_gb:.1f} GB, "
+            f"start-up {run.startup_seconds:.1f} s, {scored}",
             "           trained and served model agree",
             f"proposers  {', '.join(self.proposers)}; {self.constants} constants",
             f"rules      enforced: {budget(program)}; train.py only; {limits}.  "

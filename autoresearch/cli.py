@@ -142,7 +142,7 @@ def check(proposer: tuple[str, ...], hours: float, as_json: bool) -> None:
 @click.option("--experiments", type=int, help="Stop after this many. Default: no end.")
 @click.option("--hours", type=float, help="Begin none after this. Default: no end.")
 @click.option("--proposer", multiple=True, help="Instead of program.md's. Repeatable.")
-@click.option("--seed", type=int, help="Of all runs. Default: drawn once per series.")
+@click.option("--seed", type=int, help="Of all runs. Default: from the series.")
 @json_option
 def run(
     experiments: int | None,
@@ -359,7 +359,7 @@ def log(which: str | None, last: int, as_json: bool) -> None:
 @click.argument("which", default="last")
 @json_option
 def show(which: str, as_json: bool) -> None:
-    """One experiment: diff, log, scores, verdict. WHICH is N, champion, baseline, last."""
+    """One experiment, whole. WHICH is a number, champion, baseline or last."""
     lab = Lab.find(Path.cwd())
     ledger = ledger_of(lab)
     row = views.pick(ledger, which)
@@ -372,12 +372,16 @@ def show(which: str, as_json: bool) -> None:
     following(f"git show autoresearch/{row.number} | autoresearch log")
 
 
-@main.command("try", epilog='example: autoresearch try my_train.py "gated MLP" --wait 900')
+@main.command(
+    "try", epilog='example: autoresearch try my_train.py "gated MLP" --wait 900'
+)
 @click.argument("file", type=click.Path(path_type=Path))
 @click.argument("title")
 @click.option("--by", default="", help="Your name. Default: your login.")
 @click.option("--reason", default="", help="Why it might help.")
-@click.option("--wait", type=float, default=0.0, help="Seconds to wait for the verdict.")
+@click.option(
+    "--wait", type=float, default=0.0, help="Seconds to wait for the verdict."
+)
 @json_option
 def try_file(
     file: Path, title: str, by: str, reason: str, wait: float, as_json: bool
@@ -518,7 +522,9 @@ class Bar:
         left = views.duration(seconds * (1 - share) / share) if share else "?"
         end = "\n" if share >= 1 else ""
         words = f"{seconds:.1f} s" if share >= 1 else f"{left} left"
-        click.echo(f"\r\x1b[2K     {one_line(stage)} {share:4.0%}  {words}{end}", nl=False)
+        click.echo(
+            f"\r\x1b[2K     {one_line(stage)} {share:4.0%}  {words}{end}", nl=False
+        )
 
 
 def ledger_of(lab: Lab) -> Ledger:
@@ -541,4 +547,3 @@ def metric_of(lab: Lab) -> str:
 def lower_is_better(lab: Lab) -> bool:
     """In which direction the metric is better."""
     return bool(literal_of(lab, "LOWER_IS_BETTER", True))
-

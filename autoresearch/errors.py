@@ -3,7 +3,7 @@
     LabError      the human's files, settings or machine: what, where, what to type next
     ├── Busy      another run holds this lab
     └── NotYet    nothing is wrong, but it is too soon (exit code 3)
-    Failed        the experiment in hand went wrong: caught once, in `loop`, and recorded
+    Failed        the experiment in hand went wrong: caught in `loop` and recorded
     Stopped       a human asked the night to stop while a run was under way
 
 Everything else is a bug in AutoResearch and is left to crash.

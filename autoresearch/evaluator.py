@@ -115,9 +115,11 @@ def not_served(run: Run, guest: Guest) -> Failed:
     """
     for line in guest.log.whole().decode(errors="replace").splitlines():
         if line.startswith("MISFIT ") and not guest.asked:
-            return failed(run, "not the model you trained", sandbox.last_line(
-                line.removeprefix("MISFIT ").encode()
-            ))
+            return failed(
+                run,
+                "not the model you trained",
+                sandbox.last_line(line.removeprefix("MISFIT ").encode()),
+            )
     return failed(run, "no score", "the model could not be built and served")
 
 
@@ -352,8 +354,9 @@ def opened(
     with asking(bench, run, slot, sheet, 4 * size * vocabulary) as (guest, asks, says):
         for batch in batches(drawn, size):
             starts = rng.integers(max(1, len(text) - context - 1), size=size)
-            asks[:] = text[np.minimum(starts[:, None] + np.arange(context + 1),
-                                      len(text) - 1)]
+            asks[:] = text[
+                np.minimum(starts[:, None] + np.arange(context + 1), len(text) - 1)
+            ]
             positions = [0] * size
             for line, index in enumerate(batch):
                 row, cut = drawn[index]

@@ -23,11 +23,11 @@ SMALLEST_VOCABULARY, LARGEST_VOCABULARY = 257, 65536
 def found(
     folder: Path, kind: str, text: str | None, vocab: int | None, profile: str | None
 ) -> list[str]:
-    """Make the lab; a few lines about what it is. LabError before anything is written."""
+    """Make the lab; say what it is. LabError comes before anything is written."""
     folder = folder.resolve()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise LabError(
-            f"{folder} exists and is not empty. Next: autoresearch new with another name"
+            f"{folder} exists and is not empty. Next: autoresearch new OTHER"
         )
     files = {name: (LABS / kind / name).read_text() for name in THREE_FILES}
     written = literals(kind, text, vocab, profile)
@@ -99,7 +99,10 @@ def commit(folder: Path) -> None:
     try:
         book.git("init", "--quiet", "--initial-branch=main")
         book.git("add", *THREE_FILES)
-        who = identity("AutoResearch", 0) | {"GIT_AUTHOR_DATE": "", "GIT_COMMITTER_DATE": ""}
+        who = identity("AutoResearch", 0) | {
+            "GIT_AUTHOR_DATE": "",
+            "GIT_COMMITTER_DATE": "",
+        }
         who = {key: words for key, words in who.items() if words}
         book.git("commit", "--quiet", "-m", "A new lab", who=who)
     except FileNotFoundError:

@@ -122,9 +122,7 @@ class Training:
         """Tell the live view the training loss, in nats per token."""
         self._loss = float(loss)
 
-    def batches(
-        self, rows: int, context: int
-    ) -> "Iterator[tuple[Tensor, Tensor]]":
+    def batches(self, rows: int, context: int) -> "Iterator[tuple[Tensor, Tensor]]":
         """Yield x, y, int64 (rows, context), on the device until the budget is used.
 
         The text is cut into rows of `context` tokens, shuffled anew by the seed in
@@ -174,9 +172,7 @@ def shuffled(
             yield tokens[starts[at : at + rows, None] + span]
 
 
-def to_device(
-    batch: "np.ndarray[Any, Any]", device: str
-) -> "tuple[Tensor, Tensor]":
+def to_device(batch: "np.ndarray[Any, Any]", device: str) -> "tuple[Tensor, Tensor]":
     """uint16 (B, T+1) on the host -> x, y int64 (B, T) on the device."""
     import torch
 

@@ -11,6 +11,7 @@ where things are and whether the three files can be used; it starts no process.
 import fcntl
 import hashlib
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -50,8 +51,8 @@ class Lab:
         for name in THREE_FILES:
             if not self.path(name).is_file():
                 raise LabError(
-                    f"{self.folder} has no {name}. A lab needs {', '.join(THREE_FILES)}."
-                    f" Next: git checkout -- {name}, or autoresearch new for a new lab"
+                    f"{self.folder} has no {name}; a lab needs {', '.join(THREE_FILES)}"
+                    f". Next: git checkout -- {name}, or autoresearch new for a new lab"
                 )
         return self
 
@@ -117,9 +118,7 @@ class Lab:
         descriptor = os.open(
             self.state / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644
         )
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not locked(descriptor):
             holder = os.pread(descriptor, 32, 0).decode(errors="replace").strip()
             os.close(descriptor)
             raise Busy(
@@ -154,6 +153,21 @@ class Lab:
                 f"{self.folder}: less than {FREE_BYTES_NEEDED >> 20} MB of disk are "
                 "free. Next: make space, then autoresearch run goes on by itself"
             )
+
+
+def locked(descriptor: int) -> bool:
+    """Take a lock; False when somebody else keeps it for more than a moment.
+
+    A view that asks who holds the lab takes the lock itself for that moment.
+    """
+    for _ in range(20):
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(0.02)
+        else:
+            return True
+    return False
 
 
 def git_blob(text: str) -> str:

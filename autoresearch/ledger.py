@@ -5,9 +5,10 @@ a failed experiment has no metric (the database refuses one); a verdict and ever
 that belongs to it are one transaction; what git still has to learn of a verdict is
 marked until git has it. results.tsv is a view, never a source.
 
-Not covered: a ledger edited by hand, or its row hashes; that comes with the audit tools.
+Not covered: a ledger edited by hand; hashes over the rows come with the audit tools.
 """
 
+import hashlib
 import json
 import sqlite3
 import time
@@ -17,6 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 from autoresearch import __version__
 from autoresearch.errors import LabError
@@ -135,13 +137,14 @@ class Row:
     evidence: str
 
 
+# The columns are Row's fields in Row's order; `values` and `facts` are JSON here.
 ROW = """
     select e.number, e.title, e.reason, e.author, e.parent, e.blob, e.program,
            e.series, e.decision, e.why, e.kind, e.value, e.delta, e.against,
-           e.proposed_at, e.decided_at, e.commit_name, e.log, e.evidence,
-           json_group_array(r.value) filter (where r.id is not null),
+           count(r.id), json_group_array(r.value) filter (where r.id is not null),
            total(r.seconds), total(r.evaluation_seconds), max(r.memory_gb),
-           max(r.id), r.facts, e.sequence
+           (select facts from run where experiment = e.number order by id desc limit 1),
+           e.proposed_at, e.decided_at, e.commit_name, e.log, e.evidence, e.sequence
     from experiment e left join run r on r.experiment = e.number
 """
 
@@ -160,15 +163,23 @@ class Ledger:
 
     # -- writing, in the order of an experiment ----------------------------------------
 
-    def begin(self, series: str, facts: str, seed: int, options: str) -> None:
-        """Open a session in a series; a new series gets the seed it is given."""
+    def begin(self, series: str, facts: str, seed: int | None, options: str) -> None:
+        """Open a session in a series.
+
+        A new series gets the seed it is given, or one that follows from its name, so
+        that a ledger rebuilt from git goes on with the same seeds.
+        """
+        if seed is None:
+            seed = seed_of_series(series)
         with self.transaction() as db:
             self._session = db.execute(
                 "insert into session (started_at, tool, options) values (?, ?, ?)",
                 (time.time(), __version__, options),
             ).lastrowid
             db.execute(
-                "insert or ignore into series values (?, ?, ?)", (series, facts, seed)
+                "insert into series values (?, ?, ?) on conflict do update"
+                " set facts = excluded.facts where facts = '{}'",
+                (series, facts, seed),
             )
         self.series = series
 
@@ -310,12 +321,11 @@ class Ledger:
 
     def last_keep(self) -> Row | None:
         """The champion of whichever series was last; None in a fresh ledger."""
-        query = (
-            f"{ROW} where e.number = (select number from experiment where"
-            " decision = 'keep' order by sequence desc limit 1) group by e.number"
-        )
-        found = self.db.execute(query).fetchone()
-        return row_of(found) if found else None
+        found = self.db.execute(
+            "select number from experiment where decision = 'keep'"
+            " order by sequence desc limit 1"
+        ).fetchone()
+        return self.row(found[0]) if found else None
 
     def last_series(self) -> str:
         """The series of the last verdict; "" in a fresh ledger."""
@@ -346,8 +356,7 @@ class Ledger:
             " and number is not ? and kind is not 'duplicate'"
             " and (sequence is not null or number < ?)"
             " and (series = ? or series is null) order by number",
-            (code, parent, number, number if number is not None else 1 << 62)
-            + (self.series,),
+            (code, parent, number, 1 << 62 if number is None else number, self.series),
         ).fetchone()
         return found[0] if found else None
 
@@ -455,6 +464,11 @@ def keep_source(db: sqlite3.Connection, blob: str, text: str) -> None:
     db.execute("insert or ignore into source values (?, ?)", (blob, packed))
 
 
+def seed_of_series(series: str) -> int:
+    """What a series' seeds are drawn from when nobody said otherwise."""
+    return int.from_bytes(hashlib.sha256(series.encode()).digest()[:4], "little") >> 1
+
+
 def unpacked(packed: bytes) -> str:
     return zlib.decompress(packed).decode()
 
@@ -472,23 +486,15 @@ def numbered(proposal: Proposal, number: int) -> Proposal:
     )
 
 
-def row_of(found: tuple[object, ...]) -> Row:
+def row_of(found: tuple[Any, ...]) -> Row:
     """A line of the ROW query -> Row."""
-    (number, title, reason, author, parent, blob, program, series, decision, why) = (
-        found[:10]
+    *before, values, seconds, evaluation_seconds, memory_gb, facts = found[:20]
+    return Row(
+        *before,
+        tuple(json.loads(values)),
+        seconds,
+        evaluation_seconds,
+        memory_gb,
+        tuple((key, value) for key, value in json.loads(facts or "[]")),
+        *found[20:25],
     )
-    kind, value, delta, against, proposed_at, decided_at, commit, log, evidence = (
-        found[10:19]
-    )
-    values, seconds, evaluation_seconds, memory_gb, _, facts, _ = found[19:]
-    every = tuple(json.loads(str(values)))
-    known = {
-        **dict(number=number, title=title, reason=reason, author=author, parent=parent),
-        **dict(blob=blob, program=program, series=series, decision=decision, why=why),
-        **dict(kind=kind, value=value, delta=delta, against=against, commit=commit),
-        **dict(proposed_at=proposed_at, decided_at=decided_at, log=log),
-        **dict(evidence=evidence, seconds=seconds, memory_gb=memory_gb),
-        **dict(evaluation_seconds=evaluation_seconds, values=every, runs=len(every)),
-        "facts": tuple((k, v) for k, v in json.loads(str(facts or "[]"))),
-    }
-    return Row(**known)  # type: ignore[arg-type]  # the columns' types are the schema's

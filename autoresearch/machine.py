@@ -50,8 +50,10 @@ def nvidia() -> tuple[tuple[str, str, float], ...]:
 
 def cores() -> int:
     """Processors this process may use."""
-    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else (
-        os.cpu_count() or 1
+    return (
+        len(os.sched_getaffinity(0))
+        if sys.platform == "linux"
+        else (os.cpu_count() or 1)
     )
 
 

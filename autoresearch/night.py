@@ -7,7 +7,6 @@ killed left behind; decides nothing about experiments.
 import hashlib
 import json
 import os
-import secrets
 import shutil
 import threading
 import time
@@ -44,7 +43,7 @@ class Options:
     experiments: int | None = None  # None: what program.md says
     hours: float | None = None  # None: what program.md says
     proposers: tuple[str, ...] = ()  # none: what program.md says
-    seed: int | None = None  # None: drawn once per series
+    seed: int | None = None  # None: follows from the series
 
 
 class Now:
@@ -124,8 +123,7 @@ def night_of(
     slots = machine.slots() if found.causal else (Slot(),)
     readonly = read_readonly(lab, program)
     series, facts = series_of(found, program, slots[0], readonly)
-    seed = options.seed if options.seed is not None else secrets.randbits(31)
-    ledger.begin(series, json.dumps(facts), seed, json.dumps(asdict(options)))
+    ledger.begin(series, json.dumps(facts), options.seed, json.dumps(asdict(options)))
     books.catch_up()
     hours = options.hours if options.hours is not None else program.hours
     now = Now(lab.now, None if hours is None else time.time() + 3600 * hours)

@@ -113,7 +113,9 @@ class Notebook:
     def commit_of(self, number: int) -> str | None:
         """The commit of an experiment; None where git has none."""
         try:
-            return self.git("rev-parse", "-q", "--verify", f"{REFS}/{number}^{{commit}}")
+            return self.git(
+                "rev-parse", "-q", "--verify", f"{REFS}/{number}^{{commit}}"
+            )
         except GitFailed:
             return None
 
@@ -229,7 +231,7 @@ class Notebook:
 
 
 def bare_environment() -> dict[str, str]:
-    """An environment in which git reads this repository's configuration and no other."""
+    """An environment in which git reads no configuration but this repository's."""
     return {
         "PATH": os.environ.get("PATH", os.defpath),
         "HOME": "/nonexistent",

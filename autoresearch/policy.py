@@ -58,7 +58,9 @@ class Greedy:
         return Verdict("keep", f"gain {won:.6f}", scores, champion)
 
 
-def named(name: str, *, lower_is_better: bool, gain_per_20_added_lines: float) -> Policy:
+def named(
+    name: str, *, lower_is_better: bool, gain_per_20_added_lines: float
+) -> Policy:
     """The policy that program.md names."""
     if name != "greedy":
         raise LabError(f"unknown policy {name!r}; the policies are: greedy")

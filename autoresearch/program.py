@@ -1,6 +1,6 @@
 """program.md: the researcher's strategy in prose, and on top a few settings in TOML.
 
-The settings stand in a ```toml fence that comes first in the file; without a fence every
+The settings stand in a ```toml fence that comes first in the file; without one every
 default holds. Code enforces what is in the fence; the prose is advice to proposers.
 What each setting means is said once, in `Program`.
 """

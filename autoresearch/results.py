@@ -11,7 +11,7 @@ from autoresearch.lab import write_whole
 from autoresearch.ledger import IN_LEDGER_ONLY, Row
 from autoresearch.notebook import one_line
 
-OURS = "experiment runs kind delta delta_low delta_high proposed_by".split()
+OURS = ["experiment", "runs", "kind", "delta", "delta_low", "delta_high", "proposed_by"]
 STATUS = {"keep": "keep", "discard": "discard", "failed": "crash"}
 
 
@@ -43,6 +43,20 @@ def line(row: Row) -> str:
 def number(value: float | None, form: str) -> str:
     """A number, or nothing where there is none."""
     return "" if value is None else format(value, form)
+
+
+def score(value: float | None) -> str:
+    """A score for people: four decimals, or three digits where those would say 0."""
+    if value is None:
+        return ""
+    return f"{value:.4f}" if value == 0 or 0.1 <= abs(value) < 1e6 else f"{value:.3g}"
+
+
+def change(delta: float | None) -> str:
+    """A difference of scores for people, always with its sign."""
+    if delta is None:
+        return ""
+    return f"{delta:+.4f}" if abs(delta) >= 0.0001 else f"{delta:+.2g}"
 
 
 def write(path: Path, metric: str, rows: Iterable[Row]) -> None:

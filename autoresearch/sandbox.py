@@ -164,9 +164,7 @@ def attend(
     facts = facts_of(submitted)
     on_card = dict(facts).get("gpu_memory_gb") or 0.0
     memory_gb = float(on_card) if slot.device == "cuda" else guest.memory_gb
-    return Run(
-        candidate, seed, seconds, started - begun, memory_gb, file, facts, log
-    )
+    return Run(candidate, seed, seconds, started - begun, memory_gb, file, facts, log)
 
 
 def until_submitted(
@@ -279,4 +277,3 @@ def last_line(printed: bytes) -> str:
     """The last thing a run said, safe to print."""
     lines = [one_line(line) for line in printed.decode(errors="replace").splitlines()]
     return next((line[:300] for line in reversed(lines) if line), "")
-

@@ -9,7 +9,7 @@ import mmap
 import os
 import sys
 from collections.abc import Iterator, Mapping
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import numpy as np
 import torch
@@ -73,9 +73,7 @@ def load(model: nn.Module, state: Mapping[str, Tensor], device: str) -> None:
     model.to(device).eval()
 
 
-def replaced(
-    name: str, old: torch.Tensor, saved: Tensor, device: str
-) -> torch.Tensor:
+def replaced(name: str, old: torch.Tensor, saved: Tensor, device: str) -> torch.Tensor:
     """The saved tensor, as what stood in its place: a parameter or a buffer."""
     if tuple(old.shape) != saved.shape:
         misfit(f"{name} is {tuple(old.shape)} in build_model(), {saved.shape} trained")

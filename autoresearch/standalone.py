@@ -63,7 +63,9 @@ class Keyboard:
         sys.stderr.write(f"\r{line}{words}   ")
         sys.stderr.flush()
 
-    def finish(self, file: bytes, facts: Mapping[str, object], probe: bytes) -> NoReturn:
+    def finish(
+        self, file: bytes, facts: Mapping[str, object], probe: bytes
+    ) -> NoReturn:
         """Write the model, measure it, print the summary, and end the script."""
         seconds = time.monotonic() - self._started
         if sys.stderr.isatty():

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from autoresearch import rules
+from autoresearch import results, rules
 from autoresearch.errors import LabError, NotYet
 from autoresearch.experiment import Proposal
 from autoresearch.lab import LARGEST_FILE_BYTES, Lab, git_blob
@@ -54,8 +54,8 @@ def as_json(row: Row) -> dict[str, Any]:
 def verdict_line(row: Row) -> str:
     """One experiment on one line of the terminal."""
     word = "baseline" if row.against is None and row.value is not None else row.decision
-    score = number(row.value, ".4f") or (row.kind or "")
-    delta = number(row.delta, "+.4f")
+    score = results.score(row.value) or (row.kind or "")
+    delta = results.change(row.delta)
     title = one_line(row.title)
     who = one_line(row.author)
     return f"{row.number:>4} {word:<8} {score:<14} {delta:>8}  {who:<10} {title}"
@@ -105,15 +105,14 @@ def status_lines(metric: str, found: Mapping[str, Any]) -> list[str]:
         f"kept, {found['discarded']} discarded, {found['failed']} failed"
     ]
     if champion and baseline:
-        lines.append(
-            f"{metric}  {baseline['value']:.4f} -> {champion['value']:.4f}   champion "
-            f"is experiment {champion['experiment']}: {champion['title']}"
-        )
+        first, best = (results.score(row["value"]) for row in (baseline, champion))
+        which = f"experiment {champion['experiment']}: {champion['title']}"
+        lines.append(f"{metric}  {first} -> {best}   champion is {which}")
     for row in found["last"]:
-        score = number(row["value"], ".4f") or row["kind"]
+        score = results.score(row["value"]) or row["kind"]
         lines.append(
             f"{row['experiment']:>4} {row['decision']:<8} {score:<14} "
-            f"{number(row['delta'], '+.4f'):>8}  {row['title']}"
+            f"{results.change(row['delta']):>8}  {row['title']}"
         )
     if found["waiting"]:
         lines.append(f"{found['waiting']} waiting")
@@ -267,7 +266,7 @@ def queue(
         )
     source = read_candidate(file)
     if not one_line(title):
-        raise LabError("the title is empty. Next: autoresearch try FILE \"what is new\"")
+        raise LabError('the title is empty. Next: autoresearch try FILE "what is new"')
     name = one_line(by) or os.environ.get("USER", "") or "someone"
     program = lab.read("program.md")
     ledger.remember(git_blob(program), program)

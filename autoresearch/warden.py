@@ -60,9 +60,9 @@ def become(command: list[str], keep: list[int], file_bytes: int) -> None:
     os.setsid()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, file_bytes))
-    with suppress(OSError):  # not Linux; when memory runs out, take the guest first
-        with open("/proc/self/oom_score_adj", "w") as file:
-            file.write("500")
+    # When memory runs out, take the guest first. Only Linux has the file.
+    with suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
+        file.write("500")
     for descriptor in keep:
         os.set_inheritable(descriptor, True)
     os.execv(command[0], command)

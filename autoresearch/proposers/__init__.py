@@ -69,7 +69,7 @@ class Turns:
 
 
 def named(specs: Sequence[str], program: Program, folder: Path, seed: int) -> Proposer:
-    """The proposers that these words name, taking turns; LabError for an unknown one."""
+    """The proposers that these words name, taking turns; LabError for others."""
     return Turns([one(spec, program, folder, seed) for spec in specs])
 
 
@@ -91,6 +91,6 @@ def one(spec: str, program: Program, folder: Path, seed: int) -> Proposer:
     if LATER.fullmatch(spec):
         raise LabError(
             f"proposer {spec!r} is not built yet; today's are: {GRAMMAR}. "
-            "Next: proposers = [\"search\"] in program.md"
+            'Next: proposers = ["search"] in program.md'
         )
     raise LabError(f"unknown proposer {spec!r}; the proposers are: {GRAMMAR}")

@@ -60,7 +60,12 @@ class Script:
             ledger.source(champion.blob), line["set"]
         )
         return Proposal(
-            None, line["title"], source, champion.blob, self.name, line.get("reason", "")
+            None,
+            line["title"],
+            source,
+            champion.blob,
+            self.name,
+            line.get("reason", ""),
         )
 
 

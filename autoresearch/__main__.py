@@ -1,0 +1,5 @@
+"""`python -m autoresearch`: the command line, without its script on the PATH."""
+
+from autoresearch.cli import main
+
+main(prog_name="autoresearch")

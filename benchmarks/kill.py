@@ -1,0 +1,149 @@
+"""Kill a night over and over with kill -9, and look for what was lost or doubled.
+
+    python benchmarks/kill.py --kills 200 --json
+
+Each round starts `autoresearch run` on lab `line`, kills it after a random time, and
+starts it again. At the end one night is left to finish, and the books are compared:
+every proposal of the script must have exactly one verdict, in order; ledger, refs,
+branch and results.tsv must agree; no process, run folder or note may be left.
+"""
+
+import argparse
+import json
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+
+from autoresearch import results  # noqa: E402
+from autoresearch.ledger import Ledger  # noqa: E402
+from autoresearch.notebook import Notebook  # noqa: E402
+from tests import nights  # noqa: E402
+
+
+def letters(lab, count):
+    """Queue proposals of which some win, some lose, some fail and some are refused."""
+    source = lab.read("train.py")
+    rng = random.Random(1)
+    for number in range(count):
+        rate = 0.01 * 1.02 ** (number + 1)
+        text = source.replace("LEARNING_RATE = 0.01", f"LEARNING_RATE = {rate:.6f}")
+        if number % 7 == 3:
+            text = source.replace("points = json", "1 / 0\npoints = json")
+            text = text.replace("LEARNING_RATE = 0.01", f"LEARNING_RATE = {rate:.6f}")
+        if number % 11 == 5:
+            text = "def ("
+        if number % 5 == 4:
+            text = source.replace("MOMENTUM = 0.5", f"MOMENTUM = {rng.random():.6f}")
+        path = lab.state / "letter.py"
+        path.write_text(text)
+        done = nights.command(lab, "try", str(path), f"letter {number + 1}")
+        assert done.returncode == 0, done.stderr
+
+
+def survive(lab, kills, longest_seconds, rng):
+    """Run and kill; how many starts said something on stderr, and what."""
+    unclean, finished = [], 0
+    for kill in range(kills):
+        night = subprocess.Popen(
+            (*nights.AUTORESEARCH, "run", "--proposer", "mailbox"),
+            cwd=lab.folder,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        time.sleep(rng.uniform(0.05, longest_seconds))
+        if night.poll() is not None:
+            finished += 1
+        night.kill()
+        _, said = night.communicate()
+        if said.strip():
+            unclean.append((kill, said.strip().splitlines()[-1]))
+        print(f"\r{kill + 1}/{kills} kills", end="", file=sys.stderr, flush=True)
+    print(file=sys.stderr)
+    return unclean
+
+
+def finish(lab, count):
+    """Let one night decide whatever is left."""
+    night = nights.start(lab, "run", "--proposer", "mailbox")
+    while lab.holder() is None or len(Ledger(lab.ledger).rows()) < count + 1:
+        time.sleep(0.2)
+        assert night.poll() is None, night.stdout.read()
+    done = nights.command(lab, "stop")
+    assert done.returncode == 0, done.stderr
+    night.communicate(timeout=60)
+
+
+def audit(lab, count):
+    """What is wrong with the books: (lost, doubled, disagreements)."""
+    ledger, book = Ledger(lab.ledger), Notebook(lab.folder)
+    rows = list(ledger.rows())
+    numbers = [row.number for row in rows]
+    lost = sorted(set(range(count + 1)) - set(numbers))
+    doubled = sorted({n for n in numbers if numbers.count(n) > 1})
+    wrong = []
+    refs = {number: commit for number, commit, _ in book.entries()}
+    ran = {row.number: row.commit for row in rows if row.commit}
+    if refs != ran:
+        wrong.append(f"refs and ledger differ: {set(refs.items()) ^ set(ran.items())}")
+    branch = book.git("log", "--format=%H", "--reverse").splitlines()
+    kept = [row.commit for row in rows if row.decision == "keep"]
+    if branch[1:] != kept:
+        wrong.append(f"the branch has {len(branch) - 1} keeps, the ledger {len(kept)}")
+    if book.git("status", "--porcelain"):
+        wrong.append("the working tree is dirty: " + book.git("status", "--porcelain"))
+    table = results.header("mse") + "".join(map(results.line, results.shown(rows)))
+    if lab.results.read_text() != table:
+        wrong.append("results.tsv is not what the ledger says")
+    if nights.guests_of(lab):
+        wrong.append("processes are left")
+    if list((lab.state / "runs").glob("*")):
+        wrong.append("run folders are left")
+    return lost, doubled, wrong
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--kills", type=int, default=200)
+    parser.add_argument("--letters", type=int, default=120)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--longest-seconds", type=float, default=2.0)
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    folder = Path(tempfile.mkdtemp(prefix="autoresearch-kill-"))
+    lab = nights.line_lab(folder / "lab")
+    nights.run(lab)
+    letters(lab, options.letters)
+    rng = random.Random(options.seed)
+    unclean = survive(lab, options.kills, options.longest_seconds, rng)
+    decided = len(Ledger(lab.ledger).rows())
+    finish(lab, options.letters)
+    lost, doubled, wrong = audit(lab, options.letters)
+    found = {
+        "kills": options.kills,
+        "lost": len(lost),
+        "doubled": len(doubled),
+        "unclean_restarts": len(unclean),
+        "disagreements": wrong,
+        "decided_under_fire": decided - 1,
+    }
+    if options.json:
+        print(json.dumps(found))
+    else:
+        for name, value in found.items():
+            print(f"{name:<20} {value}")
+        for kill, words in unclean[:5]:
+            print(f"restart {kill}: {words}")
+    shutil.rmtree(folder)
+    raise SystemExit(bool(lost or doubled or wrong or unclean))
+
+
+if __name__ == "__main__":
+    main()

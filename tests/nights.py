@@ -1,0 +1,100 @@
+"""Labs and nights for tests: real folders, real git, real processes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from autoresearch import founding, night
+from autoresearch.cage import Stop
+from autoresearch.lab import Lab
+from autoresearch.loop import research
+from autoresearch.notebook import Notebook
+
+AUTORESEARCH = (sys.executable, "-m", "autoresearch")
+
+
+def line_lab(folder: Path, fence: str = "", train: str | None = None) -> Lab:
+    """Lab `line`, committed; `fence` replaces the settings of its program.md."""
+    founding.found(folder, "line", None, None, None)
+    lab = Lab.find(folder)
+    if fence:
+        prose = lab.read("program.md").rpartition("```")[2]
+        lab.path("program.md").write_text(f"```toml\n{fence}\n```\n{prose}")
+    if train is not None:
+        lab.path("train.py").write_text(train)
+    book = Notebook(folder)
+    book.git("add", "program.md", "train.py")
+    who = {f"GIT_{who}_{what}": "t" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
+    if book.git("status", "--porcelain"):
+        book.git("commit", "-q", "-m", "as the test wants it", who=who)
+    return lab
+
+
+def script(lab: Lab, *proposals: dict) -> str:
+    """A proposer that proposes these, in order; lies in the lab's own state folder."""
+    (lab.state / "script.json").write_text(json.dumps(proposals))
+    return "script:.autoresearch/script.json"
+
+
+def rate(value: float, title: str | None = None) -> dict:
+    """The proposal to set line's learning rate."""
+    return {"title": title or f"rate {value:g}", "set": {"LEARNING_RATE": value}}
+
+
+def run(lab: Lab, *proposals: dict, stop: Stop | None = None, **options):
+    """A night over these proposals, in this process; its verdicts."""
+    asked = night.Options(proposers=(script(lab, *proposals),), seed=1, **options)
+    with night.opened(lab, asked, stop or Stop()) as (opened, _):
+        return list(research(opened))
+
+
+def command(lab: Lab | Path, *words: str, **more) -> subprocess.CompletedProcess:
+    """`autoresearch ...` in the lab, as a person types it."""
+    folder = lab.folder if isinstance(lab, Lab) else lab
+    return subprocess.run(
+        (*AUTORESEARCH, *words), cwd=folder, capture_output=True, text=True, timeout=120, **more
+    )
+
+
+def start(lab: Lab, *words: str) -> subprocess.Popen:
+    """`autoresearch ...` in the lab, left running."""
+    return subprocess.Popen(
+        (*AUTORESEARCH, *words),
+        cwd=lab.folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def wait_for(condition, seconds: float = 20.0, what: str = "it") -> None:
+    """Wait until something is true."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"{what} did not come true in {seconds} s"
+        time.sleep(0.02)
+
+
+def guests_of(lab: Lab) -> list[int]:
+    """Processes that still belong to this lab's runs."""
+    mark, found = f"AUTORESEARCH_GUEST_OF={lab.folder}".encode(), []
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            try:
+                if mark in Path(f"/proc/{name}/environ").read_bytes():
+                    found.append(int(name))
+            except OSError:
+                pass
+    return found
+
+
+def kill(process: subprocess.Popen) -> None:
+    """kill -9, and wait."""
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    if process.stdout:
+        process.stdout.close()

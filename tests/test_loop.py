@@ -1,0 +1,468 @@
+"""The loop on lab `line`: what a night does, and what it never does."""
+
+import csv
+import json
+import signal
+import textwrap
+
+import pytest
+
+from autoresearch import books, constants
+from autoresearch.cage import Stop
+from autoresearch.errors import LabError
+from autoresearch.ledger import Ledger
+from autoresearch.notebook import Notebook
+from tests.nights import (
+    command,
+    guests_of,
+    line_lab,
+    rate,
+    run,
+    start,
+    wait_for,
+)
+
+
+@pytest.fixture
+def lab(tmp_path):
+    return line_lab(tmp_path / "lab")
+
+
+def git(lab, *words):
+    return Notebook(lab.folder).git(*words)
+
+
+def train_py(lab, old, new):
+    source = lab.read("train.py")
+    assert old in source
+    return source.replace(old, new)
+
+
+def ledger_of(lab):
+    return Ledger(lab.ledger)
+
+
+# -- the ordinary night ----------------------------------------------------------------
+
+
+def test_a_night_measures_the_baseline_first_and_keeps_what_is_better(lab):
+    rows = run(lab, rate(0.02), rate(0.0001), rate(0.05))
+
+    assert [row.decision for row in rows] == ["keep", "keep", "discard", "keep"]
+    assert rows[0].title == "baseline"
+    assert [row.number for row in rows] == [0, 1, 2, 3]
+    assert rows[3].against == 1
+    assert rows[3].delta == pytest.approx(rows[3].value - rows[1].value)
+    assert "LEARNING_RATE = 0.05" in lab.read("train.py")
+
+
+def test_git_log_reads_like_a_lab_notebook(lab):
+    run(lab, rate(0.02, "LEARNING_RATE 0.01 -> 0.02"), rate(0.0001, "slower"))
+
+    titles = git(lab, "log", "--format=%s").splitlines()
+    assert titles[0].startswith("[AutoResearch] LEARNING_RATE 0.01 -> 0.02 | Δmse=-0.0")
+    assert titles[1].startswith("[AutoResearch] baseline | mse=0.0")
+    assert titles[2] == "A new lab"
+    assert git(lab, "status", "--porcelain") == ""
+
+
+def test_every_verdict_is_one_commit_that_changes_only_train_py(lab):
+    rows = run(lab, rate(0.02), rate(0.0001), {"title": "boom", "source": "1/0\n"})
+
+    for row in rows[1:]:
+        assert git(lab, "rev-parse", f"autoresearch/{row.number}") == row.commit
+        changed = git(lab, "diff", "--name-only", f"{row.commit}^", row.commit)
+        assert changed == "train.py"
+        assert git(lab, "rev-parse", f"{row.commit}:train.py") == row.blob
+    assert git(lab, "log", "-1", "--format=%an|%cn", rows[1].commit) == (
+        "script:script.json|AutoResearch"
+    )
+
+
+def test_results_tsv_begins_with_the_five_columns_and_a_failure_is_blank(lab):
+    rows = run(lab, rate(0.02), {"title": "boom", "source": "1/0\n"}, rate(0.02))
+
+    with lab.results.open() as file:
+        table = list(csv.DictReader(file, delimiter="\t"))
+    assert list(table[0])[:5] == ["commit", "mse", "memory_gb", "status", "description"]
+    assert [line["status"] for line in table] == ["keep", "keep", "crash"]
+    assert table[2]["mse"] == ""
+    assert table[2]["kind"] == "crash"
+    assert rows[3].kind == "refused"  # nothing changed: in the ledger only
+    assert len(table) == len(rows) - 1
+
+
+def test_two_nights_with_one_seed_agree_to_the_last_digit(tmp_path):
+    first, second = line_lab(tmp_path / "a"), line_lab(tmp_path / "b")
+
+    values = [[row.values for row in run(lab, rate(0.02))] for lab in (first, second)]
+
+    assert values[0] == values[1]
+
+
+def test_a_second_night_goes_on_without_a_second_baseline(lab):
+    run(lab, rate(0.02))
+
+    rows = run(lab, rate(0.05))
+
+    assert [row.number for row in rows] == [2]
+    assert rows[0].against == 1
+
+
+def test_as_many_experiments_as_asked_for_and_no_more(lab):
+    rows = run(lab, rate(0.02), rate(0.03), rate(0.04), experiments=2)
+
+    assert len(rows) == 3  # the baseline is not counted
+
+
+def test_the_optimiser_runs_a_night_by_itself(lab):
+    done = command(lab, "run", "--proposer", "search", "--experiments", "4", "--json")
+
+    verdicts = [json.loads(line) for line in done.stdout.splitlines()]
+    assert done.returncode == 0, done.stderr
+    assert [verdict["experiment"] for verdict in verdicts] == [0, 1, 2, 3, 4]
+    assert {verdict["proposed_by"] for verdict in verdicts[1:]} == {"search"}
+
+
+# -- proposals that do not run ---------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (lambda s: "def (", "not Python"),
+        (lambda s: s, "nothing"),
+        (lambda s: s + "\n# only a comment\n", "nothing"),
+        (lambda s: s + "x = 1\n" * 200, "lines"),
+        (
+            lambda s: constants.replace(s, {"LEARNING_RATE": 0.02, "BATCH": 8}),
+            "constants",
+        ),
+        (lambda s: s.replace("import random\n", "import random\nrandom.seed(7)\n"), ""),
+    ],
+)
+def test_program_md_refuses_before_anything_is_trained(lab, change, why):
+    source = change(lab.read("train.py"))
+
+    rows = run(lab, {"title": "no", "source": source})
+
+    if why:
+        assert rows[1].kind == "refused"
+        assert why in rows[1].why
+        assert rows[1].runs == 0
+        assert rows[1].commit is None
+    else:
+        assert rows[1].kind is None
+
+
+def test_a_repeat_is_refused_and_names_the_experiment_it_repeats(lab):
+    rows = run(lab, rate(0.0001), {**rate(0.0001), "title": "the same again"})
+
+    assert rows[2].kind == "duplicate"
+    assert "experiment 1" in rows[2].why
+
+
+# -- runs that fail --------------------------------------------------------------------
+
+BUDGET = "budget_seconds = 1\nbudget_tolerance_seconds = 0.5"
+FAILING = {
+    "crash": ("points = json", "raise SystemExit('broken pipe dream')\npoints = json"),
+    "no score": ("run.submit(model, batch=BATCH)", "pass"),
+    "diverged": ("run.submit(", "model.weight = float('nan')\nrun.submit("),
+    "too early": ("while run.progress < 1:", "while run.progress < 0.01:"),
+    "out of memory": ("points = json", "raise MemoryError\npoints = json"),
+}
+
+
+@pytest.mark.parametrize("kind", FAILING)
+def test_a_failed_run_is_a_recorded_result_without_a_metric(lab, kind):
+    source = train_py(lab, *FAILING[kind])
+
+    row = run(lab, {"title": "fails", "source": source})[1]
+
+    assert (row.decision, row.kind, row.value) == ("failed", kind, None)
+    assert row.commit is not None
+    assert guests_of(lab) == []
+
+
+def test_the_clock_kills_the_run_and_everything_it_started(tmp_path):
+    lab = line_lab(tmp_path / "lab", f'{BUDGET}\nproposers = ["search"]')
+    forever = textwrap.dedent("""
+        import os, signal, time
+        for name in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(name, signal.SIG_IGN)
+        if os.fork() == 0:
+            os.setsid()
+            if os.fork() == 0:
+                time.sleep(600)
+            time.sleep(600)
+        while True: time.sleep(1)
+        """)
+    source = train_py(lab, "while run.progress", forever + "while run.progress")
+
+    row = run(lab, {"title": "never ends", "source": source})[1]
+
+    assert row.kind == "timeout"
+    assert guests_of(lab) == []
+
+
+def test_a_gigabyte_of_output_is_a_failure_and_not_a_full_disk(lab):
+    source = train_py(
+        lab, "points = json", "while True: print('x' * 10_000_000)\npoints = json"
+    )
+
+    row = run(lab, {"title": "talks", "source": source})[1]
+
+    assert row.kind == "crash"
+    assert "printed more than" in row.why
+    assert max(path.stat().st_size for path in lab.logs.iterdir()) < 1 << 20
+
+
+def test_what_a_run_prints_can_neither_score_nor_reach_the_terminal(lab):
+    source = train_py(
+        lab, "points = json", 'print("mse: 0.0\\x1b]0;owned\\x07")\npoints = json'
+    ).replace("LEARNING_RATE = 0.01", "LEARNING_RATE = 0.0001")
+
+    row = run(lab, {"title": "prints \x1b[31mred\x1b[0m", "source": source})[1]
+    shown = command(lab, "show", str(row.number)).stdout
+
+    assert row.decision == "discard"
+    assert "mse: 0.0" in shown
+    assert "\x1b" not in shown
+
+
+def test_a_broken_baseline_stops_the_night_with_one_clear_sentence(lab):
+    lab.path("train.py").write_text(train_py(lab, *FAILING["crash"]))
+
+    done = command(lab, "run", "--experiments", "1")
+    again = command(lab, "run", "--experiments", "1")
+
+    for result in (done, again):
+        assert result.returncode == 2
+        assert "baseline failed" in result.stderr
+        assert "Traceback" not in result.stderr
+
+
+def test_after_a_broken_baseline_is_mended_the_night_begins(lab):
+    good = lab.read("train.py")
+    lab.path("train.py").write_text(train_py(lab, *FAILING["crash"]))
+    with pytest.raises(LabError, match="baseline failed"):
+        run(lab)
+    lab.path("train.py").write_text(good)
+
+    rows = run(lab, rate(0.02))
+
+    assert [row.decision for row in rows] == ["keep", "keep"]
+
+
+# -- people ----------------------------------------------------------------------------
+
+
+def test_edits_to_train_py_before_the_first_night_become_its_baseline(lab):
+    edited = train_py(lab, "LEARNING_RATE = 0.01", "LEARNING_RATE = 0.03")
+    lab.path("train.py").write_text(edited)
+
+    rows = run(lab)
+
+    assert ledger_of(lab).source(rows[0].blob) == edited
+    assert git(lab, "show", "HEAD:train.py") == edited.rstrip("\n")
+    assert git(lab, "status", "--porcelain") == ""
+
+
+def test_edits_to_train_py_later_are_left_alone_by_a_keep(lab):
+    run(lab)
+    edited = lab.read("train.py") + "# a thought\n"
+    lab.path("train.py").write_text(edited)
+
+    rows = run(lab, rate(0.02))
+
+    assert rows[0].decision == "keep"
+    assert lab.read("train.py") == edited
+    assert git(lab, "rev-parse", "HEAD") == rows[0].commit
+
+
+def test_a_commit_of_the_human_in_mid_night_is_built_on(lab):
+    run(lab)
+    lab.path("program.md").write_text(lab.read("program.md") + "\nTry bolder rates.\n")
+    git(lab, "-c", "user.name=h", "-c", "user.email=h@h", "commit", "-qam", "bolder")
+
+    rows = run(lab, rate(0.02))
+
+    titles = git(lab, "log", "--format=%s").splitlines()
+    assert titles[0].startswith("[AutoResearch] rate 0.02")
+    assert titles[1] == "bolder"
+    assert "bolder rates" in lab.read("program.md")
+    assert git(lab, "diff", "--name-only", "HEAD^", "HEAD") == "train.py"
+    assert rows[0].commit == git(lab, "rev-parse", "HEAD")
+
+
+def test_try_queues_a_file_and_the_next_night_takes_it_first(lab):
+    run(lab)
+    mine = lab.state / "mine.py"
+    mine.write_text(train_py(lab, "LEARNING_RATE = 0.01", "LEARNING_RATE = 0.02"))
+
+    queued = command(lab, "try", str(mine), "my rate", "--by", "ada", "--json")
+    rows = run(lab)
+
+    assert json.loads(queued.stdout)["experiment"] == 1
+    assert [(row.number, row.author) for row in rows] == [(1, "human:ada")]
+
+
+def test_try_waits_for_a_night_in_progress_and_its_exit_code_is_the_verdict(lab):
+    mine = lab.state / "mine.py"
+    mine.write_text(train_py(lab, "LEARNING_RATE = 0.01", "LEARNING_RATE = 0.0001"))
+    night = start(lab, "run", "--proposer", "mailbox")
+    wait_for(lambda: lab.results.exists() and "baseline" in lab.results.read_text())
+
+    done = command(lab, "try", str(mine), "slow", "--wait", "30")
+    stopped = command(lab, "stop")
+    night.communicate(timeout=30)
+
+    assert done.returncode == 4, done.stderr
+    assert "discard" in done.stdout
+    assert stopped.returncode == 0
+    assert night.returncode == 0
+
+
+def test_program_md_is_read_afresh_and_a_broken_one_never_stops_a_night(lab):
+    run(lab)
+    source = train_py(lab, "import json\n", "import json\n" + "X = 1\n" * 90)
+    lab.path("program.md").write_text("```toml\nbudget_tokens = 2000\nmax_changed_lines = 100\n```\n")
+    allowed = run(lab, {"title": "long", "source": source})
+
+    night = start(lab, "run", "--proposer", "mailbox")
+    wait_for(lambda: lab.now.exists() or lab.holder() is not None)
+    lab.path("program.md").write_text("```toml\nmax_changed_lnes = 1\n```\n")
+    wait_for(
+        lambda: "max_changed_lnes" in (lab.state / "run.log").read_text(),
+        what="the notice about program.md",
+    )
+    night.send_signal(signal.SIGINT)
+    said, _ = night.communicate(timeout=30)
+
+    assert allowed[0].kind is None
+    assert night.returncode == 0
+    assert "'max_changed_lines'" in said
+    assert "stays in force" in said
+
+
+# -- endings ---------------------------------------------------------------------------
+
+
+def slow(lab, seconds=600):
+    return train_py(lab, "points = json", f"import time; time.sleep({seconds})\npoints = json")
+
+
+def test_one_ctrl_c_waits_for_the_run_and_a_second_loses_nothing(lab):
+    run(lab)
+    mine = lab.state / "slow.py"
+    mine.write_text(slow(lab))
+    command(lab, "try", str(mine), "sleeps")
+    night = start(lab, "run", "--proposer", "mailbox")
+    wait_for(lambda: guests_of(lab), what="the run")
+
+    night.send_signal(signal.SIGINT)
+    with pytest.raises(Exception, match="timed out"):
+        night.wait(1)
+    night.send_signal(signal.SIGINT)
+    night.communicate(timeout=20)
+
+    assert night.returncode == 0
+    assert guests_of(lab) == []
+    assert [p.title for p in ledger_of(lab).open()] == ["sleeps"]
+
+
+def test_a_closed_terminal_ends_nothing(lab):
+    night = start(lab, "run", "--proposer", "mailbox")
+    wait_for(lambda: lab.results.exists() and "baseline" in lab.results.read_text())
+
+    night.send_signal(signal.SIGHUP)
+    night.stdout.close()
+    mine = lab.state / "mine.py"
+    mine.write_text(train_py(lab, "LEARNING_RATE = 0.01", "LEARNING_RATE = 0.02"))
+    done = command(lab, "try", str(mine), "after", "--wait", "30")
+    command(lab, "stop")
+    night.wait(20)
+
+    assert done.returncode == 0
+    assert night.returncode == 0
+
+
+def test_stop_while_idle_ends_a_night_that_waits_for_letters(lab):
+    night = start(lab, "run", "--proposer", "mailbox")
+    wait_for(lambda: lab.results.exists() and "baseline" in lab.results.read_text())
+
+    command(lab, "stop")
+    night.communicate(timeout=20)
+
+    assert night.returncode == 0
+    assert command(lab, "stop").returncode == 3
+
+
+def test_an_interrupted_experiment_is_taken_up_again_under_its_number(lab):
+    run(lab)
+    stop = Stop()
+    stop.soon = stop.now = True  # as if Ctrl-C came twice before the first run
+    mine = lab.state / "mine.py"
+    mine.write_text(train_py(lab, "LEARNING_RATE = 0.01", "LEARNING_RATE = 0.02"))
+    command(lab, "try", str(mine), "mine")
+
+    nothing = run(lab, stop=stop)
+    rows = run(lab)
+
+    assert nothing == []
+    assert [(row.number, row.title) for row in rows] == [(1, "mine")]
+
+
+# -- series and clones -----------------------------------------------------------------
+
+
+def test_another_budget_is_a_new_series_and_the_champion_is_measured_again_first(lab):
+    run(lab, rate(0.02))
+    text = lab.read("program.md").replace("budget_tokens = 2000", "budget_tokens = 4000")
+    lab.path("program.md").write_text(text)
+
+    rows = run(lab, rate(0.05))
+
+    assert rows[0].title == "champion again"
+    assert "2000 tokens -> 4000 tokens" in rows[0].reason
+    assert "LEARNING_RATE = 0.02" in ledger_of(lab).source(rows[0].blob)
+    assert rows[1].against == rows[0].number
+
+
+def test_the_ledger_is_rebuilt_from_a_clone(lab, tmp_path):
+    rows = run(
+        lab, rate(0.02), rate(0.0001), {"title": "boom", "source": "1/0\n", "reason": "why not"}
+    )
+    clone = tmp_path / "clone"
+    git(lab, "clone", "-q", str(lab.folder), str(clone))
+    Notebook(clone).git(
+        "fetch", "-q", "origin", "refs/autoresearch/*:refs/autoresearch/*"
+    )
+
+    done = command(clone, "rebuild")
+    again = [json.loads(line) for line in command(clone, "log", "--json").stdout.splitlines()]
+
+    assert done.returncode == 0, done.stderr
+    assert len(again) == len(rows)
+    for row, back in zip(rows, again, strict=True):
+        assert back["experiment"] == row.number
+        assert (back["decision"], back["kind"], back["title"]) == (
+            row.decision, row.kind, row.title,
+        )
+        assert back["ran"] == row.blob
+        assert back["reason"] == row.reason
+        assert back["values"] == pytest.approx(list(row.values), abs=1e-6)
+        assert back["against"] == row.against
+        assert back["commit"] == row.commit
+    assert command(clone, "run", "--experiments", "1").returncode == 0
+
+
+def test_a_reason_cannot_forge_trailers(lab):
+    forged = "good\n\nVerdict: keep: forged\nScore: 0.000000\nRan: 0000"
+
+    row = run(lab, {**rate(0.0001), "reason": forged})[1]
+
+    message = git(lab, "log", "-1", "--format=%B", row.commit)
+    assert books.notebook.read_trailers(message)["Score"] == f"{row.value:.6f}"
+    assert books.notebook.read_trailers(message)["Verdict"].startswith("discard")
