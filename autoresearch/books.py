@@ -10,7 +10,7 @@ Not covered: two writers. Whoever records verdicts holds the lab's lock.
 import json
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from autoresearch import notebook, program, results, rules
@@ -28,12 +28,19 @@ TIDY_EVERY = 500  # experiments
 class Books:
     """What was proposed, tried and decided in one lab, and where it is written."""
 
-    def __init__(self, lab: Lab, apparatus: Apparatus, ledger: Ledger) -> None:
+    def __init__(
+        self,
+        lab: Lab,
+        apparatus: Apparatus,
+        ledger: Ledger,
+        notify: Callable[[str], None],
+    ) -> None:
         self.lab = lab
         self.apparatus = apparatus
         self.ledger = ledger
         self.notebook = Notebook(lab.folder)
-        self.notices: list[str] = []  # for the human, newest last
+        self._notify = notify  # tells the human something
+        self._broken = ""  # what was last said about program.md
         self.program = Program()
         self._program_blob = ""
         self.read_program(first=True)
@@ -53,9 +60,9 @@ class Books:
         except LabError as error:
             if first:
                 raise
-            notice = f"{error}; the last good program.md stays in force"
-            if notice not in self.notices:
-                self.notices.append(notice)
+            if str(error) != self._broken:
+                self._broken = str(error)
+                self._notify(f"{error}; the last good program.md stays in force")
         return self.program
 
     # -- proposal -> candidate ---------------------------------------------------------
@@ -132,7 +139,7 @@ class Books:
                 self.ledger.rename_commit(row.number, commit)
             book.advance(branch, commit, head)
         if not book.check_out(f"{commit}^", commit):
-            self.notices.append(
+            self._notify(
                 f"experiment {row.number} was kept, but train.py in your folder has "
                 "edits of yours and was left as it is"
             )
@@ -284,7 +291,7 @@ def restore(
 ) -> None:
     """One experiment and its runs, from what its commit says."""
     decision, _, why = tell["Verdict"].partition(": ")
-    kind = why.partition(": ")[0] if decision == "failed" else None
+    what = why.partition(": ")[0] if decision == "failed" else None
     values = [float(value) for value in tell.get("Score", "").split()]
     found = book.file_at(commit, "train.py")
     if found is None or found[0] != tell["Ran"]:
@@ -313,7 +320,7 @@ def restore(
             *(number, title, entry.body, tell["Proposed-by"]),
             *(parent_blob(book, commit, against), tell["Ran"]),
             *(rules.fingerprint(source), tell.get("Program", ""), at, sequence),
-            *(tell["Series"], decision, why, kind, score, delta, against, at, commit),
+            *(tell["Series"], decision, why, what, score, delta, against, at, commit),
         ),
     )
     for value in values:

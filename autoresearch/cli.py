@@ -169,12 +169,10 @@ def run_night(lab: Lab, options: night.Options, as_json: bool) -> str:
     with obeying(stop, screen), night.opened(lab, options, stop) as (opened, now):
         books = opened.books
         screen.begin(books.ledger, now, options)
-        now.listener = screen.show
+        now.listener, now.reader = screen.show, screen.notice
         for row in research(opened):
             now.done(row.number)
             screen.verdict(row)
-            while books.notices[screen.noticed :]:
-                screen.notice(books.notices[screen.noticed])
         counts = books.ledger.counts()
     word = "stopped" if stop.soon or stop.now else "done"
     return (
@@ -188,7 +186,6 @@ class Screen:
     """Verdicts as lines that stay, and the run in hand as a line that changes."""
 
     def __init__(self, lab: Lab, as_json: bool) -> None:
-        self.noticed = 0
         self._json = as_json
         self._live = sys.stdout.isatty() and not as_json
         self._shown = 0.0
@@ -207,6 +204,8 @@ class Screen:
             f"{words}. You may close this terminal; autoresearch status --follow "
             "comes back."
         )
+        for words in now.notices:
+            self.notice(words)
         for proposal in ledger.open():
             title = one_line(proposal.title)
             self.print(f"going on with experiment {proposal.number}: {title}")
@@ -221,7 +220,6 @@ class Screen:
 
     def notice(self, words: str) -> None:
         """Something the human should know."""
-        self.noticed += 1
         self.print(f"note: {one_line(words)}")
 
     def show(self, candidate: Candidate, progress: Progress) -> None:

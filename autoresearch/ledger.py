@@ -488,13 +488,12 @@ def numbered(proposal: Proposal, number: int) -> Proposal:
 
 def row_of(found: tuple[Any, ...]) -> Row:
     """A line of the ROW query -> Row."""
-    *before, values, seconds, evaluation_seconds, memory_gb, facts = found[:20]
-    return Row(
-        *before,
-        tuple(json.loads(values)),
-        seconds,
-        evaluation_seconds,
-        memory_gb,
-        tuple((key, value) for key, value in json.loads(facts or "[]")),
+    values, facts = json.loads(found[15]), json.loads(found[19] or "[]")
+    fields = (
+        *found[:15],
+        tuple(values),
+        *found[16:19],
+        tuple((key, value) for key, value in facts),
         *found[20:25],
     )
+    return Row(*fields)

@@ -49,14 +49,23 @@ class Options:
 class Now:
     """What is running at this moment, written where every view can read it."""
 
-    def __init__(self, path: Path, until: float | None) -> None:
+    def __init__(self, path: Path) -> None:
         self._path = path
         self._lock = threading.Lock()
         self._written = 0.0
         self._runs: dict[int, dict[str, object]] = {}
         self.notices: list[str] = []
-        self.until = until  # None: no end was set
+        self.until: float | None = None  # None: no end was set
         self.listener: Callable[[Candidate, Progress], None] | None = None
+        self.reader: Callable[[str], None] | None = None
+
+    def notice(self, words: str) -> None:
+        """Something the human should know."""
+        with self._lock:
+            self.notices.append(words)
+            self._write()
+        if self.reader is not None:
+            self.reader(words)
 
     def __call__(self, candidate: Candidate, progress: Progress) -> None:
         """Take note of how far a run is."""
@@ -118,7 +127,8 @@ def night_of(
     lab: Lab, options: Options, stop: Stop, found: Apparatus, ledger: Ledger
 ) -> tuple[Night, Now]:
     """Put the parts of a night together."""
-    books = Books(lab, found, ledger)
+    now = Now(lab.now)
+    books = Books(lab, found, ledger, now.notice)
     program = books.program
     slots = machine.slots() if found.causal else (Slot(),)
     readonly = read_readonly(lab, program)
@@ -126,8 +136,7 @@ def night_of(
     ledger.begin(series, json.dumps(facts), options.seed, json.dumps(asdict(options)))
     books.catch_up()
     hours = options.hours if options.hours is not None else program.hours
-    now = Now(lab.now, None if hours is None else time.time() + 3600 * hours)
-    now.notices = books.notices
+    now.until = None if hours is None else time.time() + 3600 * hours
     bench = Bench(lab, found, terms_of(program, readonly), stop, now)
     specs = options.proposers or program.proposers
     night = Night(

@@ -123,7 +123,7 @@ def probe(model: nn.Module, data: memoryview) -> bytes:
         row = torch.from_numpy(tokens)[None].to(device)
         found = claim(model, row, vocabulary)
     model.train(training)
-    return found.cpu().numpy().astype("<f4").tobytes()
+    return bytes(found.cpu().numpy().astype("<f4").tobytes())
 
 
 def lab_shape() -> tuple[int, int]:

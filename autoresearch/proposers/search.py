@@ -1,0 +1,328 @@
+"""`search`: an optimiser over the constants of the champion's train.py. Offline, free.
+
+Two choices per proposal. *Which constant*: a bandit (UCB) over the constants, from what
+changing each has gained in this ledger, with a prior for names that usually matter.
+*Which value*: Optuna's TPE (Bergstra et al. 2011, "Algorithms for Hyper-Parameter
+Optimization") over that constant alone, from every experiment that differs from the
+champion in nothing else, whoever proposed it. Until a constant has a few results there
+is nothing to model, and bold steps are tried first: a factor, then the way that helped.
+
+Promises: learns from every ledger row; a failure is infeasible, never a bad number;
+never proposes what the ledger has; rebuilt from the ledger, so a restart changes
+nothing. Not covered: effects of two constants together, and anything but constants.
+"""
+
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from autoresearch import constants, rules
+from autoresearch.constants import Constant, Value
+from autoresearch.errors import LabError
+from autoresearch.experiment import Proposal
+from autoresearch.ledger import Ledger, Row
+
+if TYPE_CHECKING:
+    import optuna
+
+# What usually moves a training score most, first. Only an order to begin with.
+MATTERS = (
+    "LR",
+    "RATE",
+    "BATCH",
+    "DEPTH",
+    "WIDTH",
+    "ASPECT",
+    "DIM",
+    "WARMDOWN",
+    "DECAY",
+)
+ENOUGH_FOR_TPE = 4  # results of one constant before a model of it says more than steps
+BOLD, FINE = 2.0, 1.3  # factors of a first and of a later step
+CURIOSITY = 1.0
+MOST_TRIES = 40  # values to draw before calling a constant used up
+
+
+@dataclass
+class Tried:
+    """What changing one constant has brought so far."""
+
+    points: list[tuple[Value, float | None]] = field(default_factory=list)
+    gains: list[float] = field(default_factory=list)  # against the champion of its time
+    count: int = 0
+
+
+class Search:
+    """Proposes one changed constant at a time (program.md may allow more)."""
+
+    name = "search"
+    exhausted = False
+
+    def __init__(self, seed: int = 0, max_constants: int = 1) -> None:
+        need_optuna()
+        self._seed = seed
+        self._most = max_constants
+        self._values: dict[str, dict[str, Value]] = {}
+        self._skeletons: dict[str, str] = {}
+
+    def propose(self, ledger: Ledger) -> Proposal | None:
+        """A new value for the constant that promises most; None if all are used up."""
+        champion = ledger.champion
+        if champion is None:
+            return None
+        source = ledger.source(champion.blob)
+        rows = ledger.rows()
+        taken = {rules.fingerprint(p.source) for p in ledger.open()}
+        rng = random.Random(f"{self._seed}:{len(rows)}:{len(taken)}:{champion.blob}")
+        knobs = {c.name: c for c in constants.read(source) if not c.fixed}
+        history = self._history(ledger, champion.blob, knobs, rows)
+        for name in order(knobs, history, rng):
+            for value, reason in self._values_for(
+                knobs[name], history[name], ledger, rng
+            ):
+                changed = {name: value}
+                if self._most > 1:
+                    changed |= companions(knobs, history, name, self._most - 1, rng)
+                text = constants.replace(source, changed)
+                code = rules.fingerprint(text)
+                known = ledger.same_code(code, champion.blob, None) is not None
+                if known or code in taken or code == rules.fingerprint(source):
+                    continue
+                title = ", ".join(worded(knobs[n], v) for n, v in changed.items())
+                return Proposal(None, title, text, champion.blob, self.name, reason)
+        return None
+
+    # -- memory ------------------------------------------------------------------------
+
+    def _history(
+        self,
+        ledger: Ledger,
+        blob: str,
+        knobs: dict[str, Constant],
+        rows: Sequence[Row],
+    ) -> dict[str, Tried]:
+        """Per constant, from all rows: results near the champion, and gains ever."""
+        history = {name: Tried() for name in knobs}
+        here, shape = self._constants(ledger, blob)
+        sign = 1.0 if ledger.lower_is_better else -1.0
+        for row in rows:
+            if row.kind == "refused" or row.kind == "duplicate" or not row.parent:
+                continue
+            there, theirs = self._constants(ledger, row.blob)
+            before, _ = self._constants(ledger, row.parent)
+            changed = [n for n in there if before.get(n) != there[n] and n in history]
+            for name in changed:
+                history[name].count += 1
+                if row.delta is not None:
+                    history[name].gains.append(-sign * row.delta / len(changed))
+            if theirs == shape:
+                apart = [n for n in there if here.get(n) != there[n]]
+                if len(apart) == 1 and apart[0] in history:
+                    history[apart[0]].points.append((there[apart[0]], row.value))
+        return history
+
+    def _constants(self, ledger: Ledger, blob: str) -> tuple[dict[str, Value], str]:
+        if blob not in self._values:
+            try:
+                source = ledger.source(blob)
+                self._values[blob] = constants.values_of(source)
+                self._skeletons[blob] = rules.fingerprint(constants.skeleton(source))
+            except (SyntaxError, ValueError, RecursionError):
+                self._values[blob], self._skeletons[blob] = {}, "not Python"
+        return self._values[blob], self._skeletons[blob]
+
+    # -- values ------------------------------------------------------------------------
+
+    def _values_for(
+        self, knob: Constant, tried: Tried, ledger: Ledger, rng: random.Random
+    ) -> list[tuple[Value, str]]:
+        """Values to try for one constant, best first, each with its reason."""
+        done = {value for value, _ in tried.points} | {knob.value}
+        if knob.choices:
+            rest = [value for value in knob.choices if value not in done]
+            rng.shuffle(rest)
+            return [(value, f"{knob.name} untried at {value!r}") for value in rest]
+        found = steps(knob, tried, rng, lower_is_better=ledger.lower_is_better)
+        if len(tried.points) >= ENOUGH_FOR_TPE:
+            values = self._modelled(knob, tried, ledger)
+            found = [
+                (v, f"TPE over {len(tried.points)} results") for v in values
+            ] + found
+        return [(value, why) for value, why in found if value not in done]
+
+    def _modelled(self, knob: Constant, tried: Tried, ledger: Ledger) -> list[Value]:
+        """What TPE asks for next, a few times over, for one constant."""
+        import optuna
+
+        champion = ledger.champion
+        assert champion is not None
+        assert knob.low is not None
+        assert knob.high is not None
+        direction = "minimize" if ledger.lower_is_better else "maximize"
+        sampler = optuna.samplers.TPESampler(
+            seed=self._seed + len(tried.points), n_startup_trials=1
+        )
+        study = optuna.create_study(direction=direction, sampler=sampler)
+        spread = optuna.distributions.FloatDistribution(
+            knob.low, knob.high, log=knob.log
+        )
+        mean = sum(champion.values) / len(champion.values)
+        for value, score in [(knob.value, mean), *tried.points]:
+            if knob.low <= float(value) <= knob.high:
+                study.add_trial(trial_of(knob.name, float(value), score, spread))
+        asked = [study.ask({knob.name: spread}) for _ in range(4)]
+        return [tidy(knob, trial.params[knob.name]) for trial in asked]
+
+
+def need_optuna() -> None:
+    """LabError when the optimiser is not installed."""
+    try:
+        import optuna
+    except ImportError:
+        raise LabError(
+            "proposer 'search' needs optuna. Next: pip install -e '.[search]'"
+        ) from None
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+
+def trial_of(
+    name: str,
+    value: float,
+    score: float | None,
+    spread: "optuna.distributions.FloatDistribution",
+) -> "optuna.trial.FrozenTrial":
+    """A ledger result as Optuna knows it; a failure is a failed trial."""
+    import optuna
+
+    failed = score is None
+    return optuna.trial.create_trial(
+        state=optuna.trial.TrialState.FAIL if failed else None,
+        value=score,
+        params={name: value},
+        distributions={name: spread},
+    )
+
+
+def order(
+    knobs: dict[str, Constant], history: dict[str, Tried], rng: random.Random
+) -> list[str]:
+    """The constants, most promising first: what they gained, plus curiosity."""
+    total = 1 + sum(tried.count for tried in history.values())
+    every = [gain for tried in history.values() for gain in tried.gains if gain > 0]
+    unit = max(every, default=0.0) or 1.0
+
+    def promise(name: str) -> float:
+        tried = history[name]
+        best = max([0.0, *tried.gains]) / unit
+        # A gain is worth less each time it was followed by nothing.
+        late = 0.5 ** max(0, len(tried.gains) - 1 - last_gain(tried.gains))
+        curious = CURIOSITY * math.sqrt(math.log(total + 1) / (tried.count + 0.5))
+        return best * late + curious * (1 + prior(name)) + 0.01 * rng.random()
+
+    return sorted(knobs, key=promise, reverse=True)
+
+
+def last_gain(gains: Sequence[float]) -> int:
+    """Where the last positive gain stands; before the first when there is none."""
+    return max((i for i, gain in enumerate(gains) if gain > 0), default=-1)
+
+
+def prior(name: str) -> float:
+    """How much a constant of this name usually matters, 0 to 1."""
+    words = name.split("_")
+    for place, word in enumerate(MATTERS):
+        if word in words:
+            return 1 - place / len(MATTERS)
+    return 0.0
+
+
+def steps(
+    knob: Constant, tried: Tried, rng: random.Random, *, lower_is_better: bool
+) -> list[tuple[Value, str]]:
+    """Steps away from the champion's value: bold at first, on where it helped."""
+    gained = [gain > 0 for gain in tried.gains]
+    up = rng.random() < 0.5
+    worse = [float(value) > float(knob.value) for value, _ in tried.points]
+    if worse and all(worse):
+        up = False
+    elif worse and not any(worse):
+        up = True
+    factor = BOLD if not any(gained) and len(tried.points) < 2 else FINE
+    found: list[tuple[Value, str]] = []
+    for size in (factor, math.sqrt(factor), factor * factor, 1.1):
+        for way in (up, not up):
+            value = tidy(knob, moved(knob, size if way else 1 / size))
+            why = (
+                "untried" if not tried.points else f"{len(tried.points)} results so far"
+            )
+            found.append(
+                (value, f"{knob.name}: {why}; {'up' if way else 'down'} a step")
+            )
+    for _ in range(MOST_TRIES):
+        found.append((tidy(knob, drawn(knob, rng)), f"{knob.name}: anywhere in range"))
+    return found
+
+
+def moved(knob: Constant, factor: float) -> float:
+    """The champion's value, a step away on the scale that suits it."""
+    value = float(knob.value)
+    assert knob.low is not None
+    assert knob.high is not None
+    if knob.log and value > 0:
+        return value * factor
+    if 0.5 < value < 1 and knob.high <= 1:
+        return 1 - (1 - value) / factor
+    share = 0.25 * math.log2(factor) if factor != 1 else 0.0
+    return value + share * (knob.high - knob.low)
+
+
+def drawn(knob: Constant, rng: random.Random) -> float:
+    """Any value of the range."""
+    assert knob.low is not None
+    assert knob.high is not None
+    if knob.log and knob.low > 0:
+        return math.exp(rng.uniform(math.log(knob.low), math.log(knob.high)))
+    return rng.uniform(knob.low, knob.high)
+
+
+def tidy(knob: Constant, value: float) -> Value:
+    """Inside the range, of the constant's type, and as a person would write it."""
+    assert knob.low is not None
+    assert knob.high is not None
+    value = min(max(value, knob.low), knob.high)
+    if isinstance(knob.value, int):
+        if "**" in knob.spelling and value > 0:
+            return int(2 ** round(math.log2(value)))
+        whole = round(value)
+        return int(constants.rounded(whole)) if whole > 100 else int(whole)
+    if 0.9 < value < 1:
+        return round(1 - constants.rounded(1 - value), 6)
+    return constants.rounded(value)
+
+
+def companions(
+    knobs: dict[str, Constant],
+    history: dict[str, Tried],
+    name: str,
+    most: int,
+    rng: random.Random,
+) -> dict[str, Value]:
+    """Further constants to change along, where program.md allows more than one."""
+    others = [n for n in order(knobs, history, rng) if n != name][
+        : rng.randint(0, most)
+    ]
+    found: dict[str, Value] = {}
+    for other in others:
+        knob = knobs[other]
+        if knob.choices:
+            found[other] = rng.choice(knob.choices)
+        else:
+            found[other] = tidy(knob, moved(knob, rng.choice((FINE, 1 / FINE))))
+    return found
+
+
+def worded(knob: Constant, value: Value) -> str:
+    """`MATRIX_LR 0.04 -> 0.05`"""
+    return f"{knob.name} {knob.spelling} -> {constants.spell(value, knob)}"
