@@ -184,11 +184,14 @@ def unseal(descriptor: int, largest_bytes: int) -> bytes:
     if size_bytes > largest_bytes:
         raise Junk(f"{size_bytes} bytes where at most {largest_bytes} are taken")
     read = bytearray()
-    while len(read) < size_bytes:
-        part = os.pread(descriptor, min(1 << 28, size_bytes - len(read)), len(read))
-        if not part:
-            break
-        read += part
+    try:
+        while len(read) < size_bytes:
+            part = os.pread(descriptor, min(1 << 28, size_bytes - len(read)), len(read))
+            if not part:
+                break
+            read += part
+    except OSError:  # it may have been opened for writing only
+        raise Junk("memory that cannot be read") from None
     return bytes(read)
 
 

@@ -7,16 +7,23 @@ What each setting means is said once, in `Program`.
 
 import difflib
 import re
+import reprlib
 import tomllib
 from dataclasses import dataclass, fields
+from pathlib import PurePosixPath
 from typing import Any
 
 from autoresearch.errors import LabError
 
-FENCE = re.compile(r"\A\s*```toml[ \t]*\n(.*?)^```[ \t]*$", re.DOTALL | re.MULTILINE)
+FENCE = re.compile(
+    r"\A\s*```toml[ \t]*\r?\n(.*?)^```[ \t]*\r?$", re.DOTALL | re.MULTILINE
+)
 LARGEST_PROGRAM_BYTES = 1 << 20
+LARGEST_FENCE_BYTES = 16 << 10  # TOML takes time quadratic in the depth of a key
 CAGES = ("full", "landlock", "container", "seatbelt", "none")
 POLICIES = ("greedy",)
+SHOWN_ANYWAY = (("train.py",), ("prepare.py",))  # a second copy would replace them
+OUTSIDE = ("/", "//", ".git", ".autoresearch")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +48,7 @@ class Program:
 
     @property
     def tolerance_seconds(self) -> float:
-        """The tolerance that holds: never more than a twentieth of a short budget."""
+        """The tolerance that holds: of a short budget a twentieth, but at least 2 s."""
         if self.budget_seconds is None:
             return self.budget_tolerance_seconds
         return min(self.budget_tolerance_seconds, max(2.0, self.budget_seconds / 20))
@@ -70,11 +77,17 @@ def parse(text: str) -> Program:
     """The text of program.md -> Program, or LabError naming line and remedy."""
     if len(text) > LARGEST_PROGRAM_BYTES:
         raise LabError("program.md is larger than 1 MB. Next: shorten it")
+    text = text.removeprefix("\ufeff")  # some editors put a byte order mark on top
     fence = FENCE.match(text)
     if fence is None:
         if re.match(r"\s*```toml", text):
             raise LabError("program.md: the ```toml fence on top is never closed")
         return Program(prose=text)
+    if len(fence[1]) > LARGEST_FENCE_BYTES:
+        raise LabError(
+            "program.md: the ```toml fence is larger than 16 KB. "
+            "Next: move prose below the fence"
+        )
     table = read_table(fence[1], first_line=text[: fence.start(1)].count("\n") + 1)
     settings = {name: checked(name, value) for name, value in table.items()}
     contradictions(settings)
@@ -89,24 +102,30 @@ def read_table(toml: str, first_line: int) -> dict[str, Any]:
         return tomllib.loads(toml)
     except tomllib.TOMLDecodeError as error:
         found = re.search(r"at line (\d+)", str(error))
-        line = first_line + int(found[1]) - 1 if found else first_line
+        last_line = first_line + max(0, toml.count("\n") - 1)
+        line = first_line + int(found[1]) - 1 if found else last_line
         what = str(error).split(" (at ")[0]
         raise LabError(f"program.md line {line}: {what}") from None
+    except (ValueError, RecursionError):  # a number of 5000 digits, "[" 5000 times
+        raise LabError(
+            f"program.md: the settings from line {first_line} on hold a number or a "
+            "table too large to read. Next: correct it"
+        ) from None
 
 
 def checked(name: str, value: Any) -> Any:
     """One setting, in the type that Program holds, or LabError."""
     if name not in SETTINGS:
-        near = difflib.get_close_matches(name, SETTINGS, 1, cutoff=0.0)[0]
+        near = difflib.get_close_matches(name[:80], SETTINGS, 1, cutoff=0.0)[0]
         raise LabError(
-            f"program.md: unknown setting {name!r}; the nearest is {near!r}. "
+            f"program.md: unknown setting {shown(name)}; the nearest is {near!r}. "
             f"The settings are: {', '.join(SETTINGS)}"
         )
     kinds = KINDS[name]
     wrong = isinstance(value, bool) or not isinstance(value, kinds)
     if wrong or (kinds == (list,) and not all(isinstance(v, str) for v in value)):
         raise LabError(
-            f"program.md: {name} is {value!r}, but it takes {SAID[kinds[-1]]}"
+            f"program.md: {name} is {shown(value)}, but it takes {SAID[kinds[-1]]}"
         )
     if isinstance(value, list):
         return tuple(value)
@@ -114,7 +133,10 @@ def checked(name: str, value: Any) -> Any:
         return chosen(name, value)
     lowest = 0 if name in MAY_BE_ZERO else 1e-9
     if not lowest <= value < 1e15:
-        raise LabError(f"program.md: {name} is {value!r}, but it must be positive")
+        raise LabError(
+            f"program.md: {name} is {shown(value)}, but it must be positive"
+            f"{' or 0' if name in MAY_BE_ZERO else ''} and below 10^15"
+        )
     return value
 
 
@@ -123,18 +145,38 @@ def chosen(name: str, value: str) -> str:
     words = {"cage": CAGES, "policy": POLICIES}[name]
     if value not in words:
         raise LabError(
-            f"program.md: {name} is {value!r}, but it is one of: {', '.join(words)}"
+            f"program.md: {name} is {shown(value)}, but it is one of: "
+            f"{', '.join(words)}"
         )
     return value
 
 
+def shown(value: object) -> str:
+    """A wrong value as a message can hold it: shortened, whatever its size."""
+    try:
+        return reprlib.repr(value)
+    except ValueError:  # Python does not spell out more than 4300 digits
+        return "a number of thousands of digits"
+
+
 def contradictions(settings: dict[str, Any]) -> None:
-    """Settings that cannot hold together."""
+    """Settings that cannot hold together, or with a lab."""
     if "budget_seconds" in settings and "budget_tokens" in settings:
         raise LabError(
             "program.md sets budget_seconds and budget_tokens; a run has one budget. "
             "Next: delete one of the two lines"
         )
+    if settings.get("proposers") == ():
+        raise LabError(
+            "program.md: proposers is empty, so nobody would have an idea. "
+            'Next: proposers = ["search"], or delete the line for this default'
+        )
     for path in settings.get("readonly", ()):
-        if path.startswith("/") or ".." in path.split("/") or not path:
-            raise LabError(f"program.md: readonly {path!r} is not inside the lab")
+        parts = PurePosixPath(path).parts
+        if not parts or parts[0] in OUTSIDE or ".." in parts or "\0" in path:
+            raise LabError(f"program.md: readonly {shown(path)} is not inside the lab")
+        if parts in SHOWN_ANYWAY:
+            raise LabError(
+                f"program.md: readonly {shown(path)} is shown to train.py anyway. "
+                "Next: delete it from the list"
+            )
