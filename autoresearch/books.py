@@ -187,7 +187,7 @@ class Books:
         what = notebook.summary(verdict.proposal.title)
         metric = self.apparatus.short_metric
         if isinstance(verdict.evidence, Failure):
-            outcome = verdict.evidence.kind
+            outcome: str = verdict.evidence.kind
         elif verdict.against is None:
             outcome = f"{metric}={results.score(mean(verdict.values))}"
         else:

@@ -166,6 +166,11 @@ class Guest:
     ) -> None:
         self.kill()
 
+    def send(self, message: Message, *descriptors: int) -> None:
+        """Tell the guest something. One that is gone is noticed by `receive`."""
+        with contextlib.suppress(Closed):
+            self.channel.send(message, *descriptors)
+
     def receive(self, deadline: float) -> tuple[Message, list[int]]:
         """The guest's next message by `deadline` (time.monotonic).
 

@@ -5,15 +5,18 @@ refs/autoresearch/N. Nothing is checked out or reset: a discarded idea is never 
 a crash never leaves a half-made tree. A keep moves the branch forward, from the value
 it was seen at and no other, and the checked-out train.py with it where that is clean.
 
-Covered: hooks, fsmonitor, signing, filters and foreign configuration are off; a branch
-that the human moved meanwhile. Not covered: a human who rewrites refs/autoresearch.
+Covered: hooks, fsmonitor, signing, filters and foreign configuration are off, and so
+are replaced objects and remotes; a branch that the human moved meanwhile; lock files
+that a killed git left. Not covered: a human who rewrites refs/autoresearch.
 """
 
 import os
 import re
 import subprocess
+import tempfile
 import unicodedata
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,9 +27,10 @@ REFS = "refs/autoresearch"
 # what is written; hooks and fsmonitor of a planted .git/config once did both.
 SAFELY = (
     *("-c", "core.hooksPath=/dev/null", "-c", "core.fsmonitor=false"),
-    *("-c", "commit.gpgSign=false", "-c", "gc.autoDetach=false"),
-    *("-c", "core.autocrlf=false", "-c", "protocol.ext.allow=never"),
-    *("-c", "core.attributesFile=/dev/null", "-c", "core.pager=cat"),
+    *("-c", "commit.gpgSign=false", "-c", "log.showSignature=false"),
+    *("-c", "core.autocrlf=false", "-c", "core.attributesFile=/dev/null"),
+    *("-c", "i18n.commitEncoding=UTF-8", "-c", "i18n.logOutputEncoding=UTF-8"),
+    *("-c", "core.pager=cat"),
 )
 COMMITTER = ("AutoResearch", "autoresearch@localhost")
 SUMMARY_LETTERS = 50
@@ -128,7 +132,7 @@ class Notebook:
             name, _, rest = record.strip("\n").partition("\0")
             commit, _, message = rest.partition("\0")
             number = name.removeprefix(f"{REFS}/")
-            if number.isdigit():
+            if re.fullmatch("0|[1-9][0-9]*", number):
                 entries.append((int(number), commit, message))
         return sorted(entries)
 
@@ -145,9 +149,14 @@ class Notebook:
 
     def commit(self, entry: Entry, blob: str, parent: str) -> str:
         """A commit that differs from its parent only in train.py. Nothing names it."""
-        lines = self.git_bytes("ls-tree", "-z", parent).split(b"\0")
-        mine = f"100644 blob {blob}\ttrain.py".encode()
-        others = [line for line in lines if line and not line.endswith(b"\ttrain.py")]
+        mode, others = b"100644", []
+        for line in self.git_bytes("ls-tree", "-z", parent).split(b"\0"):
+            kind, _, name = line.partition(b"\t")
+            if name != b"train.py":
+                others += [line] if line else []
+            elif kind.startswith(b"100"):
+                mode = kind[:6]  # stays executable where it was
+        mine = b"%s blob %s\ttrain.py" % (mode, blob.encode())
         tree = self.git("mktree", "-z", stdin=b"\0".join([*others, mine, b""]))
         trailers = "\n".join(f"{key}: {one_line(text)}" for key, text in entry.trailers)
         body = f"{entry.body.strip()}\n\n" if entry.body.strip() else ""
@@ -165,19 +174,46 @@ class Notebook:
         """Move the branch from `seen` to `commit`; False if it is elsewhere by now."""
         try:
             self.git("update-ref", "-m", "autoresearch: keep", branch, commit, seen)
-        except GitFailed:
+        except GitFailed as error:
+            if self.git("rev-parse", "-q", "--verify", branch) == seen:
+                raise LabError(
+                    f"git cannot move {branch}: {one_line(error.words[:400])} "
+                    "Next: end whatever holds that, then autoresearch run"
+                ) from None
             return False
         return True
 
     def check_out(self, old: str, new: str) -> bool:
-        """Bring the working train.py along; False if the human's edits stay there."""
-        try:
-            self.git("read-tree", "-m", "-u", old, new)
-        except GitFailed:
-            blob = self.git("rev-parse", f"{new}:train.py")
-            self.git("update-index", "--cacheinfo", f"100644,{blob},train.py")
-            return False
-        return True
+        """Bring the working train.py along; False if the human's edits stay there.
+
+        Git's own checkout would run filters and change line endings, so the file is
+        written here; git is only told of it.
+        """
+        before, after = self.file_at(old, "train.py"), self.file_at(new, "train.py")
+        assert after is not None, "every commit of ours has a train.py"
+        path = self.folder / "train.py"
+        known = [found[1] for found in (before, after) if found]
+        clean = path.is_file() and not path.is_symlink() and path.read_bytes() in known
+        if clean:
+            replace_content(path, after[1])
+        staged = self.git("ls-files", "--stage", "--", "train.py").split()
+        if clean or (before and before[0] in staged):
+            self.stage(after[0], mode=staged[0] if staged else "100644")
+        return clean
+
+    def stage(self, blob: str, mode: str) -> None:
+        """Tell the index what the branch's train.py is now.
+
+        Another git may hold the index, or have left its lock there for good. Then `git
+        status` is behind until the next keep; nothing else needs the index.
+        """
+        entry = f"{mode},{blob},train.py"
+        where = self.git("rev-parse", "--absolute-git-dir")
+        # Before it writes an index, git compares files of the same moment, and filters
+        # them for it: hence a work tree without files.
+        with tempfile.TemporaryDirectory() as empty, suppress(GitFailed):
+            apart = ("--git-dir", where, "--work-tree", empty, "-C", empty)
+            self.git(*apart, "update-index", "--cacheinfo", entry)
 
     def contains(self, commit: str) -> bool:
         """Whether the branch already holds a commit."""
@@ -187,25 +223,23 @@ class Notebook:
             return False
         return True
 
-    def dirty(self, name: str) -> bool:
-        """Whether a tracked file differs from its commit."""
-        found = self.file_at(self.head(), name)
-        path = self.folder / name
-        return found is None or not path.is_file() or path.read_bytes() != found[1]
-
     def tidy(self) -> None:
-        """Pack refs and objects, so that ten thousand experiments slow nothing."""
-        self.git("pack-refs", "--all")
-        self.git("gc", "--auto", "--quiet")
+        """Pack refs and objects, so that ten thousand experiments slow nothing.
+
+        Not `gc`: it would prune the sources of proposals that still wait.
+        """
+        for words in (("pack-refs", "--all"), ("repack", "-d", "-l", "-q")):
+            with suppress(GitFailed):  # a lock in the way; the next time will do
+                self.git(*words)
 
     def exclude(self, *names: str) -> None:
         """Have git ignore files of ours without touching the human's .gitignore."""
-        path = Path(self.git("rev-parse", "--absolute-git-dir")) / "info" / "exclude"
+        path = self.folder / self.git("rev-parse", "--git-path", "info/exclude")
         path.parent.mkdir(exist_ok=True)
-        text = path.read_text() if path.exists() else ""
-        missing = [name for name in names if name not in text.splitlines()]
+        lines = path.read_bytes().splitlines() if path.exists() else []
+        missing = [name.encode() for name in names if name.encode() not in lines]
         if missing:
-            path.write_text(text.rstrip("\n") + "\n" + "\n".join(missing) + "\n")
+            path.write_bytes(b"\n".join([*lines, *missing, b""]))
 
     # -- git itself --------------------------------------------------------------------
 
@@ -213,7 +247,8 @@ class Notebook:
         self, *args: str, stdin: bytes = b"", who: Mapping[str, str] | None = None
     ) -> str:
         """One git command; its output without the last newline."""
-        return self.git_bytes(*args, stdin=stdin, who=who).decode().rstrip("\n")
+        said = self.git_bytes(*args, stdin=stdin, who=who)
+        return said.decode(errors="replace").rstrip("\n")
 
     def git_bytes(
         self, *args: str, stdin: bytes = b"", who: Mapping[str, str] | None = None
@@ -240,6 +275,10 @@ def bare_environment() -> dict[str, str]:
         "GIT_CONFIG_GLOBAL": "/dev/null",
         "GIT_TERMINAL_PROMPT": "0",
         "GIT_OPTIONAL_LOCKS": "0",
+        "GIT_ATTR_NOSYSTEM": "1",
+        "GIT_NO_REPLACE_OBJECTS": "1",  # what a name stands for cannot be changed
+        "GIT_GRAFT_FILE": "/dev/null",
+        "GIT_ALLOW_PROTOCOL": "",  # no remote, so none that starts a program either
         # A lab may belong to another user than root runs as; the path is our own.
         "GIT_CONFIG_COUNT": "1",
         "GIT_CONFIG_KEY_0": "safe.directory",
@@ -252,13 +291,24 @@ def identity(author: str, at: float) -> dict[str, str]:
     name, email = COMMITTER
     when = f"{int(at)} +0000"
     return {
-        "GIT_AUTHOR_NAME": re.sub(r"[<>\n\0]", " ", author).strip() or "unknown",
+        # Git refuses a name of nothing but the marks it strips from both ends.
+        "GIT_AUTHOR_NAME": one_line(author).strip("<>.,:;\"\\' ") or "unknown",
         "GIT_AUTHOR_EMAIL": "proposer@localhost",
         "GIT_AUTHOR_DATE": when,
         "GIT_COMMITTER_NAME": name,
         "GIT_COMMITTER_EMAIL": email,
         "GIT_COMMITTER_DATE": when,
     }
+
+
+def replace_content(path: Path, content: bytes) -> None:
+    """Write a file anew, whole or not at all, with the permissions it had."""
+    if path.read_bytes() == content:
+        return
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    beside.write_bytes(content)
+    beside.chmod(path.stat().st_mode)
+    beside.replace(path)
 
 
 def summary(title: str) -> str:

@@ -126,7 +126,7 @@ def attend(
     phase = "start-up"
     allowed = STARTUP_SECONDS
     try:
-        guest.channel.send(
+        guest.send(
             {
                 "mode": "train",
                 "seed": seed,
@@ -141,7 +141,7 @@ def attend(
             raise Junk("something else before it touched the data")
         phase, allowed = "training", terms.last_second
         started = time.monotonic()
-        guest.channel.send({"say": "go"}, bench.apparatus.training())
+        guest.send({"say": "go"}, bench.apparatus.training())
         submitted, descriptors = until_submitted(
             bench, candidate, guest, started, started + allowed
         )

@@ -48,7 +48,9 @@ def fill(lab, count):
             score = Score(run, champion.values[0] + 1 + number / 1e6, 0.0, 0.1)
             books.record(Verdict("discard", "filler", (score,), champion))
             if number % 100 == 0:
-                print(f"\rfilling {number}/{count}", end="", file=sys.stderr, flush=True)
+                print(
+                    f"\rfilling {number}/{count}", end="", file=sys.stderr, flush=True
+                )
     print(file=sys.stderr)
 
 

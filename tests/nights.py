@@ -28,7 +28,11 @@ def line_lab(folder: Path, fence: str = "", train: str | None = None) -> Lab:
         lab.path("train.py").write_text(train)
     book = Notebook(folder)
     book.git("add", "program.md", "train.py")
-    who = {f"GIT_{who}_{what}": "t" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
+    who = {
+        f"GIT_{who}_{what}": "t"
+        for who in ("AUTHOR", "COMMITTER")
+        for what in ("NAME", "EMAIL")
+    }
     if book.git("status", "--porcelain"):
         book.git("commit", "-q", "-m", "as the test wants it", who=who)
     return lab
@@ -56,7 +60,12 @@ def command(lab: Lab | Path, *words: str, **more) -> subprocess.CompletedProcess
     """`autoresearch ...` in the lab, as a person types it."""
     folder = lab.folder if isinstance(lab, Lab) else lab
     return subprocess.run(
-        (*AUTORESEARCH, *words), cwd=folder, capture_output=True, text=True, timeout=120, **more
+        (*AUTORESEARCH, *words),
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        **more,
     )
 
 

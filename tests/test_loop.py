@@ -138,7 +138,10 @@ def test_the_optimiser_runs_a_night_by_itself(lab):
             lambda s: constants.replace(s, {"LEARNING_RATE": 0.02, "BATCH": 8}),
             "constants",
         ),
-        (lambda s: s.replace("import prepare", "random.seed(7)\nimport prepare"), "seed"),
+        (
+            lambda s: s.replace("import prepare", "random.seed(7)\nimport prepare"),
+            "seed",
+        ),
     ],
 )
 def test_program_md_refuses_before_anything_is_trained(lab, change, why):
@@ -324,7 +327,9 @@ def test_try_waits_for_a_night_in_progress_and_its_exit_code_is_the_verdict(lab)
 def test_program_md_is_read_afresh_and_a_broken_one_never_stops_a_night(lab):
     run(lab)
     source = train_py(lab, "import json\n", "import json\n" + "X = 1\n" * 90)
-    lab.path("program.md").write_text("```toml\nbudget_tokens = 2000\nmax_changed_lines = 100\n```\n")
+    lab.path("program.md").write_text(
+        "```toml\nbudget_tokens = 2000\nmax_changed_lines = 100\n```\n"
+    )
     allowed = run(lab, {"title": "long", "source": source})
 
     night = start(lab, "run", "--proposer", "mailbox")
@@ -347,7 +352,9 @@ def test_program_md_is_read_afresh_and_a_broken_one_never_stops_a_night(lab):
 
 
 def slow(lab, seconds=600):
-    return train_py(lab, "points = json", f"import time; time.sleep({seconds})\npoints = json")
+    return train_py(
+        lab, "points = json", f"import time; time.sleep({seconds})\npoints = json"
+    )
 
 
 def test_one_ctrl_c_waits_for_the_run_and_a_second_loses_nothing(lab):
@@ -416,7 +423,9 @@ def test_an_interrupted_experiment_is_taken_up_again_under_its_number(lab):
 
 def test_another_budget_is_a_new_series_and_the_champion_is_measured_again_first(lab):
     run(lab, rate(0.02))
-    text = lab.read("program.md").replace("budget_tokens = 2000", "budget_tokens = 4000")
+    text = lab.read("program.md").replace(
+        "budget_tokens = 2000", "budget_tokens = 4000"
+    )
     lab.path("program.md").write_text(text)
 
     rows = run(lab, rate(0.05))
@@ -429,7 +438,10 @@ def test_another_budget_is_a_new_series_and_the_champion_is_measured_again_first
 
 def test_the_ledger_is_rebuilt_from_a_clone(lab, tmp_path):
     rows = run(
-        lab, rate(0.02), rate(0.0001), {"title": "boom", "source": "1/0\n", "reason": "why not"}
+        lab,
+        rate(0.02),
+        rate(0.0001),
+        {"title": "boom", "source": "1/0\n", "reason": "why not"},
     )
     clone = tmp_path / "clone"
     git(lab, "clone", "-q", str(lab.folder), str(clone))
@@ -438,14 +450,18 @@ def test_the_ledger_is_rebuilt_from_a_clone(lab, tmp_path):
     )
 
     done = command(clone, "rebuild")
-    again = [json.loads(line) for line in command(clone, "log", "--json").stdout.splitlines()]
+    again = [
+        json.loads(line) for line in command(clone, "log", "--json").stdout.splitlines()
+    ]
 
     assert done.returncode == 0, done.stderr
     assert len(again) == len(rows)
     for row, back in zip(rows, again, strict=True):
         assert back["experiment"] == row.number
         assert (back["decision"], back["kind"], back["title"]) == (
-            row.decision, row.kind, row.title,
+            row.decision,
+            row.kind,
+            row.title,
         )
         assert back["ran"] == row.blob
         assert back["reason"] == row.reason
