@@ -2,13 +2,14 @@
 
 Covered:
 - a process tree that dies whole, also what called setsid or forked twice, also when
-  the harness is killed at any instruction (`warden`)
+  the harness is killed at any instruction (`warden`), also when it kills its warden
 - an environment of a few named variables; no inherited file descriptors
 - limits on memory, disk, log and messages, enforced from outside while it runs
 - a log that is capped and cannot fill the disk
 
-Not covered yet (level `none`): the network, other files this user can read, and a
-guest that kills its warden. Every ledger row says at which level it ran.
+Not covered yet (level `none`): the network; files that this user can read or write
+elsewhere; memory that is in no process (a memfd, /dev/shm); a guest that kills its
+warden and then hides its environment. Every ledger row says at which level it ran.
 """
 
 import contextlib
@@ -121,6 +122,7 @@ class Guest:
         self.log = Log()
         self.memory_gb = 0.0  # peak of the tree so far
         self.asked = False  # whether it has been shown held-out data
+        self._lab = lab
         self._limits = limits
         self._stop = stop
         self._looked = 0.0
@@ -134,7 +136,7 @@ class Guest:
             [
                 *(sys.executable, "-I", "-S", "-B", warden.__file__),
                 *(str(control.fileno()), keep, str(int(limits.disk_gb * 1e9))),
-                *(sys.executable, "-I", "-B", "-c", GUEST, keep),
+                *(sys.executable, "-I", "-B", "-u", "-c", GUEST, keep),
             ],
             cwd=folder,
             env=environment(folder, lab, slot),
@@ -198,7 +200,7 @@ class Guest:
                 self._drain()
             elif key.data == "control":
                 self._exited()
-            else:
+            elif self._code is None:
                 try:
                     self.channel.read()
                 except Closed:
@@ -206,6 +208,8 @@ class Guest:
 
     def _drain(self) -> None:
         """Read the log for a while; never for ever, the clock must be looked at."""
+        if self._reads not in self._selector.get_map():
+            return  # it ended earlier
         for _ in range(64):
             try:
                 printed = os.read(self._reads, 1 << 16)
@@ -221,20 +225,13 @@ class Guest:
         words = self._control.recv(64).split()
         self._selector.unregister(self._control)
         self._code = int(words[1]) if len(words) == 2 else -signal.SIGKILL
-        # What it sent and printed before it left still counts.
-        self._drain_rest()
+        # What it sent and printed before it left still counts, as much as the kernel
+        # holds. Not more: what survives a dead warden could go on for ever.
+        self._drain()
         self.channel.socket.setblocking(False)
         with contextlib.suppress(Closed, BlockingIOError):
-            while True:
+            for _ in range(64):
                 self.channel.read()
-
-    def _drain_rest(self) -> None:
-        with contextlib.suppress(KeyError):
-            while self._reads in self._selector.get_map():
-                before = self.log.total_bytes
-                self._drain()
-                if self.log.total_bytes == before:
-                    return
 
     def _look(self) -> None:
         """Compare the tree's memory, disk and log with what it may have."""
@@ -264,6 +261,8 @@ class Guest:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+        if self._process.returncode != 0:
+            sweep(self._lab, self.folder)  # nobody is left who knows its children
         if self._reads >= 0:
             with contextlib.suppress(OSError, ValueError):
                 self._drain()
@@ -326,12 +325,26 @@ def folder_bytes(folder: Path) -> int:
     return total
 
 
-def sweep(lab: Path) -> int:
-    """Kill what an earlier harness of this lab left behind; how many there were."""
-    found = 0
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error, OSError):
-            if process.environ().get(MARK) == str(lab) and process.pid != os.getpid():
-                process.kill()
-                found += 1
-    return found
+def sweep(lab: Path, folder: Path | None = None) -> int:
+    """Kill what is left of a lab's guests, or of one; how many there were.
+
+    Again and again until nothing new is found, as they may be forking.
+    """
+    found: set[int] = set()
+    deadline = time.monotonic() + warden.GIVE_UP_SECONDS
+    while time.monotonic() < deadline:
+        before = len(found)
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error, OSError):
+                if process.pid != os.getpid() and belongs(process, lab, folder):
+                    process.kill()
+                    found.add(process.pid)
+        if len(found) == before:
+            break
+    return len(found)
+
+
+def belongs(process: psutil.Process, lab: Path, folder: Path | None) -> bool:
+    """Whether a process is a guest of this lab (and of this folder), or its warden."""
+    seen = process.environ()
+    return seen.get(MARK) == str(lab) and folder in (None, Path(seen.get("HOME", "")))

@@ -1,318 +1,226 @@
-"""The constants on top of a train.py: read them, range them, rewrite them in place.
+"""The constants of a train.py: read by `ast`, never executed, and rewritten in place.
 
-A constant is a capitalised name that the top level binds exactly once to a literal
-number, truth value or text, or to plain arithmetic on numbers (`2**18`, `3 * 64`).
-`A, B = 1, 2` are two; `BETAS = (0.8, 0.95)` are `BETAS[0]` and `BETAS[1]`.
+A constant is a top-level capital NAME = literal: a number, `2**18`, `3 * 64`, a bool,
+or a text whose comment lists the choices. What may be tried comes from its comment,
 
-Promises: nothing is executed; a rewrite touches only the bytes of the values it
-changes, keeps their way of spelling, and is read back and checked before it is handed
-out; hostile files (nested, huge, not Python) cost milliseconds and raise nothing.
+    MATRIX_LR = 0.04        # 0.005 .. 0.3, log
+    WINDOW_PATTERN = "SSSL" # one of: "SSSL", "SSL", "L"
+    HEAD_SIZE = 64          # fixed
 
-Not covered: constants inside functions, in lower case, bound twice, or computed from
-others; whether a value makes sense to train.py.
+or else is inferred from its value. Seeds are never touched. Replacing keeps the rest of
+the file as it is, byte for byte, and the spelling of the number (2**18, 1e-3).
 
-The comment on a constant's own line may say what may be tried. Each phrase opens the
-comment or follows one of , ; : . ( and a space; words may follow it.
-
-    # 0.01 .. 0.2              both ends included, searched evenly
-    # 0.01 .. 0.2, log         searched by factors; also `, linear` and `, log(1-x)`
-    # 2**14 .. 2**20           a power of two stays one
-    # one of: "SSSL", "SL"     choices, also numbers; the only way to open up a text
-    # fixed                    never touched
-
-Without such a phrase the range is inferred (`inferred` below). Names with SEED in them
-are never touched, whatever a comment says.
+Not covered: constants inside functions, tuples, and whether a value makes sense.
 """
 
 import ast
-import difflib
 import math
 import re
-import sys
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace as with_fields
-from decimal import Decimal
-from functools import cached_property
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 from autoresearch.errors import LabError
 
-Value = bool | int | float | str
-Kind = Literal["bool", "int", "float", "text"]
-Scale = Literal["linear", "log", "log(1-x)", "powers of two", "choices"]
+Value = int | float | bool | str
 
-LARGEST_SOURCE_BYTES = 1 << 20  # larger ones are not even parsed
-LARGEST_INT = 1 << 63
-MOST_ELEMENTS = 16  # of a tuple; longer ones are tables, not settings
-NAME = re.compile(r"_?[A-Z][A-Z0-9_]*")
-
-# How far an inferred range reaches from the present value, as a factor.
-REACH = 4.0
-
-# Names that say what a number is, where its value alone does not.
-FACTOR_LIKE = re.compile(r"(^|_)(LR|RATE|SCALE|GAIN|MULT|MULTIPLIER|CAP|STD)(_|$)")
-BETA_LIKE = re.compile(r"(^|_)(BETAS?\d?|MOMENTUM|EMA|RHO)(_|$|\[)")
-SHARE_LIKE = re.compile(
-    r"(^|_)(DROPOUT|RATIO|FRACTION|FRAC|SHARE|WARMUP|WARMDOWN|COOLDOWN|FINAL|MIN)(_|$)"
-)
-BINARY_LIKE = re.compile(
-    r"(^|_)(BATCH|WIDTH|DIM|SIZE|TOKENS|CONTEXT|BLOCK|BUCKETS|VOCAB|WINDOW|RANK)(_|$)"
-)
-
-
-@dataclass(frozen=True, slots=True)
-class Range:
-    """What may be tried for a constant."""
-
-    scale: Scale
-    low: float = 0.0  # both ends included; 0 and 0 for choices
-    high: float = 0.0
-    step: int = 1  # a whole number stays a multiple of this
-    choices: tuple[Value, ...] = ()
+NUMBER = r"[-+]?(?:\d[\d_]*\.?\d*|\.\d+)(?:e[-+]?\d+)?(?:\s*\*\*\s*\d+)?"
+RANGE = re.compile(rf"({NUMBER})\s*\.\.\s*({NUMBER})", re.IGNORECASE)
+CHOICES = re.compile(r"one of:\s*(.+)")
+FIXED = re.compile(r"\bfixed\b")
+LOG = re.compile(r",\s*log\b")
+SPREAD = 8.0  # without a stated range: this factor down and up
 
 
 @dataclass(frozen=True, slots=True)
 class Constant:
-    """One constant of a train.py, and where it stands."""
+    """One number of the file that a proposal may change."""
 
     name: str
     value: Value
     spelling: str
-    start: int  # byte offsets of the spelling in the UTF-8 source
+    start: int  # byte offsets of the spelling in the file
     end: int
-    comment: str  # on its line, without the #
-    range: Range | None  # None: never touched
-
-    @property
-    def kind(self) -> Kind:
-        """What sort of value it is."""
-        return kind_of(self.value)
+    low: float | None  # None: choices instead of a range
+    high: float | None
+    log: bool
+    choices: tuple[Value, ...]  # empty: a range instead
+    fixed: bool
 
 
-def kind_of(value: Value) -> Kind:
-    """True is not 1, and 1 is not 1.0."""
-    if isinstance(value, bool):
-        return "bool"
-    if isinstance(value, int):
-        return "int"
-    return "float" if isinstance(value, float) else "text"
-
-
-def same(one: Value, other: Value) -> bool:
-    """Equal, and of one kind."""
-    return kind_of(one) == kind_of(other) and one == other
-
-
-# -- reading ---------------------------------------------------------------------------
-
-
-def syntax(source: str) -> ast.Module | None:
-    """The parsed file; None: not Python, or too big or too deep to say."""
-    if len(source) > LARGEST_SOURCE_BYTES:
-        return None
-    try:
-        return ast.parse(source)
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return None
-
-
-@dataclass(frozen=True)
-class Reading:
-    """A train.py taken apart: its constants, and the rest."""
-
-    tree: ast.Module
-    constants: dict[str, Constant]  # all of them, in the order of the file
-
-    @cached_property
-    def rest(self) -> str:
-        """All code but the constants' values, without comments, layout, docstrings."""
-        return normal(blanked(self.tree))
-
-
-def take_apart(source: str) -> Reading | None:
-    """Read a file whole; None when it is not Python."""
-    tree = syntax(source)
-    if tree is None:
-        return None
-    try:
-        text = source.encode()
-    except UnicodeEncodeError:
-        return None
-    starts = line_starts(text)
-    found = {}
-    for name, node in bindings(tree):
-        value = evaluated(node)
-        if value is not None:
-            found[name] = constant_at(name, value, node, text, starts)
-    return Reading(tree, found)
-
-
-def literals(source: str) -> dict[str, Constant]:
-    """Every constant, those that are never touched too. Empty when not Python."""
-    reading = take_apart(source)
-    return reading.constants if reading else {}
-
-
-def read(source: str) -> dict[str, Constant]:
-    """The constants that may be tuned: a range or choices are known."""
-    return {name: c for name, c in literals(source).items() if c.range is not None}
-
-
-def bindings(tree: ast.Module) -> Iterator[tuple[str, ast.expr]]:
-    """Every name that the top level binds once, with the expression it is bound to."""
-    pairs = [pair for statement in tree.body for pair in bound(statement)]
-    times: dict[str, int] = {}
-    for name, _ in pairs:
-        times[name] = times.get(name, 0) + 1
-    for name, node in pairs:
-        if times[name] > 1 or not NAME.fullmatch(name):
+def read(source: str) -> tuple[Constant, ...]:
+    """The constants of a train.py that is Python, in the order of the file."""
+    lines = source.encode().splitlines(keepends=True)
+    starts = [0]
+    for line in lines:
+        starts.append(starts[-1] + len(line))
+    found: dict[str, Constant] = {}
+    for node in ast.parse(source).body:
+        name, spot = target(node)
+        if name is None or spot is None or spot.end_lineno is None:
             continue
-        if isinstance(node, ast.Tuple | ast.List):
-            if len(node.elts) <= MOST_ELEMENTS:
-                yield from ((f"{name}[{i}]", e) for i, e in enumerate(node.elts))
-        elif node is not None:
-            yield name, node
+        value = evaluate(spot)
+        if value is None:
+            continue
+        start = starts[spot.lineno - 1] + spot.col_offset
+        end = starts[spot.end_lineno - 1] + (spot.end_col_offset or 0)
+        rest = lines[spot.end_lineno - 1][spot.end_col_offset or 0 :].decode()
+        comment = rest.partition("#")[2]
+        spelling = source.encode()[start:end].decode()
+        constant = describe(name, value, spelling, start, end, comment)
+        if constant is not None:
+            found[name] = constant  # assigned twice: the last one counts
+    return tuple(found.values())
 
 
-def bound(statement: ast.stmt) -> Iterator[tuple[str, ast.expr | None]]:
-    """What one statement binds; None where that is not a plain `NAME = ...`."""
-    match statement:
-        case ast.Assign(targets=[ast.Name(id=name)], value=value):
-            yield name, value
-        case ast.AnnAssign(target=ast.Name(id=name), value=value):
-            yield name, value
-        case ast.Assign(targets=[ast.Tuple(elts=names)], value=ast.Tuple(elts=values)):
-            plain = len(names) == len(values) and not any(
-                isinstance(node, ast.Starred) for node in (*names, *values)
-            )
-            for i, target in enumerate(names):
-                if isinstance(target, ast.Name):
-                    yield target.id, values[i] if plain else None
-        case _:
-            for node in ast.walk(statement):
-                if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
-                    yield node.id, None
+def target(node: ast.stmt) -> tuple[str | None, ast.expr | None]:
+    """NAME and expression of a top-level assignment to one capital name."""
+    match node:
+        case ast.Assign(targets=[ast.Name(id=name)], value=value) if name.isupper():
+            return name, value
+        case ast.AnnAssign(target=ast.Name(id=name), value=value) if name.isupper():
+            return name, value
+    return None, None
 
 
-def evaluated(node: ast.expr) -> Value | None:
-    """The value of a literal or of arithmetic on numbers; None for anything else."""
-    if isinstance(node, ast.Constant) and isinstance(node.value, bool | str):
-        return node.value
-    try:
-        value = arithmetic(node)
-    except (ArithmeticError, RecursionError):
-        return None
-    if value is None or abs(value) >= LARGEST_INT or not math.isfinite(value):
-        return None if not isinstance(value, float) or not math.isfinite(value) else value
-    return value
-
-
-def arithmetic(node: ast.expr) -> int | float | None:
-    """Work out a number without running code; huge powers are not worked out."""
-    if isinstance(node, ast.Constant):
-        return node.value if type(node.value) in (int, float) else None  # type: ignore[return-value]
-    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub | ast.UAdd):
-        inner = arithmetic(node.operand)
-        if inner is None:
-            return None
-        return -inner if isinstance(node.op, ast.USub) else inner
-    if not isinstance(node, ast.BinOp):
-        return None
-    left, right = arithmetic(node.left), arithmetic(node.right)
-    if left is None or right is None or max(abs(left), abs(right)) >= 2.0**64:
-        return None
-    return operation(node.op, left, right)
-
-
-def operation(
-    op: ast.operator, left: int | float, right: int | float
-) -> int | float | None:
-    """One step of arithmetic."""
-    match op:
-        case ast.Add():
-            return left + right
-        case ast.Sub():
-            return left - right
-        case ast.Mult():
-            return left * right
-        case ast.Div():
-            return left / right
-        case ast.FloorDiv():
-            return left // right
-        case ast.Pow() if abs(right) <= 64:
-            power = left**right
-            return None if isinstance(power, complex) else power
-        case ast.LShift() if isinstance(left, int) and isinstance(right, int):
-            return left << right if 0 <= right <= 64 else None
+def evaluate(node: ast.expr) -> Value | None:
+    """The value of a literal or of simple arithmetic on literals; None for others."""
+    match node:
+        case ast.Constant(value=bool() | int() | float() | str() as value):
+            return value
+        case ast.UnaryOp(op=ast.USub(), operand=operand):
+            inner = evaluate(operand)
+            return None if inner is None or isinstance(inner, str | bool) else -inner
+        case ast.BinOp(left=left, op=op, right=right):
+            return arithmetic(evaluate(left), op, evaluate(right))
     return None
 
 
-def line_starts(text: bytes) -> list[int]:
-    """Byte offset of every line, counted as the parser counts lines."""
-    return [0, *(match.end() for match in re.finditer(rb"\r\n|\r|\n", text))]
+def arithmetic(
+    left: Value | None, op: ast.operator, right: Value | None
+) -> Value | None:
+    """left op right, where that is a number of sane size; else None."""
+    if not isinstance(left, int | float) or not isinstance(right, int | float):
+        return None
+    try:
+        match op:
+            case ast.Pow() if 0 <= right <= 64 and abs(left) <= 1024:
+                value = left**right
+            case ast.Mult():
+                value = left * right
+            case ast.Div():
+                value = left / right
+            case ast.FloorDiv():
+                value = left // right
+            case ast.Add():
+                value = left + right
+            case ast.Sub():
+                value = left - right
+            case _:
+                return None
+    except (ArithmeticError, ValueError):
+        return None
+    return value if abs(value) < 1e18 else None
 
 
-def constant_at(
-    name: str, value: Value, node: ast.expr, text: bytes, starts: list[int]
-) -> Constant:
-    """A constant, from the place its expression has in the file."""
-    assert node.end_lineno is not None and node.end_col_offset is not None
-    start = starts[node.lineno - 1] + node.col_offset
-    end = starts[node.end_lineno - 1] + node.end_col_offset
-    spelling = text[start:end].decode()
-    stop = starts[node.end_lineno] if node.end_lineno < len(starts) else len(text)
-    comment = comment_in(text[end:stop].decode())
-    span = allowed(name, value, spelling, comment)
-    return Constant(name, value, spelling, start, end, comment, span)
+def describe(
+    name: str, value: Value, spelling: str, start: int, end: int, comment: str
+) -> Constant | None:
+    """A constant with what may be tried; None for a text without choices."""
+    fixed = "SEED" in name or bool(FIXED.search(comment))
+    place = (name, value, spelling, start, end)
+    if listed := CHOICES.search(comment):
+        try:
+            choices = tuple(ast.literal_eval(f"({listed[1].strip().rstrip(',')},)"))
+        except (ValueError, SyntaxError):
+            choices = ()
+        return Constant(*place, None, None, False, choices or (value,), fixed)
+    if isinstance(value, bool):
+        return Constant(*place, None, None, False, (False, True), fixed)
+    if isinstance(value, str):
+        return None
+    if stated := RANGE.search(comment):
+        low, high = (number(part) for part in stated.groups())
+        log = (bool(LOG.search(comment)) or "**" in spelling) and low > 0
+        return Constant(*place, min(low, high), max(low, high), log, (), fixed)
+    return Constant(*place, *inferred(value), (), fixed)
 
 
-def comment_in(tail: str) -> str:
-    """The comment in what follows a value on its line; "" when there is none.
-
-    Elements of a tuple, and targets of one statement, share the comment of their line:
-    other literals may stand between, and a quoted `#` among them is no comment.
-    """
-    found = re.match(r"""(?:[^#"']|"[^"\n]*"|'[^'\n]*')*#(.*)""", tail)
-    return found[1].strip() if found else ""
+def number(text: str) -> float:
+    """A number as comments spell it: 0.1, 1e-3, 2**14, 1_000."""
+    base, _, power = text.replace(" ", "").replace("_", "").partition("**")
+    return float(base) ** int(power) if power else float(base)
 
 
-# -- comparing -------------------------------------------------------------------------
+def inferred(value: int | float) -> tuple[float, float, bool]:
+    """(low, high, log) for a number whose comment states no range."""
+    if value == 0:
+        return (0.0, 1.0, False) if isinstance(value, float) else (0.0, 4.0, False)
+    if value < 0:
+        return value * 2, 0.0, False
+    if isinstance(value, int):
+        return max(1.0, math.ceil(value / SPREAD)), value * SPREAD, value > 8
+    if 0.5 < value < 1:  # betas and shares: what counts is the distance to one
+        return max(0.0, 1 - 8 * (1 - value)), 1 - (1 - value) / 8, False
+    high = value * SPREAD
+    return value / SPREAD, min(high, 1.0) if value < 1 else high, True
 
 
-def normal(tree: ast.Module) -> str:
-    """Code without comments, layout and docstrings; it changes the tree in place."""
-    for node in ast.walk(tree):
-        match node:
-            case (
-                ast.Module(body=body)
-                | ast.FunctionDef(body=body)
-                | ast.AsyncFunctionDef(body=body)
-                | ast.ClassDef(body=body)
-            ) if body and is_text(body[0]):
-                body[:1] = [ast.Pass()] if len(body) == 1 else []
+def replace(source: str, values: Mapping[str, Value]) -> str:
+    """The file with these constants changed and nothing else; LabError for others."""
+    known = {constant.name: constant for constant in read(source)}
+    body = source.encode()
+    for name in sorted(values, key=lambda n: -known[n].start if n in known else 0):
+        if name not in known:
+            raise LabError(
+                f"train.py has no constant {name!r}; it has: {', '.join(sorted(known))}"
+            )
+        old = known[name]
+        words = old.spelling if values[name] == old.value else spell(values[name], old)
+        body = body[: old.start] + words.encode() + body[old.end :]
+    changed = body.decode()
+    now = {constant.name: constant.value for constant in read(changed)}
+    for name, value in values.items():
+        assert now[name] == value or spell(value, known[name]) == spell(
+            now[name], known[name]
+        ), f"{name} came out as {now[name]!r}"
+    return changed
+
+
+def spell(value: Value, like: Constant) -> str:
+    """A value, spelled as the file spells that constant."""
+    if isinstance(value, bool) or isinstance(like.value, bool):
+        return str(bool(value))
+    if isinstance(value, str):
+        quote = like.spelling[:1] if like.spelling[:1] in "'\"" else '"'
+        return quote + value.replace("\\", "\\\\").replace(quote, "\\" + quote) + quote
+    power = round(math.log2(value)) if value > 0 else 0
+    if "**" in like.spelling and value > 0 and 2**power == value:
+        return f"2**{power}"
+    if isinstance(like.value, int) and float(value).is_integer():
+        return f"{int(value):_}" if "_" in like.spelling else str(int(value))
+    text = repr(float(value))
+    if "e" in like.spelling.lower() and value and abs(value) < 0.01:
+        mantissa, exponent = f"{value:.6e}".split("e")
+        return f"{float(mantissa):g}e{int(exponent)}"
+    return text if "e" not in text else f"{value:.10f}".rstrip("0")
+
+
+def rounded(value: float, digits: int = 2) -> float:
+    """A number as a person would write it: two significant digits."""
+    return float(f"{value:.{digits - 1}e}") if value else 0.0
+
+
+def values_of(source: str) -> dict[str, Value]:
+    """NAME -> value."""
+    return {constant.name: constant.value for constant in read(source)}
+
+
+def skeleton(source: str) -> str:
+    """The code with every constant blanked: equal where only those differ."""
+    tree = ast.parse(source)
+    names = {constant.name for constant in read(source)}
+    for node in tree.body:
+        name, _ = target(node)
+        if name in names and isinstance(node, ast.Assign | ast.AnnAssign):
+            node.value = ast.Constant(0)
     return ast.unparse(tree)
-
-
-def is_text(statement: ast.stmt) -> bool:
-    """Whether it is a bare text, as a docstring is."""
-    return (
-        isinstance(statement, ast.Expr)
-        and isinstance(statement.value, ast.Constant)
-        and isinstance(statement.value.value, str)
-    )
-
-
-def blanked(tree: ast.Module) -> ast.Module:
-    """The tree with every constant's value replaced by one and the same mark."""
-    values = {id(node) for _, node in bindings(tree) if evaluated(node) is not None}
-
-    class Blank(ast.NodeTransformer):
-        def generic_visit(self, node: ast.AST) -> ast.AST:
-            if id(node) in values:
-                return ast.copy_location(ast.Constant(...), node)
-            return super().generic_visit(node)
-
-    for statement in tree.body:
-        if isinstance(statement, ast.Assign | ast.AnnAssign):
-            Blank().visit(statement)
-    return tree

@@ -4,6 +4,7 @@ A profile is written as literals: no file branches on the machine, so that a clo
 the same lab and the optimiser can edit every number it sees.
 """
 
+import json
 import re
 import tomllib
 from importlib import resources
@@ -31,6 +32,8 @@ def found(
         )
     files = {name: (LABS / kind / name).read_text() for name in THREE_FILES}
     written = literals(kind, text, vocab, profile)
+    if tokens := written.pop("budget_tokens", None):
+        files["program.md"] = with_token_budget(files["program.md"], tokens)
     for name, value in written.items():
         files = {path: with_literal(body, name, value) for path, body in files.items()}
     folder.mkdir(parents=True, exist_ok=True)
@@ -83,7 +86,9 @@ def best_profile() -> str:
 def with_literal(source: str, name: str, value: Any) -> str:
     """Rewrite `NAME = ...` at the top of a file, if it is there; comments stay."""
     pattern = rf"^({name} = )(\"[^\"\n]*\"|[^#\n]*?)(\s*(?:#.*)?)$"
-    spelled = f'"{value}"' if isinstance(value, str) else str(value)
+    spelled = str(value)
+    if isinstance(value, str) and not re.fullmatch(r"\d+\*\*\d+", value):
+        spelled = json.dumps(value)
     return re.sub(
         pattern,
         lambda match: match[1] + spelled + match[3],
@@ -91,6 +96,12 @@ def with_literal(source: str, name: str, value: Any) -> str:
         count=1,
         flags=re.MULTILINE,
     )
+
+
+def with_token_budget(text: str, tokens: int) -> str:
+    """program.md with a budget of text, which is the same on every machine."""
+    line = f"budget_tokens = {tokens}     # of text, so that two runs agree"
+    return re.sub(r"^budget_seconds = .*$", line, text, count=1, flags=re.MULTILINE)
 
 
 def commit(folder: Path) -> None:

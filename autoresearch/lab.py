@@ -11,6 +11,7 @@ where things are and whether the three files can be used; it starts no process.
 import fcntl
 import hashlib
 import os
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -80,10 +81,16 @@ class Lab:
     def state(self) -> Path:
         """The harness's own folder, made on first use and invisible to git."""
         folder = self.folder / ".autoresearch"
-        folder.mkdir(exist_ok=True)
-        ignore = folder / ".gitignore"
-        if not ignore.exists():
-            write_whole(ignore, "*\n")
+        try:
+            folder.mkdir(exist_ok=True)
+            ignore = folder / ".gitignore"
+            if not ignore.exists():
+                write_whole(ignore, "*\n")
+        except OSError as error:
+            raise LabError(
+                f"{folder} cannot be made or written: {error.strerror}. "
+                f"Next: make {self.folder} a folder you may write to"
+            ) from None
         return folder
 
     @property
@@ -179,6 +186,6 @@ def git_blob(text: str) -> str:
 
 def write_whole(path: Path, text: str) -> None:
     """Write a file so that readers see the old text or the new, never a part."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    beside.write_text(text)
+    beside = path.with_name(f".{path.name}.{threading.get_native_id()}")
+    beside.write_bytes(text.encode())  # UTF-8 wherever the machine stands
     beside.replace(path)

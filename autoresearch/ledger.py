@@ -169,6 +169,7 @@ class Ledger:
         A new series gets the seed it is given, or one that follows from its name, so
         that a ledger rebuilt from git goes on with the same seeds.
         """
+        self.require_whole()
         if seed is None:
             seed = seed_of_series(series)
         with self.transaction() as db:
@@ -392,6 +393,15 @@ class Ledger:
         """Close the database."""
         self.db.close()
 
+    def require_whole(self) -> None:
+        """LabError when the file is damaged anywhere; reads all of it."""
+        try:
+            (found,) = self.db.execute("pragma quick_check(1)").fetchone()
+        except sqlite3.DatabaseError as error:
+            found = str(error)
+        if found != "ok":
+            raise damaged(self.path, " ".join(found.split()))
+
     # -- inside ------------------------------------------------------------------------
 
     def _add_run(self, db: sqlite3.Connection, score: Score) -> None:
@@ -422,7 +432,8 @@ class Ledger:
         try:
             yield self.db
         except BaseException:
-            self.db.execute("rollback")
+            if self.db.in_transaction:  # a full disk has ended it already
+                self.db.execute("rollback")
             raise
         self.db.execute("commit")
 
@@ -437,25 +448,45 @@ def connect(path: Path) -> sqlite3.Connection:
         db.execute("pragma synchronous = full")
         db.execute("pragma foreign_keys = on")
         migrate(db)
-    except sqlite3.DatabaseError as error:
+    except sqlite3.OperationalError as error:
         raise LabError(
-            f"{path} cannot be read ({error}). "
-            "Next: autoresearch rebuild   (makes it anew from git)"
+            f"{path} cannot be opened ({error}). Next: check that you may write to "
+            "that folder and that no other program holds the file"
         ) from None
+    except sqlite3.DatabaseError as error:
+        raise damaged(path, str(error)) from None
     return db
+
+
+def damaged(path: Path, how: str) -> LabError:
+    """What to say of a ledger that is not whole any more."""
+    return LabError(
+        f"{path} cannot be read ({how}). "
+        "Next: autoresearch rebuild   (makes it anew from git)"
+    )
 
 
 def migrate(db: sqlite3.Connection) -> None:
     """Run the migrations this ledger has not seen, each with the note that it ran."""
-    (version,) = db.execute("pragma user_version").fetchone()
+    while (version := format_of(db)) < len(MIGRATIONS):
+        note = f"pragma user_version = {version + 1};"
+        try:
+            db.executescript(f"begin immediate; {MIGRATIONS[version]} {note} commit;")
+        except sqlite3.OperationalError:
+            if db.in_transaction:
+                db.execute("rollback")
+            if format_of(db) == version:  # else another process was faster
+                raise
     if version > len(MIGRATIONS):
         raise LabError(
             f"this ledger was written by a newer AutoResearch (format {version}, "
             f"this one knows {len(MIGRATIONS)}). Next: upgrade autoresearch"
         )
-    for number in range(version, len(MIGRATIONS)):
-        script = f"begin immediate; {MIGRATIONS[number]}"
-        db.executescript(f"{script} pragma user_version = {number + 1}; commit;")
+
+
+def format_of(db: sqlite3.Connection) -> int:
+    """How many migrations a ledger has seen."""
+    return int(db.execute("pragma user_version").fetchone()[0])
 
 
 def keep_source(db: sqlite3.Connection, blob: str, text: str) -> None:

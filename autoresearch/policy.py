@@ -50,9 +50,9 @@ class Greedy:
             return Verdict("keep", "baseline", scores)
         won = gain(scores, champion, lower_is_better=self.lower_is_better)
         price = self.gain_per_20_added_lines * max(0, added_lines) / 20
-        if won <= 0:
-            return Verdict("discard", f"worse by {-won:.6f}", scores, champion)
-        if won <= price:
+        if not won > 0:  # a nan is no gain either
+            return Verdict("discard", f"worse by {abs(won):.6f}", scores, champion)
+        if not won > price:
             reason = f"gain {won:.6f} does not pay for {added_lines} added lines"
             return Verdict("discard", f"{reason} ({price:.6f})", scores, champion)
         return Verdict("keep", f"gain {won:.6f}", scores, champion)

@@ -67,8 +67,8 @@ def write(path: Path, metric: str, rows: Iterable[Row]) -> None:
 def append(path: Path, row: Row) -> None:
     """Add the newest experiment. A line lost to a crash comes back with `write`."""
     if row.kind not in IN_LEDGER_ONLY:
-        with path.open("a") as file:
-            file.write(line(row))
+        with path.open("ab") as file:
+            file.write(line(row).encode())
 
 
 def shown(rows: Iterable[Row]) -> Iterable[Row]:

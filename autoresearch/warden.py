@@ -5,11 +5,11 @@
 CONTROL is a socket to the harness. When it closes (the harness hung up, or died at any
 instruction) or when the guest's first process exits, every process the guest ever
 started is killed: children of dead parents are handed to this process by the kernel
-(PR_SET_CHILD_SUBREAPER), so setsid and double forks do not escape. On exit it writes
-`exited CODE` to CONTROL, a signal as a negative code.
+(PR_SET_CHILD_SUBREAPER), so setsid and double forks do not escape. When all are dead it
+writes `exited CODE` to CONTROL, a signal as a negative code; its own exit code is 0.
 
-Not covered: a guest of the same user that kills the warden itself (the harness sweeps
-for survivors by a mark in their environment); off Linux, only the process group.
+Not covered: a guest of the same user that kills or stops the warden itself (the harness
+then sweeps for survivors by their environment); off Linux, only the process group.
 Standard library only, and no import of the package: it is on every run's start-up path.
 """
 
@@ -20,6 +20,7 @@ import select
 import signal
 import sys
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 
 PR_SET_CHILD_SUBREAPER = 36
@@ -29,6 +30,7 @@ GIVE_UP_SECONDS = 5.0
 def main() -> None:
     control, keep = int(sys.argv[1]), [int(fd) for fd in sys.argv[2].split(",")]
     file_bytes, command = int(sys.argv[3]), sys.argv[4:]
+    os.set_inheritable(control, False)  # else the guest could speak for its warden
     adopt_orphans()
     woken, wake = os.pipe()
     for end in (woken, wake):
@@ -41,7 +43,8 @@ def main() -> None:
     for descriptor in keep:
         os.close(descriptor)  # else the harness would never see the guest hang up
     code = wait(guest, control, woken)
-    kill_everything(guest)
+    if not kill_everything(guest):
+        sys.exit(1)
     with suppress(OSError):  # the harness is gone; there is nobody to tell
         os.write(control, f"exited {code}\n".encode())
 
@@ -76,27 +79,33 @@ def wait(guest: int, control: int, woken: int) -> int:
             return -signal.SIGKILL
         with suppress(BlockingIOError):
             os.read(woken, 4096)
-        code = reap(guest)
+        code, _ = reap(guest)
         if code is not None:
             return code
 
 
-def reap(guest: int) -> int | None:
-    """Collect every dead child; the guest's exit code if it is among them."""
-    found = None
+def reap(guest: int) -> tuple[int | None, bool]:
+    """Collect every dead child: (the guest's exit code if seen, whether none is left).
+
+    None left means neither dead nor alive.
+    """
+    code = None
     while True:
         try:
             pid, status = os.waitpid(-1, os.WNOHANG)
         except ChildProcessError:
-            return found
+            return code, True
         if pid == 0:
-            return found
+            return code, False
         if pid == guest:
-            found = os.waitstatus_to_exitcode(status)
+            code = os.waitstatus_to_exitcode(status)
 
 
-def kill_everything(guest: int) -> None:
-    """Kill children until there are none; orphans of the killed become children."""
+def kill_everything(guest: int) -> bool:
+    """Kill children until there are none; orphans of the killed become children.
+
+    False after some seconds, which only a process stuck in the kernel takes.
+    """
     with suppress(ProcessLookupError, PermissionError):
         os.killpg(guest, signal.SIGKILL)
     deadline = time.monotonic() + GIVE_UP_SECONDS
@@ -104,22 +113,24 @@ def kill_everything(guest: int) -> None:
         for pid in children():
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        try:
-            pid, _ = os.waitpid(-1, os.WNOHANG)
-        except ChildProcessError:
-            return
-        if pid == 0:
-            time.sleep(0.001)
+        _, none_left = reap(guest)
+        if none_left:
+            return True
+        time.sleep(0.001)
+    return False
 
 
-def children() -> list[int]:
-    """The present children of this process (Linux; elsewhere none are known)."""
-    me, found = os.getpid(), []
+def children() -> Iterator[int]:
+    """The present children of this process (Linux; elsewhere none are known).
+
+    The newest first and each as soon as it is seen: one that forks and exits all the
+    time has another number when a whole list is ready.
+    """
+    me = os.getpid()
     with suppress(FileNotFoundError):
-        for name in os.listdir("/proc"):
+        for name in reversed(os.listdir("/proc")):
             if name.isdigit() and parent_of(name) == me:
-                found.append(int(name))
-    return found
+                yield int(name)
 
 
 def parent_of(pid: str) -> int | None:

@@ -189,10 +189,11 @@ def test_the_same_verdict_makes_the_same_commit_again(book):
 # -- what is planted does not run ------------------------------------------------------
 
 HOOKS = (
-    "reference-transaction pre-commit commit-msg prepare-commit-msg post-commit"
-    " post-checkout post-index-change post-merge post-rewrite pre-auto-gc post-update"
-    " update pre-receive fsmonitor-watchman"
-).split()
+    *("reference-transaction", "pre-commit", "commit-msg", "prepare-commit-msg"),
+    *("post-commit", "post-checkout", "post-index-change", "post-merge"),
+    *("post-rewrite", "pre-auto-gc", "post-update", "update", "pre-receive"),
+    "fsmonitor-watchman",
+)
 
 
 @pytest.fixture

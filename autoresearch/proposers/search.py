@@ -196,9 +196,9 @@ def trial_of(
     """A ledger result as Optuna knows it; a failure is a failed trial."""
     import optuna
 
-    failed = score is None
+    states = optuna.trial.TrialState
     return optuna.trial.create_trial(
-        state=optuna.trial.TrialState.FAIL if failed else None,
+        state=states.FAIL if score is None else states.COMPLETE,
         value=score,
         params={name: value},
         distributions={name: spread},

@@ -241,7 +241,7 @@ def take(url: str, part: Path, size_bytes: int, done: Counter) -> None:
             done.add(-have)
             have = 0
         with part.open("ab" if have else "wb") as file:
-            while chunk := answer.read(CHUNK_BYTES):
+            while chunk := answer.read1(CHUNK_BYTES):
                 file.write(chunk)
                 done.add(len(chunk))
                 have += len(chunk)

@@ -1,0 +1,220 @@
+"""Claim and audit on a small text model: honest scores, and scores that are refused."""
+
+import difflib
+import importlib.util
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from autoresearch import apparatus, evaluator, sandbox
+from autoresearch.cage import Limits, Slot, Stop
+from autoresearch.errors import Failed
+from autoresearch.experiment import Candidate, Proposal
+from autoresearch.lab import Lab, git_blob
+from autoresearch.notebook import Notebook
+from autoresearch.sandbox import Bench, Terms
+
+HERE = Path(__file__).parent / "nanogpt"
+SLOT = Slot("cpu", None, 1)
+
+
+@pytest.fixture
+def lab(tmp_path):
+    """The nanoGPT-style script, ported, on bytes of a made-up language."""
+    shutil.copy(HERE / "prepare.py", tmp_path)
+    shutil.copy(HERE / "after.py", tmp_path / "train.py")
+    (tmp_path / "program.md").write_text("budget_tokens = 20000")
+    book = Notebook(tmp_path)
+    book.git("init", "-q")
+    book.git("add", ".")
+    book.git("-c", "user.name=t", "-c", "user.email=t@t", "commit", "-qm", "lab")
+    return Lab.find(tmp_path)
+
+
+def bench_of(lab, tokens=20_000):
+    terms = Terms(None, tokens, 1.0, 120.0, Limits(4.0))
+    found = apparatus.load(lab, Notebook(lab.folder))
+    return Bench(lab, found, terms, Stop(), lambda candidate, progress: None)
+
+
+def score(bench, source, keep=None):
+    candidate = Candidate(Proposal(0, "t", source, "", "test"), git_blob(source))
+    run = sandbox.train(bench, candidate, seed=7, slot=SLOT)
+    if keep is not None:
+        shutil.copy(run.weights, keep)
+    return evaluator.score(bench, run, slot=SLOT)
+
+
+def test_a_nanogpt_script_needs_about_fifteen_changed_lines():
+    before, after = (
+        (HERE / n).read_text().splitlines() for n in ("before.py", "after.py")
+    )
+
+    diff = list(difflib.unified_diff(before, after, n=0))[2:]
+
+    assert sum(line.startswith("+") for line in diff) <= 16
+
+
+def test_an_honest_score_is_that_of_one_process_and_a_tied_model_is_served(
+    lab, tmp_path
+):
+    weights = tmp_path / "kept.safetensors"
+
+    found = score(bench_of(lab), lab.read("train.py"), keep=weights)
+
+    assert found.value == pytest.approx(in_one_process(lab, weights), abs=1e-5)
+    assert found.error < 1e-6
+
+
+def in_one_process(lab, weights):
+    """The same evaluation without guests, cages or audits."""
+    words = """
+import sys, types
+sys.path.insert(0, ".")
+import prepare
+class Enough(Exception): pass
+def begin(build):
+    globals()["build"] = build
+    raise Enough
+prepare.begin = begin
+try: exec(open("train.py").read(), globals())
+except Enough: pass
+from autoresearch import served, standalone, weights
+model = build()
+served.load(model, weights.decode(open(sys.argv[1], "rb").read()), "cpu")
+print(standalone.in_process(prepare, model, "cpu"))
+"""
+    done = subprocess.run(
+        (sys.executable, "-c", words, str(weights)),
+        cwd=lab.folder,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return float(done.stdout.split()[-1])
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "kind"),
+    [
+        (
+            "x = self.wte(idx)",
+            "x = 9 * self.wte(torch.roll(idx, -1, 1)) + self.wte(idx)",
+            "cheat",
+        ),
+        (
+            "run.submit(model)",
+            "model.wpe.weight.data.fill_(float('inf'))\nrun.submit(model)",
+            "diverged",
+        ),
+        (
+            "run.submit(model)",
+            "GPT.forward = lambda self, idx: self.lm_head(self.wte(idx))\nrun.submit(model)",
+            "not the model you trained",
+        ),
+        (
+            "run.submit(model)",
+            "model.extra = nn.Linear(2, 2)\nrun.submit(model)",
+            "not the model you trained",
+        ),
+        ("run.submit(model)", "model = model.lm_head\nrun.submit(model)", "crash"),
+    ],
+    ids=["looks ahead", "inf", "another forward", "extra weights", "half a model"],
+)
+def test_what_is_not_an_honest_model_has_no_score(lab, old, new, kind):
+    source = lab.read("train.py").replace(old, new)
+
+    with pytest.raises(Failed) as failed:
+        score(bench_of(lab), source)
+
+    assert failed.value.failure.kind == kind
+
+
+def test_a_compiled_wrapped_or_half_precision_model_is_served_as_trained(lab):
+    source = lab.read("train.py").replace(
+        "run.submit(model)",
+        "class Wrapped(nn.Module):\n"
+        "    def __init__(self, inner):\n"
+        "        super().__init__()\n"
+        "        self.module = inner\n"
+        "    def forward(self, idx):\n"
+        "        return self.module(idx)\n"
+        "run.submit(Wrapped(model.bfloat16()))",
+    )
+
+    found = score(bench_of(lab, 4000), source)
+
+    assert 0 < found.value < 9
+
+
+def test_what_the_model_process_prints_reaches_nobody(lab):
+    source = lab.read("train.py").replace(
+        "        return self.lm_head",
+        "        print('MISFIT', idx[0].tolist())\n"
+        "        self.calls = getattr(self, 'calls', 0) + (idx.shape[0] > 8)\n"
+        "        if self.calls > 1: raise SystemExit(3)  # the first one is a diagnostic\n"
+        "        return self.lm_head",
+    )
+
+    with pytest.raises(Failed) as failed:
+        score(bench_of(lab, 4000), source)
+
+    assert failed.value.failure.kind == "no score"
+    assert "[" not in failed.value.failure.detail
+
+
+def test_a_checkpoint_of_ones_own_is_scored_like_a_run(lab):
+    words = (
+        sys.executable,
+        "train.py",
+        "--tokens",
+        "4000",
+        "--device",
+        "cpu",
+        "--out",
+        "mine",
+    )
+    trained = subprocess.run(words, cwd=lab.folder, capture_output=True, text=True)
+    assert trained.returncode == 0, trained.stderr
+    unofficial = float(trained.stdout.split("val_bpb:")[1].split()[0])
+
+    from autoresearch import scoring
+
+    found = scoring.score_folder(
+        lab, apparatus.load(lab, Notebook(lab.folder)), lab.path("mine")
+    )
+
+    assert found.value == pytest.approx(unofficial, abs=1e-5)
+    assert {p.name for p in lab.path("mine").iterdir()} == {
+        "model.safetensors",
+        "config.json",
+        "train.py",
+    }
+
+
+def test_audit_batches_never_show_an_answer_before_its_question():
+    drawn = [(0, 5), (0, 2), (1, 9), (0, 9), (1, 1), (2, 2)]
+
+    batches = list(evaluator.batches(drawn, 2))
+
+    seen = [index for batch in batches for index in batch]
+    assert sorted(seen) == list(range(6))
+    for batch in batches:
+        assert len({drawn[i][0] for i in batch}) == len(batch)
+    for row in range(3):
+        cuts = [drawn[i][1] for i in seen if drawn[i][0] == row]
+        assert cuts == sorted(cuts)
+
+
+def test_every_validation_token_is_scored_once_and_the_bytes_add_up(lab):
+    bench = bench_of(lab)
+
+    sheet = evaluator.sheet_of(bench, SLOT, "validation")
+    tokens, widths = bench.apparatus.text("validation")
+
+    assert sheet.text_bytes == int(widths[tokens].sum())
+    assert int(sheet.scored.sum()) == int((widths[tokens[1:]] > 0).sum())
+    assert importlib.util.find_spec("torch")

@@ -1,0 +1,146 @@
+"""Pools: one contract for every member, then what only many slots can do."""
+
+import threading
+import time
+
+import pytest
+
+from autoresearch.cage import Slot
+from autoresearch.pools.inline import Inline
+from autoresearch.pools.local import Local
+
+GPUS = tuple(Slot("cuda", index) for index in range(3))
+MEMBERS = {
+    "inline": lambda: Inline(Slot()),
+    "local, one slot": lambda: Local([Slot()]),
+    "local, three slots": lambda: Local(GPUS),
+}
+
+
+@pytest.fixture(params=MEMBERS)
+def pool(request):
+    return MEMBERS[request.param]()
+
+
+def fill(pool, work) -> int:
+    """Submit as much as there is room for."""
+    count = 0
+    while pool.free:
+        pool.submit(work)
+        count += 1
+    return count
+
+
+class TestEveryPool:
+    def test_has_room_at_first_and_nothing_to_wait_for(self, pool):
+        assert pool.free >= 1
+        assert pool.next() is None
+
+    def test_hands_back_what_the_work_returned(self, pool):
+        pool.submit(lambda slot: ("done on", slot.device))
+
+        assert pool.next()[0] == "done on"
+        assert pool.next() is None
+
+    def test_takes_no_more_than_it_has_room_for(self, pool):
+        room = pool.free
+
+        assert fill(pool, lambda slot: 1) == room
+        with pytest.raises(AssertionError):
+            pool.submit(lambda slot: 1)
+        assert [pool.next() for _ in range(room + 1)] == [1] * room + [None]
+        assert pool.free == room
+
+    def test_raises_what_the_work_raised_and_frees_its_slot(self, pool):
+        room = pool.free
+
+        def fall(slot):
+            raise LookupError("this very one")
+
+        pool.submit(fall)
+
+        with pytest.raises(LookupError, match="this very one"):
+            pool.next()
+        assert pool.free == room
+        assert pool.next() is None
+
+    def test_goes_on_for_as_long_as_there_is_work(self, pool):
+        for turn in range(50):
+            pool.submit(lambda slot, turn=turn: turn)
+            assert pool.next() == turn
+
+    def test_no_result_is_lost_when_several_finish_at_once(self, pool):
+        room = fill(pool, lambda slot: slot.index)
+        time.sleep(0.05)
+
+        found = [pool.next() for _ in range(room)]
+
+        assert None not in found or room == 1
+        assert len(set(found)) == room
+        assert pool.next() is None
+
+
+def test_inline_works_in_this_thread_and_only_when_asked():
+    pool, seen = Inline(Slot()), []
+    pool.submit(lambda slot: seen.append(threading.current_thread()))
+    assert seen == []
+
+    pool.next()
+
+    assert seen == [threading.current_thread()]
+
+
+def test_local_works_on_all_slots_at_the_same_time():
+    pool, together = Local(GPUS), threading.Barrier(3, timeout=10)
+
+    fill(pool, lambda slot: (together.wait(), slot.index))
+
+    assert {pool.next()[1] for _ in range(3)} == {0, 1, 2}
+
+
+def test_local_never_gives_one_slot_to_two():
+    pool, lock, busy = Local(GPUS), threading.Lock(), set()
+
+    def work(slot):
+        with lock:
+            assert slot.index not in busy
+            busy.add(slot.index)
+        time.sleep(0.002)
+        with lock:
+            busy.remove(slot.index)
+        return slot.index
+
+    results, left = [], 60
+    while len(results) < 60:
+        while pool.free and left:
+            pool.submit(work)
+            left -= 1
+        results.append(pool.next())
+
+    assert set(results) == {0, 1, 2}
+
+
+def test_local_hands_back_whatever_finishes_first():
+    pool, gate = Local(GPUS), threading.Event()
+    pool.submit(lambda slot: gate.wait(10) and "slow")
+    pool.submit(lambda slot: "fast")
+
+    assert pool.next() == "fast"
+    gate.set()
+    assert pool.next() == "slow"
+
+
+def test_local_keeps_going_when_one_of_many_fails():
+    pool = Local(GPUS)
+    for number in (0, 1, 2):
+        pool.submit(lambda slot, number=number: 1 / number)
+
+    found = []
+    for _ in range(3):
+        try:
+            found.append(pool.next())
+        except ZeroDivisionError:
+            found.append("failed")
+
+    assert sorted(map(str, found)) == ["0.5", "1.0", "failed"]
+    assert pool.free == 3
