@@ -202,13 +202,13 @@ def test_a_broken_fence_at_the_start(lab, fence, says):
     mistake(command(lab, "run", "--experiments", "1"), says)
 
 
-def test_a_detached_head(lab):
+def test_a_branch_that_is_a_detached_head(lab):
     Notebook(lab.folder).git("checkout", "-q", "--detach")
 
     mistake(command(lab, "run"), "detached", "git switch -c")
 
 
-def test_no_git(lab):
+def test_a_lab_that_is_not_under_git(lab):
     subprocess.run(["rm", "-rf", str(lab.path(".git"))], check=True)
 
     mistake(command(lab, "run"), "not a git repository", "git init")

@@ -3,6 +3,7 @@
 import csv
 import json
 import signal
+import subprocess
 import textwrap
 
 import pytest
@@ -444,10 +445,9 @@ def test_the_ledger_is_rebuilt_from_a_clone(lab, tmp_path):
         {"title": "boom", "source": "1/0\n", "reason": "why not"},
     )
     clone = tmp_path / "clone"
-    git(lab, "clone", "-q", str(lab.folder), str(clone))
-    Notebook(clone).git(
-        "fetch", "-q", "origin", "refs/autoresearch/*:refs/autoresearch/*"
-    )
+    subprocess.run(["git", "clone", "-q", lab.folder, clone], check=True)
+    refs = "refs/autoresearch/*:refs/autoresearch/*"
+    subprocess.run(["git", "-C", clone, "fetch", "-q", "origin", refs], check=True)
 
     done = command(clone, "rebuild")
     again = [

@@ -25,6 +25,7 @@ class Local(Generic[T]):
 
     def submit(self, work: Work[T]) -> None:
         """Start work on an idle slot."""
+        assert self._idle, "every slot is taken"
         slot = self._idle.pop(0)
         self._busy[self._threads.submit(work, slot)] = slot
 
