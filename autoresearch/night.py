@@ -135,6 +135,12 @@ def night_of(
     series, facts = series_of(found, program, slots[0], readonly)
     ledger.begin(series, json.dumps(facts), options.seed, json.dumps(asdict(options)))
     books.catch_up()
+    champion = ledger.champion
+    if champion and lab.read("train.py") != ledger.source(champion.blob):
+        now.notice(
+            "train.py in your folder is not the champion's and is left alone; to have "
+            'it measured: autoresearch try train.py "what is new"'
+        )
     hours = options.hours if options.hours is not None else program.hours
     now.until = None if hours is None else time.time() + 3600 * hours
     bench = Bench(lab, found, terms_of(program, readonly), stop, now)

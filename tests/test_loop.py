@@ -19,6 +19,7 @@ from tests.nights import (
     line_lab,
     rate,
     run,
+    script,
     start,
     wait_for,
 )
@@ -280,6 +281,22 @@ def test_edits_to_train_py_later_are_left_alone_by_a_keep(lab):
     assert rows[0].decision == "keep"
     assert lab.read("train.py") == edited
     assert git(lab, "rev-parse", "HEAD") == rows[0].commit
+
+
+def test_edits_to_train_py_are_offered_as_a_try(lab):
+    run(lab)
+    lab.path("train.py").write_text(lab.read("train.py") + "# a thought\n")
+
+    said = command(lab, "run", "--proposer", script(lab)).stdout
+
+    assert 'autoresearch try train.py "what is new"' in said
+
+
+def test_a_full_disk_stops_the_night_before_it_loses_anything(lab, monkeypatch):
+    monkeypatch.setattr("autoresearch.lab.FREE_BYTES_NEEDED", 1 << 60)
+
+    with pytest.raises(LabError, match="make space"):
+        run(lab)
 
 
 def test_a_commit_of_the_human_in_mid_night_is_built_on(lab):
