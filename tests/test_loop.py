@@ -5,14 +5,17 @@ import json
 import signal
 import subprocess
 import textwrap
+from dataclasses import replace
 
 import pytest
 
-from autoresearch import books, constants
-from autoresearch.cage import Stop
+from autoresearch import books, constants, night
+from autoresearch.cage import Slot, Stop
 from autoresearch.errors import LabError
 from autoresearch.ledger import Ledger
+from autoresearch.loop import research
 from autoresearch.notebook import Notebook
+from autoresearch.pools.local import Local
 from tests.nights import (
     command,
     guests_of,
@@ -109,6 +112,24 @@ def test_a_second_night_goes_on_without_a_second_baseline(lab):
 
     assert [row.number for row in rows] == [2]
     assert rows[0].against == 1
+
+
+def test_two_devices_work_at_the_same_time_and_every_verdict_is_recorded_once(lab):
+    proposals = [rate(0.0001 * n) for n in range(1, 9)]
+    asked = night.Options(proposers=(script(lab, *proposals),), seed=1)
+    with night.opened(lab, asked, Stop()) as (opened, now):
+        busy = []
+        now.listener = lambda *_: busy.append(len(now._runs))
+        local = Local([Slot(), Slot()])
+        rows = []
+        for row in research(replace(opened, pool=local)):
+            now.done(row.number)
+            rows.append(row)
+
+    assert sorted(row.number for row in rows) == list(range(9))
+    assert max(busy) == 2
+    assert {row.kind for row in rows} == {None}
+    assert guests_of(lab) == []
 
 
 def test_as_many_experiments_as_asked_for_and_no_more(lab):
@@ -329,17 +350,17 @@ def test_try_queues_a_file_and_the_next_night_takes_it_first(lab):
 def test_try_waits_for_a_night_in_progress_and_its_exit_code_is_the_verdict(lab):
     mine = lab.state / "mine.py"
     mine.write_text(train_py(lab, "LEARNING_RATE = 0.01", "LEARNING_RATE = 0.0001"))
-    night = start(lab, "run", "--proposer", "mailbox")
+    running = start(lab, "run", "--proposer", "mailbox")
     wait_for(lambda: lab.results.exists() and "baseline" in lab.results.read_text())
 
     done = command(lab, "try", str(mine), "slow", "--wait", "30")
     stopped = command(lab, "stop")
-    night.communicate(timeout=30)
+    running.communicate(timeout=30)
 
     assert done.returncode == 4, done.stderr
     assert "discard" in done.stdout
     assert stopped.returncode == 0
-    assert night.returncode == 0
+    assert running.returncode == 0
 
 
 def test_program_md_is_read_afresh_and_a_broken_one_never_stops_a_night(lab):
@@ -350,18 +371,18 @@ def test_program_md_is_read_afresh_and_a_broken_one_never_stops_a_night(lab):
     )
     allowed = run(lab, {"title": "long", "source": source})
 
-    night = start(lab, "run", "--proposer", "mailbox")
+    running = start(lab, "run", "--proposer", "mailbox")
     wait_for(lambda: (lab.state / "run.log").exists())
     lab.path("program.md").write_text("```toml\nmax_changed_lnes = 1\n```\n")
     wait_for(
         lambda: "max_changed_lnes" in (lab.state / "run.log").read_text(),
         what="the notice about program.md",
     )
-    night.send_signal(signal.SIGINT)
-    said, _ = night.communicate(timeout=30)
+    running.send_signal(signal.SIGINT)
+    said, _ = running.communicate(timeout=30)
 
     assert allowed[0].kind is None
-    assert night.returncode == 0
+    assert running.returncode == 0
     assert "'max_changed_lines'" in said
     assert "stays in force" in said
 
@@ -380,44 +401,44 @@ def test_one_ctrl_c_waits_for_the_run_and_a_second_loses_nothing(lab):
     mine = lab.state / "slow.py"
     mine.write_text(slow(lab))
     command(lab, "try", str(mine), "sleeps")
-    night = start(lab, "run", "--proposer", "mailbox")
+    running = start(lab, "run", "--proposer", "mailbox")
     wait_for(lambda: guests_of(lab), what="the run")
 
-    night.send_signal(signal.SIGINT)
+    running.send_signal(signal.SIGINT)
     with pytest.raises(Exception, match="timed out"):
-        night.wait(1)
-    night.send_signal(signal.SIGINT)
-    night.communicate(timeout=20)
+        running.wait(1)
+    running.send_signal(signal.SIGINT)
+    running.communicate(timeout=20)
 
-    assert night.returncode == 0
+    assert running.returncode == 0
     assert guests_of(lab) == []
     assert [p.title for p in ledger_of(lab).open()] == ["sleeps"]
 
 
 def test_a_closed_terminal_ends_nothing(lab):
-    night = start(lab, "run", "--proposer", "mailbox")
+    running = start(lab, "run", "--proposer", "mailbox")
     wait_for(lambda: lab.results.exists() and "baseline" in lab.results.read_text())
 
-    night.send_signal(signal.SIGHUP)
-    night.stdout.close()
+    running.send_signal(signal.SIGHUP)
+    running.stdout.close()
     mine = lab.state / "mine.py"
     mine.write_text(train_py(lab, "LEARNING_RATE = 0.01", "LEARNING_RATE = 0.02"))
     done = command(lab, "try", str(mine), "after", "--wait", "30")
     command(lab, "stop")
-    night.wait(20)
+    running.wait(20)
 
     assert done.returncode == 0
-    assert night.returncode == 0
+    assert running.returncode == 0
 
 
 def test_stop_while_idle_ends_a_night_that_waits_for_letters(lab):
-    night = start(lab, "run", "--proposer", "mailbox")
+    running = start(lab, "run", "--proposer", "mailbox")
     wait_for(lambda: lab.results.exists() and "baseline" in lab.results.read_text())
 
     command(lab, "stop")
-    night.communicate(timeout=20)
+    running.communicate(timeout=20)
 
-    assert night.returncode == 0
+    assert running.returncode == 0
     assert command(lab, "stop").returncode == 3
 
 
