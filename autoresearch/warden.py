@@ -32,6 +32,10 @@ def main() -> None:
     file_bytes, command = int(sys.argv[3]), sys.argv[4:]
     os.set_inheritable(control, False)  # else the guest could speak for its warden
     adopt_orphans()
+    for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(
+            name, signal.SIG_IGN
+        )  # a guest may send them; only CONTROL counts
     woken, wake = os.pipe()
     for end in (woken, wake):
         os.set_blocking(end, False)

@@ -417,9 +417,20 @@ def test_when_the_harness_is_only_stopped_the_family_lives_on(lab):
 
 
 @linux_only
-@pytest.mark.parametrize("number", ["SIGKILL", "SIGTERM", "SIGINT"])
-def test_a_guest_that_kills_its_warden_is_swept_with_its_family(lab, number):
-    source = FAMILY + f"os.kill(os.getppid(), signal.{number})\ntime.sleep(600)\n"
+@pytest.mark.parametrize("number", ["SIGTERM", "SIGINT", "SIGHUP"])
+def test_a_warden_shrugs_off_what_its_guest_asks_of_it(lab, number):
+    source = FAMILY + f"os.kill(os.getppid(), signal.{number})\nraise SystemExit(7)\n"
+
+    with running(lab, source) as guest:
+        assert hear(guest) == {"say": "family"}
+        assert ending(guest) == 7
+
+    wait_for(lambda: not survivors(lab), "the death of all")
+
+
+@linux_only
+def test_a_guest_that_kills_its_warden_is_swept_with_its_family(lab):
+    source = FAMILY + "os.kill(os.getppid(), signal.SIGKILL)\ntime.sleep(600)\n"
 
     with running(lab, source) as guest:
         assert hear(guest) == {"say": "family"}
