@@ -190,6 +190,7 @@ class Screen:
         self._live = sys.stdout.isatty() and not as_json
         self._shown = 0.0
         self._current = ""
+        self._progress: Progress | None = None  # None: nothing ran yet
         self._log = lab.state / "run.log"
 
     def begin(self, ledger: Ledger, now: night.Now, options: night.Options) -> None:
@@ -222,8 +223,16 @@ class Screen:
         """Something the human should know."""
         self.print(f"note: {one_line(words)}")
 
+    def left(self) -> str:
+        """How long the run in hand will still train, as far as it says."""
+        if self._progress is None or not 0 < self._progress.share < 1:
+            return ""
+        share, seconds = self._progress.share, self._progress.seconds
+        return f" (about {views.duration(seconds * (1 - share) / share)} of training)"
+
     def show(self, candidate: Candidate, progress: Progress) -> None:
         """The run in hand, at most five times a second."""
+        self._progress = progress
         if not self._live or time.monotonic() - self._shown < 0.2:
             return
         self._shown = time.monotonic()
@@ -274,7 +283,8 @@ def obeying(stop: Stop, screen: Screen) -> Iterator[None]:
         else:
             stop.soon = True
             screen.print(
-                "stopping after the run in hand; once more stops now and loses nothing"
+                f"stopping after the run in hand{screen.left()}; "
+                "once more stops now and loses nothing"
             )
 
     old = {name: signal.signal(name, heard) for name in (signal.SIGINT, signal.SIGTERM)}
