@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from autoresearch import sources
+from autoresearch import __version__, sources
 from autoresearch.errors import LabError
 from autoresearch.lab import write_whole
 from autoresearch.machine import cores, version
@@ -189,7 +189,8 @@ def damaged(path: Path) -> LabError:
 def versions() -> dict[str, str]:
     """What else decides how a text comes out."""
     packages = {name: version(name) for name in ("rustbpe", "tiktoken")}
-    return {"format": str(FORMAT), **packages, "python": platform.python_version()}
+    python = platform.python_version()
+    return {"format": str(FORMAT), "tool": __version__, **packages, "python": python}
 
 
 def fingerprint_of(recipe: Recipe, description: Mapping[str, object]) -> str:
