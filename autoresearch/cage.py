@@ -1,18 +1,20 @@
 """A guest process and its limits: started, listened to, measured, killed whole.
 
-Covered:
+Covered, whatever stands around the guest:
 - a process tree that dies whole, also what called setsid or forked twice, also when
   the harness is killed at any instruction (`warden`), also when it kills its warden
 - an environment of a few named variables; no inherited file descriptors
 - limits on memory, disk, log and messages, enforced from outside while it runs
 - a log that is capped and cannot fill the disk
 
-Not covered yet (level `none`): the network; files that this user can read or write
+What a guest can see and reach is the business of `walls`, which are handed in. Without
+any (level `none`) these are open: the network; files that this user can read or write
 elsewhere; memory that is in no process (a memfd, /dev/shm); a guest that kills its
-warden and then hides its environment. Every ledger row says at which level it ran.
+warden and then hides its environment.
 """
 
 import contextlib
+import hashlib
 import os
 import selectors
 import signal
@@ -21,9 +23,11 @@ import subprocess
 import sys
 import time
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import Protocol
 
 import psutil
 
@@ -31,8 +35,8 @@ from autoresearch import warden
 from autoresearch.channel import Channel, Closed, Junk, Message
 from autoresearch.errors import Stopped
 
-LEVEL = "none"  # what this module can promise today; stamped on every ledger row
-MARK = "AUTORESEARCH_GUEST_OF"  # in every guest's environment: its lab, for sweeping
+# In every guest's environment, for sweeping: a name of its lab and one of its folder.
+MARK = "AUTORESEARCH_GUEST_OF"
 
 LOG_HEAD_BYTES, LOG_TAIL_BYTES = 32 * 1024, 64 * 1024
 LARGEST_LOG_BYTES = 100 << 20
@@ -45,7 +49,10 @@ ALLOWED = ("PATH", "LD_LIBRARY_PATH", "CUDA_HOME", "LANG", "LC_ALL", "TZ")
 # Threads that spin while they wait ran 8 to 16 times slower beside one busy neighbour.
 THREADS = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0", "KMP_BLOCKTIME": "0"}
 
-GUEST = "import sys; from autoresearch.guest import main; main(int(sys.argv[1]))"
+GUEST = (
+    "import sys; from autoresearch.guest import main;"
+    " main(int(sys.argv[1]), sys.argv[2])"
+)
 
 
 class Exited(Exception):
@@ -82,6 +89,69 @@ class Slot:
     threads: int = 1
 
 
+@dataclass(frozen=True, slots=True)
+class Room:
+    """What one guest is given. Its folder holds train.py and what else it may read."""
+
+    folder: Path
+    lab: Path
+    slot: Slot
+    limits: Limits
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """How a guest is started behind walls."""
+
+    before: tuple[str, ...]  # the words of a command line that puts the walls up
+    environment: Mapping[str, str]
+    fence: str  # what the guest forbids itself; see `fence.Fence.words`
+    descriptors: tuple[int, ...] = ()  # for the command; closed when it has started
+    group: "Group | None" = None  # what the kernel counts and limits it by
+
+
+class Group(Protocol):
+    """A control group that one guest lives in."""
+
+    @property
+    def joins(self) -> tuple[str, ...]:
+        """Files that the guest's first process writes itself into."""
+        ...
+
+    @property
+    def memory_gb(self) -> float:
+        """Peak of all memory, also of what is in no process."""
+        ...
+
+    @property
+    def out_of_memory(self) -> bool:
+        """Whether the kernel killed something of it for its memory."""
+        ...
+
+    def close(self) -> None:
+        """Kill what is left in it and remove it."""
+        ...
+
+
+class Walls(Protocol):
+    """What stands around every guest of a night."""
+
+    level: str
+
+    def entry(self, room: Room) -> Entry:
+        """The way in, for one guest."""
+        ...
+
+
+class NoWalls:
+    """Level `none`: the guest runs as this user, with a bare environment."""
+
+    level = "none"
+
+    def entry(self, room: Room) -> Entry:
+        return Entry((), environment(room), "")
+
+
 class Log:
     """The first and the last of what a guest printed, and how much there was."""
 
@@ -116,7 +186,15 @@ class Guest:
     """One caged process tree. Use as a context manager: leaving it kills everything."""
 
     def __init__(
-        self, folder: Path, *, lab: Path, slot: Slot, limits: Limits, stop: "Stop"
+        self,
+        folder: Path,
+        *,
+        lab: Path,
+        slot: Slot,
+        limits: Limits,
+        stop: "Stop",
+        walls: Walls | None = None,
+        code: str = GUEST,
     ) -> None:
         self.folder = folder
         self.log = Log()
@@ -128,27 +206,33 @@ class Guest:
         self._looked = 0.0
         self._messages = 0
         self._code: int | None = None  # None: it is running
+        entry = (walls or NoWalls()).entry(Room(folder, lab, slot, limits))
+        self._group = entry.group
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         self._control, control = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         reads, writes = os.pipe()
-        keep = f"{theirs.fileno()}"
+        given = (theirs.fileno(), *entry.descriptors)
+        joins = entry.group.joins if entry.group else ()
         self._process = subprocess.Popen(
             [
                 *(sys.executable, "-I", "-S", "-B", warden.__file__),
-                *(str(control.fileno()), keep, str(int(limits.disk_gb * 1e9))),
-                *(sys.executable, "-I", "-B", "-u", "-c", GUEST, keep),
+                *(str(control.fileno()), ",".join(map(str, given))),
+                *(str(int(limits.disk_gb * 1e9)), ":".join(joins), *entry.before),
+                *(sys.executable, "-I", "-B", "-u", "-c", code),
+                *(str(theirs.fileno()), entry.fence),
             ],
             cwd=folder,
-            env=environment(folder, lab, slot),
+            env=entry.environment,
             stdin=subprocess.DEVNULL,
             stdout=writes,
             stderr=writes,
-            pass_fds=(control.fileno(), theirs.fileno()),
+            pass_fds=(control.fileno(), *given),
             start_new_session=True,
         )
         theirs.close()
         control.close()
-        os.close(writes)
+        for descriptor in (writes, *entry.descriptors):
+            os.close(descriptor)
         os.set_blocking(reads, False)
         self._reads = reads
         self.channel = Channel(ours)
@@ -251,7 +335,15 @@ class Guest:
 
     def measure(self) -> None:
         """Look at the tree's memory now."""
-        self.memory_gb = max(self.memory_gb, tree_memory_gb(self._process.pid))
+        counted = self._group.memory_gb if self._group else 0.0
+        self.memory_gb = max(
+            self.memory_gb, counted or tree_memory_gb(self._process.pid)
+        )
+
+    @property
+    def out_of_memory(self) -> bool:
+        """Whether the kernel ended something of it for want of memory."""
+        return self._group is not None and self._group.out_of_memory
 
     def kill(self) -> None:
         """Kill the whole tree and wait until it is gone. Safe to call twice."""
@@ -263,6 +355,8 @@ class Guest:
             self._process.wait()
         if self._process.returncode != 0:
             sweep(self._lab, self.folder)  # nobody is left who knows its children
+        if self._group is not None:
+            self._group.close()
         if self._reads >= 0:
             with contextlib.suppress(OSError, ValueError):
                 self._drain()
@@ -280,10 +374,11 @@ class Stop:
         self.now = False
 
 
-def environment(folder: Path, lab: Path, slot: Slot) -> dict[str, str]:
+def environment(room: Room, home: str | None = None) -> dict[str, str]:
     """All a guest gets to see of the world's variables."""
+    slot = room.slot
     passed = {name: os.environ[name] for name in ALLOWED if name in os.environ}
-    where = str(folder)
+    where = home or str(room.folder)
     card = {} if slot.index is None else {"CUDA_VISIBLE_DEVICES": str(slot.index)}
     return {
         **passed,
@@ -291,11 +386,18 @@ def environment(folder: Path, lab: Path, slot: Slot) -> dict[str, str]:
         **card,
         "HOME": where,
         "TMPDIR": where,
+        "USER": "guest",  # torch names its caches by it; there may be no /etc/passwd
         "OMP_NUM_THREADS": str(slot.threads),
         "PYTHONDONTWRITEBYTECODE": "1",
         "PYTHONUNBUFFERED": "1",
-        MARK: str(lab),
+        MARK: mark(room.lab, room.folder),
     }
+
+
+def mark(lab: Path, folder: Path | None = None) -> str:
+    """What a guest of a lab (and of a folder) is known by; it tells the guest nothing."""
+    names = [str(lab), *([] if folder is None else [str(folder)])]
+    return "/".join(hashlib.sha256(name.encode()).hexdigest()[:16] for name in names)
 
 
 def tree_memory_gb(pid: int) -> float:
@@ -346,5 +448,5 @@ def sweep(lab: Path, folder: Path | None = None) -> int:
 
 def belongs(process: psutil.Process, lab: Path, folder: Path | None) -> bool:
     """Whether a process is a guest of this lab (and of this folder), or its warden."""
-    seen = process.environ()
-    return seen.get(MARK) == str(lab) and folder in (None, Path(seen.get("HOME", "")))
+    seen = process.environ().get(MARK, "")
+    return seen == mark(lab, folder) or (folder is None and seen.startswith(mark(lab)))

@@ -16,7 +16,6 @@ import mmap
 import os
 import socket
 import struct
-import tempfile
 import time
 from typing import Any
 
@@ -138,6 +137,8 @@ def anonymous(name: str) -> int:
     """A new file descriptor of memory that has no path."""
     if HAS_MEMFD:
         return os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    import tempfile  # a slow import, for a minority
+
     with tempfile.TemporaryFile() as file:
         return os.dup(file.fileno())
 

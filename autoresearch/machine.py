@@ -37,7 +37,7 @@ def nvidia() -> tuple[tuple[str, str, float], ...]:
         done = subprocess.run(
             ("nvidia-smi", *query), capture_output=True, text=True, timeout=30
         )
-    except (FileNotFoundError, subprocess.TimeoutExpired):
+    except (OSError, subprocess.TimeoutExpired):
         return ()
     if done.returncode != 0:
         return ()

@@ -14,8 +14,8 @@ import json
 import struct
 from array import array
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from math import prod
+from typing import NamedTuple
 
 WIDTH_BYTES = {
     "F64": 8,
@@ -48,8 +48,7 @@ class NotFinite(BadWeights):
     """Training diverged: an inf or a nan among the weights."""
 
 
-@dataclass(frozen=True, slots=True)
-class Tensor:
+class Tensor(NamedTuple):
     """One named block of numbers, as raw bytes."""
 
     dtype: str

@@ -14,7 +14,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autoresearch import cage, warden
-from autoresearch.cage import Exited, Guest, Limits, Log, OverLimit, Slot, Stop, sweep
+from autoresearch.cage import (
+    Exited,
+    Guest,
+    Limits,
+    Log,
+    OverLimit,
+    Room,
+    Slot,
+    Stop,
+    sweep,
+)
 from autoresearch.channel import Junk, unseal
 from autoresearch.errors import Stopped
 
@@ -69,11 +79,11 @@ def lab(tmp_path):
 
 def survivors(lab: Path) -> set[int]:
     """Processes alive that carry the lab's mark, wardens too."""
-    mark, found = f"{cage.MARK}={lab}\0".encode(), set()
+    mark, found = f"\0{cage.MARK}={cage.mark(lab)}".encode(), set()
     for name in os.listdir("/proc"):
         if name.isdigit():
             try:
-                if mark in Path(f"/proc/{name}/environ").read_bytes() + b"\0":
+                if mark in b"\0" + Path(f"/proc/{name}/environ").read_bytes():
                     found.add(int(name))
             except OSError:
                 pass
@@ -259,18 +269,21 @@ def test_the_environment_is_the_allow_list_and_nothing_else(lab, monkeypatch):
     assert set(seen) - {"LC_CTYPE"} <= {
         *cage.ALLOWED,
         *cage.THREADS,
-        *("HOME", "TMPDIR", "OMP_NUM_THREADS", cage.MARK),
+        *("HOME", "TMPDIR", "USER", "OMP_NUM_THREADS", cage.MARK),
         *("PYTHONDONTWRITEBYTECODE", "PYTHONUNBUFFERED"),
     }
     assert seen["HOME"] == seen["TMPDIR"] == str(lab / "guest")
 
 
 def test_a_slot_says_which_gpu_and_how_many_threads():
-    seen = cage.environment(Path("/x"), Path("/lab"), Slot("cuda", 3, threads=5))
+    def seen_by(slot):
+        return cage.environment(Room(Path("/x"), Path("/lab"), slot, Limits(1.0)))
+
+    seen = seen_by(Slot("cuda", 3, threads=5))
 
     assert seen["CUDA_VISIBLE_DEVICES"] == "3"
     assert seen["OMP_NUM_THREADS"] == "5"
-    assert "CUDA_VISIBLE_DEVICES" not in cage.environment(Path(), Path(), Slot())
+    assert "CUDA_VISIBLE_DEVICES" not in seen_by(Slot())
 
 
 @linux_only

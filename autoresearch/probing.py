@@ -1,0 +1,294 @@
+"""Which cage this machine can build: found by trying to get out of it.
+
+At the start of every night a probe runs in the cage just built and attempts what a
+hostile train.py would (`probe`). A level is reached when everything it promises to deny
+was denied; what is open decides, not what was configured. `explained` says in one
+sentence why a level was missed, and what to type.
+"""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from autoresearch import cage, groups, walls
+from autoresearch.cage import Exited, Guest, Limits, NoWalls, OverLimit, Slot, Stop
+from autoresearch.cage import Walls
+from autoresearch.channel import Junk
+from autoresearch.errors import LabError
+from autoresearch.lab import Lab
+from autoresearch.probe import KNOWN_DEVICES
+
+PROBE = (
+    "import sys; from autoresearch.probe import main;"
+    " main(int(sys.argv[1]), sys.argv[2])"
+)
+PROBE_SECONDS = 20.0
+SCRATCH_GB = 0.25
+# What each level leaves open; all else that `probe` tries it denies.
+LEFT_OPEN: dict[str, set[str]] = {
+    "full": set(),
+    # It cannot limit a folder, hide that processes and devices exist, or (where the
+    # interpreter lies in root's home) be another user.
+    "landlock": {
+        *("scratch without a limit", "other processes", "devices"),
+        *("the harness's user",),
+    },
+    "seatbelt": {
+        *("scratch without a limit", "other processes", "devices", "capabilities"),
+        *("the harness's user", "new privileges", "unfiltered system calls"),
+        *("the clock", "descriptors"),
+        *(f"the system call {name}" for name in walls.fence.NUMBERS["x86_64"]),
+    },
+}
+PLACES = ("/", "/usr/lib", "/usr/local", "/etc", "/dev", "/tmp", "/var/tmp", "/run")
+APPARMOR = "/proc/sys/kernel/apparmor_restrict_unprivileged_userns"
+PROFILE = (
+    "printf 'abi <abi/4.0>,\\nprofile bwrap /usr/bin/bwrap flags=(unconfined) "
+    "{ userns, }\\n' | sudo tee /etc/apparmor.d/bwrap && "
+    "sudo apparmor_parser -r /etc/apparmor.d/bwrap"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """What one probe of one level found."""
+
+    walls: Walls
+    open: tuple[str, ...]  # what it got through, by the names in `probe`
+    broken: str = ""  # why it could not run at all
+
+    @property
+    def reached(self) -> bool:
+        """Whether the level keeps its promise here."""
+        allowed = LEFT_OPEN.get(self.walls.level)
+        return allowed is None or not (self.broken or set(self.open) - allowed)
+
+    @property
+    def missed(self) -> str:
+        """What is wrong, in a few words."""
+        allowed = LEFT_OPEN.get(self.walls.level) or set()
+        return self.broken or f"it leaves open: {', '.join(set(self.open) - allowed)}"
+
+
+def build(lab: Lab, level: str, slot: Slot) -> Walls:
+    """The walls of one level, probed, or LabError with the exact remedy."""
+    findings = survey(lab, slot, only=level)
+    if findings and findings[-1].reached:
+        return findings[-1].walls
+    best = survey(lab, slot)[-1].walls.level
+    raise LabError(
+        f'program.md asks for cage = "{level}", which this machine does not give: '
+        f"{explained(level, findings)}; or accept less and write "
+        f'cage = "{best}" into program.md (docs/security.md says what is lost)'
+    )
+
+
+def best(lab: Lab, slot: Slot) -> tuple[Walls, str]:
+    """The best walls this machine gives, and why not `full` ("" if they are)."""
+    findings = survey(lab, slot)
+    found = findings[-1].walls
+    return found, "" if found.level == "full" else explained("full", findings)
+
+
+def survey(lab: Lab, slot: Slot, only: str | None = None) -> list[Findings]:
+    """Probe level after level, best first, until one holds; all that was found."""
+    found: list[Findings] = []
+    for candidate in walls.available(secrets(lab)):
+        if only not in (None, candidate.level):
+            continue
+        found.append(probed(candidate, lab, slot))
+        if found[-1].reached:
+            break
+    return found
+
+
+def secrets(lab: Lab) -> tuple[Path, ...]:
+    """Places that are hidden even when they lie inside something visible."""
+    return (lab.folder, Path.home(), cache_folder())
+
+
+def cache_folder() -> Path:
+    """Where sealed data lies; the same words as in `corpus`."""
+    named = os.environ.get("AUTORESEARCH_CACHE")
+    return Path(named) if named else Path.home() / ".cache" / "autoresearch"
+
+
+def probed(candidate: Walls, lab: Lab, slot: Slot) -> Findings:
+    """Try to get out of one cage."""
+    if isinstance(candidate, NoWalls):
+        return Findings(candidate, ())  # it promises nothing
+    folder = lab.state / "runs" / f"probe-{os.getpid()}"
+    shutil.rmtree(folder, ignore_errors=True)
+    (folder / "scratch").mkdir(parents=True)
+    guest = None
+    try:
+        with outside(lab) as targets:
+            guest = Guest(
+                folder / "scratch",
+                lab=lab.folder,
+                slot=slot,
+                limits=Limits(4.0, disk_gb=SCRATCH_GB),
+                stop=Stop(),
+                walls=candidate,
+                code=PROBE,
+            )
+            with guest:
+                guest.send({**targets, **expected(lab, folder, slot)})
+                message, _ = guest.receive(time.monotonic() + PROBE_SECONDS)
+        return Findings(candidate, tuple(map(str, message["open"])))
+    except (Exited, TimeoutError, OverLimit, Junk, KeyError, OSError) as error:
+        said = guest.log.whole().decode(errors="replace") if guest else ""
+        last = said.strip().splitlines()[-1] if said.strip() else str(error)
+        return Findings(candidate, (), broken=last[:300])
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def outside(lab: Lab) -> Iterator[dict[str, Any]]:
+    """Things of the harness for the probe to reach for: files, listeners, itself."""
+    canary = lab.state / "canary"
+    canary.write_text("a probe that reads this is not caged\n")
+    name = f"autoresearch-{os.getpid()}-{time.monotonic_ns()}"
+    with (
+        tempfile.TemporaryDirectory() as place,
+        socket.socket(socket.AF_INET, socket.SOCK_STREAM) as tcp,
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp,
+        socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as abstract,
+        socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as named,
+    ):
+        os.chmod(place, 0o755)
+        path = f"{place}/socket"
+        for end in (tcp, udp):
+            end.bind(("127.0.0.1", 0))
+        named.bind(path)
+        os.chmod(path, 0o777)
+        if sys.platform == "linux":
+            abstract.bind("\0" + name)
+            abstract.listen()
+        tcp.listen()
+        named.listen()
+        yield {
+            "canary": str(canary),
+            "lab": str(lab.folder),
+            "pid": os.getpid(),
+            "uid": os.getuid() if os.getuid() == 0 else -1,
+            "tcp": tcp.getsockname(),
+            "udp": udp.getsockname(),
+            "name": name,
+            "path": path,
+        }
+    canary.unlink(missing_ok=True)
+
+
+def expected(lab: Lab, folder: Path, slot: Slot) -> dict[str, Any]:
+    """What the probe may see without calling it open."""
+    view = walls.view_for(secrets(lab))
+    home, cache = Path.home(), cache_folder()
+    room = cage.Room(folder, folder, slot, Limits(1.0))
+    return {
+        "home": str(home),
+        "home_names": leading(home, view.roots),
+        "cache": str(cache),
+        "cache_names": leading(cache, view.roots),
+        "hidden": [str(path) for path in view.hidden[:200]],
+        "places": [*PLACES, *map(str, view.roots[-6:]), str(folder.parent)],
+        "scratch_bytes": int(SCRATCH_GB * 1e9),
+        "variables": [*cage.environment(room), "PWD", "LC_CTYPE"],
+        "devices": [*KNOWN_DEVICES, *(node.name for node in walls.nodes(slot))],
+    }
+
+
+def leading(folder: Path, roots: tuple[Path, ...]) -> list[str]:
+    """Names in a folder that lead to something visible."""
+    return sorted(
+        {root.relative_to(folder).parts[0] for root in roots if folder in root.parents}
+    )
+
+
+# -- why not, and what to type ---------------------------------------------------------
+
+
+def explained(level: str, findings: list[Findings]) -> str:
+    """Why a level was missed here, and the exact remedy."""
+    if level != "full":
+        missed = next((f.missed for f in findings if f.walls.level == level), "")
+        return missed or f"{level} needs {NEEDS[level]}"
+    if sys.platform != "linux":
+        return "full needs Linux (on Windows: WSL2). Next: run it there"
+    if not shutil.which("bwrap"):
+        return (
+            "bubblewrap is not installed. Next: apt install bubblewrap "
+            "(Fedora: dnf install bubblewrap)"
+        )
+    missed = next((f.missed for f in findings if f.walls.level == level), "")
+    return f"{missed}. Next: {remedy(missed)}"
+
+
+NEEDS = {
+    "landlock": f"Linux 6.12 or newer (Landlock {walls.fence.NEEDED_ABI})",
+    "container": "a container runtime, and is not built; use full or landlock",
+    "seatbelt": "macOS",
+    "none": "nothing",
+}
+
+
+def remedy(missed: str) -> str:
+    """What to type so that bubblewrap works, by what the kernel says it forbids."""
+    if "Unknown option" in missed:
+        return f"install bubblewrap 0.8 or newer (this is {bubblewrap_version()})"
+    if os.geteuid() != 0 and setting(APPARMOR) == "1":
+        return PROFILE  # Ubuntu 24.04 and whoever else ships this AppArmor rule
+    if os.geteuid() != 0 and setting("/proc/sys/kernel/unprivileged_userns_clone") == "0":
+        return "sudo sysctl -w kernel.unprivileged_userns_clone=1"
+    if setting("/proc/sys/user/max_user_namespaces") == "0" and os.geteuid() != 0:
+        return "sudo sysctl -w user.max_user_namespaces=15000"
+    if in_container():
+        return (
+            "start the container with --cap-add SYS_ADMIN --security-opt "
+            "seccomp=unconfined --security-opt apparmor=unconfined --security-opt "
+            "systempaths=unconfined"
+        )
+    return "bwrap --ro-bind / / --unshare-all true   (it shows the kernel's own words)"
+
+
+def setting(path: str) -> str:
+    """A kernel setting; "" where there is none."""
+    with suppress(OSError):
+        return Path(path).read_text().strip()
+    return ""
+
+
+def in_container() -> bool:
+    """Whether this process seems to run in a container."""
+    marks = (Path("/.dockerenv"), Path("/run/.containerenv"))
+    return any(mark.exists() for mark in marks) or bool(os.environ.get("container"))
+
+
+def bubblewrap_version() -> str:
+    """What bwrap calls itself."""
+    with suppress(OSError):
+        done = subprocess.run(("bwrap", "--version"), capture_output=True, text=True)
+        return done.stdout.strip()
+    return "unknown"
+
+
+def facts(found: Walls) -> Mapping[str, object]:
+    """How a night is caged, for the record of its session."""
+    place = groups.find()
+    return {
+        "level": found.level,
+        "kernel": os.uname().release,
+        "landlock": walls.fence.landlock_abi(),
+        "bubblewrap": bubblewrap_version() if found.level == "full" else "",
+        "groups": f"version {place.version}" if place else "none",
+    }
