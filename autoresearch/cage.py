@@ -49,6 +49,7 @@ ALLOWED = ("PATH", "LD_LIBRARY_PATH", "CUDA_HOME", "LANG", "LC_ALL", "TZ")
 # Threads that spin while they wait ran 8 to 16 times slower beside one busy neighbour.
 THREADS = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0", "KMP_BLOCKTIME": "0"}
 
+GUEST_PYTHON = (sys.executable, "-I", "-B", "-u", "-c")
 GUEST = (
     "import sys; from autoresearch.guest import main;"
     " main(int(sys.argv[1]), sys.argv[2])"
@@ -136,7 +137,10 @@ class Group(Protocol):
 class Walls(Protocol):
     """What stands around every guest of a night."""
 
-    level: str
+    @property
+    def level(self) -> str:
+        """Its name in program.md and in every row."""
+        ...
 
     def entry(self, room: Room) -> Entry:
         """The way in, for one guest."""
@@ -206,40 +210,27 @@ class Guest:
         self._looked = 0.0
         self._messages = 0
         self._code: int | None = None  # None: it is running
-        entry = (walls or NoWalls()).entry(Room(folder, lab, slot, limits))
+        room = Room(folder, lab, slot, limits)
+        entry = (walls or NoWalls()).entry(room)
         self._group = entry.group
+        self._launched = bool(entry.before)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         self._control, control = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        reads, writes = os.pipe()
-        given = (theirs.fileno(), *entry.descriptors)
-        joins = entry.group.joins if entry.group else ()
-        self._process = subprocess.Popen(
-            [
-                *(sys.executable, "-I", "-S", "-B", warden.__file__),
-                *(str(control.fileno()), ",".join(map(str, given))),
-                *(str(int(limits.disk_gb * 1e9)), ":".join(joins), *entry.before),
-                *(sys.executable, "-I", "-B", "-u", "-c", code),
-                *(str(theirs.fileno()), entry.fence),
-            ],
-            cwd=folder,
-            env=entry.environment,
-            stdin=subprocess.DEVNULL,
-            stdout=writes,
-            stderr=writes,
-            pass_fds=(control.fileno(), *given),
-            start_new_session=True,
+        self._reads, writes = os.pipe()
+        os.set_blocking(self._reads, False)
+        command = (*GUEST_PYTHON, code, str(theirs.fileno()), entry.fence)
+        self._process = start(
+            room, entry, command, control.fileno(), theirs.fileno(), writes
         )
-        theirs.close()
-        control.close()
+        for end in (theirs, control):
+            end.close()
         for descriptor in (writes, *entry.descriptors):
             os.close(descriptor)
-        os.set_blocking(reads, False)
-        self._reads = reads
         self.channel = Channel(ours)
         self._selector = selectors.DefaultSelector()
         self._selector.register(ours, selectors.EVENT_READ, "channel")
         self._selector.register(self._control, selectors.EVENT_READ, "control")
-        self._selector.register(reads, selectors.EVENT_READ, "log")
+        self._selector.register(self._reads, selectors.EVENT_READ, "log")
 
     def __enter__(self) -> "Guest":
         return self
@@ -309,6 +300,8 @@ class Guest:
         words = self._control.recv(64).split()
         self._selector.unregister(self._control)
         self._code = int(words[1]) if len(words) == 2 else -signal.SIGKILL
+        if self._launched and self._code > 128:
+            self._code = 128 - self._code  # how a launcher passes a signal on
         # What it sent and printed before it left still counts, as much as the kernel
         # holds. Not more: what survives a dead warden could go on for ever.
         self._drain()
@@ -366,6 +359,33 @@ class Guest:
         self.channel.close()
 
 
+def start(
+    room: Room,
+    entry: Entry,
+    command: tuple[str, ...],
+    control: int,
+    link: int,
+    log: int,
+) -> subprocess.Popen[bytes]:
+    """The warden, which starts the launcher, which starts the guest."""
+    given = (link, *entry.descriptors)
+    joins = entry.group.joins if entry.group else ()
+    return subprocess.Popen(
+        [
+            *(sys.executable, "-I", "-S", "-B", warden.__file__, str(control)),
+            *(",".join(map(str, given)), str(int(room.limits.disk_gb * 1e9))),
+            *(":".join(joins), *entry.before, *command),
+        ],
+        cwd=room.folder,
+        env=entry.environment,
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=log,
+        pass_fds=(control, *given),
+        start_new_session=True,
+    )
+
+
 class Stop:
     """A human's wish to end: `soon` after the run in hand, `now` without it."""
 
@@ -395,7 +415,7 @@ def environment(room: Room, home: str | None = None) -> dict[str, str]:
 
 
 def mark(lab: Path, folder: Path | None = None) -> str:
-    """What a guest of a lab (and of a folder) is known by; it tells the guest nothing."""
+    """What a guest of a lab (and of a folder) is known by; it tells a guest nothing."""
     names = [str(lab), *([] if folder is None else [str(folder)])]
     return "/".join(hashlib.sha256(name.encode()).hexdigest()[:16] for name in names)
 

@@ -9,15 +9,15 @@ from dataclasses import dataclass, replace
 
 from autoresearch import (
     apparatus,
-    cage,
     constants,
     evaluator,
     machine,
     night,
+    probing,
     proposers,
     sandbox,
 )
-from autoresearch.cage import Slot, Stop
+from autoresearch.cage import Slot, Stop, Walls
 from autoresearch.errors import Failed, LabError
 from autoresearch.experiment import Candidate, Proposal, Run, Score
 from autoresearch.lab import Lab, git_blob
@@ -29,10 +29,13 @@ from autoresearch.views import duration, rate
 TRAIN_SECONDS = 12.0
 TRAIN_TOKENS_SHARE = 0.1
 DECIDE_SECONDS = 0.3  # harness overhead of one experiment (benchmarks/overhead.py)
-FULL_CAGE = (
-    "cage       {level}: train.py runs as you, with a clock and limits but no walls; "
-    "run only proposers you would let run code"
-)
+CAGES = {
+    "full": "no network, no files but its own, another user; {facts}",
+    "landlock": "no network, no files but its own, by the kernel's Landlock; {facts}",
+    "seatbelt": "no network, no files but its own, by macOS's Seatbelt",
+    "none": "train.py runs as you, with a clock and limits but no walls; run only "
+    "proposers you would let run code",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +44,7 @@ class Checked:
 
     facts: dict[str, str]  # of the machine
     program: Program
+    cage: dict[str, object]
     score: Score
     proposers: tuple[str, ...]
     constants: int
@@ -67,7 +71,8 @@ class Checked:
         """The contract of `check --json`."""
         return {
             "machine": self.facts,
-            "cage": cage.LEVEL,
+            "cage": self.cage["level"],
+            "cage_facts": self.cage,
             "tokens_per_second": self.tokens_per_second,
             "memory_gb": self.run.memory_gb,
             "startup_seconds": self.run.startup_seconds,
@@ -79,6 +84,13 @@ class Checked:
             "hours": self.hours,
             "experiments": self.experiments,
         }
+
+    @property
+    def caged(self) -> str:
+        """What the cage is made of."""
+        seen = {key: words for key, words in self.cage.items() if words}
+        made = ", ".join(f"{key} {words}" for key, words in seen.items())
+        return CAGES[self.program.cage].format(facts=made)
 
     def lines(self) -> list[str]:
         """The same for people."""
@@ -92,7 +104,7 @@ class Checked:
         machine_line = ", ".join(self.facts.values()) or "any"
         return [
             f"machine    {machine_line}",
-            FULL_CAGE.format(level=cage.LEVEL),
+            f"cage       {self.program.cage}: {self.caged}",
             f"train.py   {rate(self.tokens_per_second)} tok/s, {run.memory_gb:.1f} GB, "
             f"start-up {run.startup_seconds:.1f} s, {scored}",
             "           trained and served model agree",
@@ -124,13 +136,15 @@ def check(lab: Lab, specs: Sequence[str], hours: float) -> Checked:
     proposers.named(named, program, lab.folder, seed=0)
     with lab.held():
         night.leave_nothing_behind(lab)
-        score = short_run(lab, found, program, slots[0])
+        walls = probing.build(lab, program.cage, slots[0])
+        score = short_run(lab, found, program, slots[0], walls)
     share = share_of_budget(program)
     trained = program.budget_seconds or score.run.seconds / share
     whole = score.run.startup_seconds + trained + score.seconds + DECIDE_SECONDS
     return Checked(
         machine.facts(slots[0]) if found.causal else {},
         program,
+        dict(probing.facts(walls)),
         score,
         named,
         len(constants.read(lab.read("train.py"))),
@@ -148,7 +162,7 @@ def share_of_budget(program: Program) -> float:
 
 
 def short_run(
-    lab: Lab, found: apparatus.Apparatus, program: Program, slot: Slot
+    lab: Lab, found: apparatus.Apparatus, program: Program, slot: Slot, walls: Walls
 ) -> Score:
     """Train for a moment and score, exactly as a night would."""
     share = share_of_budget(program)
@@ -160,7 +174,7 @@ def short_run(
         assert program.budget_tokens is not None
         tokens = max(1, int(program.budget_tokens * share))
         terms = replace(terms, budget_tokens=tokens, wall_seconds=60.0)
-    bench = Bench(lab, found, terms, Stop(), lambda candidate, progress: None)
+    bench = Bench(lab, found, terms, Stop(), lambda candidate, progress: None, walls)
     source = lab.read("train.py")
     candidate = Candidate(Proposal(0, "check", source, "", "human"), git_blob(source))
     begun = time.monotonic()

@@ -8,6 +8,7 @@ import json
 import os
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -478,13 +479,16 @@ def rebuild() -> None:
 @click.option("--experiments", default=8, show_default=True)
 def demo(folder: Path, experiments: int) -> None:
     """The whole loop in a few minutes: offline, on a CPU, on real text."""
-    from autoresearch import founding
+    from autoresearch import founding, machine, probing
     from autoresearch.apparatus import load
     from autoresearch.notebook import Notebook
 
+    with tempfile.TemporaryDirectory() as place:
+        walls, missed = probing.best(Lab(Path(place)), machine.slots()[0])
     say(f"1/4  a lab in {folder}: three files under git")
-    for line in founding.found(folder, "gpt", None, None, "demo"):
+    for line in founding.found(folder, "gpt", None, None, "demo", walls.level):
         say(f"     {line}")
+    say(f"     cage        {walls.level}" + (f"; {missed}" if missed else ""))
     lab = Lab.find(folder)
     say("2/4  prepare: Python's own source code, a BPE tokenizer, three sealed splits")
     load(lab, Notebook(lab.folder)).prepare(Bar())

@@ -5,14 +5,19 @@ loss of every next token; it has seen the answers and may lie. Then positions ar
 and a second fresh guest, which gets each row only up to its cut, with training text as
 filler, returns whole logits there; the harness does the softmax in float64. The score
 is the mean claim corrected by the mean of (audit - claim): its expectation is what the
-model can do causally and normalised, whatever was claimed. A difference too large to be
-rounding refuses the run. Other labs send inputs without answers and score the outputs
-with their own prepare.py in this process.
+model can do causally and normalised, whatever was claimed (`audit`). A difference too
+large to be rounding refuses the run. Other labs send inputs without answers and score
+the outputs with their own prepare.py in this process.
 
-Not covered yet: positions drawn where a claimed gain sits, the dispersion gate's
-calibration per device, and an evaluation guest that uses its seconds to train.
+The first run that is scored on a device calibrates it: how much honest answers differ,
+and how long they take. Later guests get a few times that, so that nothing can train
+while it is being asked.
+
+Not covered: a model that trains for the seconds it does get (docs/security.md says how
+many), and two guests that tell each other something through the machine's timing.
 """
 
+import contextlib
 import json
 import math
 import os
@@ -21,28 +26,23 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from autoresearch import channel, sandbox
 from autoresearch.cage import Exited, Guest, OverLimit, Slot
+from autoresearch.calibration import Pace, Place
 from autoresearch.channel import Junk
 from autoresearch.errors import Failed
 from autoresearch.experiment import Failure, Kind, Run, Score
+from autoresearch.lab import Lab
 from autoresearch.sandbox import Bench, Progress
 
 if TYPE_CHECKING:
     from autoresearch.metric import Array
 
-START_SECONDS = 180.0  # to build the model and load the weights
-BATCH_SECONDS = 120.0  # the same in both phases, or a slow ensemble could answer audits
 BATCH_TOKENS = {"cpu": 4096, "mps": 8192, "cuda": 65536}
-AUDITS = 256
 LARGEST_OUTPUT_BYTES = 64 << 20
-
-# Gates, in bits per byte where not said otherwise.
-LARGEST_CORRECTION = 0.001
-LARGEST_ERROR = 0.0005
-FAR_NATS, LARGEST_FAR_SHARE = 0.1, 0.01
 # Compiled against eager kernels in bf16 differ by about 0.01 nats; a model that lost
 # its weights differs by whole nats.
 LARGEST_PROBE_NATS = 0.1
@@ -89,7 +89,12 @@ def failed(run: Run, kind: Kind, detail: str) -> Failed:
 
 @contextmanager
 def model(
-    bench: Bench, run: Run, slot: Slot, hello: dict[str, Any], *shared: int
+    bench: Bench,
+    run: Run,
+    slot: Slot,
+    hello: dict[str, Any],
+    allowed: Pace,
+    *shared: int,
 ) -> Iterator[Guest]:
     """A fresh guest that serves the run's weights, ready to answer."""
     folder = run.weights.parent / "served"
@@ -100,7 +105,7 @@ def model(
             greeting = {"mode": "serve", "device": slot.device, **hello}
             try:
                 guest.send(greeting, file, *shared)
-                expect(guest, "ready", START_SECONDS)
+                expect(guest, "ready", allowed.start_seconds)
                 yield guest
             except Exited:
                 raise not_served(run, guest) from None
@@ -139,10 +144,10 @@ def answered(bench: Bench, run: Run, slot: Slot, split: str) -> float:
     question = json.dumps(bench.apparatus.inputs(split)).encode()
     sent = channel.sealed(question, "inputs")
     try:
-        with model(bench, run, slot, {}) as guest:
+        with model(bench, run, slot, {}, Pace()) as guest:
             guest.asked = True
             guest.send({"say": "answer"}, sent)
-            descriptors = expect(guest, "done", BATCH_SECONDS)
+            descriptors = expect(guest, "done", Pace().batch_seconds)
             if len(descriptors) != 1:
                 raise Junk("no outputs")
             outputs = read_outputs(descriptors[0])
@@ -169,53 +174,36 @@ def read_outputs(descriptor: int) -> Any:
 
 def audited(bench: Bench, run: Run, slot: Slot, split: str) -> tuple[float, float]:
     """(bits per byte, standard error of its correction)."""
-    from autoresearch import metric
-
-    sheet = sheet_of(bench, slot, split)
-    claims = claimed(bench, run, slot, sheet)
-    if not (claims >= -1e-6).all():
-        raise Junk("losses that are negative or not finite")
-    total_nats = float(claims[sheet.scored].sum(dtype="float64"))
-    drawn = draw(sheet)
-    found = opened(bench, run, slot, sheet, drawn)
-    targets = [int(sheet.rows[row, cut]) for row, cut in drawn]
     import numpy as np
 
-    try:
-        truth = metric.losses(found, np.array(targets))
-    except metric.NotAScore as odd:
-        raise Junk(str(odd)) from None
-    said = np.array([claims[row, cut - 1] for row, cut in drawn], dtype="float64")
-    scored = int(sheet.scored.sum())
-    return corrected(run, total_nats, scored, sheet.text_bytes, truth - said)
+    from autoresearch import audit, metric
 
-
-def corrected(
-    run: Run, claimed_nats: float, scored: int, text_bytes: int, differences: "Array"
-) -> tuple[float, float]:
-    """The difference estimator and its gates: (score, standard error)."""
-    from autoresearch.metric import bits_per_byte
-
-    mean = float(differences.mean())
-    spread = float(differences.std(ddof=1)) / math.sqrt(len(differences))
-    correction = bits_per_byte(mean * scored, text_bytes)
-    error = bits_per_byte(spread * scored, text_bytes)
-    far = float((abs(differences) > FAR_NATS).mean())
-    if abs(correction) > LARGEST_CORRECTION:
-        raise failed(
-            run,
-            "cheat",
-            f"claims and audit differ by {correction:+.4f} on average: logits at t "
-            "may depend only on the weights and on tokens up to t of the same row",
-        )
-    if far > LARGEST_FAR_SHARE or error > LARGEST_ERROR:
-        raise failed(
-            run,
-            "cheat",
-            f"{far:.0%} of the audited losses differ from the claims: the model "
-            "looks ahead, at other rows, or keeps state between them",
-        )
-    return bits_per_byte(claimed_nats, text_bytes) + correction, error
+    sheet = sheet_of(bench, slot, split)
+    place = calibration_of(bench, slot)
+    known = place.read()
+    allowed = known.allowed if known else Pace()
+    claims, pace = claimed(bench, run, slot, sheet, allowed)
+    if not (claims >= -1e-6).all():
+        raise Junk("losses that are negative or not finite")
+    rng = np.random.default_rng(int.from_bytes(os.urandom(16), "little"))
+    reference = expected_losses(bench, sheet, split)
+    chance = audit.chances(claims, sheet.scored, reference)
+    drawn = audit.draw(chance, audit.how_many(len(claims)), rng)
+    truth = opened(bench, run, slot, sheet, drawn.places, allowed)
+    said = claims.ravel()[drawn.places].astype("float64")
+    far_nats = known.far_nats if known else audit.FAR_NATS
+    found = audit.estimate(
+        drawn, truth - said, int(sheet.scored.sum()), sheet.text_bytes, far_nats
+    )
+    if why := audit.objection(found):
+        raise failed(run, "cheat", why)
+    if known is None:
+        place.write(audit.far_for(found.largest_nats), run.startup_seconds, pace)
+    if split == "validation":
+        remember(bench, run, claims)
+    nats = float(claims[sheet.scored].sum(dtype="float64"))
+    score = metric.bits_per_byte(nats, sheet.text_bytes) + found.correction
+    return score, found.error
 
 
 def sheet_of(bench: Bench, slot: Slot, split: str) -> Sheet:
@@ -238,7 +226,12 @@ def sheet_of(bench: Bench, slot: Slot, split: str) -> Sheet:
 
 @contextmanager
 def asking(
-    bench: Bench, run: Run, slot: Slot, sheet: Sheet, outputs_bytes: int
+    bench: Bench,
+    run: Run,
+    slot: Slot,
+    sheet: Sheet,
+    outputs_bytes: int,
+    allowed: Pace,
 ) -> Iterator[tuple[Guest, Any, Any]]:
     """A model guest with memory for questions and answers: (guest, in, out)."""
     import numpy as np
@@ -250,7 +243,7 @@ def asking(
     hello = {"rows": sheet.per_batch, "context": context}
     hello["vocabulary"] = sheet.vocabulary
     try:
-        with model(bench, run, slot, hello, asks, says) as guest:
+        with model(bench, run, slot, hello, allowed, asks, says) as guest:
             guest.asked = True
             inputs = np.frombuffer(question, dtype="<u2").reshape(shape)
             yield guest, inputs, np.frombuffer(answer, dtype="<f4")
@@ -259,33 +252,47 @@ def asking(
         os.close(says)
 
 
-def claimed(bench: Bench, run: Run, slot: Slot, sheet: Sheet) -> "Array":
-    """Every row's claimed losses, float32 (R, T), after the served model was probed."""
+def claimed(
+    bench: Bench, run: Run, slot: Slot, sheet: Sheet, allowed: Pace
+) -> tuple["Array", Pace]:
+    """(claimed losses float32 (R, T), how long it took); the model is probed first."""
     import numpy as np
 
     count, context = sheet.rows.shape[0], sheet.rows.shape[1] - 1
     claims = np.empty((count, context), dtype="<f4")
     size = sheet.per_batch
-    with asking(bench, run, slot, sheet, 4 * size * context) as (guest, asks, says):
+    begun = time.monotonic()
+    with asking(bench, run, slot, sheet, 4 * size * context, allowed) as (
+        guest,
+        asks,
+        says,
+    ):
+        pace = [time.monotonic() - begun]
         guest.asked = False
         # A checkpoint from elsewhere brings no probe; nothing else rests on it.
         if run.weights.with_name("probe.f32").exists():
-            compare_with_trained(bench, run, guest, asks, says)
+            compare_with_trained(bench, run, guest, asks, says, allowed)
+            pace.append(time.monotonic() - begun - pace[0])
         guest.asked = True
         for at in range(0, count, size):
             part = sheet.rows[at : at + size]
             asks[:] = 0
             asks[: len(part)] = part
+            asked_at = time.monotonic()
             guest.send({"say": "claim"})
-            expect(guest, "done", BATCH_SECONDS)
+            first = len(pace) < 2
+            expect(
+                guest, "done", allowed.first_seconds if first else allowed.batch_seconds
+            )
+            pace.append(time.monotonic() - asked_at)
             # A private copy first: the guest could still be writing there.
             copy = says[: size * context].copy().reshape(size, context)
             claims[at : at + size] = copy[: len(part)]
-    return claims
+    return claims, Pace(pace[0], pace[1], median(pace[1:]))
 
 
 def compare_with_trained(
-    bench: Bench, run: Run, guest: Guest, asks: Any, says: Any
+    bench: Bench, run: Run, guest: Guest, asks: Any, says: Any, allowed: Pace
 ) -> None:
     """A diagnostic on training text: does the served model do what was trained?"""
     import numpy as np
@@ -298,7 +305,7 @@ def compare_with_trained(
         raise Junk("a probe of another size")
     asks[:] = row
     guest.send({"say": "claim"})
-    expect(guest, "done", BATCH_SECONDS)
+    expect(guest, "done", allowed.first_seconds)
     off = float(np.abs(says[:context].copy() - trained).mean())
     if not off <= LARGEST_PROBE_NATS:
         raise failed(
@@ -308,17 +315,6 @@ def compare_with_trained(
             "that is in no parameter or buffer, or build_model() reads a global that "
             "training changes",
         )
-
-
-def draw(sheet: Sheet) -> list[tuple[int, int]]:
-    """Positions to audit, (row, cut), drawn after the claims are in our memory."""
-    import numpy as np
-
-    rng = np.random.default_rng(int.from_bytes(os.urandom(16), "little"))
-    places = np.flatnonzero(sheet.scored)
-    chosen = rng.choice(places, size=min(AUDITS, len(places)), replace=False)
-    context = sheet.scored.shape[1]
-    return [(int(p) // context, int(p) % context + 1) for p in chosen]
 
 
 def batches(drawn: list[tuple[int, int]], size: int) -> Iterator[list[int]]:
@@ -343,17 +339,22 @@ def batches(drawn: list[tuple[int, int]], size: int) -> Iterator[list[int]]:
 
 
 def opened(
-    bench: Bench, run: Run, slot: Slot, sheet: Sheet, drawn: list[tuple[int, int]]
+    bench: Bench, run: Run, slot: Slot, sheet: Sheet, places: "Array", allowed: Pace
 ) -> "Array":
-    """Whole logits at the drawn positions, float32 (K, V), from a second guest."""
+    """Losses at flat positions, float64 (K,), out of a second guest's whole logits."""
     import numpy as np
+
+    from autoresearch import metric
 
     size, context = sheet.per_batch, sheet.rows.shape[1] - 1
     vocabulary = sheet.vocabulary
+    drawn = [(int(at) // context, int(at) % context + 1) for at in places]
     text = np.frombuffer(channel.view(bench.apparatus.training()), dtype="<u2")
-    found = np.empty((len(drawn), vocabulary), dtype="<f4")
+    found = np.empty(len(drawn))
     rng = np.random.default_rng(int.from_bytes(os.urandom(16), "little"))
-    with asking(bench, run, slot, sheet, 4 * size * vocabulary) as (guest, asks, says):
+    wide = 4 * size * vocabulary
+    with asking(bench, run, slot, sheet, wide, allowed) as (guest, asks, says):
+        left = allowed.first_seconds
         for batch in batches(drawn, size):
             starts = rng.integers(max(1, len(text) - context - 1), size=size)
             asks[:] = text[
@@ -365,7 +366,54 @@ def opened(
                 asks[line, :cut] = sheet.rows[row, :cut]
                 positions[line] = cut - 1
             guest.send({"say": "audit", "positions": positions})
-            expect(guest, "done", BATCH_SECONDS)
+            expect(guest, "done", left)
+            left = allowed.batch_seconds
             copy = says[: size * vocabulary].copy().reshape(size, vocabulary)
-            found[batch] = copy[: len(batch)]
+            targets = np.array([int(sheet.rows[drawn[i]]) for i in batch])
+            try:
+                found[batch] = metric.losses(copy[: len(batch)], targets)
+            except metric.NotAScore as odd:
+                raise Junk(str(odd)) from None
     return found
+
+
+# -- what earlier runs leave for later ones --------------------------------------------
+
+
+def calibration_of(bench: Bench, slot: Slot) -> Place:
+    """Where this device's calibration lies."""
+    return Place(bench.lab, bench.apparatus.blob, bench.walls.level, slot)
+
+
+def expected_losses(bench: Bench, sheet: Sheet, split: str) -> "Array":
+    """What to compare claims with, like `sheet.scored`: the champion's, if known."""
+    import numpy as np
+
+    from autoresearch import audit
+
+    path = bench.lab.state / "claims" / "champion.f2"
+    if split == "validation" and path.exists():
+        found = np.fromfile(path, dtype="<f2")
+        if found.size == sheet.scored.size:
+            return np.asarray(found.reshape(sheet.scored.shape).astype("float64"))
+    text = np.frombuffer(channel.view(bench.apparatus.training()), dtype="<u2")
+    few = text[: 1 << 22]
+    return audit.common_losses(few, sheet.rows[:, 1:], sheet.vocabulary)
+
+
+def remember(bench: Bench, run: Run, claims: "Array") -> None:
+    """Keep the claims of a scored run until its verdict."""
+    number = run.candidate.proposal.number
+    folder = bench.lab.state / "claims"
+    folder.mkdir(exist_ok=True)
+    claims.astype("<f2").tofile(folder / f"{number}.f2")
+
+
+def settle(lab: Lab, number: int, *, kept: bool) -> None:
+    """After its verdict: a champion's claims are what the next ones are compared to."""
+    path = lab.state / "claims" / f"{number}.f2"
+    with contextlib.suppress(FileNotFoundError):
+        if kept:
+            path.replace(path.with_name("champion.f2"))
+        else:
+            path.unlink()

@@ -39,39 +39,40 @@ TERMINAL_TRICKS = (0x5412, 0x541C)  # TIOCSTI, TIOCLINUX: typing for somebody el
 
 # What no training script needs: other processes' memory, mounts, namespaces, keys that
 # outlive a process, the system's clock, kernel interfaces with a history of holes.
-NUMBERS: dict[str, dict[str, int]] = {
-    "x86_64": {
-        **dict(ptrace=101, process_vm_readv=310, process_vm_writev=311, kcmp=312),
-        **dict(pidfd_getfd=438, process_madvise=440, memfd_secret=447, bpf=321),
-        **dict(perf_event_open=298, userfaultfd=323, io_uring_setup=425),
-        **dict(io_uring_enter=426, io_uring_register=427, fanotify_init=300),
-        **dict(keyctl=250, add_key=248, request_key=249, mount=165, umount2=166),
-        **dict(pivot_root=155, chroot=161, setns=308, unshare=272, open_tree=428),
-        **dict(move_mount=429, fsopen=430, fsconfig=431, fsmount=432, fspick=433),
-        **dict(mount_setattr=442, clock_settime=227, settimeofday=164, adjtimex=159),
-        **dict(clock_adjtime=305, swapon=167, swapoff=168, reboot=169, acct=163),
-        **dict(init_module=175, finit_module=313, delete_module=176, syslog=103),
-        **dict(open_by_handle_at=304, name_to_handle_at=303, quotactl=179),
-        **dict(quotactl_fd=443, kexec_load=246, kexec_file_load=320, vhangup=153),
-        **dict(sethostname=170, setdomainname=171, iopl=172, ioperm=173),
-        **dict(modify_ldt=154, lookup_dcookie=212, nfsservctl=180),
-    },
-    "aarch64": {
-        **dict(ptrace=117, process_vm_readv=270, process_vm_writev=271, kcmp=272),
-        **dict(pidfd_getfd=438, process_madvise=440, memfd_secret=447, bpf=280),
-        **dict(perf_event_open=241, userfaultfd=282, io_uring_setup=425),
-        **dict(io_uring_enter=426, io_uring_register=427, fanotify_init=262),
-        **dict(keyctl=219, add_key=217, request_key=218, mount=40, umount2=39),
-        **dict(pivot_root=41, chroot=51, setns=268, unshare=97, open_tree=428),
-        **dict(move_mount=429, fsopen=430, fsconfig=431, fsmount=432, fspick=433),
-        **dict(mount_setattr=442, clock_settime=112, settimeofday=170, adjtimex=171),
-        **dict(clock_adjtime=266, swapon=224, swapoff=225, reboot=142, acct=89),
-        **dict(init_module=105, finit_module=273, delete_module=106, syslog=116),
-        **dict(open_by_handle_at=265, name_to_handle_at=264, quotactl=60),
-        **dict(quotactl_fd=443, kexec_load=104, kexec_file_load=294, vhangup=58),
-        **dict(sethostname=161, setdomainname=162, lookup_dcookie=18),
-        **dict(nfsservctl=42),
-    },
+DENIED = {
+    "x86_64": """
+        ptrace 101  process_vm_readv 310  process_vm_writev 311  kcmp 312
+        pidfd_getfd 438  process_madvise 440  memfd_secret 447  bpf 321
+        perf_event_open 298  userfaultfd 323  io_uring_setup 425  io_uring_enter 426
+        io_uring_register 427  fanotify_init 300  keyctl 250  add_key 248
+        request_key 249  mount 165  umount2 166  pivot_root 155  chroot 161  setns 308
+        unshare 272  open_tree 428  move_mount 429  fsopen 430  fsconfig 431
+        fsmount 432  fspick 433  mount_setattr 442  clock_settime 227
+        settimeofday 164  adjtimex 159  clock_adjtime 305  swapon 167  swapoff 168
+        reboot 169  acct 163  init_module 175  finit_module 313  delete_module 176
+        syslog 103  open_by_handle_at 304  name_to_handle_at 303  quotactl 179
+        quotactl_fd 443  kexec_load 246  kexec_file_load 320  vhangup 153
+        sethostname 170  setdomainname 171  iopl 172  ioperm 173  modify_ldt 154
+        lookup_dcookie 212  nfsservctl 180
+    """,
+    "aarch64": """
+        ptrace 117  process_vm_readv 270  process_vm_writev 271  kcmp 272
+        pidfd_getfd 438  process_madvise 440  memfd_secret 447  bpf 280
+        perf_event_open 241  userfaultfd 282  io_uring_setup 425  io_uring_enter 426
+        io_uring_register 427  fanotify_init 262  keyctl 219  add_key 217
+        request_key 218  mount 40  umount2 39  pivot_root 41  chroot 51  setns 268
+        unshare 97  open_tree 428  move_mount 429  fsopen 430  fsconfig 431
+        fsmount 432  fspick 433  mount_setattr 442  clock_settime 112
+        settimeofday 170  adjtimex 171  clock_adjtime 266  swapon 224  swapoff 225
+        reboot 142  acct 89  init_module 105  finit_module 273  delete_module 106
+        syslog 116  open_by_handle_at 265  name_to_handle_at 264  quotactl 60
+        quotactl_fd 443  kexec_load 104  kexec_file_load 294  vhangup 58
+        sethostname 161  setdomainname 162  lookup_dcookie 18  nfsservctl 42
+    """,
+}
+NUMBERS = {
+    machine: dict(zip(words[::2], map(int, words[1::2]), strict=True))
+    for machine, words in ((name, table.split()) for name, table in DENIED.items())
 }
 # (architecture as audit names it, socket, clone, clone3, ioctl)
 MACHINES = {
@@ -88,7 +89,12 @@ EXECUTE, WRITE, READ, LIST, TRUNCATE, IOCTL = 1, 2, 4, 8, 1 << 14, 1 << 15
 OF_FILES = EXECUTE | WRITE | READ | TRUNCATE | IOCTL
 NEEDED_ABI = 6  # the first that keeps signals and abstract sockets inside
 
-SET_DUMPABLE, SET_NO_NEW_PRIVILEGES, SET_SECCOMP, FILTER = 4, 38, 22, 2  # <linux/prctl.h>
+SET_DUMPABLE, SET_NO_NEW_PRIVILEGES, SET_SECCOMP, FILTER = (
+    4,
+    38,
+    22,
+    2,
+)  # <linux/prctl.h>
 DROP_FROM_BOUNDING, LAST_CAPABILITY = 24, 40
 LIBC = ctypes.CDLL(None, use_errno=True)
 CAPABILITY_VERSION = 0x2008_0522
@@ -118,8 +124,9 @@ class Fence(NamedTuple):
             with open(int(words[1:]), "rb") as file:
                 words = file.read().decode()
         said = json.loads(words)
-        lists = {key: tuple(said.pop(key)) for key in ("read", "write", "devices")}
-        return cls(**lists, **said)
+        for key in ("read", "write", "devices"):
+            said[key] = tuple(said[key])
+        return cls(**said)
 
     def close(self) -> None:
         """Apply it to this process. Raises OSError where the kernel cannot."""

@@ -22,7 +22,12 @@ SMALLEST_VOCABULARY, LARGEST_VOCABULARY = 257, 65536
 
 
 def found(
-    folder: Path, kind: str, text: str | None, vocab: int | None, profile: str | None
+    folder: Path,
+    kind: str,
+    text: str | None,
+    vocab: int | None,
+    profile: str | None,
+    cage: str = "full",
 ) -> list[str]:
     """Make the lab; say what it is. LabError comes before anything is written."""
     folder = folder.resolve()
@@ -34,6 +39,8 @@ def found(
     written = literals(kind, text, vocab, profile)
     if tokens := written.pop("budget_tokens", None):
         files["program.md"] = with_token_budget(files["program.md"], tokens)
+    if cage != "full":
+        files["program.md"] = with_cage(files["program.md"], cage)
     for name, value in written.items():
         files = {path: with_literal(body, name, value) for path, body in files.items()}
     folder.mkdir(parents=True, exist_ok=True)
@@ -102,6 +109,12 @@ def with_token_budget(text: str, tokens: int) -> str:
     """program.md with a budget of text, which is the same on every machine."""
     line = f"budget_tokens = {tokens}     # of text, so that two runs agree"
     return re.sub(r"^budget_seconds = .*$", line, text, count=1, flags=re.MULTILINE)
+
+
+def with_cage(text: str, level: str) -> str:
+    """program.md with the word that a lower cage level needs."""
+    line = f'cage = "{level}"          # less than full: see docs/security.md\n'
+    return text.replace("```toml\n", f"```toml\n{line}", 1)
 
 
 def commit(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""Control groups, where they can be had: memory and processes as the kernel counts them.
+"""Control groups, where they can be had: memory and processes as the kernel sees them.
 
 A control group sees what no list of processes shows: memory that belongs to a memfd or
 to a mounted tmpfs. Version 2 is used where a parent with the memory controller may be
@@ -82,7 +82,8 @@ class Group:
         name = "memory.events" if self._version == 2 else "memory.oom_control"
         with suppress(OSError):
             words = (self._folders[0] / name).read_text().split()
-            self._oom = self._oom or int(dict(zip(words[::2], words[1::2])).get("oom_kill", 0)) > 0
+            counts = dict(zip(words[::2], words[1::2], strict=True))
+            self._oom = self._oom or int(counts.get("oom_kill", 0)) > 0
         return self._oom
 
     def close(self) -> None:

@@ -161,13 +161,20 @@ def record(night: Night, result: Scores | Failure, against: Champion | None) -> 
     rival = night.books.ledger.champion if against is not None else None
     if isinstance(result, Failure):
         why = f"{result.kind}: {result.detail}"
-        return night.books.record(Verdict("failed", why, result, rival))
+        return settled(night, Verdict("failed", why, result, rival))
     proposal = result[0].run.candidate.proposal
     added = 0
     if rival is not None:
         parent = night.books.ledger.source(proposal.parent)
         added = rules.added_lines(parent, proposal.source)
-    return night.books.record(night.policy.decide(result, rival, added))
+    return settled(night, night.policy.decide(result, rival, added))
+
+
+def settled(night: Night, verdict: Verdict) -> Row:
+    """A verdict in the books; a new champion's claims are what others will meet."""
+    row = night.books.record(verdict)
+    evaluator.settle(night.bench.lab, row.number, kept=row.decision == "keep")
+    return row
 
 
 def paced(night: Night) -> Night:

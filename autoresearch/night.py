@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from autoresearch import apparatus, cage, machine, policy, proposers
+from autoresearch import apparatus, cage, machine, policy, probing, proposers
 from autoresearch.apparatus import Apparatus
 from autoresearch.books import Books
 from autoresearch.cage import Limits, Slot, Stop
@@ -132,8 +132,10 @@ def night_of(
     program = books.program
     slots = machine.slots() if found.causal else (Slot(),)
     readonly = read_readonly(lab, program)
+    walls = probing.build(lab, program.cage, slots[0])
     series, facts = series_of(found, program, slots[0], readonly)
-    ledger.begin(series, json.dumps(facts), options.seed, json.dumps(asdict(options)))
+    session = {**asdict(options), "cage": dict(probing.facts(walls))}
+    ledger.begin(series, json.dumps(facts), options.seed, json.dumps(session))
     books.catch_up()
     champion = ledger.champion
     if champion and lab.read("train.py") != ledger.source(champion.blob):
@@ -143,7 +145,7 @@ def night_of(
         )
     hours = options.hours if options.hours is not None else program.hours
     now.until = None if hours is None else time.time() + 3600 * hours
-    bench = Bench(lab, found, terms_of(program, readonly), stop, now)
+    bench = Bench(lab, found, terms_of(program, readonly), stop, now, walls)
     specs = options.proposers or program.proposers
     night = Night(
         books,
@@ -222,7 +224,7 @@ def series_of(
         "data": found.fingerprint(),
         "metric": found.metric,
         "budget": budget,
-        "cage": cage.LEVEL,
+        "cage": program.cage,
         **(machine.facts(slot) if found.causal else {"device": "any"}),
         **{f"readonly {name}": git_blob(text.decode()) for name, text in readonly},
     }

@@ -16,9 +16,25 @@ from autoresearch import fence
 from autoresearch.channel import Channel, Message
 from autoresearch.fence import Fence
 
-CALLS = ("ptrace", "process_vm_readv", "pidfd_getfd", "bpf", "perf_event_open")
+CALLS: tuple[str, ...] = (
+    "ptrace",
+    "process_vm_readv",
+    "pidfd_getfd",
+    "bpf",
+    "perf_event_open",
+)
 CALLS += ("userfaultfd", "io_uring_setup", "keyctl", "unshare", "mount", "setns")
-KNOWN_DEVICES = {"console", "core", "fd", "full", "null", "ptmx", "pts", "random", "shm"}
+KNOWN_DEVICES = {
+    "console",
+    "core",
+    "fd",
+    "full",
+    "null",
+    "ptmx",
+    "pts",
+    "random",
+    "shm",
+}
 KNOWN_DEVICES |= {"stderr", "stdin", "stdout", "tty", "urandom", "zero"}
 MPTCP = 262  # IPPROTO_MPTCP, which rules about TCP forget
 
@@ -42,9 +58,7 @@ def tried(attempt: Callable[[], bool]) -> bool:
         return False
 
 
-def attempts(
-    asked: Message, descriptor: int
-) -> list[tuple[str, Callable[[], bool]]]:
+def attempts(asked: Message, descriptor: int) -> list[tuple[str, Callable[[], bool]]]:
     """(what would be open, how to try it)."""
     pid = asked["pid"]
     calls = [(f"the system call {name}", lambda n=name: allowed(n)) for name in CALLS]
@@ -57,9 +71,9 @@ def attempts(
         ("writing outside the scratch", lambda: any(map(writable, asked["places"]))),
         ("scratch without a limit", lambda: not limited(asked["scratch_bytes"])),
         ("other processes", lambda: os.path.exists(f"/proc/{pid}/stat")),
-        ("signals to the harness", lambda: os.kill(pid, 0) is None),
+        ("signals to the harness", lambda: done(os.kill, pid, 0)),
         ("the harness's environment", lambda: bool(read(f"/proc/{pid}/environ"))),
-        ("the harness's memory", lambda: os.close(opened(f"/proc/{pid}/mem")) is None),
+        ("the harness's memory", lambda: done(open, f"/proc/{pid}/mem", "rb")),
         ("TCP", lambda: connects(socket.AF_INET, 0, tuple(asked["tcp"]))),
         ("MPTCP", lambda: connects(socket.AF_INET, MPTCP, tuple(asked["tcp"]))),
         ("UDP", lambda: sends(tuple(asked["udp"]))),
@@ -71,7 +85,7 @@ def attempts(
         ("new privileges", lambda: status("NoNewPrivs") != "1"),
         ("unfiltered system calls", lambda: status("Seccomp") != "2"),
         ("the harness's user", lambda: os.getuid() == asked["uid"]),
-        ("the clock", lambda: time.clock_settime(0, time.time()) is None),
+        ("the clock", lambda: done(time.clock_settime, 0, time.time())),
         ("devices", lambda: not set(os.listdir("/dev")) <= set(asked["devices"])),
         *calls,
     ]
@@ -83,9 +97,10 @@ def read(path: str) -> bytes:
         return file.read(64)
 
 
-def opened(path: str) -> int:
-    """A descriptor for reading."""
-    return os.open(path, os.O_RDONLY)
+def done(act: Callable[..., object], *arguments: object) -> bool:
+    """Whether something could be done at all."""
+    act(*arguments)
+    return True
 
 
 def listed(folder: str) -> bool:

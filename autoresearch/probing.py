@@ -19,9 +19,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from autoresearch import cage, groups, walls
-from autoresearch.cage import Exited, Guest, Limits, NoWalls, OverLimit, Slot, Stop
-from autoresearch.cage import Walls
+from autoresearch import cage, fence, groups, walls
+from autoresearch.cage import (
+    Exited,
+    Guest,
+    Limits,
+    NoWalls,
+    OverLimit,
+    Slot,
+    Stop,
+    Walls,
+)
 from autoresearch.channel import Junk
 from autoresearch.errors import LabError
 from autoresearch.lab import Lab
@@ -46,7 +54,7 @@ LEFT_OPEN: dict[str, set[str]] = {
         *("scratch without a limit", "other processes", "devices", "capabilities"),
         *("the harness's user", "new privileges", "unfiltered system calls"),
         *("the clock", "descriptors"),
-        *(f"the system call {name}" for name in walls.fence.NUMBERS["x86_64"]),
+        *(f"the system call {name}" for name in fence.NUMBERS["x86_64"]),
     },
 }
 PLACES = ("/", "/usr/lib", "/usr/local", "/etc", "/dev", "/tmp", "/var/tmp", "/run")
@@ -235,7 +243,7 @@ def explained(level: str, findings: list[Findings]) -> str:
 
 
 NEEDS = {
-    "landlock": f"Linux 6.12 or newer (Landlock {walls.fence.NEEDED_ABI})",
+    "landlock": f"Linux 6.12 or newer (Landlock {fence.NEEDED_ABI})",
     "container": "a container runtime, and is not built; use full or landlock",
     "seatbelt": "macOS",
     "none": "nothing",
@@ -248,7 +256,10 @@ def remedy(missed: str) -> str:
         return f"install bubblewrap 0.8 or newer (this is {bubblewrap_version()})"
     if os.geteuid() != 0 and setting(APPARMOR) == "1":
         return PROFILE  # Ubuntu 24.04 and whoever else ships this AppArmor rule
-    if os.geteuid() != 0 and setting("/proc/sys/kernel/unprivileged_userns_clone") == "0":
+    if (
+        os.geteuid() != 0
+        and setting("/proc/sys/kernel/unprivileged_userns_clone") == "0"
+    ):
         return "sudo sysctl -w kernel.unprivileged_userns_clone=1"
     if setting("/proc/sys/user/max_user_namespaces") == "0" and os.geteuid() != 0:
         return "sudo sysctl -w user.max_user_namespaces=15000"
@@ -271,7 +282,7 @@ def setting(path: str) -> str:
 def in_container() -> bool:
     """Whether this process seems to run in a container."""
     marks = (Path("/.dockerenv"), Path("/run/.containerenv"))
-    return any(mark.exists() for mark in marks) or bool(os.environ.get("container"))
+    return any(mark.exists() for mark in marks) or "container" in os.environ
 
 
 def bubblewrap_version() -> str:
@@ -288,7 +299,7 @@ def facts(found: Walls) -> Mapping[str, object]:
     return {
         "level": found.level,
         "kernel": os.uname().release,
-        "landlock": walls.fence.landlock_abi(),
+        "landlock": fence.landlock_abi(),
         "bubblewrap": bubblewrap_version() if found.level == "full" else "",
         "groups": f"version {place.version}" if place else "none",
     }

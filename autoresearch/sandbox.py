@@ -21,14 +21,14 @@ from pathlib import Path
 
 from autoresearch import weights
 from autoresearch.apparatus import Apparatus
-from autoresearch.cage import Exited, Guest, Limits, OverLimit, Slot, Stop
+from autoresearch.cage import Exited, Guest, Limits, OverLimit, Slot, Stop, Walls
+from autoresearch.calibration import Place
 from autoresearch.channel import Junk, Message, unseal
 from autoresearch.errors import Failed
 from autoresearch.experiment import Candidate, Facts, Failure, Kind, Run
 from autoresearch.lab import Lab
 from autoresearch.notebook import one_line
 
-STARTUP_SECONDS = 180.0  # imports and compilation
 LARGEST_WEIGHTS_BYTES = 4 << 30
 MOST_FACTS = 40
 OUT_OF_MEMORY = re.compile(rb"OutOfMemoryError|out of memory|MemoryError|bad_alloc")
@@ -76,6 +76,7 @@ class Bench:
     terms: Terms
     stop: Stop
     watch: Watch
+    walls: Walls
 
 
 def train(bench: Bench, candidate: Candidate, *, seed: int, slot: Slot) -> Run:
@@ -102,6 +103,7 @@ def enter(bench: Bench, folder: Path, slot: Slot) -> Guest:
         slot=slot,
         limits=bench.terms.limits,
         stop=bench.stop,
+        walls=bench.walls,
     )
 
 
@@ -124,7 +126,8 @@ def attend(
     """Hand over the data, keep the clock, take the weights."""
     terms, begun = bench.terms, time.monotonic()
     phase = "start-up"
-    allowed = STARTUP_SECONDS
+    place = Place(bench.lab, bench.apparatus.blob, bench.walls.level, slot)
+    allowed = place.startup_limit()
     try:
         guest.send(
             {
@@ -136,7 +139,7 @@ def attend(
             }
         )
         bench.watch(candidate, Progress("starting", 0.0, 0.0))
-        message, _ = guest.receive(begun + STARTUP_SECONDS)
+        message, _ = guest.receive(begun + allowed)
         if message.get("say") != "start":
             raise Junk("something else before it touched the data")
         phase, allowed = "training", terms.last_second
@@ -203,6 +206,9 @@ def ended(
     if gone.code == 0:
         detail = f"ended in {phase} without run.submit(model)"
         return Failure(candidate, "no score", detail, log)
+    if guest.out_of_memory:
+        detail = "killed: it took more memory than max_memory_gb allows"
+        return Failure(candidate, "out of memory", detail, log)
     if OUT_OF_MEMORY.search(printed[-4096:]):
         return Failure(candidate, "out of memory", last_line(printed), log)
     words = last_line(printed) or "no output"

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
-from autoresearch import apparatus, evaluator, machine, night, weights
+from autoresearch import apparatus, evaluator, machine, night, probing, weights
 from autoresearch.cage import Slot, Stop
 from autoresearch.errors import Failed, LabError
 from autoresearch.experiment import Candidate, Proposal, Run, Score
@@ -52,11 +52,12 @@ def score_folder(lab: Lab, found: apparatus.Apparatus, folder: Path) -> Score:
     shutil.copyfile(model, scratch / model.name)
     program = lab.program()
     terms = night.terms_of(program, night.read_readonly(lab, program))
-    bench = Bench(lab, found, terms, Stop(), lambda candidate, progress: None)
+    slot = machine.slots()[0] if found.causal else Slot()
+    walls = probing.build(lab, program.cage, slot)
+    bench = Bench(lab, found, terms, Stop(), lambda candidate, progress: None, walls)
     proposal = Proposal(0, "a checkpoint", source, "", "human")
     run = Run(
         Candidate(proposal, git_blob(source)),
         *(0, 0.0, 0.0, 0.0, scratch / model.name, (), lab.logs / "score.log"),
     )
-    slot = machine.slots()[0] if found.causal else Slot()
     return evaluator.score(bench, run, slot=slot)

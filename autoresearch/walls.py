@@ -36,15 +36,27 @@ SCRATCH = "/scratch"
 SHARED_BYTES = 2 << 30  # of /dev/shm
 HIDDEN_FOLDERS = {"test", "tests"}
 # Of the system, without /usr/share: documents and dictionaries are text to learn from.
-SYSTEM = ("/usr/bin", "/usr/sbin", "/usr/lib", "/usr/lib32", "/usr/lib64")
+SYSTEM = tuple("/usr/" + name for name in ["bin", "sbin", "lib", "lib32", "lib64"])
 SYSTEM += ("/usr/libexec", "/usr/include", "/usr/local")
 LINKS = ("/bin", "/sbin", "/lib", "/lib32", "/lib64")  # of old into /usr, or folders
-FOR_LOADER = ("/etc/ld.so.cache", "/etc/ld.so.conf", "/etc/ld.so.conf.d")
-FOR_LOADER += ("/etc/alternatives",)
+FOR_LOADER = tuple(
+    "/etc/" + name
+    for name in ["ld.so.cache", "ld.so.conf", "ld.so.conf.d", "alternatives"]
+)
 OF_PROCESSOR = ("/sys/devices/system/cpu", "/sys/devices/system/node")
-PLAIN_DEVICES = ("/dev/null", "/dev/zero", "/dev/random", "/dev/urandom")
-ANY_GPU = ("/dev/nvidiactl", "/dev/nvidia-uvm", "/dev/nvidia-uvm-tools")
-ANY_GPU += ("/dev/nvidia-modeset", "/dev/nvidia-caps", "/dev/dxg", "/dev/kfd")
+PLAIN_DEVICES = tuple("/dev/" + name for name in ["null", "zero", "random", "urandom"])
+ANY_GPU = tuple(
+    "/dev/" + name
+    for name in [
+        "nvidiactl",
+        "nvidia-uvm",
+        "nvidia-uvm-tools",
+        "nvidia-modeset",
+        "nvidia-caps",
+        "dxg",
+        "kfd",
+    ]
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +116,9 @@ class Bubblewrap:
                 yield from ("--symlink", os.readlink(link), str(link))
         made: set[Path] = set()
         # What hides may itself lead to something visible: the outer comes first.
-        places = sorted((*self.view.roots, *self.view.hidden), key=lambda p: len(p.parts))
+        places = sorted(
+            (*self.view.roots, *self.view.hidden), key=lambda p: len(p.parts)
+        )
         for path in places:
             if path in self.view.hidden:
                 yield from ("--size", "4096", "--tmpfs", str(path))
@@ -205,7 +219,7 @@ def profile(view: View, folder: Path) -> str:
 
 @functools.cache  # it walks through every installed package
 def view_for(secret: tuple[Path, ...]) -> View:
-    """The system and this interpreter, without tests and without the `secret` places."""
+    """The system and this interpreter, without tests and the `secret` places."""
     package = Path(autoresearch.__file__).resolve().parent
     roots = [Path(path) for path in SYSTEM if Path(path).is_dir()]
     roots += [Path(path) for path in LINKS if not Path(path).is_symlink()]

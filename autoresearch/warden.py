@@ -15,7 +15,6 @@ Standard library only, the fast half of it, and no import of the package: it is 
 run's start-up path.
 """
 
-import _signal as signal  # what `signal` wraps: its enums take 6 ms to make
 import ctypes
 import os
 import resource
@@ -25,7 +24,10 @@ import time
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import signal
     from collections.abc import Iterator
+else:
+    import _signal as signal  # what `signal` wraps: its enums take 6 ms to make
 
 PR_SET_CHILD_SUBREAPER = 36
 GIVE_UP_SECONDS = 5.0

@@ -1,15 +1,17 @@
 """Labs and nights for tests: real folders, real git, real processes."""
 
+import functools
 import json
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
-from autoresearch import founding, night
-from autoresearch.cage import Stop
+from autoresearch import cage, founding, night, probing
+from autoresearch.cage import Slot, Stop, Walls
 from autoresearch.lab import Lab
 from autoresearch.loop import research
 from autoresearch.notebook import Notebook
@@ -17,11 +19,20 @@ from autoresearch.notebook import Notebook
 AUTORESEARCH = (sys.executable, "-m", "autoresearch")
 
 
+@functools.cache
+def walls() -> Walls:
+    """The best cage this machine gives."""
+    with tempfile.TemporaryDirectory() as place:
+        return probing.best(Lab(Path(place)), Slot())[0]
+
+
 def line_lab(folder: Path, fence: str = "", train: str | None = None) -> Lab:
     """Lab `line`, committed; `fence` replaces the settings of its program.md."""
-    founding.found(folder, "line", None, None, None)
+    founding.found(folder, "line", None, None, None, walls().level)
     lab = Lab.find(folder)
     if fence:
+        if "cage" not in fence:
+            fence += f'\ncage = "{walls().level}"'
         prose = lab.read("program.md").rpartition("```")[2]
         lab.path("program.md").write_text(f"```toml\n{fence}\n```\n{prose}")
     if train is not None:
@@ -90,7 +101,7 @@ def wait_for(condition, seconds: float = 20.0, what: str = "it") -> None:
 
 def guests_of(lab: Lab) -> list[int]:
     """Processes that still belong to this lab's runs."""
-    mark, found = f"AUTORESEARCH_GUEST_OF={lab.folder}".encode(), []
+    mark, found = f"{cage.MARK}={cage.mark(lab.folder)}".encode(), []
     for name in os.listdir("/proc"):
         if name.isdigit():
             try:
@@ -99,6 +110,11 @@ def guests_of(lab: Lab) -> list[int]:
             except OSError:
                 pass
     return found
+
+
+def trains(lab: Lab, title: str) -> bool:
+    """Whether a run of this title is in hand (and not only the probe of the cage)."""
+    return lab.now.exists() and title in lab.now.read_text() and bool(guests_of(lab))
 
 
 def kill(process: subprocess.Popen) -> None:

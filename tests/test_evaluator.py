@@ -16,6 +16,7 @@ from autoresearch.experiment import Candidate, Proposal
 from autoresearch.lab import Lab, git_blob
 from autoresearch.notebook import Notebook
 from autoresearch.sandbox import Bench, Terms
+from tests import nights
 
 HERE = Path(__file__).parent / "nanogpt"
 SLOT = Slot("cpu", None, 1)
@@ -37,7 +38,11 @@ def lab(tmp_path):
 def bench_of(lab, tokens=20_000):
     terms = Terms(None, tokens, 1.0, 120.0, Limits(4.0))
     found = apparatus.load(lab, Notebook(lab.folder))
-    return Bench(lab, found, terms, Stop(), lambda candidate, progress: None)
+
+    def watch(candidate, progress):
+        pass
+
+    return Bench(lab, found, terms, Stop(), watch, nights.walls())
 
 
 def score(bench, source, keep=None):

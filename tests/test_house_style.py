@@ -32,9 +32,10 @@ LAYERS = (
     "experiment",
     "errors",
     "channel constants fence metric program warden weights",
-    "cage lab notebook policy rules served",
-    "apparatus guest ledger machine pools sources",
-    "corpus results sandbox standalone",
+    "audit cage groups lab notebook policy rules served",
+    "apparatus guest ledger machine pools probe sources walls",
+    "calibration corpus probing results standalone",
+    "sandbox",
     "books chart evaluator proposers views",
     "founding loop report share",
     "night",
@@ -50,7 +51,7 @@ APART = (
     ("policy", "apparatus cage channel lab ledger machine notebook"),
     ("proposers", "apparatus books cage channel evaluator notebook sandbox"),
     # The untrusted side knows nothing of what decides, and is never imported by it.
-    ("guest served standalone", "apparatus cage evaluator ledger lab sandbox"),
+    ("guest probe served standalone", "apparatus cage evaluator ledger lab sandbox"),
     ("sandbox evaluator books loop night ledger", "guest standalone"),
     ("report views chart", "cage evaluator sandbox loop"),
 )

@@ -30,7 +30,7 @@ def test_a_kill_in_the_middle_of_a_run_leaves_no_process(tmp_path):
     )
     nights.command(lab, "try", str(mine), "sleeps")
     night = nights.start(lab, "run", "--proposer", "mailbox")
-    nights.wait_for(lambda: nights.guests_of(lab), what="the run")
+    nights.wait_for(lambda: nights.trains(lab, "sleeps"), what="the run")
     time.sleep(0.3)
 
     nights.kill(night)

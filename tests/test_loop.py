@@ -16,6 +16,7 @@ from autoresearch.ledger import Ledger
 from autoresearch.loop import research
 from autoresearch.notebook import Notebook
 from autoresearch.pools.local import Local
+from tests import nights
 from tests.nights import (
     command,
     guests_of,
@@ -402,7 +403,7 @@ def test_one_ctrl_c_waits_for_the_run_and_a_second_loses_nothing(lab):
     mine.write_text(slow(lab))
     command(lab, "try", str(mine), "sleeps")
     running = start(lab, "run", "--proposer", "mailbox")
-    wait_for(lambda: guests_of(lab), what="the run")
+    wait_for(lambda: nights.trains(lab, "sleeps"), what="the run")
 
     running.send_signal(signal.SIGINT)
     with pytest.raises(Exception, match="timed out"):
