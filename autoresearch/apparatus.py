@@ -60,6 +60,20 @@ class Apparatus:
         """Hash of the sealed data, or LabError when there is none."""
         return str(self._offer("fingerprint")())
 
+    def unchanged(self) -> None:
+        """LabError if prepare.py or the sealed data are not what they were.
+
+        A lab whose data lies in files offers `verify()`, which looks at their hashes.
+        """
+        if self._path.read_bytes() != self.source:
+            raise LabError(
+                f"{self._path} changed while the night was running; it is locked, and "
+                "nothing measured from now on could be compared. Next: git checkout "
+                "-- prepare.py, then autoresearch run"
+            )
+        if "verify" in self._offers:
+            self._offer("verify")()
+
     def training(self) -> int:
         """A descriptor of the training data, sealed; the same for every run."""
         if self._training is None:

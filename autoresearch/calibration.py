@@ -23,7 +23,7 @@ STARTUP_SECONDS = 180.0  # train.py's imports and compilation
 START_SECONDS = 180.0  # to build the model and load the weights
 BATCH_SECONDS = 120.0  # to answer one batch
 # Afterwards: so many times what the first run took, and at least so many seconds.
-STARTUP_TIMES, STARTUP_AT_LEAST = 3.0, 30.0
+STARTUP_TIMES, STARTUP_MARGIN, STARTUP_SHARE = 2.0, 5.0, 0.05  # of the budget
 START_TIMES, START_AT_LEAST = 3.0, 20.0
 FIRST_TIMES, FIRST_AT_LEAST = 3.0, 10.0  # the first batch may compile
 BATCH_TIMES, BATCH_AT_LEAST = 10.0, 5.0
@@ -88,12 +88,17 @@ class Place:
         self.path.parent.mkdir(exist_ok=True)
         write_whole(self.path, json.dumps(asdict(found)))
 
-    def startup_limit(self) -> float:
-        """How long train.py may take until it asks for the data."""
+    def startup_limit(self, budget_seconds: float) -> float:
+        """How long train.py may take until it asks for the data.
+
+        Twice the first run's, and a margin: what a start-up takes beyond need is
+        training that nobody counts.
+        """
         known = self.read()
         if known is None:
             return STARTUP_SECONDS
-        allowed = max(STARTUP_AT_LEAST, STARTUP_TIMES * known.startup_seconds)
+        margin = max(STARTUP_MARGIN, STARTUP_SHARE * budget_seconds)
+        allowed = STARTUP_TIMES * known.startup_seconds + margin
         return min(STARTUP_SECONDS, allowed)
 
 

@@ -62,6 +62,7 @@ class Sheet:
 def score(bench: Bench, run: Run, *, slot: Slot, split: str = "validation") -> Score:
     """Run -> Score, or Failed, or Stopped."""
     begun = time.monotonic()
+    bench.apparatus.unchanged()
     bench.watch(run.candidate, Progress("scoring", 0.0, 1.0))
     try:
         if bench.apparatus.causal:
@@ -77,6 +78,7 @@ def score(bench: Bench, run: Run, *, slot: Slot, split: str = "validation") -> S
         raise failed(run, "no score", f"the model's answer: {junk}") from None
     finally:
         shutil.rmtree(run.weights.parent, ignore_errors=True)
+    bench.apparatus.unchanged()
     if not math.isfinite(value):
         raise failed(run, "no score", f"the metric came out as {value}")
     return Score(run, value, error, time.monotonic() - begun)

@@ -38,7 +38,8 @@ NEW_NAMESPACES = 0x7E02_0080  # CLONE_NEW{NS,CGROUP,UTS,IPC,USER,PID,NET,TIME}
 TERMINAL_TRICKS = (0x5412, 0x541C)  # TIOCSTI, TIOCLINUX: typing for somebody else
 
 # What no training script needs: other processes' memory, mounts, namespaces, keys that
-# outlive a process, the system's clock, kernel interfaces with a history of holes.
+# outlive a process, the system's clock, kernel interfaces with a history of holes, and
+# questions about the page cache, which is a blackboard that outlives every process.
 DENIED = {
     "x86_64": """
         ptrace 101  process_vm_readv 310  process_vm_writev 311  kcmp 312
@@ -53,7 +54,7 @@ DENIED = {
         syslog 103  open_by_handle_at 304  name_to_handle_at 303  quotactl 179
         quotactl_fd 443  kexec_load 246  kexec_file_load 320  vhangup 153
         sethostname 170  setdomainname 171  iopl 172  ioperm 173  modify_ldt 154
-        lookup_dcookie 212  nfsservctl 180
+        mincore 27  cachestat 451  preadv2 327  lookup_dcookie 212  nfsservctl 180
     """,
     "aarch64": """
         ptrace 117  process_vm_readv 270  process_vm_writev 271  kcmp 272
@@ -68,17 +69,20 @@ DENIED = {
         syslog 116  open_by_handle_at 265  name_to_handle_at 264  quotactl 60
         quotactl_fd 443  kexec_load 104  kexec_file_load 294  vhangup 58
         sethostname 161  setdomainname 162  lookup_dcookie 18  nfsservctl 42
+        mincore 232  cachestat 451  preadv2 286
     """,
 }
 NUMBERS = {
     machine: dict(zip(words[::2], map(int, words[1::2]), strict=True))
     for machine, words in ((name, table.split()) for name, table in DENIED.items())
 }
-# (architecture as audit names it, socket, clone, clone3, ioctl)
-MACHINES = {
-    "x86_64": (0xC000_003E, 41, 56, 435, 16),
-    "aarch64": (0xC000_00B7, 198, 220, 435, 29),
+# As the audit system names them, and calls that are refused by their arguments.
+ARCHITECTURES = {"x86_64": 0xC000_003E, "aarch64": 0xC000_00B7}
+BY_ARGUMENT = {  # socket, clone, clone3, ioctl, fadvise64, madvise
+    "x86_64": (41, 56, 435, 16, 221, 28),
+    "aarch64": (198, 220, 435, 29, 223, 233),
 }
+DROP_FROM_CACHE, PAGE_OUT = 4, 21  # POSIX_FADV_DONTNEED, MADV_PAGEOUT
 # Memory that outlives its process where there is no namespace for it:
 # shmget, semget, msgget, mq_open.
 LASTING = {"x86_64": (29, 64, 68, 240), "aarch64": (194, 190, 186, 180)}
@@ -150,12 +154,12 @@ def program(*, sockets: bool = True, lasting: bool = True) -> bytes:
     Raises OSError on a machine whose system calls are not listed here.
     """
     machine = os.uname().machine
-    if machine not in MACHINES:
+    if machine not in ARCHITECTURES:
         raise OSError(errno.ENOSYS, f"no system call numbers for {machine}")
-    architecture, socket_, clone, clone3, ioctl = MACHINES[machine]
+    socket_, clone, clone3, ioctl, fadvise, madvise = BY_ARGUMENT[machine]
     lines = [
         (LOAD, 0, 0, ARCHITECTURE_AT),
-        (JUMP_EQUAL, 1, 0, architecture),
+        (JUMP_EQUAL, 1, 0, ARCHITECTURES[machine]),
         (RETURN, 0, 0, KILL),
         (LOAD, 0, 0, NUMBER_AT),
         *refuse(JUMP_AT_LEAST, X32_CALLS, errno.ENOSYS),
@@ -170,6 +174,8 @@ def program(*, sockets: bool = True, lasting: bool = True) -> bytes:
     lines += case(clone, 0, refuse(JUMP_SET, NEW_NAMESPACES, errno.EPERM))
     tricks = [part for n in TERMINAL_TRICKS for part in refuse(JUMP_EQUAL, n, 1)]
     lines += case(ioctl, 1, tricks)
+    lines += case(fadvise, 3, refuse(JUMP_EQUAL, DROP_FROM_CACHE, errno.EPERM))
+    lines += case(madvise, 2, refuse(JUMP_EQUAL, PAGE_OUT, errno.EPERM))
     lines.append((RETURN, 0, 0, ALLOW))
     return b"".join(struct.pack("=HBBI", *line) for line in lines)
 

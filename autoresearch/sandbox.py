@@ -83,6 +83,7 @@ def train(bench: Bench, candidate: Candidate, *, seed: int, slot: Slot) -> Run:
     """Candidate -> Run, or Failed, or Stopped."""
     number = candidate.proposal.number
     assert number is not None
+    bench.apparatus.unchanged()
     folder = bench.lab.run_folder(number, seed)
     log = bench.lab.logs / f"{number}-{seed}.log"
     furnish(folder, bench, candidate.proposal.source)
@@ -93,6 +94,7 @@ def train(bench: Bench, candidate: Candidate, *, seed: int, slot: Slot) -> Run:
     finally:
         log.write_bytes(guest.log.whole())
         shutil.rmtree(folder / "scratch", ignore_errors=True)
+        bench.apparatus.unchanged()
 
 
 def enter(bench: Bench, folder: Path, slot: Slot) -> Guest:
@@ -127,7 +129,7 @@ def attend(
     terms, begun = bench.terms, time.monotonic()
     phase = "start-up"
     place = Place(bench.lab, bench.apparatus.blob, bench.walls.level, slot)
-    allowed = place.startup_limit()
+    allowed = place.startup_limit(terms.budget_seconds or 0.0)
     try:
         guest.send(
             {
@@ -188,14 +190,23 @@ def until_submitted(
 
 def progress_of(message: Message, seconds: float) -> Progress:
     """What a run says of itself, with nonsense left out."""
-    share, loss, tokens = (message.get(k) for k in ("progress", "loss", "tokens"))
+    share, loss = number_in(message, "progress"), number_in(message, "loss")
+    tokens = message.get("tokens")
     return Progress(
         "training",
         seconds,
-        min(1.0, max(0.0, share)) if isinstance(share, float | int) else 0.0,
-        float(loss) if isinstance(loss, float | int) else None,
+        min(1.0, max(0.0, share or 0.0)),
+        loss,
         tokens if isinstance(tokens, int) and 0 <= tokens < 1 << 50 else 0,
     )
+
+
+def number_in(message: Message, key: str) -> float | None:
+    """A number that a run says, if it is one that a float can hold."""
+    value = message.get(key)
+    if isinstance(value, float | int) and json_safe(value):
+        return float(value)
+    return None
 
 
 def ended(

@@ -48,6 +48,11 @@ def fingerprint():
     return sealed().fingerprint
 
 
+def verify():
+    """Are the sealed files what they were? Asked before and after every run."""
+    sealed().verify()
+
+
 def training():
     """What train.py gets when its clock starts: tokens, uint16."""
     return sealed().path("train")
