@@ -18,6 +18,7 @@ from autoresearch.errors import LabError
 from autoresearch.lab import Lab
 from autoresearch.notebook import Notebook
 
+PROBES, PROBE_SHARE = 64, 0.02  # rows kept back, and at most this share of the text
 NEEDED = ("METRIC", "LOWER_IS_BETTER", "CAUSAL", "prepare", "fingerprint", "training")
 FOR_TEXT = ("VOCABULARY", "CONTEXT", "text")
 FOR_OTHERS = ("inputs", "score")
@@ -33,6 +34,7 @@ class Apparatus:
         offers = vars(execute(self._path, source))
         self._offers = offers
         self._training: int | None = None  # None: nothing has run yet
+        self._probes: bytes = b""
         self.causal = bool(self._offer("CAUSAL"))
         for name in NEEDED + (FOR_TEXT if self.causal else FOR_OTHERS):
             self._offer(name)
@@ -75,18 +77,41 @@ class Apparatus:
             self._offer("verify")()
 
     def training(self) -> int:
-        """A descriptor of the training data, sealed; the same for every run."""
+        """A descriptor of the training data, sealed; the same for every run.
+
+        A text's last rows are kept back, for `probes`.
+        """
         if self._training is None:
             data = self._offer("training")()
             if isinstance(data, Path):
                 with data.open("rb") as file:
-                    size_bytes = os.fstat(file.fileno()).st_size
-                    self._training = channel.sealed(
-                        channel.view(file.fileno()) if size_bytes else b"", "training"
-                    )
-            else:
-                self._training = channel.sealed(data, "training")
+                    data = channel.view(file.fileno())
+            whole = memoryview(data).cast("B")
+            kept = len(whole) - self._kept_back(len(whole))
+            self._probes = bytes(whole[kept:])
+            self._training = channel.sealed(whole[:kept], "training")
         return self._training
+
+    def _kept_back(self, size_bytes: int) -> int:
+        """Bytes of text at the end that no train.py sees; 0 where there is no text."""
+        if not self.causal:
+            return 0
+        row_bytes = 2 * (self.context + 1)
+        return row_bytes * min(PROBES, int(PROBE_SHARE * size_bytes) // row_bytes)
+
+    def probe(self) -> bytes:
+        """A row of tokens, uint16 (T+1), that no run has seen; b"" without a text.
+
+        Drawn anew each time: nobody can have prepared an answer.
+        """
+        self.training()
+        row_bytes = 2 * (self.context + 1) if self.causal else 1
+        count = len(self._probes) // row_bytes
+        if not self.causal or count == 0:
+            return b""
+        at = row_bytes * int.from_bytes(os.urandom(4), "little") % (row_bytes * count)
+        at -= at % row_bytes
+        return self._probes[at : at + row_bytes]
 
     def text(self, split: str) -> tuple[Any, Any]:
         """(tokens uint16 (N,), raw bytes of each vocabulary entry (V,))."""

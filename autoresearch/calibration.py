@@ -22,6 +22,9 @@ from autoresearch.lab import Lab, write_whole
 STARTUP_SECONDS = 180.0  # train.py's imports and compilation
 START_SECONDS = 180.0  # to build the model and load the weights
 BATCH_SECONDS = 120.0  # to answer one batch
+PROBE_SECONDS = 60.0  # to answer the probe after training
+# A trained and a served model differ by kernels and compilers, on average in nats.
+PROBE_NATS, PROBE_NATS_CALIBRATED = 0.1, 0.02
 # Afterwards: so many times what the first run took, and at least so many seconds.
 STARTUP_TIMES, STARTUP_MARGIN, STARTUP_SHARE = 2.0, 5.0, 0.05  # of the budget
 START_TIMES, START_AT_LEAST = 3.0, 20.0
@@ -43,6 +46,7 @@ class Calibration:
     """What the first scored run showed."""
 
     far_nats: float  # a difference beyond this is no rounding
+    probe_nats: float  # the same, between trained and served
     startup_seconds: float  # of train.py, until it asked for the data
     start_seconds: float
     first_seconds: float
@@ -82,9 +86,12 @@ class Place:
         except (OSError, ValueError, TypeError):
             return None
 
-    def write(self, far_nats: float, startup_seconds: float, pace: Pace) -> None:
+    def write(
+        self, far_nats: float, probe_nats: float, startup_seconds: float, pace: Pace
+    ) -> None:
         """Write down what this run showed, for all later ones."""
-        found = Calibration(far_nats, startup_seconds, **asdict(pace))
+        close = min(PROBE_NATS, max(PROBE_NATS_CALIBRATED, 4 * probe_nats))
+        found = Calibration(far_nats, close, startup_seconds, **asdict(pace))
         self.path.parent.mkdir(exist_ok=True)
         write_whole(self.path, json.dumps(asdict(found)))
 

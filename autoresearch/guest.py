@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Build = Callable[[], Any]  # build_model of the lab's train.py
+# One row of tokens uint16 (T+1) -> the trained model's loss of each next one, float32.
+Probe = Callable[[memoryview], bytes]
 REPORT_EVERY_SECONDS = 0.5
 
 
@@ -42,7 +44,7 @@ class Host(Protocol):
         """Show how far the run is."""
         ...
 
-    def finish(self, file: bytes, facts: Mapping[str, object], probe: bytes) -> None:
+    def finish(self, file: bytes, facts: Mapping[str, object], probe: "Probe") -> None:
         """Hand in the weights; does not return to a guest of the harness."""
         ...
 
@@ -137,7 +139,7 @@ class Training:
         """Hand in the trained model, and the configuration it was resolved to."""
         from autoresearch import weights
 
-        file, probe = pack(model, self.data)
+        file, probe = pack(model)
         counted = weights.decode(file).values()
         width = weights.WIDTH_BYTES
         self._host.finish(
@@ -186,17 +188,17 @@ def to_device(batch: "np.ndarray[Any, Any]", device: str) -> "tuple[Tensor, Tens
     return whole[:, :-1].contiguous(), whole[:, 1:].contiguous()
 
 
-def pack(model: Any, data: memoryview) -> tuple[bytes, bytes]:
-    """A trained model -> (safetensors file, its losses on a fixed training text)."""
+def pack(model: Any) -> tuple[bytes, Probe]:
+    """A trained model -> (safetensors file, what answers the harness's probe)."""
     from autoresearch import weights
 
     if is_torch(model):
         from autoresearch import served
 
         file = weights.encode(served.state_of(model))
-        return file, served.probe(model, data)
+        return file, lambda row: served.probe(model, row)
     state = {name: weights.from_floats(v) for name, v in model.state_dict().items()}
-    return weights.encode(state), b""
+    return weights.encode(state), lambda row: b""
 
 
 def is_torch(model: Any) -> bool:
@@ -231,14 +233,20 @@ class Harness:
     def report(self, message: Message) -> None:
         self._link.send(message)
 
-    def finish(self, file: bytes, facts: Mapping[str, object], probe: bytes) -> None:
+    def finish(self, file: bytes, facts: Mapping[str, object], probe: Probe) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
         self._link.send(
-            {"say": "submit", "facts": dict(facts)},
-            channel.sealed(file, "weights"),
-            channel.sealed(probe, "probe"),
+            {"say": "submit", "facts": dict(facts)}, channel.sealed(file, "weights")
         )
+        # The clock has stopped. A text lab now asks the trained model for its losses
+        # on a text it has not seen; the served model will have to give the same.
+        try:
+            _, (descriptor,) = self._link.receive()
+            answer = probe(channel.view(descriptor))
+            self._link.send({"say": "probed"}, channel.sealed(answer, "probe"))
+        except channel.Closed:
+            pass  # there was nothing to ask
         os._exit(0)
 
 

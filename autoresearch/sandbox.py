@@ -22,14 +22,15 @@ from pathlib import Path
 from autoresearch import weights
 from autoresearch.apparatus import Apparatus
 from autoresearch.cage import Exited, Guest, Limits, OverLimit, Slot, Stop, Walls
-from autoresearch.calibration import Place
-from autoresearch.channel import Junk, Message, unseal
+from autoresearch.calibration import PROBE_SECONDS, Place
+from autoresearch.channel import Junk, Message, sealed, unseal
 from autoresearch.errors import Failed
 from autoresearch.experiment import Candidate, Facts, Failure, Kind, Run
 from autoresearch.lab import Lab
 from autoresearch.notebook import one_line
 
 LARGEST_WEIGHTS_BYTES = 4 << 30
+LARGEST_PROBE_BYTES = 1 << 22
 MOST_FACTS = 40
 OUT_OF_MEMORY = re.compile(rb"OutOfMemoryError|out of memory|MemoryError|bad_alloc")
 
@@ -131,15 +132,7 @@ def attend(
     place = Place(bench.lab, bench.apparatus.blob, bench.walls.level, slot)
     allowed = place.startup_limit(terms.budget_seconds or 0.0)
     try:
-        guest.send(
-            {
-                "mode": "train",
-                "seed": seed,
-                "device": slot.device,
-                "budget_seconds": terms.budget_seconds,
-                "budget_tokens": terms.budget_tokens,
-            }
-        )
+        guest.send(greeting(terms, seed, slot))
         bench.watch(candidate, Progress("starting", 0.0, 0.0))
         message, _ = guest.receive(begun + allowed)
         if message.get("say") != "start":
@@ -152,6 +145,8 @@ def attend(
         )
         seconds = time.monotonic() - started
         guest.measure()
+        phase, allowed = "the probe", PROBE_SECONDS
+        probe, answer = probed(bench, guest)
     except TimeoutError:
         detail = f"killed: {phase} went past {allowed:.0f} s"
         raise Failed(Failure(candidate, "timeout", detail, log)) from None
@@ -166,10 +161,44 @@ def attend(
     run_folder = guest.folder.parent
     too_early(candidate, terms, seconds, submitted, log)
     file = take_weights(candidate, descriptors, run_folder, log)
+    file.with_name("probe.u2").write_bytes(probe)
+    file.with_name("probe.f4").write_bytes(answer)
     facts = facts_of(submitted)
     on_card = dict(facts).get("gpu_memory_gb") or 0.0
     memory_gb = float(on_card) if slot.device == "cuda" else guest.memory_gb
     return Run(candidate, seed, seconds, started - begun, memory_gb, file, facts, log)
+
+
+def greeting(terms: Terms, seed: int, slot: Slot) -> Message:
+    """What a training guest is told first."""
+    return {
+        "mode": "train",
+        "seed": seed,
+        "device": slot.device,
+        "budget_seconds": terms.budget_seconds,
+        "budget_tokens": terms.budget_tokens,
+    }
+
+
+def probed(bench: Bench, guest: Guest) -> tuple[bytes, bytes]:
+    """Ask the trained model about a text that nobody has seen: (tokens, losses).
+
+    It has handed in its weights and cannot tell them what was asked.
+    """
+    row = bench.apparatus.probe()
+    if not row:
+        return b"", b""
+    descriptor = sealed(row, "probe")
+    guest.send({"say": "probe"}, descriptor)
+    os.close(descriptor)
+    message, answers = guest.receive(time.monotonic() + PROBE_SECONDS)
+    try:
+        if message.get("say") != "probed" or len(answers) != 1:
+            raise Junk("no answer to the probe")
+        return row, unseal(answers[0], LARGEST_PROBE_BYTES)
+    finally:
+        for answer in answers:
+            os.close(answer)
 
 
 def until_submitted(
@@ -217,6 +246,10 @@ def ended(
     if gone.code == 0:
         detail = f"ended in {phase} without run.submit(model)"
         return Failure(candidate, "no score", detail, log)
+    if phase == "the probe":
+        words = last_line(printed).removeprefix("MISFIT ")
+        detail = f"{words or 'it left'} (asked about a text after training)"
+        return Failure(candidate, "no score", detail, log)
     if guest.out_of_memory:
         detail = "killed: it took more memory than max_memory_gb allows"
         return Failure(candidate, "out of memory", detail, log)
@@ -250,10 +283,9 @@ def take_weights(
     """Check what was handed in and keep a private copy of it."""
     path = folder / "model.safetensors"
     try:
-        if len(descriptors) != 2:
-            raise Junk(f"{len(descriptors)} files where weights and a probe belong")
+        if len(descriptors) != 1:
+            raise Junk(f"{len(descriptors)} files where one of weights belongs")
         file = unseal(descriptors[0], LARGEST_WEIGHTS_BYTES)
-        probe = unseal(descriptors[1], 1 << 22)
         weights.check(file)
     except weights.NotFinite as odd:
         raise Failed(Failure(candidate, "diverged", str(odd), log)) from None
@@ -264,7 +296,6 @@ def take_weights(
         for descriptor in descriptors:
             os.close(descriptor)
     path.write_bytes(file)
-    path.with_name("probe.f32").write_bytes(probe)
     return path
 
 

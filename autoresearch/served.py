@@ -108,20 +108,19 @@ def claim(model: nn.Module, batch: torch.Tensor, vocabulary: int) -> torch.Tenso
     return flat.view(batch.shape[0], -1)
 
 
-def probe(model: nn.Module, data: memoryview) -> bytes:
-    """The trained model's losses on the first training tokens, float32, as bytes.
+def probe(model: nn.Module, row: memoryview) -> bytes:
+    """The trained model's losses on one row of tokens (T+1), float32 (T), as bytes.
 
-    A diagnostic: the evaluator asks the served model for the same.
+    The evaluator asks the served model for the same, hidden among other rows.
     """
-    context, vocabulary = lab_shape()
-    tokens = np.frombuffer(data, dtype="<u2")[: context + 1].astype(np.int64)
+    _, vocabulary = lab_shape()
+    tokens = np.frombuffer(row, dtype="<u2").astype(np.int64)
     device = next(model.parameters()).device
     training = model.training
     model.eval()
     # Eager: one odd-shaped batch would recompile a compiled model, on the clock.
     with torch.inference_mode(), torch.compiler.set_stance("force_eager"):
-        row = torch.from_numpy(tokens)[None].to(device)
-        found = claim(model, row, vocabulary)
+        found = claim(model, torch.from_numpy(tokens)[None].to(device), vocabulary)
     model.train(training)
     return bytes(found.cpu().numpy().astype("<f4").tobytes())
 

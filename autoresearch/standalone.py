@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 
 from autoresearch import channel, weights
 from autoresearch.channel import Message
-from autoresearch.guest import Terms
+from autoresearch.guest import Probe, Terms
 
 
 class Keyboard:
@@ -64,7 +64,7 @@ class Keyboard:
         sys.stderr.flush()
 
     def finish(
-        self, file: bytes, facts: Mapping[str, object], probe: bytes
+        self, file: bytes, facts: Mapping[str, object], probe: Probe
     ) -> NoReturn:
         """Write the model, measure it, print the summary, and end the script."""
         seconds = time.monotonic() - self._started
