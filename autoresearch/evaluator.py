@@ -46,8 +46,8 @@ LARGEST_OUTPUT_BYTES = 64 << 20
 
 NOT_TRAINED = (
     "on a text neither had seen it is {:.2f} nats a token off; usual causes: state "
-    "that is in no parameter or buffer, build_model() reads a global that training changes, "
-    "or training that went on after the weights were handed in"
+    "that is in no parameter or buffer, build_model() reads a global that training "
+    "changes, or training that went on after the weights were handed in"
 )
 
 

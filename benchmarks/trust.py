@@ -1,0 +1,452 @@
+"""What the cage costs, whether it kills in time, and which cheats the audit refuses.
+
+    python benchmarks/trust.py --json
+
+Four parts, each printed as it is done (about 15 minutes on two cores; `--part` runs
+one of them alone):
+
+cage     time from starting a guest at the best level here to its first word, beyond a
+         bare interpreter that imports the same and says the same; alternating
+kill     100 hostile guests (daemons, deaf ones, forkers, spinners) at a short wall: how
+         late the kill was sent, when everything was dead, what was left 100 ms later
+eval     claim and audit of a million tokens against the same sum in one process; the
+         start-up of the two guests is shown apart
+audit    real losses of two trained models; cheats of 0.003 and 0.001 bits per byte in
+         several shapes, and honest answers, through the real `audit`, many times
+
+`refused_*` are the worst shape's share, with the 95 % bound (Wilson) that counts
+against us beside it.
+"""
+
+import argparse
+import contextlib
+import json
+import math
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+
+import numpy as np  # noqa: E402
+
+from autoresearch import (  # noqa: E402  # noqa: E402
+    apparatus,
+    audit,
+    evaluator,
+    founding,
+    machine,
+    probing,
+    sandbox,
+)
+from autoresearch.cage import Exited, Guest, Limits, Slot, Stop  # noqa: E402
+from autoresearch.calibration import Pace  # noqa: E402
+from autoresearch.experiment import Candidate, Proposal  # noqa: E402
+from autoresearch.lab import Lab, git_blob  # noqa: E402
+from autoresearch.notebook import Notebook  # noqa: E402
+from autoresearch.sandbox import Bench, Terms  # noqa: E402
+
+IMPORTS = "import sys, autoresearch.guest, autoresearch.fence, ctypes, json, os"
+CAGED = (
+    f"{IMPORTS}\nif sys.argv[2]: autoresearch.fence.Fence.of(sys.argv[2]).close()\n"
+    "os.write(int(sys.argv[1]), b'\\x02\\0\\0\\0{}')"
+)
+BARE = f"{IMPORTS}\nos.write(1, b'x')"
+
+HOSTILE = (
+    # a family of daemons that hear no signal
+    "import os, signal, time\n"
+    "for n in range(1, 32):\n"
+    "    try: signal.signal(n, signal.SIG_IGN)\n"
+    "    except (OSError, ValueError): pass\n"
+    "for _ in range(10):\n"
+    "    if os.fork() == 0:\n"
+    "        os.setsid()\n"
+    "        if os.fork(): os._exit(0)\n"
+    "        while True: time.sleep(0.1)\n"
+    "while True: time.sleep(1)\n",
+    # forks and exits all the time
+    "import os\nwhile True:\n    if os.fork(): os._exit(0)\n",
+    # threads that spin, and a child that does too
+    "import os, threading\n"
+    "os.fork()\n"
+    "def spin():\n"
+    "    while True: pass\n"
+    "for _ in range(4): threading.Thread(target=spin).start()\n",
+    # floods the channel and the log
+    "import os, sys\n"
+    "fd = int(sys.argv[1])\n"
+    "os.fork()\n"
+    "while True:\n"
+    "    os.write(1, b'x' * 4096)\n"
+    "    os.write(fd, b'\\x02\\0\\0\\0{}' * 50)\n",
+    # stops itself, with stopped children
+    "import os, signal, time\n"
+    "for _ in range(5):\n"
+    "    if os.fork() == 0:\n"
+    "        os.kill(os.getpid(), signal.SIGSTOP)\n"
+    "os.kill(os.getpid(), signal.SIGSTOP)\n",
+)
+HONEST_SD_NATS = 0.003  # of bf16 between two kernels; CPUs answer the same to 1e-6
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--part", choices=("cage", "kill", "eval", "audit"))
+    parser.add_argument("--repeats", type=int, default=3, help="of eval; default 3")
+    parser.add_argument(
+        "--draws", type=int, default=4000, help="of audit; default 4000"
+    )
+    options = parser.parse_args()
+    found = {}
+    with tempfile.TemporaryDirectory(prefix="autoresearch-trust-") as place:
+        folder = Path(place).resolve()
+        empty = Lab(folder / "empty")
+        empty.folder.mkdir()
+        slot = machine.slots()[0]
+        walls, missed = probing.best(empty, slot)
+        found["level"] = walls.level
+        tell(options, f"level {walls.level} {missed}")
+        parts = [options.part] if options.part else ["cage", "kill", "eval", "audit"]
+        if "cage" in parts:
+            found.update(cage_cost(empty, walls))
+            tell(options, found)
+        if "kill" in parts:
+            found.update(kills(empty, walls))
+            tell(options, found)
+        if {"eval", "audit"} & set(parts):
+            bench, runs = trained(folder / "lab", walls, slot, options)
+            if "eval" in parts:
+                found.update(evaluation(bench, runs[0], slot, options.repeats))
+                tell(options, found)
+            if "audit" in parts:
+                found.update(refusals(bench, runs, slot, options))
+    print(json.dumps(found) if options.json else json.dumps(found, indent=1))
+
+
+def tell(options, words):
+    if not options.json:
+        print(words, file=sys.stderr, flush=True)
+
+
+# -- what the cage costs, and whether it kills in time ---------------------------------
+
+
+def guest_of(lab, walls, code):
+    """A guest that runs this code, in a folder of its own."""
+    place = Path(tempfile.mkdtemp(dir=lab.folder))
+    (place / "train.py").write_text("")
+    return Guest(
+        place,
+        lab=lab.folder,
+        slot=Slot(),
+        limits=Limits(4.0),
+        stop=Stop(),
+        walls=walls,
+        code=code,
+    )
+
+
+def cage_cost(lab, walls, repeats=40):
+    """Start of a caged guest beyond a bare interpreter, in milliseconds."""
+    caged, bare = [], []
+    for _ in range(repeats):
+        begun = time.monotonic()
+        with guest_of(lab, walls, CAGED) as guest:
+            guest.receive(begun + 10)
+            caged.append(time.monotonic() - begun)
+        begun = time.monotonic()
+        command = (sys.executable, "-I", "-B", "-c", BARE)
+        with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+            process.stdout.read(1)
+            bare.append(time.monotonic() - begun)
+    return {
+        "cage_ms": 1000 * (statistics.median(caged) - statistics.median(bare)),
+        "caged_ms": 1000 * statistics.median(caged),
+        "bare_ms": 1000 * statistics.median(bare),
+    }
+
+
+def kills(lab, walls, count=100):
+    """Hostile guests at a wall of 0.4 s: how late the kill, what is left 100 ms on."""
+    late, gone, left = [], [], 0
+    for turn in range(count):
+        deadline = time.monotonic() + 0.4
+        guest = guest_of(lab, walls, HOSTILE[turn % len(HOSTILE)])
+        try:
+            while True:
+                guest.receive(deadline)
+        except TimeoutError:
+            pass
+        except Exited:
+            time.sleep(max(0.0, deadline - time.monotonic()))
+        inside = namespaces_below(guest._process.pid)
+        sent = time.monotonic()
+        guest.kill()
+        gone.append(time.monotonic() - sent)
+        late.append(max(0.0, sent - deadline))
+        time.sleep(max(0.0, sent + 0.1 - time.monotonic()))
+        left += len(alive_in(inside))
+    return {
+        "overrun_ms": 1000 * max(late),
+        "gone_ms": 1000 * statistics.median(gone),
+        "gone_ms_worst": 1000 * max(gone),
+        "left": left,
+    }
+
+
+def namespaces_below(pid):
+    """The pid namespaces, other than ours, of a process's descendants."""
+    import psutil
+
+    found = set()
+    for process in psutil.Process(pid).children(recursive=True):
+        with contextlib.suppress(OSError):
+            found.add(os.readlink(f"/proc/{process.pid}/ns/pid"))
+    return found - {os.readlink("/proc/self/ns/pid")}
+
+
+def alive_in(namespaces):
+    """Processes that live in one of these pid namespaces."""
+    found = []
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        with contextlib.suppress(OSError):
+            if os.readlink(f"/proc/{name}/ns/pid") in namespaces:
+                found.append(name)
+    return found
+
+
+# -- what the evaluation costs ---------------------------------------------------------
+
+
+def trained(folder, walls, slot, options):
+    """Lab gpt with a million validation tokens, and two models trained for 30 s."""
+    founding.found(folder, "gpt", None, None, "cpu")
+    prepare = folder / "prepare.py"
+    text = prepare.read_text()
+    for name, value in (("VALIDATION", 3_300_000), ("HOLDOUT", 100_000)):
+        text = founding.with_literal(text, f"{name}_BYTES", value)
+    prepare.write_text(founding.with_literal(text, "MAXIMUM_BYTES", 20_000_000))
+    book = Notebook(folder)
+    book.git("add", "-A")
+    book.git("-c", "user.name=t", "-c", "user.email=t@t", "commit", "-qm", "larger")
+    lab = Lab.find(folder)
+    found = apparatus.load(lab, book)
+    found.prepare(lambda stage, done, total: None)
+    terms = Terms(30.0, None, 5.0, 60.0, Limits(machine.memory_gb()))
+    bench = Bench(lab, found, terms, Stop(), lambda candidate, progress: None, walls)
+    source = lab.read("train.py")
+    runs = []
+    for seed in (1, 2):
+        candidate = Candidate(
+            Proposal(seed, "x", source, "", "human"), git_blob(source)
+        )
+        run = sandbox.train(bench, candidate, seed=seed, slot=slot)
+        kept = lab.state / f"kept-{seed}"
+        shutil.copytree(run.weights.parent, kept)
+        runs.append(replace(run, weights=kept / run.weights.name))
+        tell(options, f"trained seed {seed}")
+    return bench, runs
+
+
+ONE_PROCESS = """
+import json, runpy, sys, time
+sys.path.insert(0, ".")
+import torch, prepare
+torch.set_num_threads(int(sys.argv[2]))
+class Found(Exception): pass
+def begin(build): raise Found(build)
+prepare.begin = begin
+try: runpy.run_path("train.py")
+except Found as found: build = found.args[0]
+from autoresearch import served, standalone, weights
+model = build()
+served.load(model, weights.decode(open(sys.argv[1], "rb").read()), "cpu")
+prepare.text("validation")
+begun = time.monotonic()
+value = standalone.in_process(prepare, model, "cpu")
+print(json.dumps([value, time.monotonic() - begun]))
+"""
+
+
+def evaluation(bench, run, slot, repeats):
+    """Claim and audit against one process, alternating; start-up apart."""
+    ratios, starts, gaps, seconds = [], [], [], []
+    tokens = len(bench.apparatus.text("validation")[0])
+    for _ in range(repeats):
+        shutil.rmtree(bench.lab.state / "audit", ignore_errors=True)
+        again = bench.lab.state / "again"
+        shutil.copytree(run.weights.parent, again, dirs_exist_ok=True)
+        once = replace(run, weights=again / run.weights.name)
+        score = evaluator.score(bench, once, slot=slot)
+        start = 2 * evaluator.calibration_of(bench, slot).read().start_seconds
+        command = (sys.executable, "-c", ONE_PROCESS, str(run.weights))
+        done = subprocess.run(
+            (*command, str(slot.threads)),
+            cwd=bench.lab.folder,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        value, alone = json.loads(done.stdout.splitlines()[-1])
+        ratios.append((score.seconds - start) / alone)
+        starts.append(start)
+        seconds.append(alone)
+        gaps.append(abs(value - score.value))
+    return {
+        "eval_tokens": tokens,
+        "eval_ratio": statistics.median(ratios),
+        "eval_ratios": ratios,
+        "eval_one_process_seconds": statistics.median(seconds),
+        "eval_startup_seconds": statistics.median(starts),
+        "eval_gap_bpb": max(gaps),
+    }
+
+
+# -- which cheats the audit refuses ----------------------------------------------------
+
+
+def refusals(bench, runs, slot, options):
+    """Shares of cheats refused, worst shape, and of honest answers."""
+    sheet = evaluator.sheet_of(bench, slot, "validation")
+    losses = []
+    for run in runs:
+        claims, _, _ = evaluator.claimed(bench, run, slot, sheet, Pace())
+        losses.append(claims.astype("float64"))
+        tell(options, f"claims of seed {run.seed}")
+    honest, champion = losses
+    far_nats = audit.far_for(0.0)
+    judge = Judge(honest, champion, sheet, far_nats, options.draws)
+    found = {"audits": audit.how_many(len(honest))}
+    shapes = {}
+    for size in (0.003, 0.001):
+        per_shape = {
+            name: judge.refused(make(honest, sheet, size))
+            for name, make in SHAPES.items()
+        }
+        worst = min(per_shape, key=lambda name: per_shape[name][0])
+        key = f"refused_{size:.3f}".replace("0.", "")
+        found[key], found[f"{key}_low"], _ = per_shape[worst]
+        shapes[key] = {name: shares[0] for name, shares in per_shape.items()}
+        tell(options, {key: shapes[key]})
+    judge.draws = 5 * options.draws
+    share, _, high = judge.refused(honest)
+    found["refused_honest"], found["refused_honest_high"] = share, high
+    noisy = judge.refused(honest, noise=HONEST_SD_NATS)
+    found["refused_honest_bf16"], _, found["refused_honest_bf16_high"] = noisy
+    informed = against_reference(honest, champion, sheet, 0.003)
+    judge.draws = options.draws
+    found["refused_003_knowing_the_champion"] = judge.refused(informed)[0]
+    return {**found, "shapes": shapes}
+
+
+class Judge:
+    """The real audit's arithmetic over arrays of losses."""
+
+    def __init__(self, truth, champion, sheet, far_nats, draws):
+        self.truth, self.champion = truth, champion
+        self.sheet, self.far_nats, self.draws = sheet, far_nats, draws
+        self.rng = np.random.default_rng(1)
+
+    def refused(self, claims, noise=1e-6):
+        """(share refused, 95 % low, 95 % high) over many draws of positions."""
+        scored = self.sheet.scored
+        chance = audit.chances(claims, scored, self.champion)
+        count = audit.how_many(len(claims))
+        off = (self.truth - claims).ravel()
+        total, size = int(scored.sum()), self.sheet.text_bytes
+        refused = 0
+        for _ in range(self.draws):
+            drawn = audit.draw(chance, count, self.rng)
+            seen = off[drawn.places] + noise * self.rng.normal(size=len(drawn.places))
+            found = audit.estimate(drawn, seen, total, size, self.far_nats)
+            refused += audit.objection(found) is not None
+        return (refused / self.draws, *wilson(refused, self.draws))
+
+
+def nats_of(size, sheet):
+    """A gain in bits per byte as nats over the whole text."""
+    return size * math.log(2) * sheet.text_bytes
+
+
+def shaved(honest, sheet, size):
+    """A hair off every token."""
+    return honest - sheet.scored * nats_of(size, sheet) / sheet.scored.sum()
+
+
+def peeked(honest, sheet, size):
+    """Some tokens, drawn blindly, claimed as certain."""
+    rng = np.random.default_rng(5)
+    order = rng.permutation(np.flatnonzero(sheet.scored))
+    return lowered(honest, order, lambda loss: loss, nats_of(size, sheet))
+
+
+def worst_halved(honest, sheet, size):
+    """The worst tokens, claimed at half their loss."""
+    order = np.argsort(-np.where(sheet.scored, honest, 0).ravel())
+    return lowered(honest, order, lambda loss: loss / 2, nats_of(size, sheet))
+
+
+def worst_gone(honest, sheet, size):
+    """The very worst tokens, claimed as certain: as few positions as can be."""
+    order = np.argsort(-np.where(sheet.scored, honest, 0).ravel())
+    return lowered(honest, order, lambda loss: loss, nats_of(size, sheet))
+
+
+def few_small(honest, sheet, size):
+    """A tenth of the tokens, just under what counts as far."""
+    rng = np.random.default_rng(6)
+    order = rng.permutation(np.flatnonzero(sheet.scored))
+    just = 0.9 * audit.FAR_NATS_CALIBRATED
+    return lowered(
+        honest, order, lambda loss: np.minimum(loss, just), nats_of(size, sheet)
+    )
+
+
+def lowered(honest, order, amount, nats):
+    """Lower losses in this order, each by `amount`, until so many nats are gained."""
+    flat = honest.ravel().copy()
+    steps = amount(flat[order])
+    upto = int(np.searchsorted(np.cumsum(steps), nats)) + 1
+    flat[order[:upto]] -= steps[:upto]
+    return flat.reshape(honest.shape)
+
+
+def against_reference(honest, champion, sheet, size):
+    """By somebody who knew the champion's loss of every token: only down to it."""
+    room = np.where(sheet.scored, np.maximum(0.0, honest - champion), 0.0).ravel()
+    order = np.argsort(-room)
+    flat = honest.ravel().copy()
+    upto = int(np.searchsorted(np.cumsum(room[order]), nats_of(size, sheet))) + 1
+    flat[order[:upto]] -= room[order[:upto]]
+    return flat.reshape(honest.shape)
+
+
+SHAPES = {
+    "a hair off every token": shaved,
+    "blind peeks": peeked,
+    "the worst halved": worst_halved,
+    "the worst gone": worst_gone,
+    "many, just under far": few_small,
+}
+
+
+def wilson(hits, count):
+    """95 % interval of a share (Wilson 1927)."""
+    z, share = 1.96, hits / count
+    middle = (share + z * z / (2 * count)) / (1 + z * z / count)
+    half = z / (1 + z * z / count)
+    half *= math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+if __name__ == "__main__":
+    main()
