@@ -85,7 +85,8 @@ class Bubblewrap:
         filter_ = channel.sealed(fence.program(), "filter")
         fenced = Fence(
             read=tuple(map(str, (*self.view.roots, *FOR_LOADER, "/proc", "/sys"))),
-            write=(SCRATCH, "/dev/shm", "/proc/self"),
+            # All of /proc is its own here, and CUDA names the threads of its children.
+            write=(SCRATCH, "/dev/shm", "/proc"),
             devices=(*PLAIN_DEVICES, *map(str, nodes(room.slot))),
             identity=GUEST_ID if self.root else None,
             paths=fence.landlock_abi() > 0,
@@ -165,9 +166,15 @@ class Landlocked:
         if self.identity:
             shutil.chown(room.folder, self.identity, self.identity)
         loader = (*FOR_LOADER, *OF_PROCESSOR)
-        proc = ("/proc/self", "/proc/cpuinfo", "/proc/meminfo", "/proc/stat")
+        proc: tuple[str, ...] = ("/proc/self", "/proc/cpuinfo", "/proc/meminfo")
+        if room.slot.device == "cuda":
+            # Its compilers' child processes need their own /proc/self, which has no
+            # name yet. Environments and memory of others stay shut (Landlock, ptrace).
+            proc, gpu = ("/proc",), ("/sys",)
+        else:
+            proc, gpu = (*proc, "/proc/stat"), ()
         fenced = Fence(
-            read=(*self.allowed, *loader, *proc),
+            read=(*self.allowed, *loader, *proc, *gpu),
             write=(str(room.folder), "/proc/self"),
             devices=(*PLAIN_DEVICES, *map(str, nodes(room.slot))),
             filter=True,
@@ -300,9 +307,10 @@ def test_folders(roots: Iterable[Path]) -> list[Path]:
 
 def around(view: View) -> Iterator[str]:
     """A view as a list of allowances: instead of what is hidden, its neighbours."""
-    hidden = {str(path) for path in view.hidden}
-    above = {str(parent) for path in view.hidden for parent in path.parents}
-    waiting = [str(root) for root in view.roots]
+    hidden = {os.path.realpath(path) for path in view.hidden}
+    above = {str(parent) for path in hidden for parent in Path(path).parents}
+    # A root may be a link to another; by the link's name nothing in it is hidden.
+    waiting = sorted({os.path.realpath(root) for root in view.roots})
     while waiting:
         path = waiting.pop()
         if path not in above:
