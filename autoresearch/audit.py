@@ -3,9 +3,10 @@
 A model claims a loss for every token. Some positions are then asked again in a way that
 cannot be cheated (`evaluator`). This module is the arithmetic between the two, pure:
 
-- `chances`: where to look. Three tenths of the draws are uniform, the rest go where the
+- `chances`: where to look. Four tenths of the draws are uniform, the rest go where the
   claim beats a reference (the champion's claims, or how common each token is), because
-  a faked gain has to show there.
+  a faked gain has to show there; by the square, because two honest models differ a
+  little nearly everywhere, and a cheat worth as much on few tokens differs a lot there.
 - `estimate`: the difference estimator. Claims plus the weighted mean of (audit - claim)
   has as its expectation what the model can do, whatever it claimed (sampling with
   replacement, Hansen and Hurwitz 1943).
@@ -21,7 +22,7 @@ import numpy as np
 
 from autoresearch.metric import Array, bits_per_byte
 
-UNIFORM_SHARE = 0.3
+UNIFORM_SHARE = 0.4
 # Of the rows that are claimed, this share is asked again; at least and at most.
 SHARE, FEWEST, MOST = 0.15, 256, 4096
 SMOOTHING = 1.0  # added to each token's count
@@ -74,6 +75,7 @@ def chances(claims: Array, scored: Array, reference: Array) -> Array:
     """Chance of each position to be drawn, float64 like `scored`, summing to 1."""
     uniform = scored / scored.sum()
     gain = np.where(scored, np.maximum(0.0, reference - claims), 0.0).astype("float64")
+    gain **= 2
     if gain.sum() <= 0:
         return np.asarray(uniform)
     return np.asarray(UNIFORM_SHARE * uniform + (1 - UNIFORM_SHARE) * gain / gain.sum())

@@ -167,14 +167,13 @@ class Landlocked:
             shutil.chown(room.folder, self.identity, self.identity)
         loader = (*FOR_LOADER, *OF_PROCESSOR)
         proc: tuple[str, ...] = ("/proc/self", "/proc/cpuinfo", "/proc/meminfo")
+        proc += ("/proc/stat",)
         if room.slot.device == "cuda":
             # Its compilers' child processes need their own /proc/self, which has no
             # name yet. Environments and memory of others stay shut (Landlock, ptrace).
-            proc, gpu = ("/proc",), ("/sys",)
-        else:
-            proc, gpu = (*proc, "/proc/stat"), ()
+            proc = ("/proc", "/sys")
         fenced = Fence(
-            read=(*self.allowed, *loader, *proc, *gpu),
+            read=(*self.allowed, *loader, *proc),
             write=(str(room.folder), "/proc/self"),
             devices=(*PLAIN_DEVICES, *map(str, nodes(room.slot))),
             filter=True,
