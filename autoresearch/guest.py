@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
-from autoresearch import channel, weights
+from autoresearch import channel, chips, weights
 from autoresearch.channel import Channel, Message
 
 if TYPE_CHECKING:
@@ -136,6 +136,7 @@ class Training:
 
     def submit(self, model: Any, **facts: float | int | str) -> None:
         """Hand in the trained model, and the configuration it was resolved to."""
+        facts.setdefault("mfu_percent", self._mfu(facts.get("flops_per_token")))
         file, probe = pack(model, self.data)
         counted = weights.decode(file).values()
         width = weights.WIDTH_BYTES
@@ -151,6 +152,17 @@ class Training:
             },
             probe,
         )
+
+    def _mfu(self, flops_per_token: float | int | str | None) -> float | str:
+        """Percent of the GPU's peak; a diagnostic, from what train.py says it needs."""
+        torch = sys.modules.get("torch")
+        if not isinstance(flops_per_token, int | float) or torch is None:
+            return "unknown"
+        if not self.device.startswith("cuda") or not self.seconds:
+            return "unknown"
+        rate, name = self.tokens_seen / self.seconds, torch.cuda.get_device_name()
+        found = chips.mfu_percent(flops_per_token, rate, name)
+        return "unknown" if found is None else round(found, 1)
 
 
 def shuffled(

@@ -31,7 +31,7 @@ LONGEST_FUNCTION_LINES = 50  # most are far shorter; see the house style
 LAYERS = (
     "experiment",
     "errors",
-    "channel constants metric program warden weights",
+    "channel chips constants metric program warden weights",
     "cage lab notebook policy rules served",
     "apparatus guest ledger machine pools sources",
     "corpus results sandbox standalone",
