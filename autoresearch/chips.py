@@ -132,7 +132,7 @@ def void(
     """Why a run does not count, or None.
 
     ours: the run's own processes; usual: tokens per second of earlier sound runs of the
-    same candidate or its champion here. Slow alone is the candidate's business, and heat
+    same candidate or its champion here. Slow alone is the candidate's business, heat
     alone nobody's: both must come together.
     """
     if len(usual) < FEWEST_RUNS or tokens_per_second >= min(usual):

@@ -91,7 +91,7 @@ class Keyboard:
         }
         print("---")
         for name, words in lines.items():
-            print(f"{name + ':':<18}{words}")
+            print(f"{name + ':':<20}{words}")
         if self._out is not None:
             print(f"Next: python prepare.py score {self._out}")
         sys.stdout.flush()

@@ -3,6 +3,7 @@
 import ast
 import re
 import sys
+import tomllib
 import types
 from pathlib import Path
 
@@ -258,7 +259,10 @@ def test_the_file_is_short_and_every_constant_is_used_and_explained():
         assert names.count(constant.name) > 1, f"{constant.name} does nothing"
 
 
-@pytest.mark.parametrize("profile", ["cpu", "gpu", "demo"])
+PROFILES = tomllib.loads((LAB / "profiles.toml").read_text())
+
+
+@pytest.mark.parametrize("profile", PROFILES)
 def test_every_profile_makes_a_model_that_builds(monkeypatch, tmp_path, profile):
     founding.found(tmp_path / "lab", "gpt", None, None, profile)
     source = (tmp_path / "lab" / "train.py").read_text()
@@ -278,6 +282,15 @@ def test_every_profile_makes_a_model_that_builds(monkeypatch, tmp_path, profile)
             8192,
             2048,
         )
+
+
+@pytest.mark.parametrize(
+    ("memories_gb", "profile"),
+    [([], "cpu"), ([150.8], "gpu"), ([25.8, 25.8], "gpu24"), ([25.8, 4.3], "gpu4")],
+)
+def test_the_smallest_gpu_decides_the_profile(memories_gb, profile):
+    assert founding.profile_for(memories_gb) == profile
+    assert profile in PROFILES
 
 
 def test_a_search_over_the_flagship_changes_what_it_says(monkeypatch):

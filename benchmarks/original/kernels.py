@@ -1,0 +1,52 @@
+"""The attention that the original's train.py downloads, by the best that is here.
+
+FlashAttention 3 where its package is installed; otherwise cuDNN for whole rows and
+FlexAttention, compiled into the model, for windows. Same semantics: a query sees itself
+and window_size[0] keys before it.
+"""
+
+import functools
+import types
+
+import torch
+import torch.nn.functional as F
+from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+compiled = torch.compile(flex_attention, dynamic=False)
+
+
+@functools.cache
+def block_mask(length, back):
+    def near(b, h, query, key):
+        return (query >= key) & (query - key <= back)
+
+    return create_block_mask(near, None, None, length, length, device="cuda")
+
+
+def flash_attn_func(q, k, v, causal=True, window_size=(-1, -1)):
+    """(B, T, H, D) each -> the same"""
+    length, back = q.shape[1], window_size[0]
+    q, k, v = (x.bfloat16().transpose(1, 2) for x in (q, k, v))
+    if back < 0 or back >= length - 1:
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2)
+    attend = flex_attention if torch.compiler.is_compiling() else compiled
+    return attend(q, k, v, block_mask=MASKS[length, back]).transpose(1, 2)
+
+
+class Masks(dict):
+    def __missing__(self, key):
+        self[key] = block_mask(*key)
+        return self[key]
+
+
+MASKS = Masks()
+
+
+def get_kernel(name):
+    """The module that `kernels.get_kernel` would have fetched."""
+    try:
+        import flash_attn_interface as found
+    except ImportError:
+        torch.backends.cuda.enable_flash_sdp(False)  # cuDNN is faster on Hopper
+        found = types.SimpleNamespace(flash_attn_func=flash_attn_func)
+    return types.SimpleNamespace(flash_attn_interface=found)
