@@ -5,7 +5,6 @@ FlexAttention, compiled into the model, for windows. Same semantics: a query see
 and window_size[0] keys before it.
 """
 
-import functools
 import types
 
 import torch
@@ -13,10 +12,11 @@ import torch.nn.functional as F
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 compiled = torch.compile(flex_attention, dynamic=False)
+SHARES = (2, 3, 4, 6, 8, 10, 12, 16)  # of the context: the windows that were ever tried
+MASKS = {}  # (length, keys before the query) -> block mask, made before compiling
 
 
-@functools.cache
-def block_mask(length, back):
+def make_mask(length, back):
     def near(b, h, query, key):
         return (query >= key) & (query - key <= back)
 
@@ -33,20 +33,15 @@ def flash_attn_func(q, k, v, causal=True, window_size=(-1, -1)):
     return attend(q, k, v, block_mask=MASKS[length, back]).transpose(1, 2)
 
 
-class Masks(dict):
-    def __missing__(self, key):
-        self[key] = block_mask(*key)
-        return self[key]
-
-
-MASKS = Masks()
-
-
 def get_kernel(name):
     """The module that `kernels.get_kernel` would have fetched."""
     try:
         import flash_attn_interface as found
     except ImportError:
+        from prepare import MAX_SEQ_LEN
+
+        for back in {MAX_SEQ_LEN // share for share in SHARES}:
+            MASKS[MAX_SEQ_LEN, back] = make_mask(MAX_SEQ_LEN, back)
         torch.backends.cuda.enable_flash_sdp(False)  # cuDNN is faster on Hopper
         found = types.SimpleNamespace(flash_attn_func=flash_attn_func)
     return types.SimpleNamespace(flash_attn_interface=found)
