@@ -5,8 +5,9 @@
 For each command, budget and seed: val_bpb on the same validation tokens, tokens, tokens
 per second, MFU, seconds of start-up (compilation included: the first seed is cold, the
 others find its cache), evaluation and the whole, peak memory, and the GPU's clock,
-power, heat and slowdowns while it ran. The other train.py is one written for the original's
-prepare.py (its interface is in benchmarks/original) or for ours (it calls `begin`).
+power, heat and slowdowns while it ran. The other train.py is one written for the
+original's prepare.py (its interface is in benchmarks/original) or for ours (it calls
+`begin`).
 Scores are those of `python train.py`, measured in the process that trained.
 
 Not covered: the cage and the evaluator's two processes; `autoresearch run` times those.

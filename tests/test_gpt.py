@@ -248,6 +248,29 @@ def test_the_schedule_begins_full_and_ends_at_the_final_rate(monkeypatch):
     assert train.momentum_at(1.0) == train.MOMENTUM
 
 
+def test_passes_shrink_until_they_fit_and_a_step_stays_as_large(monkeypatch):
+    train = load(monkeypatch)
+    tried = []
+
+    def attempt(rows):
+        tried.append(rows)
+        if rows > 16:
+            raise torch.OutOfMemoryError("no memory for more than 16 rows")
+
+    assert train.fitted(64, 2, attempt) == (16, 8)
+    assert tried == [64, 32, 16]
+
+
+def test_a_card_too_small_for_one_row_says_so(monkeypatch):
+    train = load(monkeypatch)
+
+    def attempt(rows):
+        raise torch.OutOfMemoryError("no memory at all")
+
+    with pytest.raises(torch.OutOfMemoryError):
+        train.fitted(4, 1, attempt)
+
+
 def test_the_file_is_short_and_every_constant_is_used_and_explained():
     lines = SOURCE.splitlines()
     assert len(lines) <= 630

@@ -442,6 +442,18 @@ def momentum_at(progress):
     return MOMENTUM_START + (MOMENTUM - MOMENTUM_START) * risen
 
 
+def fitted(rows, passes, attempt):
+    """(rows, passes) of a step that the card has memory for: the rows of a pass are halved until they fit."""
+    while True:
+        try:
+            attempt(rows)
+            return rows, passes
+        except torch.OutOfMemoryError:
+            if rows == 1:
+                raise
+        rows, passes = rows // 2, passes * 2
+
+
 def flops_per_token():
     """Of training: 6 per matrix weight, 12 x width x window per layer's attention."""
     per_layer = (4 + 2 * MLP_RATIO) * WIDTH**2
@@ -487,39 +499,26 @@ def step(progress):
     model.zero_grad(set_to_none=True)
 
 
-def warm_up():
-    """Compile everything, on random tokens."""
-    for _ in range(2):
-        noise = torch.randint(V, (rows, T), device=run.device)
-        learn(noise, noise)
-        step(0.0)
-    torch.cuda.synchronize()
-
-
-@torch.no_grad()
-def forget():
-    """As if there had been no warm-up."""
-    for p, start in zip(model.parameters(), starts, strict=True):
-        p.copy_(start)
-    adam.state.clear()
-    muon.forget()
-    model.zero_grad(set_to_none=True)
-
-
-if cuda:  # before the clock; halves the passes until one fits the card
-    starts = [p.detach().clone() for p in model.parameters()]
-    fits = False
-    while not fits:
-        try:
-            warm_up()
-            fits = True
-        except torch.OutOfMemoryError:
-            if rows == 1:
-                raise
-        forget()
+def warm_up(rows):
+    """Compile everything on random tokens, then go back as if nothing had been."""
+    try:
+        for _ in range(2):
+            noise = torch.randint(V, (rows, T), device=run.device)
+            learn(noise, noise)
+            step(0.0)
+        torch.cuda.synchronize()
+    finally:
+        with torch.no_grad():
+            torch._foreach_copy_(list(model.parameters()), starts)
+        adam.state.clear()
+        muon.forget()
+        model.zero_grad(set_to_none=True)
         torch.cuda.empty_cache()
-        if not fits:
-            rows, passes = rows // 2, passes * 2
+
+
+if cuda:  # before the clock
+    starts = [p.detach().clone() for p in model.parameters()]
+    rows, passes = fitted(rows, passes, warm_up)
     del starts
 gc.collect(), gc.freeze(), gc.disable()  # a collection costs half a second
 
