@@ -16,11 +16,11 @@ SHARES = (2, 3, 4, 6, 8, 10, 12, 16)  # of the context: the windows that were ev
 MASKS = {}  # (length, keys before the query) -> block mask, made before compiling
 
 
-def make_mask(length, back):
+def make_mask(length, back, device="cuda"):
     def near(b, h, query, key):
         return (query >= key) & (query - key <= back)
 
-    return create_block_mask(near, None, None, length, length, device="cuda")
+    return create_block_mask(near, None, None, length, length, device=device)
 
 
 def flash_attn_func(q, k, v, causal=True, window_size=(-1, -1)):
