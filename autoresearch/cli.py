@@ -88,8 +88,8 @@ json_option = click.option("--json", "as_json", is_flag=True, help="For machines
 @click.option("--vocab", type=int, help="Size of the BPE vocabulary. Default: profile.")
 @click.option(
     "--profile",
-    type=click.Choice(["cpu", "gpu", "demo"]),
-    help="Sizes of model and data. Default: gpu where there is one, else cpu.",
+    type=click.Choice(["cpu", "gpu", "gpu24", "gpu12", "gpu8", "gpu4", "demo"]),
+    help="Sizes of model and data. Default: by the memory of the GPU, else cpu.",
 )
 @click.option(
     "--kind", type=click.Choice(["gpt", "line"]), default="gpt", show_default=True

@@ -7,6 +7,7 @@ the same lab and the optimiser can edit every number it sees.
 import json
 import re
 import tomllib
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from autoresearch.notebook import GitFailed, Notebook, identity
 
 LABS = resources.files("autoresearch") / "labs"
 NAMED_TEXTS = ("python", "fineweb-edu", "climbmix", "tinystories")
+# (least memory of the smallest GPU in GB, profile); passes shrink to what fits anyway
+GPU_PROFILES = ((60, "gpu"), (20, "gpu24"), (11, "gpu12"), (7, "gpu8"), (0, "gpu4"))
 SMALLEST_VOCABULARY, LARGEST_VOCABULARY = 257, 65536
 
 
@@ -87,7 +90,15 @@ def checked_text(text: str) -> str:
 
 def best_profile() -> str:
     """The profile for this machine."""
-    return "gpu" if machine.nvidia() else "cpu"
+    return profile_for([memory_gb for _, _, memory_gb in machine.nvidia()])
+
+
+def profile_for(memories_gb: Sequence[float]) -> str:
+    """The profile for GPUs of these sizes: runs go to any, so the least counts."""
+    if not memories_gb:
+        return "cpu"
+    least = min(memories_gb)
+    return next(name for needed_gb, name in GPU_PROFILES if least >= needed_gb)
 
 
 def with_literal(source: str, name: str, value: Any) -> str:

@@ -139,6 +139,7 @@ class Training:
         """Hand in the trained model, and the configuration it was resolved to."""
         from autoresearch import weights
 
+        facts.setdefault("mfu_percent", self._mfu(facts.get("flops_per_token")))
         file, probe = pack(model)
         counted = weights.decode(file).values()
         width = weights.WIDTH_BYTES
@@ -154,6 +155,19 @@ class Training:
             },
             probe,
         )
+
+    def _mfu(self, flops_per_token: float | int | str | None) -> float | str:
+        """Percent of the GPU's peak; a diagnostic, from what train.py says it needs."""
+        torch = sys.modules.get("torch")
+        if not isinstance(flops_per_token, int | float) or torch is None:
+            return "unknown"
+        if not self.device.startswith("cuda") or not self.seconds:
+            return "unknown"
+        from autoresearch import chips
+
+        rate, name = self.tokens_seen / self.seconds, torch.cuda.get_device_name()
+        found = chips.mfu_percent(flops_per_token, rate, name)
+        return "unknown" if found is None else round(found, 1)
 
 
 def shuffled(

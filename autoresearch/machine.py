@@ -14,6 +14,7 @@ from pathlib import Path
 import psutil
 
 from autoresearch.cage import Slot
+from autoresearch.chips import Answer, Health, Nvml, health
 
 GIB = 1 << 30
 
@@ -46,6 +47,36 @@ def nvidia() -> tuple[tuple[str, str, float], ...]:
         (name, driver, float(memory.split()[0]) * 2**20 / 1e9)
         for name, driver, memory in lines
     )
+
+
+def driver(index: int) -> Nvml | None:
+    """NVML of one GPU; None without nvidia-ml-py (extra `gpu`) or without a driver."""
+    try:
+        import pynvml
+    except ImportError:
+        return None
+    try:
+        pynvml.nvmlInit()
+        handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+    except pynvml.NVMLError:
+        return None
+
+    def ask(name: str, *arguments: int) -> Answer:
+        try:
+            answer = getattr(pynvml, name)(handle, *arguments)
+        except pynvml.NVMLError:  # this GPU cannot tell
+            return None
+        if isinstance(answer, list):
+            return tuple(process.pid for process in answer)
+        return answer if isinstance(answer, int | str) else None
+
+    return ask
+
+
+def gpu_health(slot: Slot) -> Health | None:
+    """How the slot's GPU is now; None for other devices and without NVML."""
+    ask = driver(slot.index or 0) if slot.device == "cuda" else None
+    return None if ask is None else health(ask)
 
 
 def cores() -> int:

@@ -73,10 +73,14 @@ class Keyboard:
         if self._out is not None:
             self._write(self._out, file, facts)
         metric = str(self._lab.METRIC)
+        measuring = time.monotonic()
         value = self._measure(file)
+        measured = time.monotonic() - measuring
         lines = {
             metric: f"{value:.6f}   (unofficial: measured by the process it judges)",
             "training_seconds": f"{seconds:.1f}",
+            "startup_seconds": f"{self._started - self._begun:.1f}",
+            "evaluation_seconds": f"{measured:.1f}",
             "total_seconds": f"{time.monotonic() - self._begun:.1f}",
             "peak_vram_mb": f"{float(str(facts['gpu_memory_gb'])) * 1000:.1f}",
             "mfu_percent": str(facts.get("mfu_percent", "unknown")),
@@ -87,7 +91,7 @@ class Keyboard:
         }
         print("---")
         for name, words in lines.items():
-            print(f"{name + ':':<18}{words}")
+            print(f"{name + ':':<20}{words}")
         if self._out is not None:
             print(f"Next: python prepare.py score {self._out}")
         sys.stdout.flush()

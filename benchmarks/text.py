@@ -29,9 +29,10 @@ ADAMW_LR = 0.003  # for the matrices; not tuned (nor is MATRIX_LR)
 
 def adamw_only(source):
     """The same train.py with Muon's matrices given to AdamW."""
-    old = "matrices, adam_groups = groups_of(model)\nmuon = Muon(matrices)\n"
-    group = f"dict(params=matrices, base={ADAMW_LR}, weight_decay=0.1)"
-    new = old.replace("muon = Muon(matrices)", f"adam_groups.append({group})")
+    old = "stacks, adam_groups = groups_of(model)\nmuon = Muon(stacks)\n"
+    stacks = "[weight for weight, _ in stacks]"
+    group = f"dict(params={stacks}, base={ADAMW_LR}, weight_decay=0.1)"
+    new = old.replace("muon = Muon(stacks)", f"adam_groups.append({group})")
     (step,) = [
         line for line in source.splitlines() if line.startswith("    muon.step(")
     ]

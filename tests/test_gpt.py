@@ -3,6 +3,7 @@
 import ast
 import re
 import sys
+import tomllib
 import types
 from pathlib import Path
 
@@ -56,63 +57,156 @@ def test_a_later_token_changes_no_earlier_logit(monkeypatch):
     assert not torch.allclose(before[:, 20:], after[:, 20:])
 
 
+def by_hand(q, k, v, window):
+    """Attention (B, T, H, D) as a formula: nothing fused, nothing masked by a library."""
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    scores = q @ k.mT / q.shape[-1] ** 0.5
+    for t in range(q.shape[2]):
+        for s in range(q.shape[2]):
+            if not 0 <= t - s < window:
+                scores[..., t, s] = -torch.inf
+    return (scores.softmax(-1) @ v).transpose(1, 2)
+
+
 @pytest.mark.parametrize("window", [1, 3, 8, 32])
 def test_a_query_sees_exactly_its_window(monkeypatch, window):
     train = load(monkeypatch)
-    q, k, v = torch.randn(3, 2, 2, 32, 64)
+    q, k, v = torch.randn(3, 2, 32, 2, 64)
 
-    found = train.masked_attention(q, k, v, window)
+    found = train.masked(q, k, v, window)
 
-    scores = q @ k.mT / 8
-    for t in range(32):
-        for s in range(32):
-            if not 0 <= t - s < window:
-                scores[..., t, s] = -torch.inf
-    assert torch.allclose(found, scores.softmax(-1) @ v, atol=1e-5)
+    assert torch.allclose(found, by_hand(q, k, v, window), atol=1e-5)
 
 
 def test_flex_attention_has_the_same_window(monkeypatch):
-    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+    from torch.nn.attention.flex_attention import flex_attention
 
     train = load(monkeypatch)
-    q, k, v = torch.randn(3, 1, 2, 32, 64)
+    monkeypatch.setitem(train.flex.__globals__, "compiled_flex", flex_attention)
+    q, k, v = torch.randn(3, 1, 32, 2, 64)
 
-    def near(b, h, query, key):
-        return (query >= key) & (query - key < 8)
+    found = train.flex(q, k, v, 8)
 
-    block = create_block_mask(near, None, None, 32, 32, device="cpu")
+    assert torch.allclose(found, train.masked(q, k, v, 8), atol=1e-5)
 
-    assert torch.allclose(
-        flex_attention(q, k, v, block_mask=block),
-        train.masked_attention(q, k, v, 8),
-        atol=1e-5,
-    )
+
+def test_a_back_end_whose_window_is_one_off_is_not_chosen(monkeypatch):
+    train = load(monkeypatch)
+
+    def one_more(q, k, v, window):
+        return train.masked(q, k, v, window + 1)
+
+    def absent(q, k, v, window):
+        raise RuntimeError("no kernel for this chip")
+
+    first = {"wrong": one_more, "absent": absent}
+    groups = [first, {"right": train.masked}, {"never tried": None}]
+
+    assert train.fastest(groups, 8, "cpu")[0] == "right"
+    with pytest.raises(RuntimeError, match="no attention works"):
+        train.fastest([first], 8, "cpu")
+
+
+def test_back_ends_are_chosen_while_a_model_is_served(monkeypatch):
+    train = load(monkeypatch)
+
+    with torch.inference_mode():
+        name, _ = train.fastest([{"plain": train.causal()}], 32, "cpu")
+
+    assert name == "plain"
+
+
+def test_choosing_back_ends_spends_none_of_the_runs_randomness(monkeypatch):
+    train = load(monkeypatch)
+    state = torch.get_rng_state()
+
+    train.fastest([{"plain": train.causal()}], 32, "cpu")
+
+    assert torch.equal(state, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("still", [0.0, 0.5, 0.75])
+def test_still_channels_do_not_turn_and_the_others_keep_their_length(
+    monkeypatch, still
+):
+    source = constants.replace(SOURCE, {"STILL": still})
+    train = load(monkeypatch, source)
+    model = train.GPT()
+    x = torch.randn(1, 32, 1, 64)
+
+    turned = train.rotate(x, model.cos, model.sin)
+
+    assert int(model.still.sum()) == int(64 * still)
+    assert torch.equal(turned[..., model.still], x[..., model.still])
+    assert torch.allclose(turned.norm(dim=-1), x.norm(dim=-1), atol=1e-4)
+
+
+def test_scores_of_turned_queries_and_keys_depend_on_their_distance(monkeypatch):
+    train = load(monkeypatch)
+    model = train.GPT()
+    q, k = torch.randn(2, 1, 1, 1, 64).expand(2, 1, 32, 1, 64)
+
+    q, k = (train.rotate(x, model.cos, model.sin)[0, :, 0] for x in (q, k))
+
+    scores = q @ k.T
+    assert torch.allclose(scores.diagonal(-5)[:1], scores.diagonal(-5), atol=1e-3)
+    assert not torch.allclose(scores[0, 0], scores[5, 0], atol=1e-3)
+
+
+def test_the_embedding_knows_the_token_before(monkeypatch):
+    source = constants.replace(SOURCE, {"NGRAM": 3})
+    train = load(monkeypatch, source)
+    model = randomised(train.GPT())
+    ids = torch.randint(61, (2, 32))
+    changed = ids.clone()
+    changed[:, 9] = (ids[:, 9] + 1) % 61
+
+    moved = (model.embedded(ids) != model.embedded(changed)).any(-1).any(0)
+
+    assert moved.nonzero().flatten().tolist() == [9, 10, 11]
+
+
+def test_the_loss_and_its_gradients_are_those_of_whole_logits(monkeypatch):
+    train = load(monkeypatch)
+    monkeypatch.setitem(train.Unembed.forward.__globals__, "PIECE", 24)
+    model = randomised(train.GPT())
+    ids, y = torch.randint(61, (2, 2, 32))
+    whole = torch.nn.functional.cross_entropy(model(ids).flatten(0, 1), y.flatten())
+    whole.backward()
+    expected = [p.grad.clone() for p in model.parameters()]
+    model.zero_grad()
+
+    (2 * train.loss_of(model, model.hidden, ids, y)).backward()
+
+    loss = train.loss_of(model, model.hidden, ids, y)
+    assert loss.item() == pytest.approx(whole.item(), rel=1e-5)
+    for p, gradient in zip(model.parameters(), expected, strict=True):
+        assert torch.allclose(p.grad, 2 * gradient, atol=1e-5)
 
 
 def test_the_pattern_of_windows_ends_with_a_long_one(monkeypatch):
     train = load(monkeypatch)
 
-    assert train.WINDOWS[-1] == 32
-    assert train.WINDOWS[:3] == [32 // train.SHORT_WINDOW] * 3
+    assert train.KINDS == ["S", "S", "S", "L"]
+    assert train.WINDOWS == {"S": 32 // train.SHORT_WINDOW, "L": 32}
 
 
 def test_every_layer_starts_as_the_identity(monkeypatch):
     model = load(monkeypatch).GPT()
 
-    for block in model.blocks:
-        assert not block.attention.out.weight.any()
-        assert not block.mlp.down.weight.any()
+    assert not model.attend[:, 3].any()
+    assert not model.down.any()
 
 
 def test_every_parameter_is_stepped_by_exactly_one_optimiser(monkeypatch):
     train = load(monkeypatch)
     model = train.GPT()
 
-    matrices, groups = train.groups_of(model)
+    stacks, groups = train.groups_of(model)
 
-    stepped = [id(p) for p in matrices] + [id(p) for g in groups for p in g["params"]]
+    stepped = [id(p) for p, _ in stacks] + [id(p) for g in groups for p in g["params"]]
     assert sorted(stepped) == sorted(id(p) for p in model.parameters())
-    assert all(m.ndim == 2 for m in matrices)
+    assert all(weight.ndim >= 3 for weight, _ in stacks)
 
 
 @pytest.mark.parametrize("shape", [(2, 64, 64), (3, 128, 32), (1, 32, 128)])
@@ -128,12 +222,12 @@ def test_newton_schulz_yields_nearly_orthogonal_matrices(monkeypatch, shape):
 def test_the_loss_falls_in_twenty_steps(monkeypatch):
     train = load(monkeypatch)
     model = train.GPT()
-    matrices, groups = train.groups_of(model)
-    muon, adam = train.Muon(matrices), torch.optim.AdamW(groups, lr=0.0)
+    stacks, groups = train.groups_of(model)
+    muon, adam = train.Muon(stacks), torch.optim.AdamW(groups, lr=0.0)
     text = torch.arange(33).repeat(8, 1)
     losses = []
     for _ in range(20):
-        loss = train.loss_of(model, text[:, :-1], text[:, 1:])
+        loss = train.loss_of(model, model.hidden, text[:, :-1], text[:, 1:])
         loss.backward()
         for group in adam.param_groups:
             group["lr"] = group["base"]
@@ -154,6 +248,29 @@ def test_the_schedule_begins_full_and_ends_at_the_final_rate(monkeypatch):
     assert train.momentum_at(1.0) == train.MOMENTUM
 
 
+def test_passes_shrink_until_they_fit_and_a_step_stays_as_large(monkeypatch):
+    train = load(monkeypatch)
+    tried = []
+
+    def attempt(rows):
+        tried.append(rows)
+        if rows > 16:
+            raise torch.OutOfMemoryError("no memory for more than 16 rows")
+
+    assert train.fitted(64, 2, attempt) == (16, 8)
+    assert tried == [64, 32, 16]
+
+
+def test_a_card_too_small_for_one_row_says_so(monkeypatch):
+    train = load(monkeypatch)
+
+    def attempt(rows):
+        raise torch.OutOfMemoryError("no memory at all")
+
+    with pytest.raises(torch.OutOfMemoryError):
+        train.fitted(4, 1, attempt)
+
+
 def test_the_file_is_short_and_every_constant_is_used_and_explained():
     lines = SOURCE.splitlines()
     assert len(lines) <= 630
@@ -165,7 +282,10 @@ def test_the_file_is_short_and_every_constant_is_used_and_explained():
         assert names.count(constant.name) > 1, f"{constant.name} does nothing"
 
 
-@pytest.mark.parametrize("profile", ["cpu", "gpu", "demo"])
+PROFILES = tomllib.loads((LAB / "profiles.toml").read_text())
+
+
+@pytest.mark.parametrize("profile", PROFILES)
 def test_every_profile_makes_a_model_that_builds(monkeypatch, tmp_path, profile):
     founding.found(tmp_path / "lab", "gpt", None, None, profile)
     source = (tmp_path / "lab" / "train.py").read_text()
@@ -185,6 +305,15 @@ def test_every_profile_makes_a_model_that_builds(monkeypatch, tmp_path, profile)
             8192,
             2048,
         )
+
+
+@pytest.mark.parametrize(
+    ("memories_gb", "profile"),
+    [([], "cpu"), ([150.8], "gpu"), ([25.8, 25.8], "gpu24"), ([25.8, 4.3], "gpu4")],
+)
+def test_the_smallest_gpu_decides_the_profile(memories_gb, profile):
+    assert founding.profile_for(memories_gb) == profile
+    assert profile in PROFILES
 
 
 def test_a_search_over_the_flagship_changes_what_it_says(monkeypatch):

@@ -31,7 +31,7 @@ LONGEST_FUNCTION_LINES = 50  # most are far shorter; see the house style
 LAYERS = (
     "experiment",
     "errors",
-    "channel constants fence metric program warden weights",
+    "channel chips constants fence metric program warden weights",
     "audit cage groups lab notebook policy rules served",
     "apparatus guest ledger machine pools probe sources walls",
     "calibration corpus probing results standalone",

@@ -1,10 +1,11 @@
 """The hypothesis: a small GPT, its optimisers and its five minutes. Mutable.
 
-One file, straight down: constants, model, optimisers, schedule, loop. Change anything,
-as long as `build_model()` gives a model whose logits at t depend only on the weights and
-on tokens up to t of the same row. The seed, the clock and the score are the harness's.
+One file, straight down: constants, attention, model, optimisers, schedule, loop. Change
+anything, as long as `build_model()` gives a model whose logits at t depend only on the
+weights and on tokens up to t of the same row. Seed, clock and score are the harness's.
 """
 
+import collections
 import gc
 import math
 import os
@@ -16,6 +17,7 @@ import prepare
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 # -----------------------------------------------------------------------------
 # constants: every number worth turning. A comment may state a range
@@ -27,7 +29,8 @@ HEAD_SIZE = 64  # fixed; the optimiser leaves it alone, you need not
 MLP_RATIO = 4  # 2 .. 6; hidden size of the MLP in widths
 WINDOW_PATTERN = "SSSL"  # one of: "L", "SL", "SSL", "SSSL", "SSSSL"; short or long, repeated over layers, the last is long
 SHORT_WINDOW = 4  # 2 .. 16; a short layer sees context / this many tokens
-ROPE_BASE = 10000.0  # 1000 .. 1000000, log; rotary wavelengths
+ROPE_BASE = 1024.0  # 100 .. 1000000, log; the slowest rotary wavelength, in radians
+STILL = 0.75  # 0 .. 0.8; share of each head's channels that do not turn with the position
 SOFTCAP = 15.0  # 5 .. 50, log; logits are squashed into +- this
 QK_SCALE = 1.15  # 0.5 .. 2; sharpens attention after QK-norm
 INIT_SCALE = 0.7  # 0.2 .. 1.5; of all matrices, in 1 / sqrt(fan in)
@@ -35,10 +38,12 @@ EMBEDDING_INIT = 0.8  # 0.1 .. 2; std of token embeddings
 HEAD_INIT = 0.001  # 0.0001 .. 0.05, log; std of the unembedding
 X0_INIT = 0.05  # 0 .. 0.5; how much of the embedding is added back in every layer
 RESIDUAL_INIT = 1.05  # 0.8 .. 1.2; first layer's factor on the residual, falling to 1 at the last
-GATE_CHANNELS = 32  # 4 .. 64; channels that open the gates of the value embeddings
+GATE_CHANNELS = 32  # 4 .. 64; channels that open the gates of values and heads
+NGRAM = 2  # 1 .. 4; the embedding also knows the last 2, .. NGRAM tokens together
+NGRAM_ROWS = 5  # 1 .. 20; rows of the table they are hashed into, in vocabularies
 
 # batch
-DEVICE_BATCH = 2**11  # 2**10 .. 2**19; tokens in one forward pass
+DEVICE_BATCH = 2**11  # 2**10 .. 2**19; tokens in one forward pass, halved until they fit
 TOTAL_BATCH = 2**11  # 2**10 .. 2**20; tokens in one step
 
 # Muon: the matrices of attention and MLP
@@ -51,12 +56,12 @@ MATRIX_DECAY = 0.1  # 0 .. 1; cautious weight decay, falling to 0 with the budge
 ORTHO_STEPS = 5  # 3 .. 5; Newton-Schulz iterations
 
 # AdamW: everything else. Rates are for width 768 and scale with 1 / sqrt(width)
-EMBEDDING_LR = 0.3  # 0.01 .. 2, log; token embeddings
+EMBEDDING_LR = 0.3  # 0.01 .. 2, log; embeddings of tokens and of n-grams
 VALUE_LR = 0.3  # 0.01 .. 2, log; value embeddings
 HEAD_LR = 0.005  # 0.0005 .. 0.05, log; unembedding
 SCALAR_LR = 0.02  # 0.001 .. 0.5, log; residual and x0 factors, gates
 EMBEDDING_DECAY = 0.001  # 0 .. 0.05
-VALUE_DECAY = 0.003  # 0 .. 0.05
+VALUE_DECAY = 0.003  # 0 .. 0.05; of value embeddings and n-grams
 HEAD_DECAY = 0.01  # 0 .. 0.1
 BETA1 = 0.8  # 0.5 .. 0.95
 BETA2 = 0.95  # 0.8 .. 0.999
@@ -72,73 +77,138 @@ FINAL_LR = 0.05  # 0 .. 0.3; what is left of the rate at the end
 V, T = prepare.VOCABULARY, prepare.CONTEXT
 WIDTH = math.ceil(DEPTH * ASPECT / HEAD_SIZE) * HEAD_SIZE
 HEADS = WIDTH // HEAD_SIZE
-WINDOWS = [
-    T if i == DEPTH - 1 or WINDOW_PATTERN[i % len(WINDOW_PATTERN)] == "L" else max(1, T // SHORT_WINDOW)
-    for i in range(DEPTH)
-]
+KINDS = [WINDOW_PATTERN[i % len(WINDOW_PATTERN)] for i in range(DEPTH - 1)] + ["L"]
+WINDOWS = {"L": T, "S": max(1, T // SHORT_WINDOW)}
+VALUED = [i for i in range(DEPTH) if i % 2 == (DEPTH - 1) % 2]  # layers with value embeddings, the last among them
+PIECE = 2**16  # tokens whose logits exist at a time
+
+
+# what to multiply in: bf16 pays on tensor cores; fp16 where a GPU has no bf16
+HALF = {"cpu": torch.float32, "mps": torch.float32}
+if torch.cuda.is_available():
+    HALF["cuda"] = torch.bfloat16 if torch.cuda.get_device_capability() >= (8, 0) else torch.float16
 
 # -----------------------------------------------------------------------------
-# attention: the same window on every back end. Query t sees keys t - window + 1 .. t
+# attention: (B, T, H, D) each -> the same. Query t sees keys t - window + 1 .. t, on every
+# back end: each is run once, compared with `masked`, and the fastest right one is taken
 
 
-def band(length, window, device):
-    """(length, length) bool, True where a query may look."""
-    ago = torch.arange(length, device=device)[:, None] - torch.arange(length, device=device)[None]
-    return (ago >= 0) & (ago < window)
+def masked(q, k, v, window):
+    """The reference; right on every device, slow where a mask costs the fused kernels."""
+    t = q.shape[1]
+    ago = torch.arange(t, device=q.device)[:, None] - torch.arange(t, device=q.device)
+    mask = (ago >= 0) & (ago < window)
+    return F.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v)), attn_mask=mask).transpose(1, 2)
 
 
-def masked_attention(q, k, v, window):
-    """Any device: SDPA, with a mask only where a window makes one necessary."""
-    length = q.shape[2]
-    if window >= length:
-        return F.scaled_dot_product_attention(q, k, v, is_causal=True)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=band(length, window, q.device))
+def causal(backend=None):
+    """SDPA without a mask, for windows as long as the row; backend None: torch's choice."""
+
+    def attend(q, k, v, window):
+        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+        if backend is None:
+            return F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2)
+        with sdpa_kernel(backend):
+            return F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2)
+
+    return attend
 
 
-BLOCKS = {}  # FlexAttention's block masks, by (length, window)
+def varlen(q, k, v, window):
+    """FlashAttention 2 over packed rows: the one fused window that comes with torch."""
+    b, t = q.shape[:2]
+    ends = torch.arange(0, (b + 1) * t, t, device=q.device, dtype=torch.int32)
+    packed = (x.flatten(0, 1) for x in (q, k, v))
+    return varlen_attn(*packed, ends, ends, t, t, window_size=(window - 1, 0)).view(q.shape)
 
 
-def flex_attention(q, k, v, window):
-    """CUDA: long layers by SDPA's fused kernels, short ones by compiled FlexAttention."""
-    length = q.shape[2]
-    if window >= length:
-        return F.scaled_dot_product_attention(q, k, v, is_causal=True)
-    return compiled_flex(q, k, v, block_mask=BLOCKS[length, window])
+def flash3(q, k, v, window):
+    return flash_attn_3(q, k, v, causal=True, window_size=(window - 1, 0))
 
 
-def probe_flex():
-    """Run a banded kernel and compare: importing one proves nothing about this GPU."""
-    global compiled_flex
-    from torch.nn.attention.flex_attention import create_block_mask
-    from torch.nn.attention.flex_attention import flex_attention as flex
+def flex(q, k, v, window):
+    """Compiled FlexAttention: last, because trying it costs ten seconds."""
+    if (q.shape[1], window) not in BLOCKS:
 
-    compiled_flex = torch.compile(flex, dynamic=False)
-    for window in set(WINDOWS) - {T}:
-        def near(b, h, query, key, window=window):
+        def near(b, h, query, key):
             return (query >= key) & (query - key < window)
-        BLOCKS[T, window] = create_block_mask(near, None, None, T, T, device="cuda")
-        q, k, v = torch.randn(3, 1, HEADS, T, HEAD_SIZE, device="cuda", dtype=torch.bfloat16)
-        with torch.no_grad():
-            off = (flex_attention(q, k, v, window) - masked_attention(q, k, v, window)).abs().max()
-        if not off < 0.05:
-            raise RuntimeError(f"FlexAttention is {off} off")
+
+        BLOCKS[q.shape[1], window] = create_block_mask(near, None, None, q.shape[1], q.shape[1], device=q.device)
+    block = BLOCKS[q.shape[1], window]
+    return compiled_flex(*(x.transpose(1, 2) for x in (q, k, v)), block_mask=block).transpose(1, 2)
 
 
-ATTENTION = None  # chosen at the first forward pass, by running it
+BLOCKS = {}
+CANDIDATES = {  # of each kind of layer on CUDA; a later group is tried when the one before has none that works
+    "L": [{"cuDNN": causal(SDPBackend.CUDNN_ATTENTION), "flash": causal(SDPBackend.FLASH_ATTENTION)},
+          {"efficient": causal(SDPBackend.EFFICIENT_ATTENTION), "math": causal(SDPBackend.MATH)}],
+    "S": [{}, {}, {"masked": masked}],
+}
+try:
+    from torch.nn.attention.varlen import varlen_attn
+    CANDIDATES["S"][0]["varlen"] = varlen
+except ImportError:
+    pass
+try:
+    from flash_attn_interface import flash_attn_func as flash_attn_3
+    CANDIDATES["L"][0]["FA3"] = CANDIDATES["S"][0]["FA3"] = flash3
+except ImportError:
+    pass
+try:
+    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+    compiled_flex = torch.compile(flex_attention, dynamic=False)
+    CANDIDATES["S"][1]["flex"] = flex
+except ImportError:
+    pass
 
 
-def attention(q, k, v, window):
-    global ATTENTION
-    if ATTENTION is None:
-        ATTENTION = masked_attention
-        if q.is_cuda:
+@torch.inference_mode(False)
+@torch.enable_grad()
+def seconds_of(attend, q, k, v, window):
+    """Of one pass forward and back, the best of three; RuntimeError if it is wrong."""
+    wanted = masked(*(x[:1].float() for x in (q, k, v)), window)
+    q, k, v = (x.clone().requires_grad_() for x in (q, k, v))
+    taken = []
+    for _ in range(3):
+        begun = time.perf_counter()
+        found = attend(q, k, v, window)
+        found.backward(found)
+        off = (found[:1].float() - wanted).abs().max().item()  # waits for the device
+        taken.append(time.perf_counter() - begun)
+    if not off < 0.05:
+        raise RuntimeError(f"wrong by {off}")
+    return min(taken)
+
+
+def fastest(groups, window, device):
+    """(name, function) of the fastest right candidate of the first group that has any."""
+    for group in groups:
+        times = {}
+        for name, attend in group.items():
+            shape = max(1, 2**15 // T), T, HEADS, HEAD_SIZE
+            dice = torch.Generator(device).manual_seed(0)  # its own: the run's seed is for the run
+            q, k, v = (torch.randn(shape, device=device, dtype=HALF[device], generator=dice) for _ in range(3))
             try:
-                probe_flex()
-                ATTENTION = flex_attention
-            except Exception as error:  # whatever this GPU or its compiler cannot do
-                print(f"FlexAttention does not work here ({error}); masked SDPA instead")
-    fits = ATTENTION is masked_attention or (q.is_cuda and q.shape[2] == T)
-    return (ATTENTION if fits else masked_attention)(q, k, v, window)
+                times[name] = seconds_of(attend, q, k, v, window)
+            except Exception as error:  # whatever this GPU, its driver or its compiler cannot do
+                print(f"attention: {name} does not work here: {str(error)[:200]}")
+        if times:
+            name = min(times, key=times.get)
+            return name, group[name]
+    raise RuntimeError("no attention works on this machine")
+
+
+CHOSEN = {}  # kind of layer -> (name, function); filled before anything is compiled
+
+
+def attention_of(kind, device):
+    if kind not in CHOSEN:
+        window = WINDOWS[kind]
+        if device == "cuda":
+            CHOSEN[kind] = fastest(CANDIDATES["L" if window >= T else "S"], window, device)
+        else:
+            CHOSEN[kind] = ("SDPA", causal()) if window >= T else ("masked", masked)
+    return CHOSEN[kind][1]
 
 
 # -----------------------------------------------------------------------------
@@ -149,114 +219,137 @@ def norm(x):
     return F.rms_norm(x, (x.shape[-1],))
 
 
-class Linear(nn.Linear):
-    """No bias; float32 weights, used in the type of what comes in."""
-
-    def __init__(self, inputs, outputs):
-        super().__init__(inputs, outputs, bias=False)
-
-    def forward(self, x):
-        return F.linear(x, self.weight.to(x.dtype))
-
-
 def rotate(x, cos, sin):
-    """Rotary positions (Su et al. 2021) on (B, H, T, D)."""
-    a, b = x.chunk(2, dim=-1)
-    return torch.cat((a * cos + b * sin, b * cos - a * sin), dim=-1)
+    """Rotary positions (Su et al. 2021) on (B, T, H, D)."""
+    return x * cos + x.unflatten(-1, (2, -1)).flip(-2).flatten(-2) * sin
 
 
-def has_values(layer):
-    """Every other layer has value embeddings, the last one always."""
-    return layer % 2 == (DEPTH - 1) % 2
+def uniform(*shape):
+    edge = INIT_SCALE * (3 / WIDTH) ** 0.5
+    return nn.Parameter(torch.empty(shape).uniform_(-edge, edge))
 
 
-class Attention(nn.Module):
-    def __init__(self, layer):
-        super().__init__()
-        self.window = WINDOWS[layer]
-        self.q, self.k, self.v, self.out = (Linear(WIDTH, WIDTH) for _ in range(4))
-        self.values = nn.Embedding(V, WIDTH) if has_values(layer) else None
-        self.gate = Linear(min(GATE_CHANNELS, WIDTH), HEADS) if has_values(layer) else None
-
-    def forward(self, x, ids, cos, sin):
-        b, t, _ = x.shape
-        q, k, v = (project(x).view(b, t, HEADS, HEAD_SIZE) for project in (self.q, self.k, self.v))
-        if self.values is not None:  # the token speaks for itself, as far as its gate is open
-            gate = 2 * torch.sigmoid(self.gate(x[..., : self.gate.in_features]))
-            v = v + gate[..., None] * self.values(ids).to(x.dtype).view(v.shape)
-        q, k, v = (y.transpose(1, 2) for y in (q, k, v))
-        q, k = (norm(rotate(y, cos, sin)) * QK_SCALE for y in (q, k))
-        y = attention(q, k, v, self.window)
-        return self.out(y.transpose(1, 2).reshape(b, t, WIDTH))
-
-
-class MLP(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.up, self.down = Linear(WIDTH, MLP_RATIO * WIDTH), Linear(MLP_RATIO * WIDTH, WIDTH)
-
-    def forward(self, x):
-        return self.down(F.relu(self.up(x)).square())
-
-
-class Block(nn.Module):
-    def __init__(self, layer):
-        super().__init__()
-        self.attention, self.mlp = Attention(layer), MLP()
-
-    def forward(self, x, ids, cos, sin):
-        x = x + self.attention(norm(x), ids, cos, sin)
-        return x + self.mlp(norm(x))
+def normal(std, *shape):
+    return nn.Parameter(torch.empty(shape).normal_(std=std))
 
 
 class GPT(nn.Module):
+    """The matrices of all layers lie in stacks, as Muon wants them; float32, used in `half`."""
+
     def __init__(self):
         super().__init__()
-        self.embed = nn.Embedding(V, WIDTH)
-        self.blocks = nn.ModuleList(Block(i) for i in range(DEPTH))
-        self.head = Linear(WIDTH, V)
+        self.embed = normal(EMBEDDING_INIT, V, WIDTH)
+        self.ngrams = nn.Parameter(torch.zeros(NGRAM_ROWS * V, WIDTH))
+        self.values = uniform(len(VALUED), V, WIDTH)
+        self.gates = nn.Parameter(torch.zeros(DEPTH, 2 * HEADS, min(GATE_CHANNELS, WIDTH)))
+        self.attend = uniform(DEPTH, 4, WIDTH, WIDTH)  # q, k, v, out
+        self.up = uniform(DEPTH, MLP_RATIO * WIDTH, WIDTH)
+        self.down = nn.Parameter(torch.zeros(DEPTH, MLP_RATIO * WIDTH, WIDTH))  # as it multiplies: (in, out)
+        self.head = normal(HEAD_INIT, V, WIDTH)
+        with torch.no_grad():
+            self.attend[:, 3].zero_()  # with `down`: every layer starts as the identity
         fall = torch.linspace(1, 0, DEPTH) if DEPTH > 1 else torch.ones(1)
         self.residual = nn.Parameter(1 + (RESIDUAL_INIT - 1) * fall)
         self.x0 = nn.Parameter(torch.full((DEPTH,), X0_INIT))
-        half = HEAD_SIZE // 2
-        turns = torch.arange(T)[:, None] / ROPE_BASE ** (torch.arange(half) / half)
-        self.register_buffer("cos", turns.cos(), persistent=False)
-        self.register_buffer("sin", turns.sin(), persistent=False)
-        self.initialise()
 
-    def initialise(self):
-        for module in self.modules():
-            if isinstance(module, Linear):
-                edge = INIT_SCALE * (3 / module.in_features) ** 0.5
-                nn.init.uniform_(module.weight, -edge, edge)
-        for block in self.blocks:  # every layer starts as the identity
-            nn.init.zeros_(block.attention.out.weight)
-            nn.init.zeros_(block.mlp.down.weight)
-            if block.attention.values is not None:
-                edge = INIT_SCALE * (3 / WIDTH) ** 0.5
-                nn.init.uniform_(block.attention.values.weight, -edge, edge)
-                nn.init.zeros_(block.attention.gate.weight)
-        nn.init.normal_(self.embed.weight, std=EMBEDDING_INIT)
-        nn.init.normal_(self.head.weight, std=HEAD_INIT)
+        pair = torch.arange(HEAD_SIZE) % (HEAD_SIZE // 2)  # a channel turns with the one half a head away
+        turning = HEAD_SIZE // 2 - int(STILL * HEAD_SIZE / 2)
+        turns = torch.arange(T)[:, None] / ROPE_BASE ** (pair / turning) * (pair < turning)
+        side = torch.where(torch.arange(HEAD_SIZE) < HEAD_SIZE // 2, 1, -1)
+        self.register_buffer("cos", turns.cos()[:, None], persistent=False)
+        self.register_buffer("sin", (turns.sin() * side)[:, None], persistent=False)
+        self.register_buffer("still", pair >= turning, persistent=False)
+
+    def embedded(self, ids):
+        """Each token, and the n-grams it ends, by a hash of their ids."""
+        x, last, key = F.embedding(ids, self.embed), ids, ids
+        for _ in range(NGRAM - 1):
+            last = F.pad(last[:, :-1], (1, 0), value=V - 1)
+            key = (key * 40503 ^ last * 30011) % 2**31
+            x = x + F.embedding(key % len(self.ngrams), self.ngrams)
+        return x
+
+    def look(self, layer, x, weights, table, ids):
+        """Attention of one layer: (B, T, WIDTH) -> the same."""
+        b, t, _ = x.shape
+        q, k, v = (x @ weights[:3].flatten(0, 1).mT).view(b, t, 3, HEADS, HEAD_SIZE).unbind(2)
+        gate = self.gates[layer].to(x.dtype)
+        gate = 2 * torch.sigmoid(x[..., : gate.shape[-1]] @ gate.mT)
+        open_values, open_heads = gate[..., None].chunk(2, dim=-2)
+        if table is not None:  # the token speaks for itself, as far as its gate is open
+            v = v + open_values * F.embedding(ids, table).view(v.shape)
+        cos, sin = self.cos[:t].to(x.dtype), self.sin[:t].to(x.dtype)
+        q, k = (rotate(norm(y), cos, sin) * QK_SCALE for y in (q, k))
+        if KINDS[layer] == "L":  # still channels ask what came before: one layer finds the end of a known phrase
+            k = torch.where(self.still, torch.cat((k[:, :1], k[:, :-1]), dim=1), k)
+        y = attention_of(KINDS[layer], x.device.type)(q, k, v, WINDOWS[KINDS[layer]])
+        return (y * open_heads).reshape(b, t, WIDTH) @ weights[3].mT
+
+    def hidden(self, ids):
+        """ids (B, T) -> what the unembedding reads, (B * T, WIDTH)"""
+        half = HALF[ids.device.type]
+        attend, up, down, values = (p.to(half).unbind() for p in (self.attend, self.up, self.down, self.values))
+        x = x0 = norm(self.embedded(ids).to(half))
+        for i in range(DEPTH):
+            x = self.residual[i].to(half) * x + self.x0[i].to(half) * x0
+            x = x + self.look(i, norm(x), attend[i], values[VALUED.index(i)] if i in VALUED else None, ids)
+            x = x + F.relu(norm(x) @ up[i].mT).square() @ down[i]
+        return norm(x).view(-1, WIDTH)
 
     def forward(self, ids):
         """ids (B, T) -> logits (B, T, V), float32"""
-        half = torch.bfloat16 if ids.is_cuda else torch.float32  # bf16 pays on tensor cores
-        cos, sin = (c[: ids.shape[1]].to(half) for c in (self.cos, self.sin))
-        x = x0 = norm(self.embed(ids).to(half))
-        for i, block in enumerate(self.blocks):
-            x = self.residual[i].to(half) * x + self.x0[i].to(half) * x0
-            x = block(x, ids, cos, sin)
-        logits = self.head(norm(x)).float()
-        return SOFTCAP * torch.tanh(logits / SOFTCAP)
+        x = self.hidden(ids)
+        logits = (x @ self.head.to(x.dtype).mT).float()
+        return (SOFTCAP * torch.tanh(logits / SOFTCAP)).view(*ids.shape, V)
 
 
 def build_model():
     return GPT()
 
 
-def loss_of(model, x, y):
-    return F.cross_entropy(model(x).flatten(0, 1), y.flatten())
+# -----------------------------------------------------------------------------
+# loss: whole logits never exist. Their gradients are made on the way forward, a piece at
+# a time: 2 GB where 131 072 tokens would take 7
+
+
+def capped_loss(logits, y):
+    """(n, V) -> loss (n,), and its gradient by the logits. No maximum is taken out: they are capped."""
+    z = 2 * SOFTCAP * torch.sigmoid(logits.float() * (2 / SOFTCAP)) - SOFTCAP  # SOFTCAP * tanh(logits / SOFTCAP)
+    total = z.exp().sum(-1, keepdim=True)
+    right = torch.arange(V, device=y.device) == y[:, None]
+    loss = total.log().squeeze(-1) - (z * right).sum(-1)
+    slope = 1 - (z / SOFTCAP).square()
+    return loss, ((z.exp() / total - right.float()) * slope).to(logits.dtype)
+
+
+class Unembed(torch.autograd.Function):
+    """x (N, WIDTH), head (V, WIDTH), y (N,) -> mean loss"""
+
+    @staticmethod
+    def forward(ctx, x, head, y):
+        weight = head.to(x.dtype)
+        dx, dw, losses = torch.empty_like(x), torch.zeros_like(head), []
+        for xs, ys, dxs in zip(x.split(PIECE), y.split(PIECE), dx.split(PIECE), strict=True):
+            loss, grad = piece_loss(xs @ weight.mT, ys)
+            torch.mm(grad, weight, out=dxs)
+            dw += grad.mT @ xs
+            losses.append(loss.sum())
+        ctx.save_for_backward(dx, dw)
+        return torch.stack(losses).sum() / len(y)
+
+    @staticmethod
+    def backward(ctx, scale):
+        dx, dw = ctx.saved_tensors
+        scale = scale / len(dx)
+        return dx * scale.to(dx.dtype), dw * scale, None
+
+
+piece_loss = capped_loss  # compiled where that pays, see below
+
+
+def loss_of(model, hidden, x, y):
+    """hidden: model.hidden, compiled or not"""
+    return Unembed.apply(hidden(x), model.head, y.flatten())
 
 
 # -----------------------------------------------------------------------------
@@ -275,8 +368,7 @@ QUINTICS = [
 
 def orthogonalise(g):
     """(N, rows, columns) -> the nearest (semi-)orthogonal matrices, roughly."""
-    x = g.bfloat16() if g.is_cuda else g
-    x = x / (x.norm(dim=(-2, -1), keepdim=True) * 1.02 + 1e-6)
+    x = (g / (g.norm(dim=(-2, -1), keepdim=True) * 1.02 + 1e-6)).to(HALF[g.device.type])
     tall = x.shape[-2] > x.shape[-1]
     x = x.mT if tall else x
     for a, b, c in QUINTICS[:ORTHO_STEPS]:
@@ -293,37 +385,30 @@ def muon_update(g, momentum, variance, weight, lr, beta, decay):
     variance.lerp_(update.square().mean(dim=-1, keepdim=True), 1 - VARIANCE_BETA)
     update = update * torch.rsqrt(variance + 1e-10)
     update = update * (size / (update.norm(dim=(-2, -1), keepdim=True) + 1e-10))
-    update = update * max(1, g.shape[-2] / g.shape[-1]) ** 0.5
     agrees = (update * weight) > 0  # decay only where it does not work against the step
     weight.sub_(lr * (update + decay * weight * agrees))
 
 
 class Muon:
-    """Matrices of the same shape are stepped as one stack."""
+    """Steps stacks of matrices (.., rows, columns), each with its own factor on the rate."""
 
-    def __init__(self, matrices):
+    def __init__(self, stacks):
         self.stacks = []
-        for shape in dict.fromkeys(m.shape for m in matrices):
-            members = [m for m in matrices if m.shape == shape]
-            stack = torch.stack([m.detach() for m in members])
-            moments = torch.zeros_like(stack), torch.zeros_like(stack[..., :1])
-            self.stacks.append((members, *moments))
+        for weight, factor in stacks:
+            matrices = weight.detach().flatten(0, -3)
+            self.stacks.append((weight, factor, matrices, torch.zeros_like(matrices), torch.zeros_like(matrices[..., :1])))
         # CUDA: one graph a shape; numbers that change go in as tensors, or it recompiles
-        self.update = torch.compile(muon_update, dynamic=False) if matrices[0].is_cuda else muon_update
-        self.numbers = torch.zeros(3, device=matrices[0].device)
+        self.update = torch.compile(muon_update, dynamic=False) if stacks[0][0].is_cuda else muon_update
 
     @torch.no_grad()
     def step(self, lr, beta, decay):
-        self.numbers.copy_(torch.tensor([lr, beta, decay]))
-        rate, momentum, shrink = self.numbers
-        for members, moment, variance in self.stacks:
-            weight = torch.stack(members)
-            self.update(torch.stack([m.grad for m in members]), moment, variance, weight, rate, momentum, shrink)
-            torch._foreach_copy_(members, list(weight.unbind()))
+        for weight, factor, matrices, momentum, variance in self.stacks:
+            numbers = torch.tensor([lr * factor, beta, decay / factor]).to(weight.device, non_blocking=True)
+            self.update(weight.grad.flatten(0, -3), momentum, variance, matrices, *numbers)
 
     def forget(self):
-        for _, moment, variance in self.stacks:
-            moment.zero_(), variance.zero_()
+        for *_, momentum, variance in self.stacks:
+            momentum.zero_(), variance.zero_()
 
 
 # -----------------------------------------------------------------------------
@@ -331,19 +416,17 @@ class Muon:
 
 
 def groups_of(model):
-    """(matrices for Muon, parameter groups for AdamW): every parameter once."""
-    gates = [b.attention.gate.weight for b in model.blocks if b.attention.gate is not None]
-    values = [b.attention.values.weight for b in model.blocks if b.attention.values is not None]
-    apart = {id(p) for p in gates + values}
-    matrices = [p for p in model.blocks.parameters() if id(p) not in apart]
+    """(stacks for Muon, parameter groups for AdamW): every parameter once."""
+    stacks = [(model.attend, 1), (model.up, MLP_RATIO**0.5), (model.down, 1)]
     scale = (WIDTH / 768) ** -0.5
     adam = [
-        {"params": [model.embed.weight], "base": EMBEDDING_LR * scale, "weight_decay": EMBEDDING_DECAY},
-        {"params": values, "base": VALUE_LR * scale, "weight_decay": VALUE_DECAY},
-        {"params": [model.head.weight], "base": HEAD_LR * scale, "weight_decay": HEAD_DECAY},
-        {"params": [*gates, model.residual, model.x0], "base": SCALAR_LR, "weight_decay": 0.0},
+        {"params": [model.embed], "base": EMBEDDING_LR * scale, "weight_decay": EMBEDDING_DECAY},
+        {"params": [model.ngrams], "base": EMBEDDING_LR * scale, "weight_decay": VALUE_DECAY},
+        {"params": [model.values], "base": VALUE_LR * scale, "weight_decay": VALUE_DECAY},
+        {"params": [model.head], "base": HEAD_LR * scale, "weight_decay": HEAD_DECAY},
+        {"params": [model.gates, model.residual, model.x0], "base": SCALAR_LR, "weight_decay": 0.0},
     ]
-    return matrices, adam
+    return stacks, adam
 
 
 def rate_at(progress):
@@ -359,20 +442,22 @@ def momentum_at(progress):
     return MOMENTUM_START + (MOMENTUM - MOMENTUM_START) * risen
 
 
+def fitted(rows, passes, attempt):
+    """(rows, passes) of a step that the card has memory for: the rows of a pass are halved until they fit."""
+    while True:
+        try:
+            attempt(rows)
+            return rows, passes
+        except torch.OutOfMemoryError:
+            if rows == 1:
+                raise
+        rows, passes = rows // 2, passes * 2
+
+
 def flops_per_token():
     """Of training: 6 per matrix weight, 12 x width x window per layer's attention."""
     per_layer = (4 + 2 * MLP_RATIO) * WIDTH**2
-    return 6 * (DEPTH * per_layer + WIDTH * V) + sum(12 * WIDTH * w for w in WINDOWS)
-
-
-PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L40S": 362e12, "4090": 165e12, "3090": 71e12}  # dense bf16
-
-
-def mfu_percent(tokens_per_second):
-    """Share of the GPU's bf16 peak; unknown where the peak is."""
-    name = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
-    peak = next((flops for key, flops in PEAKS.items() if key in name), None)
-    return round(100 * flops_per_token() * tokens_per_second / peak, 1) if peak else "unknown"
+    return 6 * (DEPTH * per_layer + WIDTH * V) + sum(12 * WIDTH * WINDOWS[kind] for kind in KINDS)
 
 
 # -----------------------------------------------------------------------------
@@ -381,14 +466,27 @@ def mfu_percent(tokens_per_second):
 run = prepare.begin(build_model)
 cuda = run.device == "cuda"
 torch.set_float32_matmul_precision("high")
+for kind in set(KINDS):
+    attention_of(kind, run.device)
 model = build_model().to(run.device)
-matrices, adam_groups = groups_of(model)
-muon = Muon(matrices)
+stacks, adam_groups = groups_of(model)
+muon = Muon(stacks)
 adam = torch.optim.AdamW(adam_groups, lr=0.0, betas=(BETA1, BETA2), eps=1e-10, fused=cuda)
-loss_fn = torch.compile(loss_of, dynamic=False) if cuda else loss_of
+hidden = model.hidden
+if cuda:
+    hidden, piece_loss = torch.compile(hidden, dynamic=False), torch.compile(capped_loss, dynamic=False)
 
-rows = max(1, DEVICE_BATCH // T)
+rows = max(1, min(DEVICE_BATCH, TOTAL_BATCH) // T)
 passes = max(1, TOTAL_BATCH // (rows * T))  # forward passes in one step
+# fp16 has no room for small gradients. Both optimisers are blind to scale, so nothing undoes this
+boost = 2.0**12 if HALF[run.device] == torch.float16 else 1.0
+
+
+def learn(x, y):
+    """One forward and backward pass."""
+    loss = loss_of(model, hidden, x, y)
+    (loss * boost / passes).backward()
+    return loss.detach()
 
 
 def step(progress):
@@ -401,34 +499,47 @@ def step(progress):
     model.zero_grad(set_to_none=True)
 
 
-# warm-up on random tokens: compiles everything before the clock, then forgets
-if cuda:
-    before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    for _ in range(2):
-        noise = torch.randint(V, (rows, T), device=run.device)
-        (loss_fn(model, noise, noise) / passes).backward()
-        step(0.0)
-    with torch.no_grad():
-        for name, p in model.named_parameters():
-            p.copy_(before[name])
-    adam.state.clear()
-    muon.forget()
-    del before
-    torch.cuda.synchronize()
+def warm_up(rows):
+    """Compile everything on random tokens, then go back as if nothing had been."""
+    try:
+        for _ in range(2):
+            noise = torch.randint(V, (rows, T), device=run.device)
+            learn(noise, noise)
+            step(0.0)
+        torch.cuda.synchronize()
+    finally:
+        with torch.no_grad():
+            torch._foreach_copy_(list(model.parameters()), starts)
+        adam.state.clear()
+        muon.forget()
+        model.zero_grad(set_to_none=True)
+        torch.cuda.empty_cache()
+
+
+if cuda:  # before the clock
+    starts = [p.detach().clone() for p in model.parameters()]
+    rows, passes = fitted(rows, passes, warm_up)
+    del starts
 gc.collect(), gc.freeze(), gc.disable()  # a collection costs half a second
 
-shown, done = time.monotonic(), 0
-for x, y in run.batches(rows, T):  # the first touch starts the clock
-    loss = loss_fn(model, x, y)
-    (loss / passes).backward()
-    done += 1
+underway = collections.deque()  # passes the GPU has not finished: (event, loss on its way to the host)
+for done, (x, y) in enumerate(run.batches(rows, T), 1):  # the first touch starts the clock
+    loss = learn(x, y)
     if done % passes == 0:
         step(run.progress)
-    if time.monotonic() - shown > 2:  # .item() waits for the GPU: seldom
+    if cuda:  # the GPU always has a pass waiting, nobody waits for the GPU, and the clock means what it says
+        shown = torch.empty((), pin_memory=True).copy_(loss, non_blocking=True)
+        event = torch.cuda.Event()
+        event.record()
+        underway.append((event, shown))
+        if len(underway) > 2:
+            event, shown = underway.popleft()
+            event.synchronize()
+            run.report(shown.item())
+    else:
         run.report(loss.item())
-        shown = time.monotonic()
 run.report(loss.item())
 run.submit(
-    model, depth=DEPTH, width=WIDTH, heads=HEADS, short_window=min(WINDOWS), batch=passes * rows * T,
-    flops_per_token=flops_per_token(), mfu_percent=mfu_percent(run.tokens_seen / run.seconds),
+    model, depth=DEPTH, width=WIDTH, heads=HEADS, short_window=WINDOWS["S"], batch=passes * rows * T, rows=rows,
+    attention=", ".join(f"{kind} {name}" for kind, (name, _) in sorted(CHOSEN.items())), flops_per_token=flops_per_token(),
 )

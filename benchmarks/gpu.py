@@ -1,0 +1,149 @@
+"""The flagship on this GPU, beside another train.py, on the same text and measure.
+
+    python benchmarks/gpu.py --text DOCS --seconds 60 300 --seeds 2 --other train.py
+
+For each command, budget and seed: val_bpb on the same validation tokens, tokens, tokens
+per second, MFU, seconds of start-up (compilation included: the first seed is cold, the
+others find its cache), evaluation and the whole, peak memory, and the GPU's clock,
+power, heat and slowdowns while it ran. The other train.py is one written for the
+original's prepare.py (its interface is in benchmarks/original) or for ours (it calls
+`begin`).
+Scores are those of `python train.py`, measured in the process that trained.
+
+Not covered: the cage and the evaluator's two processes; `autoresearch run` times those.
+"""
+
+import argparse
+import json
+import os
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+
+from autoresearch import chips, founding, machine  # noqa: E402
+
+SUMMARY = re.compile(r"^(\w+): *([-\d.]+)", re.MULTILINE)
+SAMPLE_SECONDS = 2.0
+
+
+def lab_of(folder, text, profile):
+    """A prepared lab `gpt` on this text."""
+    founding.found(folder, "gpt", text, None, profile)
+    words = (sys.executable, "prepare.py")
+    subprocess.run(words, cwd=folder, env=environment(), check=True, stdout=2)
+    return folder
+
+
+def environment(**more):
+    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    return {**os.environ, "PYTHONPATH": path, **more}
+
+
+def place(train_py, lab, folder):
+    """A folder where this train.py finds the prepare.py it was written for."""
+    folder.mkdir()
+    shutil.copyfile(train_py, folder / "train.py")
+    if "prepare.begin(" in train_py.read_text():
+        shutil.copyfile(lab / "prepare.py", folder / "prepare.py")
+        return folder
+    for path in sorted((ROOT / "benchmarks" / "original").glob("*.py")):
+        shutil.copyfile(path, folder / path.name)
+    return folder
+
+
+def run(folder, lab, seconds, seed, cache):
+    """One run: its summary, what the GPU did meanwhile, and the wall clock."""
+    env = environment(
+        TORCHINDUCTOR_CACHE_DIR=str(cache),
+        BENCHMARK_PACKAGE=str(ROOT),
+        BENCHMARK_PREPARE=str(lab / "prepare.py"),
+        BENCHMARK_SECONDS=str(seconds),
+        BENCHMARK_SEED=str(seed),
+    )
+    words = (sys.executable, "train.py")
+    if "prepare.begin(" in (folder / "train.py").read_text():
+        words += ("--seconds", str(seconds), "--seed", str(seed))
+    ask = machine.driver(0)
+    samples, begun = [], time.monotonic()
+    with tempfile.TemporaryFile("w+") as output:
+        process = subprocess.Popen(words, cwd=folder, env=env, stdout=output)
+        while process.poll() is None:
+            if ask is not None:
+                samples.append(chips.health(ask))
+            time.sleep(SAMPLE_SECONDS if ask is not None else 0.1)
+        output.seek(0)
+        printed = output.read()
+    if process.returncode:
+        raise SystemExit(f"{folder}/train.py failed:\n{printed[-2000:]}")
+    found = {name: float(value) for name, value in SUMMARY.findall(printed)}
+    if found.get("training_seconds"):
+        tokens = found.get("total_tokens_M", 0.0) * 1e6
+        found["tokens_per_second"] = round(tokens / found["training_seconds"])
+    found["wall_seconds"] = round(time.monotonic() - begun, 1)
+    # Two thirds in, a run trains: its clocks are not those of start-up.
+    return found | chips.told(samples[len(samples) // 3 : -2]), samples
+
+
+def shown(name, seconds, rows):
+    """A block of lines for one command and budget."""
+    lines = [f"{name}, {seconds:g} s, {len(rows)} seeds"]
+    for key in dict.fromkeys(key for row in rows for key in row):
+        values = [row[key] for row in rows if key in row]
+        words = "  ".join(f"{value:>12}" for value in values)
+        if len(values) > 1 and all(isinstance(value, float) for value in values):
+            sd = statistics.stdev(values)
+            words += f"   mean {statistics.mean(values):.6g} sd {sd:.2g}"
+        lines.append(f"  {key:<20}{words}")
+    return "\n".join(lines)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--text", required=True, help="as for `autoresearch new`")
+    parser.add_argument("--seconds", type=float, nargs="+", default=[60.0, 300.0])
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--other", type=Path, help="a train.py to run beside ours")
+    parser.add_argument("--profile", help="default: the one for this machine")
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    folder = Path(tempfile.mkdtemp(prefix="autoresearch-gpu-"))
+    lab = lab_of(folder / "lab", options.text, options.profile)
+    commands = {"ours": place(lab / "train.py", lab, folder / "ours")}
+    if options.other is not None:
+        commands["other"] = place(options.other, lab, folder / "other")
+    record = []
+    for seconds in options.seconds:
+        # Seed by seed and side by side: a GPU that grows hot is hot for both.
+        rows = {name: [] for name in commands}
+        for seed in range(1, options.seeds + 1):
+            for name, place_ in commands.items():
+                found, samples = run(place_, lab, seconds, seed, folder / "cache")
+                rows[name].append(found)
+                health = [asdict(sample) for sample in samples]
+                row = {"command": name, "seconds": seconds, "seed": seed}
+                record.append(row | found | {"health": health})
+                print(f"{name} {seconds:g} s seed {seed}: {found}", file=sys.stderr)
+        if not options.json:
+            print("\n\n".join(shown(name, seconds, rows[name]) for name in commands))
+            if options.other is not None:
+                ours, other = (
+                    statistics.mean(row["val_bpb"] for row in rows[name])
+                    for name in ("ours", "other")
+                )
+                print(f"\nval_bpb, ours / other at {seconds:g} s: {ours / other:.4f}\n")
+    if options.json:
+        print(json.dumps(record))
+    shutil.rmtree(folder)
+
+
+if __name__ == "__main__":
+    main()

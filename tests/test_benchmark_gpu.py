@@ -1,0 +1,60 @@
+"""benchmarks/gpu.py: what it reads from a run, and the window of the other recipe."""
+
+import runpy
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import gpu
+
+ORIGINAL = Path(gpu.__file__).parent / "original"
+
+
+def test_a_summary_is_read_whatever_stands_behind_the_number():
+    printed = (
+        "attention: cuDNN does not work here\n---\n"
+        "val_bpb:            0.328401   (unofficial)\n"
+        "evaluation_seconds:2.8\nmfu_percent:        unknown\n"
+    )
+
+    found = dict(gpu.SUMMARY.findall(printed))
+
+    assert found == {"val_bpb": "0.328401", "evaluation_seconds": "2.8"}
+
+
+def test_the_other_recipes_window_counts_the_keys_before_the_query():
+    kernels = runpy.run_path(str(ORIGINAL / "kernels.py"))
+    q, k, v = torch.randn(3, 1, 32, 2, 16)
+    kernels["MASKS"][32, 8] = kernels["make_mask"](32, 8, "cpu")
+
+    found = kernels["flex_attention"](
+        *(x.bfloat16().transpose(1, 2) for x in (q, k, v)),
+        block_mask=kernels["MASKS"][32, 8],
+    ).transpose(1, 2)
+
+    scores = torch.einsum("bqhd,bkhd->bhqk", q, k) / 4
+    ago = torch.arange(32)[:, None] - torch.arange(32)
+    scores = scores.masked_fill((ago < 0) | (ago > 8), -torch.inf)
+    wanted = torch.einsum("bhqk,bkhd->bqhd", scores.softmax(-1), v)
+    assert torch.allclose(found.float(), wanted, atol=0.05)
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("run = prepare.begin(build_model)\n", {"prepare.py", "train.py"}),
+        ("from prepare import Tokenizer\n", {"prepare.py", "train.py", "kernels.py"}),
+    ],
+)
+def test_a_train_py_finds_the_prepare_py_it_was_written_for(tmp_path, source, expected):
+    lab = tmp_path / "lab"
+    lab.mkdir()
+    (lab / "prepare.py").write_text("VOCABULARY = 61\n")
+    (tmp_path / "train.py").write_text(source)
+
+    folder = gpu.place(tmp_path / "train.py", lab, tmp_path / "there")
+
+    assert {path.name for path in folder.iterdir()} == expected
+    ours = (folder / "prepare.py").read_text() == "VOCABULARY = 61\n"
+    assert ours == ("kernels.py" not in expected)

@@ -1,0 +1,125 @@
+"""GPUs: peaks by name, health against a recording of an H200's NVML, and void runs."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from autoresearch import chips, machine
+from autoresearch.cage import Slot
+
+RECORDED = json.loads(
+    (Path(__file__).parent / "recorded" / "nvml-h200.json").read_text()
+)
+
+
+def answering(sample):
+    """NVML as it answered on a real card: torch 2.11, driver 580, mid-training."""
+
+    def ask(name, *arguments):
+        answer = sample[" ".join([name, *map(str, arguments)])]
+        if isinstance(answer, dict):  # an error, or a structure
+            return None
+        if isinstance(answer, list):
+            return tuple(process["pid"] for process in answer)
+        return answer
+
+    return ask
+
+
+def test_an_h200_in_training_runs_into_its_power_cap():
+    found = chips.health(answering(RECORDED["training"]))
+
+    assert found.clock_mhz == 1650
+    assert found.highest_clock_mhz == 1980
+    assert found.power_watts == pytest.approx(692.4, abs=0.1)
+    assert found.power_limit_watts == 700
+    assert found.slowdowns == ("software power cap",)
+    assert found.ecc_errors == 0
+    assert len(found.compute_pids) == 2
+    assert found.graphics_processes == 0
+
+
+def test_an_idle_h200_has_no_slowdown_and_nobody_on_it():
+    found = chips.health(answering(RECORDED["idle"]))
+
+    assert found.slowdowns == ()
+    assert found.compute_pids == ()
+
+
+def test_what_a_card_does_not_tell_is_missing():
+    found = chips.health(lambda name, *arguments: None)
+
+    assert found.clock_mhz is None
+    assert found.power_watts is None
+    assert found.slowdowns == ()
+
+
+def test_a_machine_without_a_gpu_has_no_health():
+    assert machine.gpu_health(Slot("cpu", None, 2)) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "tera"),
+    [
+        ("NVIDIA H200", 989),
+        ("NVIDIA H100 80GB HBM3", 989),
+        ("NVIDIA H100 PCIe", 756),
+        ("NVIDIA A100-SXM4-80GB", 312),
+        ("NVIDIA A10", 125),
+        ("NVIDIA L40S", 362),
+        ("NVIDIA L4", 121),
+        ("NVIDIA GeForce RTX 4090", 165),
+        ("NVIDIA GeForce RTX 2080 Ti", 54),
+        ("Tesla T4", 65),
+        ("AMD Instinct MI300X", 1307),
+    ],
+)
+def test_a_chip_has_the_peak_of_its_data_sheet(name, tera):
+    assert chips.peak_flops(name) == tera * 1e12
+
+
+def test_an_unknown_chip_has_no_mfu():
+    assert chips.mfu_percent(1e9, 1e6, "NVIDIA GeForce GT 710") is None
+    assert chips.mfu_percent(342.1e6, 1.15e6, "NVIDIA H200") == pytest.approx(
+        39.8, 0.01
+    )
+
+
+TRAINING = chips.health(answering(RECORDED["training"]))
+HOT = replace(TRAINING, slowdowns=("hardware thermal slowdown",))
+OURS = TRAINING.compute_pids
+USUAL = (1.14e6, 1.15e6, 1.16e6)
+
+
+def test_a_hot_and_slow_run_is_void():
+    assert (
+        chips.void([TRAINING, HOT], OURS, 0.9e6, USUAL) == "hardware thermal slowdown"
+    )
+
+
+def test_a_neighbour_and_a_slow_run_is_void():
+    assert "another process" in chips.void([TRAINING], OURS[:1], 0.9e6, USUAL)
+
+
+@pytest.mark.parametrize(
+    ("samples", "ours", "rate", "usual"),
+    [
+        ([TRAINING], OURS, 0.9e6, USUAL),  # slow, and nothing but a power cap
+        ([HOT], OURS, 1.15e6, USUAL),  # hot, and as fast as ever
+        ([TRAINING], (), 1.15e6, USUAL),  # a neighbour that did no harm
+        ([HOT], OURS, 0.9e6, USUAL[:2]),  # too few runs to know what is usual
+    ],
+)
+def test_a_run_counts_when_heat_and_slowness_do_not_meet(samples, ours, rate, usual):
+    assert chips.void(samples, ours, rate, usual) is None
+
+
+def test_a_row_keeps_clock_power_heat_and_slowdowns():
+    found = chips.told([TRAINING, TRAINING, HOT])
+
+    assert found["gpu_clock_mhz"] == 1650
+    assert found["gpu_watts"] == pytest.approx(692.4)
+    assert found["gpu_celsius"] == TRAINING.temperature_celsius
+    assert found["gpu_slowdowns"] == "hardware thermal slowdown, software power cap"
