@@ -106,6 +106,35 @@ class Champion:
     number: int  # its experiment
     blob: str
     values: tuple[float, ...]  # one per run; the champion's score is their mean
+    # How many of the last values came after it was crowned. Only these are free of the
+    # luck that crowned it, so only these may say how good it is.
+    fresh: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """What a policy may know of the series so far. Never the holdout.
+
+    `replicates`, `when` and `deltas` speak of the same experiments in the same order:
+    every experiment of this series that has a score, oldest first, champion included.
+    """
+
+    champion: Champion | None  # None: nothing is measured yet, this is the baseline
+    replicates: tuple[tuple[float, ...], ...] = ()  # scores, run by run in seed order
+    when: tuple[tuple[float, ...], ...] = ()  # seconds at the end of each run; or empty
+    taken: int = 0  # experiments decided in this series, the baseline not counted
+    former: tuple[Champion, ...] = ()  # the champions before this one, newest last
+    near: tuple[int, ...] = ()  # numbers of near misses
+    # Score minus the score of the champion at the time; None: a baseline. Or empty.
+    deltas: tuple[float | None, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """How much a candidate's train.py differs from its parent's."""
+
+    added_lines: int
+    removed_lines: int
 
 
 @dataclass(frozen=True, slots=True)

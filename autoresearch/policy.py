@@ -1,29 +1,68 @@
 """Acceptance policies: may a candidate take the champion's place?
 
 A policy is pure: scores in, Verdict out. It is asked twice, once while the candidate
-still holds its device (`wants_more`) and once when it has given it back (`decide`).
+still holds its device (`wants`) and once when it has given it back (`decide`).
 Which direction is better is said in one place, `gain`.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Protocol
+from typing import Literal, Protocol
 
 from autoresearch.errors import LabError
-from autoresearch.experiment import Champion, Scores, Verdict
+from autoresearch.experiment import Champion, Change, History, Scores, Verdict
+
+
+Wanted = Literal["candidate", "champion", "nothing"]
+
+
+class Tried(Protocol):
+    """What `parent` reads of a ledger row: `ledger.Row` has all of it."""
+
+    @property
+    def number(self) -> int: ...
+    @property
+    def blob(self) -> str: ...
+    @property
+    def parent(self) -> str: ...  # blob; "" for a baseline
+    @property
+    def decision(self) -> str: ...  # "failed" has no value
+    @property
+    def value(self) -> float | None: ...
+    @property
+    def runs(self) -> int: ...
 
 
 class Policy(Protocol):
     """Decides which candidates are kept."""
 
-    def wants_more(self, scores: Scores, champion: Champion | None) -> bool:
-        """Whether another run could change the verdict. No champion: the baseline."""
+    def wants(self, scores: Scores, history: History) -> Wanted:
+        """Which run would help the verdict most, while the device is held.
+
+        Asked again after each run, with that run added: to `scores`, or to the
+        champion's values and the history. No champion: the baseline.
+        """
         ...
 
-    def decide(
-        self, scores: Scores, champion: Champion | None, added_lines: int
-    ) -> Verdict:
-        """Scores -> Verdict."""
+    def decide(self, scores: Scores, history: History, change: Change) -> Verdict:
+        """Scores -> Verdict. Unresolved is a discard whose reason says so first."""
+        ...
+
+    def demoted(self, history: History) -> Champion | None:
+        """The former champion to put back, because this one turned out worse.
+
+        Ask after every verdict. None almost always.
+        """
+        ...
+
+    def parent(self, history: History, rows: Sequence[Tried]) -> str | None:
+        """The blob that the next proposal should start from; None: the champion's.
+
+        `rows` are this series' decided experiments, oldest first. The loop asks before
+        it asks a proposer and hands the answer on; a verdict still compares with the
+        champion of record, which is always the best measured.
+        """
         ...
 
 
@@ -38,24 +77,31 @@ class Greedy:
     lower_is_better: bool = True
     gain_per_20_added_lines: float = 0.001
 
-    def wants_more(self, scores: Scores, champion: Champion | None) -> bool:
+    def wants(self, scores: Scores, history: History) -> Wanted:
         """One run settles it."""
-        return not scores
+        return "nothing" if scores else "candidate"
 
-    def decide(
-        self, scores: Scores, champion: Champion | None, added_lines: int
-    ) -> Verdict:
+    def decide(self, scores: Scores, history: History, change: Change) -> Verdict:
         """Keep a gain that is positive and pays for the lines it adds."""
+        champion, added = history.champion, change.added_lines
         if champion is None:
             return Verdict("keep", "baseline", scores)
         won = gain(scores, champion, lower_is_better=self.lower_is_better)
-        price = self.gain_per_20_added_lines * max(0, added_lines) / 20
+        price = self.gain_per_20_added_lines * max(0, added) / 20
         if not won > 0:  # a nan is no gain either
             return Verdict("discard", f"worse by {abs(won):.6f}", scores, champion)
         if not won > price:
-            reason = f"gain {won:.6f} does not pay for {added_lines} added lines"
+            reason = f"gain {won:.6f} does not pay for {added} added lines"
             return Verdict("discard", f"{reason} ({price:.6f})", scores, champion)
         return Verdict("keep", f"gain {won:.6f}", scores, champion)
+
+    def demoted(self, history: History) -> Champion | None:
+        """It measures nothing twice, so it learns of no mistake."""
+        return None
+
+    def parent(self, history: History, rows: Sequence[Tried]) -> str | None:
+        """The champion."""
+        return None
 
 
 def named(
