@@ -9,7 +9,7 @@ last one. Nothing in this file does any work.
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 Kind = Literal[
     "refused",  # a constraint of program.md, or not Python
@@ -111,12 +111,27 @@ class Champion:
     fresh: int = 0
 
 
+class Tried(Protocol):
+    """What a policy reads of a decided experiment: `ledger.Row` has all of it."""
+
+    @property
+    def number(self) -> int: ...
+    @property
+    def blob(self) -> str: ...
+    @property
+    def parent(self) -> str: ...  # the blob it started from; "" for a baseline
+    @property
+    def decision(self) -> Decision: ...
+    @property
+    def values(self) -> tuple[float, ...]: ...  # of all its runs; empty when it failed
+
+
 @dataclass(frozen=True, slots=True)
 class History:
     """What a policy may know of the series so far. Never the holdout.
 
-    `replicates`, `when` and `deltas` speak of the same experiments in the same order:
-    every experiment of this series that has a score, oldest first, champion included.
+    `replicates` and `when` speak of the same experiments in the same order: every
+    experiment of this series that has a score, oldest first, champion included.
     """
 
     champion: Champion | None  # None: nothing is measured yet, this is the baseline
@@ -125,13 +140,15 @@ class History:
     taken: int = 0  # experiments decided in this series, the baseline not counted
     former: tuple[Champion, ...] = ()  # the champions before this one, newest last
     near: tuple[int, ...] = ()  # numbers of near misses
-    # Score minus the score of the champion at the time; None: a baseline. Or empty.
-    deltas: tuple[float | None, ...] = ()
+    # This series' decided experiments, oldest first (failures may be among them). What
+    # started from what: a policy that lets a proposal start from something better than
+    # the champion of record, before that is certain, cannot do without.
+    rows: "tuple[Tried, ...]" = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """How much a candidate's train.py differs from its parent's."""
+    """How much a candidate's train.py differs from the champion's, in lines of code."""
 
     added_lines: int
     removed_lines: int

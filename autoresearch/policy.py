@@ -11,27 +11,9 @@ from statistics import fmean
 from typing import Literal, Protocol
 
 from autoresearch.errors import LabError
-from autoresearch.experiment import Champion, Change, History, Scores, Verdict
-
+from autoresearch.experiment import Champion, Change, History, Scores, Tried, Verdict
 
 Wanted = Literal["candidate", "champion", "nothing"]
-
-
-class Tried(Protocol):
-    """What `parent` reads of a ledger row: `ledger.Row` has all of it."""
-
-    @property
-    def number(self) -> int: ...
-    @property
-    def blob(self) -> str: ...
-    @property
-    def parent(self) -> str: ...  # blob; "" for a baseline
-    @property
-    def decision(self) -> str: ...  # "failed" has no value
-    @property
-    def value(self) -> float | None: ...
-    @property
-    def runs(self) -> int: ...
 
 
 class Policy(Protocol):
@@ -59,9 +41,12 @@ class Policy(Protocol):
     def parent(self, history: History, rows: Sequence[Tried]) -> str | None:
         """The blob that the next proposal should start from; None: the champion's.
 
-        `rows` are this series' decided experiments, oldest first. The loop asks before
-        it asks a proposer and hands the answer on; a verdict still compares with the
-        champion of record, which is always the best measured.
+        Not only for anneal and islands: the noise-aware policy works along a line of
+        promising, not yet proven changes, and crowns what is proven. `rows` are those
+        of the history. How to use it: ask before each proposal; whoever proposes sees
+        this blob's source as the one to change, and its Proposal.parent is this blob.
+        The verdict is on the candidate as a whole against the champion of record,
+        which is always the best measured. A loop that never asks loses gain, not truth.
         """
         ...
 
