@@ -31,10 +31,10 @@ LONGEST_FUNCTION_LINES = 50  # most are far shorter; see the house style
 LAYERS = (
     "experiment",
     "errors",
-    "channel constants metric program warden weights",
-    "cage lab notebook policy rules served",
+    "channel constants levels metric noise program warden weights",
+    "cage curves lab notebook policy rules served",
     "apparatus guest ledger machine pools sources",
-    "corpus results sandbox standalone",
+    "corpus results sandbox simulation standalone",
     "books chart evaluator proposers views",
     "founding loop report share",
     "night",

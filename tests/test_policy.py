@@ -7,7 +7,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autoresearch import policy
 from autoresearch.errors import LabError
 from autoresearch.experiment import (
     Candidate,
@@ -18,7 +17,8 @@ from autoresearch.experiment import (
     Run,
     Score,
 )
-from autoresearch.policy import Greedy, gain, named
+from autoresearch.policy import gain, named
+from autoresearch.policy.greedy import Greedy
 from autoresearch.program import POLICIES
 
 CANDIDATE = Candidate(Proposal(1, "an idea", "X = 1\n", "parent", "search"), "blob")
@@ -190,4 +190,4 @@ def test_nothing_is_kept_that_is_not_better(value, other, added, lower):
 
 def test_a_policy_is_a_value():
     assert Greedy() == Greedy()
-    assert policy.Greedy.__hash__
+    assert Greedy.__hash__

@@ -5,8 +5,7 @@ still holds its device (`wants`) and once when it has given it back (`decide`).
 Which direction is better is said in one place, `gain`.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from statistics import fmean
 from typing import Literal, Protocol
 
@@ -51,51 +50,25 @@ class Policy(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class Greedy:
-    """The article's rule: strictly better wins, after one run each.
-
-    It knows no noise: about half of what it keeps near the end of a night is luck
-    (measured elsewhere, see docs/how-it-works.md).
-    """
-
-    lower_is_better: bool = True
-    gain_per_20_added_lines: float = 0.001
-
-    def wants(self, scores: Scores, history: History) -> Wanted:
-        """One run settles it."""
-        return "nothing" if scores else "candidate"
-
-    def decide(self, scores: Scores, history: History, change: Change) -> Verdict:
-        """Keep a gain that is positive and pays for the lines it adds."""
-        champion, added = history.champion, change.added_lines
-        if champion is None:
-            return Verdict("keep", "baseline", scores)
-        won = gain(scores, champion, lower_is_better=self.lower_is_better)
-        price = self.gain_per_20_added_lines * max(0, added) / 20
-        if not won > 0:  # a nan is no gain either
-            return Verdict("discard", f"worse by {abs(won):.6f}", scores, champion)
-        if not won > price:
-            reason = f"gain {won:.6f} does not pay for {added} added lines"
-            return Verdict("discard", f"{reason} ({price:.6f})", scores, champion)
-        return Verdict("keep", f"gain {won:.6f}", scores, champion)
-
-    def demoted(self, history: History) -> Champion | None:
-        """It measures nothing twice, so it learns of no mistake."""
-        return None
-
-    def parent(self, history: History, rows: Sequence[Tried]) -> str | None:
-        """The champion."""
-        return None
-
-
 def named(
     name: str, *, lower_is_better: bool, gain_per_20_added_lines: float
 ) -> Policy:
     """The policy that program.md names."""
-    if name != "greedy":
-        raise LabError(f"unknown policy {name!r}; the policies are: greedy")
-    return Greedy(lower_is_better, gain_per_20_added_lines)
+    from autoresearch.policy.anneal import Anneal
+    from autoresearch.policy.greedy import Greedy
+    from autoresearch.policy.islands import Islands
+    from autoresearch.policy.noise_aware import NoiseAware
+
+    members: dict[str, Callable[[bool, float], Policy]] = {
+        "greedy": Greedy,
+        "noise-aware": NoiseAware,
+        "anneal": Anneal,
+        "islands": Islands,
+    }
+    if name not in members:
+        known = ", ".join(members)
+        raise LabError(f"unknown policy {name!r}; the policies are: {known}")
+    return members[name](lower_is_better, gain_per_20_added_lines)
 
 
 def gain(scores: Scores, champion: Champion, *, lower_is_better: bool) -> float:

@@ -1,0 +1,161 @@
+"""How good each train.py truly is, as far as all the night's scores tell.
+
+Every experiment is its parent plus one change. What changes are worth is a mixture
+fitted to recorded nights (`PRIOR`): many do nothing, some harm, few help. From that and
+the noise, Bayes' rule gives each train.py a level: a mean and a variance. It is free of
+the winner's luck, since a lucky score is mostly believed to be luck; and a change that
+did nothing measures its parent once more, for nothing.
+
+Promises: levels follow from the scores alone, in any order of asking. In units of the
+noise's standard deviation, and higher is better whatever the metric says.
+
+Not covered: what parent and child owe to the same runs (they are treated as
+independent); a mixture that is wrong for a lab costs gain, never a false verdict,
+because verdicts rest on fresh runs (`policy.noise_aware`).
+
+Sources: Robbins 1956 (empirical Bayes), Mitchell and Beauchamp 1988 (spike and slab).
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+from autoresearch.experiment import Tried
+
+# (share, mean size in noise units) of exponential parts; the rest does nothing.
+# Fitted to the late part of the best-known public night and to nine others: see
+# docs/decisions/0004-when-to-believe.md.
+HELPS = ((0.07, 0.7), (0.05, 2.5), (0.03, 10.0))
+HARMS = ((0.15, 1.0), (0.15, 4.0), (0.15, 15.0))
+NOTHING = 1 - sum(share for share, _ in HELPS + HARMS)
+# The mixture is not exact, so what a level owes to it is never quite certain.
+SURELY = 0.04
+
+Levels = Mapping[str, "Level"]
+
+ROOT_2 = math.sqrt(2)
+ROOT_2_PI = math.sqrt(2 * math.pi)
+
+
+@dataclass(frozen=True, slots=True)
+class Level:
+    """What is believed of one train.py, in noise units."""
+
+    mean: float
+    variance: float
+
+    def measured(self, mean: float, runs: int) -> "Level":
+        """The same after further runs of it."""
+        weight = 1 / self.variance
+        total = weight + runs
+        return Level((self.mean * weight + mean * runs) / total, 1 / total)
+
+
+@dataclass(frozen=True, slots=True)
+class Effect:
+    """What is believed of one change."""
+
+    mean: float
+    variance: float
+    helps: float  # probability
+
+
+def below(z: float) -> float:
+    """The normal distribution function."""
+    return 0.5 * math.erfc(-z / ROOT_2)
+
+
+def part(seen: float, error: float, size: float) -> tuple[float, float, float]:
+    """One exponential part: its likelihood, and mean and variance of the effect."""
+    pull = seen - error * error / size
+    z = pull / error
+    if z < -30:  # nothing of it is left
+        return 0.0, 0.0, 0.0
+    share = below(z)
+    exponent = error * error / (2 * size * size) - seen / size
+    if exponent > 600:
+        return 0.0, 0.0, 0.0
+    hazard = math.exp(-z * z / 2) / ROOT_2_PI / share
+    mean = pull + error * hazard
+    variance = error * error * max(0.0, 1 - hazard * (hazard + z))
+    return math.exp(exponent) / size * share, mean, variance
+
+
+def effect(seen: float, error: float) -> Effect:
+    """What a change is worth, given the difference seen and its standard error."""
+    z = seen / error
+    weights = NOTHING * math.exp(-z * z / 2) / ROOT_2_PI / error
+    helps = mean = square = 0.0
+    for parts, sign in ((HELPS, 1), (HARMS, -1)):
+        for share, size in parts:
+            likely, middle, variance = part(sign * seen, error, size)
+            weight = share * likely
+            weights += weight
+            mean += sign * weight * middle
+            square += weight * (middle * middle + variance)
+            if sign > 0:
+                helps += weight
+    if weights < 1e-280:  # far out, where only the difference itself speaks
+        return Effect(seen, error * error, float(seen > 0))
+    mean /= weights
+    return Effect(mean, max(0.0, square / weights - mean * mean), helps / weights)
+
+
+def after(parent: Level, mean: float, runs: int) -> tuple[Level, Level]:
+    """(parent, child) as they are believed after the child's runs."""
+    error = 1 / runs + parent.variance
+    seen = mean - parent.mean
+    change = effect(seen, math.sqrt(error))
+    shared = parent.variance / error
+    surprise = shared * (seen - change.mean)
+    left = parent.variance * (1 - shared)
+    first = parent.mean + surprise
+    return (
+        Level(first, max(SURELY, left + shared**2 * change.variance)),
+        Level(first + change.mean, left + (1 - shared) ** 2 * change.variance + SURELY),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """Levels, and the rows they follow from."""
+
+    rows: tuple[Tried, ...]
+    unit: float
+    levels: Levels
+
+
+_last = Known((), 0.0, {})  # rows only ever grow, so most of the work is done already
+
+
+def levels(rows: Sequence[Tried], unit: float) -> Levels:
+    """blob -> level. `unit`: the noise's sd, negative where lower scores are better."""
+    global _last
+    rows, known = tuple(rows), _last
+    done = len(known.rows)
+    if known.unit == unit and rows[:done] == known.rows:
+        found = dict(known.levels)
+    else:
+        found, done = {}, 0
+    for row in rows[done:]:
+        if row.values and all(map(math.isfinite, row.values)):
+            take(found, row, fmean(row.values) / unit)
+    _last = Known(rows, unit, found)
+    return found
+
+
+def take(found: dict[str, Level], row: Tried, mean: float) -> None:
+    """Let one experiment's runs count."""
+    runs = len(row.values)
+    if row.blob in found:  # run again under another number
+        found[row.blob] = found[row.blob].measured(mean, runs)
+    elif row.parent in found:
+        found[row.parent], found[row.blob] = after(found[row.parent], mean, runs)
+    else:  # a baseline, or from a parent that nobody measured here
+        found[row.blob] = Level(mean, 1 / runs)
+
+
+def best(found: Levels) -> str | None:
+    """The blob that is believed best; the older of two equals."""
+    return max(found, key=lambda blob: found[blob].mean, default=None)
