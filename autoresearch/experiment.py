@@ -144,6 +144,7 @@ class History:
     # started from what: a policy that lets a proposal start from something better than
     # the champion of record, before that is certain, cannot do without.
     rows: "tuple[Tried, ...]" = ()
+    change: "Change | None" = None  # of the candidate in hand; None: none, or unknown
 
 
 @dataclass(frozen=True, slots=True)

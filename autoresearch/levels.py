@@ -19,18 +19,23 @@ Sources: Robbins 1956 (empirical Bayes), Mitchell and Beauchamp 1988 (spike and 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from statistics import fmean
 
 from autoresearch.experiment import Tried
+from autoresearch.noise import NORMAL_95, Claim, Noise, as_student
 
 # (share, mean size in noise units) of exponential parts; the rest does nothing.
 # Fitted to the late part of the best-known public night and to nine others: see
 # docs/decisions/0004-when-to-believe.md.
-HELPS = ((0.07, 0.7), (0.05, 2.5), (0.03, 10.0))
-HARMS = ((0.15, 1.0), (0.15, 4.0), (0.15, 15.0))
+HELPS = ((0.10, 1.0), (0.05, 7.0))
+HARMS = ((0.20, 1.5), (0.25, 9.0))
 NOTHING = 1 - sum(share for share, _ in HELPS + HARMS)
 # The mixture is not exact, so what a level owes to it is never quite certain.
 SURELY = 0.04
+# Nor are a champion's and a baseline's level quite independent. Measured: without this
+# a 95 % interval holds the truth in 92 to 94 % of simulated nights.
+WIDENED = 1.12
 
 Levels = Mapping[str, "Level"]
 
@@ -61,18 +66,13 @@ class Effect:
     helps: float  # probability
 
 
-def below(z: float) -> float:
-    """The normal distribution function."""
-    return 0.5 * math.erfc(-z / ROOT_2)
-
-
 def part(seen: float, error: float, size: float) -> tuple[float, float, float]:
     """One exponential part: its likelihood, and mean and variance of the effect."""
     pull = seen - error * error / size
     z = pull / error
     if z < -30:  # nothing of it is left
         return 0.0, 0.0, 0.0
-    share = below(z)
+    share = 0.5 * math.erfc(-z / ROOT_2)
     exponent = error * error / (2 * size * size) - seen / size
     if exponent > 600:
         return 0.0, 0.0, 0.0
@@ -102,6 +102,7 @@ def effect(seen: float, error: float) -> Effect:
     return Effect(mean, max(0.0, square / weights - mean * mean), helps / weights)
 
 
+@lru_cache(maxsize=256)  # asked for a candidate, for its verdict, and ever after
 def after(parent: Level, mean: float, runs: int) -> tuple[Level, Level]:
     """(parent, child) as they are believed after the child's runs."""
     error = 1 / runs + parent.variance
@@ -159,3 +160,31 @@ def take(found: dict[str, Level], row: Tried, mean: float) -> None:
 def best(found: Levels) -> str | None:
     """The blob that is believed best; the older of two equals."""
     return max(found, key=lambda blob: found[blob].mean, default=None)
+
+
+def claim(
+    rows: Sequence[Tried],
+    champion: str,
+    baseline: str,
+    noise: Noise,
+    *,
+    lower_is_better: bool,
+) -> Claim | None:
+    """What one blob gains over another, and the 95 % interval: what a report may say.
+
+    The plain difference of means is too good to be true, because what is selected for
+    its score was lucky; this is not. In the metric's units, positive is better. None:
+    one of them was never measured here, or the noise is zero.
+    """
+    unit = -noise.sd if lower_is_better else noise.sd
+    found = levels(rows, unit) if unit else {}
+    if champion not in found or baseline not in found:
+        return None
+    best, first = found[champion], found[baseline]
+    if champion == baseline:
+        return Claim(0.0, 0.0, 0.0, 0)
+    gain = (best.mean - first.mean) * noise.sd
+    half = WIDENED * noise.sd * math.sqrt(best.variance + first.variance)
+    half *= as_student(NORMAL_95, noise.degrees)
+    runs = sum(len(row.values) for row in rows if row.blob == champion)
+    return Claim(gain, gain - half, gain + half, runs)

@@ -12,6 +12,7 @@ over all), and drift that is neither a slope nor a step.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from statistics import fmean, median
 
 NORMAL_95 = 1.959964
@@ -55,17 +56,25 @@ def pooled(replicates: Replicates) -> Noise | None:
     """The pooled standard deviation within candidates; None: no candidate ran twice."""
     squares, degrees = 0.0, 0
     for values in replicates:
-        if len(values) > 1:
-            mean = fmean(values)
-            squares += sum((value - mean) ** 2 for value in values)
+        if len(values) > 1 and all(map(math.isfinite, values)):
+            squares += scatter(tuple(values))
             degrees += len(values) - 1
-    if not degrees or not math.isfinite(squares):
+    if not degrees:
         return None
     sd = math.sqrt(squares / degrees)
     low, high = (chi_square(degrees, z) for z in (-NORMAL_95, NORMAL_95))
     return Noise(
         sd, degrees, sd * math.sqrt(degrees / high), sd * math.sqrt(degrees / low)
     )
+
+
+@lru_cache(maxsize=4096)
+def scatter(values: tuple[float, ...]) -> float:
+    """The sum of squares around the mean."""
+    if min(values) == max(values):
+        return 0.0  # and not what rounding makes of it
+    mean = fmean(values)
+    return sum((value - mean) ** 2 for value in values)
 
 
 def chi_square(degrees: float, z: float) -> float:
