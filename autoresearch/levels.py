@@ -28,11 +28,16 @@ from autoresearch.noise import NORMAL_95, Claim, Noise, as_student
 # (share, mean size in noise units) of exponential parts; the rest does nothing.
 # Fitted to the late part of the best-known public night and to nine others: see
 # docs/decisions/0004-when-to-believe.md.
-HELPS = ((0.10, 1.0), (0.05, 7.0))
-HARMS = ((0.20, 1.5), (0.25, 9.0))
-NOTHING = 1 - sum(share for share, _ in HELPS + HARMS)
+HELPS = ((2 / 3, 1.0), (1 / 3, 7.0))
+HARMS = ((0.45, 1.5), (0.55, 9.0))
+HELPING, HARMING = 0.15, 0.45  # of all changes, as a night begins
+ANCHOR = 10  # experiments that this beginning counts for
 # The mixture is not exact, so what a level owes to it is never quite certain.
 SURELY = 0.04
+# Children tell of a parent only as far as the mixture is right: a hundred losers of one
+# size must not talk it down. So they move it by no more than this, in the standard
+# deviations that its own runs left.
+REACH = 1.5
 # Nor are a champion's and a baseline's level quite independent. Measured: without this
 # a 95 % interval holds the truth in 92 to 94 % of simulated nights.
 WIDENED = 1.12
@@ -49,12 +54,38 @@ class Level:
 
     mean: float
     variance: float
+    low: float = -math.inf  # what children may make of its mean
+    high: float = math.inf
 
     def measured(self, mean: float, runs: int) -> "Level":
         """The same after further runs of it."""
         weight = 1 / self.variance
         total = weight + runs
-        return Level((self.mean * weight + mean * runs) / total, 1 / total)
+        return born((self.mean * weight + mean * runs) / total, 1 / total)
+
+
+def born(mean: float, variance: float) -> Level:
+    """A level that rests on its own runs."""
+    reach = REACH * math.sqrt(variance)
+    return Level(mean, variance, mean - reach, mean + reach)
+
+
+@dataclass(frozen=True, slots=True)
+class Shares:
+    """How many changes help and harm, learned as the night goes on."""
+
+    helping: float = HELPING
+    harming: float = HARMING
+    seen: int = 0
+
+    def with_one_more(self, change: "Effect") -> "Shares":
+        """One step of expectation and maximisation."""
+        count = ANCHOR + self.seen
+        return Shares(
+            (self.helping * count + change.helps) / (count + 1),
+            (self.harming * count + change.harms) / (count + 1),
+            self.seen + 1,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +95,7 @@ class Effect:
     mean: float
     variance: float
     helps: float  # probability
+    harms: float
 
 
 def part(seen: float, error: float, size: float) -> tuple[float, float, float]:
@@ -82,39 +114,47 @@ def part(seen: float, error: float, size: float) -> tuple[float, float, float]:
     return math.exp(exponent) / size * share, mean, variance
 
 
-def effect(seen: float, error: float) -> Effect:
+def effect(seen: float, error: float, shares: Shares) -> Effect:
     """What a change is worth, given the difference seen and its standard error."""
     z = seen / error
-    weights = NOTHING * math.exp(-z * z / 2) / ROOT_2_PI / error
-    helps = mean = square = 0.0
-    for parts, sign in ((HELPS, 1), (HARMS, -1)):
+    nothing = 1 - shares.helping - shares.harming
+    weights = nothing * math.exp(-z * z / 2) / ROOT_2_PI / error
+    mean = square = 0.0
+    sums = []
+    for parts, sign, among in ((HELPS, 1, shares.helping), (HARMS, -1, shares.harming)):
+        before = weights
         for share, size in parts:
             likely, middle, variance = part(sign * seen, error, size)
-            weight = share * likely
+            weight = among * share * likely
             weights += weight
             mean += sign * weight * middle
             square += weight * (middle * middle + variance)
-            if sign > 0:
-                helps += weight
+        sums.append(weights - before)
     if weights < 1e-280:  # far out, where only the difference itself speaks
-        return Effect(seen, error * error, float(seen > 0))
+        return Effect(seen, error * error, float(seen > 0), float(seen < 0))
     mean /= weights
-    return Effect(mean, max(0.0, square / weights - mean * mean), helps / weights)
+    variance = max(0.0, square / weights - mean * mean)
+    return Effect(mean, variance, sums[0] / weights, sums[1] / weights)
 
 
 @lru_cache(maxsize=256)  # asked for a candidate, for its verdict, and ever after
-def after(parent: Level, mean: float, runs: int) -> tuple[Level, Level]:
-    """(parent, child) as they are believed after the child's runs."""
+def after(
+    parent: Level, mean: float, runs: int, shares: Shares
+) -> tuple[Level, Level, Effect]:
+    """(parent, child, change) as they are believed after the child's runs."""
     error = 1 / runs + parent.variance
     seen = mean - parent.mean
-    change = effect(seen, math.sqrt(error))
+    change = effect(seen, math.sqrt(error), shares)
     shared = parent.variance / error
     surprise = shared * (seen - change.mean)
     left = parent.variance * (1 - shared)
     first = parent.mean + surprise
+    held = min(parent.high, max(parent.low, first))
+    variance = max(SURELY, left + shared**2 * change.variance)
     return (
-        Level(first, max(SURELY, left + shared**2 * change.variance)),
-        Level(first + change.mean, left + (1 - shared) ** 2 * change.variance + SURELY),
+        Level(held, variance, parent.low, parent.high),
+        born(first + change.mean, left + (1 - shared) ** 2 * change.variance + SURELY),
+        change,
     )
 
 
@@ -125,36 +165,47 @@ class Known:
     rows: tuple[Tried, ...]
     unit: float
     levels: Levels
+    shares: Shares
 
 
-_last = Known((), 0.0, {})  # rows only ever grow, so most of the work is done already
+_last = Known(
+    (), 0.0, {}, Shares()
+)  # rows only ever grow, so most of the work is done already
 
 
 def levels(rows: Sequence[Tried], unit: float) -> Levels:
     """blob -> level. `unit`: the noise's sd, negative where lower scores are better."""
+    return known(rows, unit).levels
+
+
+def known(rows: Sequence[Tried], unit: float) -> Known:
+    """The same, and the shares."""
     global _last
-    rows, known = tuple(rows), _last
-    done = len(known.rows)
-    if known.unit == unit and rows[:done] == known.rows:
-        found = dict(known.levels)
+    rows, last = tuple(rows), _last
+    done = len(last.rows)
+    if last.unit == unit and rows[:done] == last.rows:
+        found, shares = dict(last.levels), last.shares
     else:
-        found, done = {}, 0
+        found, shares, done = {}, Shares(), 0
     for row in rows[done:]:
         if row.values and all(map(math.isfinite, row.values)):
-            take(found, row, fmean(row.values) / unit)
-    _last = Known(rows, unit, found)
-    return found
+            shares = take(found, row, fmean(row.values) / unit, shares)
+    _last = Known(rows, unit, found, shares)
+    return _last
 
 
-def take(found: dict[str, Level], row: Tried, mean: float) -> None:
+def take(found: dict[str, Level], row: Tried, mean: float, shares: Shares) -> Shares:
     """Let one experiment's runs count."""
     runs = len(row.values)
     if row.blob in found:  # run again under another number
         found[row.blob] = found[row.blob].measured(mean, runs)
     elif row.parent in found:
-        found[row.parent], found[row.blob] = after(found[row.parent], mean, runs)
+        parent, child, change = after(found[row.parent], mean, runs, shares)
+        found[row.parent], found[row.blob] = parent, child
+        return shares.with_one_more(change)
     else:  # a baseline, or from a parent that nobody measured here
-        found[row.blob] = Level(mean, 1 / runs)
+        found[row.blob] = born(mean, 1 / runs)
+    return shares
 
 
 def best(found: Levels) -> str | None:

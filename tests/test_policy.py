@@ -288,16 +288,16 @@ class TestNoiseAware:
         assert NOISE_AWARE.decide(scores(0.98), BEFORE, NONE).decision == "keep"
 
     def test_what_is_promising_is_run_on_fresh_seeds(self):
-        assert NOISE_AWARE.wants(scores(0.9965), BEFORE) == "candidate"
+        assert NOISE_AWARE.wants(scores(0.9958), BEFORE) == "candidate"
 
     def test_the_run_that_made_it_promising_has_no_vote(self):
-        lucky = scores(0.9965, 1.0005)
+        lucky = scores(0.9958, 1.004)
 
         assert NOISE_AWARE.wants(lucky, BEFORE) == "nothing"
         assert NOISE_AWARE.decide(lucky, BEFORE, NONE).decision == "discard"
 
     def test_fresh_runs_that_agree_crown_it(self):
-        verdict = NOISE_AWARE.decide(scores(0.9965, 0.9962, 0.9968), BEFORE, NONE)
+        verdict = NOISE_AWARE.decide(scores(0.9958, 0.9962, 0.9966), BEFORE, NONE)
 
         assert verdict.decision == "keep"
         assert "3 runs" in verdict.reason
@@ -347,12 +347,12 @@ class TestNoiseAware:
         assert "220 added lines cost" in verdict.reason
 
     def test_a_removal_that_is_shown_not_worse_is_kept(self):
-        same = scores(*[1.0002] * 6)
-        removal = Change(0, 30)
+        same, removal = scores(*[1.0002] * 6), Change(0, 30)
+        before = History(champion(*THREE * 4), (THREE * 4,))
 
-        assert NOISE_AWARE.decide(same, BEFORE, NONE).decision == "discard"
-        assert NOISE_AWARE.decide(same, BEFORE, removal).decision == "keep"
-        asked = replace(BEFORE, change=removal)
+        assert NOISE_AWARE.decide(same, before, NONE).decision == "discard"
+        assert NOISE_AWARE.decide(same, before, removal).decision == "keep"
+        asked = replace(before, change=removal)
         assert NOISE_AWARE.wants(scores(0.9998), asked) == "candidate"
 
     def test_a_removal_may_never_cost_more_than_the_noise(self):
@@ -393,10 +393,10 @@ class TestNoiseAware:
         assert NOISE_AWARE.decide(scores(-3.98), before, NONE).decision == "discard"
 
     def test_a_champion_that_turns_out_worse_gives_way_to_the_one_before(self):
-        former = Row(0, "0", "", THREE, "keep")
-        lucky = (0.996, 1.004, 1.0035, 1.0038)
+        former = Row(0, "0", "", THREE * 4, "keep")
+        lucky = (0.9985, 1.003, 1.0032, 1.0028)
         rows = (former, Row(1, "1", "0", lucky, "keep"))
-        then = Champion(0, "0", THREE)
+        then = Champion(0, "0", THREE * 4)
         now = replace(seen(*rows, champion_of=1), former=(then,))
 
         assert NOISE_AWARE.demoted(now) == then
@@ -445,7 +445,7 @@ def climbed(member, height, steps: int) -> list[int]:
 
 def valley(place: int) -> float:
     """0 is a summit; 2 is a higher one, behind a shallow valley. Lower is better."""
-    return {0: 1.0, 1: 1.0025, 2: 0.99}.get(place, 1.1)
+    return {0: 1.0, 1: 1.004, 2: 0.99}.get(place, 1.1)
 
 
 def test_annealing_crosses_a_valley_that_the_others_never_enter():

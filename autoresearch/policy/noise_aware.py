@@ -36,22 +36,22 @@ BASELINE_RUNS = 3
 MOST_RUNS = 6  # of one candidate
 # Normal deviates. After one run: what a hundred tries without effect do not reach by
 # luck. After 1, 2, ... fresh runs: a night tests a few candidates, each several times.
-AT_ONCE = 3.3
+AT_ONCE = 3.0
 PROVEN = (2.6, 2.1, 1.9, 1.8, 1.8)
 PROMISING = 2.0  # believed gain over its standard deviation: worth proving
 PROMISING_REMOVAL = 1.0  # fewer lines are worth a proof sooner
 HOPELESS = 0.5
 # A proof costs about 1.5 runs, that is 1.5 * rate of gain. Without it, the next gains
 # settle the matter for free in about 5 / rate runs; what is lost if the night (of some
-# 250 runs) ends before is the gain at stake. So: stake * 5 / rate / 250 > 1.5 * rate.
-STAKE = 75.0
+# 100 runs) ends before is the gain at stake. So: stake * 5 / rate / 100 > 1.5 * rate.
+STAKE = 30.0
 # Student's correction alone would ask 20 standard deviations of the first large gains
 # (three baseline runs leave 2 degrees of freedom) and cost a night 4 % of its gain. The
 # false keeps that the milder one lets through are in the measured rate.
-PRIOR_DEGREES = 8
+PRIOR_DEGREES = 20
 REMEASURED_EVERY = 30  # experiments, times its runs: a champion is run once more
 DEMOTED_AT = 1.645  # normal deviate: the champion before was better, 95 % sure
-LARGEST_MARGIN = 1.0  # noise units that a removal may cost, however much it removes
+LARGEST_MARGIN = 1.5  # noise units that a removal may cost, however much it removes
 SIDE_BY_SIDE = 2  # champion runs during the candidate's, when the night drifts
 
 
@@ -144,7 +144,7 @@ class NoiseAware:
         """What a candidate must gain, in the metric's units; negative for a removal.
 
         A removal may cost what as many lines would have had to gain, but no more than
-        the noise of one run.
+        one and a half standard deviations of a run.
         """
         net = change.added_lines - change.removed_lines
         price = self.gain_per_20_added_lines * net / 20
@@ -157,12 +157,13 @@ class NoiseAware:
         champion = history.champion
         assert champion is not None
         unit = -known.sd if self.lower_is_better else known.sd
-        found = levels.levels(history.rows, unit)
+        known_levels = levels.known(history.rows, unit)
+        found, shares = known_levels.levels, known_levels.shares
         values = [score.value / unit for score in scores]
         mean = fmean(champion.values) / unit
         reigning = found.get(champion.blob) or Level(mean, 1 / len(champion.values))
         start = found.get(scores[0].run.candidate.proposal.parent, reigning)
-        candidate = levels.after(start, fmean(values), len(values))[1]
+        candidate = levels.after(start, fmean(values), len(values), shares)[1]
         price /= known.sd
         voting = values[1:] or values
         error = math.sqrt(1 / len(voting) + reigning.variance)
