@@ -4,6 +4,7 @@ The truth is known here, so false keeps, missed effects and claims can be counte
 effects of changes are drawn from a spike and slab (most do nothing, some harm, few
 help), scores are truth plus noise: normal, heavy-tailed, or drifting over the night.
 `replayed` is the other way round: a recorded night, decided again by another policy.
+`kills` is a night of learning curves, for what ends hopeless runs early.
 
 Promises: the policy sees exactly what it sees in the loop (`Scores`, `History`,
 `Change`), and nothing of the truth.
@@ -20,6 +21,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Literal
 
+from autoresearch import curves, levels, noise
 from autoresearch.experiment import (
     Candidate,
     Champion,
@@ -30,6 +32,7 @@ from autoresearch.experiment import (
     Run,
     Score,
     Scores,
+    Tried,
 )
 from autoresearch.policy import Policy
 
@@ -206,7 +209,7 @@ class Outcome:
 def night(
     policy: Policy,
     effects: Effects,
-    noise: Noise,
+    luck: Noise,
     seed: int,
     *,
     runs: float = math.inf,
@@ -217,7 +220,7 @@ def night(
     lab = Lab(
         policy,
         effects,
-        noise,
+        luck,
         random.Random(f"ideas {seed}"),
         random.Random(f"luck {seed}"),
         lower_is_better,
@@ -272,3 +275,151 @@ def seen_as_champion(row: Simulated) -> Champion:
 def score_of(candidate: Candidate, seed: int, value: float) -> Score:
     run = Run(candidate, seed, RUN_SECONDS, 0.0, 0.0, NOWHERE, (), NOWHERE)
     return Score(run, value, 0.0, 0.0)
+
+
+def claim(night: Outcome, *, lower_is_better: bool = True) -> noise.Claim | None:
+    """What the ledger of a simulated night says its champion gained."""
+    known = noise.pooled([row.values for row in night.rows])
+    if known is None:
+        return None
+    champion, baseline = night.champions[-1].blob, night.rows[0].blob
+    return levels.claim(
+        night.rows, champion, baseline, known, lower_is_better=lower_is_better
+    )
+
+
+# -- a recorded night, decided again ---------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Replayed:
+    """What another policy says of an experiment that was run."""
+
+    number: int
+    decision: Decision
+    reason: str
+    missing: bool  # whether it would have asked for a run that nobody made
+
+
+def replayed(rows: Sequence[Tried], policy: Policy) -> list[Replayed]:
+    """Decide a night again, from the runs there are.
+
+    What it would have run and nobody did stays unknown, so this says which verdicts do
+    not hold, not what the other policy would have found. The lineage is the recorded
+    one.
+    """
+    told: list[Replayed] = []
+    before: list[Tried] = []
+    champions: list[Champion] = []
+    for row in rows:
+        if not row.values:
+            continue
+        now = champions[-1] if champions else None
+        history = History(
+            now,
+            tuple(past.values for past in before),
+            taken=max(0, len(before) - 1),
+            former=tuple(champions[:-1]),
+            rows=tuple(before),
+        )
+        candidate = Candidate(Proposal(row.number, "", "", row.parent, ""), row.blob)
+        scores: Scores = ()
+        for seed, value in enumerate(row.values):
+            if policy.wants(scores, history) == "nothing":
+                break
+            scores += (score_of(candidate, seed, value),)
+        verdict = policy.decide(
+            scores or (score_of(candidate, 0, row.values[0]),), history, NOTHING
+        )
+        wanted = len(scores) == len(row.values) and now is not None
+        missing = wanted and policy.wants(scores, history) != "nothing"
+        said = (row.number, verdict.decision, verdict.reason)
+        told.append(Replayed(*said, missing))
+        before.append(row)
+        if verdict.decision == "keep":
+            champions.append(Champion(row.number, row.blob, row.values))
+    return told
+
+
+# -- learning curves -------------------------------------------------------------------
+
+REPORTS = 60  # losses that a run reports
+
+
+@dataclass(frozen=True, slots=True)
+class Curves:
+    """How losses on the way relate to the score at the end. In noise units.
+
+    A change of the schedule shifts the middle of the curve, whatever the end will be;
+    half of all proposals in recorded nights are such changes, and one in fifty
+    of them hides it from `curves.touches_schedule`. These spreads are assumptions.
+    """
+
+    schedule: float = 0.5  # share of changes that touch the schedule
+    hidden: float = 0.02  # of these
+    schedule_shift: float = 15.0  # spread of what they do to the middle
+    shape_shift: float = 1.5  # of what any change does
+    reported: float = 1.5  # noise of a reported loss
+
+
+@dataclass(frozen=True, slots=True)
+class Kills:
+    """A night in which hopeless runs were ended early."""
+
+    saved: float  # share of all training time
+    killed: int
+    false: int  # killed runs that would have beaten their bar
+    spared_won: tuple[bool, ...]  # of the spared tenth: did it beat its bar?
+
+
+def kills(effects: Effects, made: Curves, seed: int, experiments: int = 100) -> Kills:
+    """One night of learning curves; lower is better, noise has standard deviation 1."""
+    rng = random.Random(f"curves {seed}")
+    past: list[curves.Finished] = []
+    spared: list[bool] = []
+    best, saved, killed, false = 0.0, 0.0, 0, 0
+    for number in range(experiments):
+        score = best - effects(rng) + rng.gauss(0, 1)
+        schedule = rng.random() < made.schedule
+        told = schedule and rng.random() >= made.hidden
+        curve = drawn_curve(rng, score, made, schedule=schedule)
+        ended = first_hopeless(curve, past, best, told)
+        if ended is not None and not curves.spared(seed, number):
+            killed += 1
+            saved += 1 - ended.progress
+            false += score < best
+            continue
+        if ended is not None:
+            spared.append(score < best)
+        past.append(curves.Finished(curve, score, told))
+        if score < best - 2:
+            best = score + 1  # a champion's mean is less lucky than its first run
+    return Kills(saved / experiments, killed, false, tuple(spared))
+
+
+def first_hopeless(
+    curve: curves.Curve, past: Sequence[curves.Finished], bar: float, schedule: bool
+) -> curves.Hopeless | None:
+    """Look at a run as the loop does: while it goes on."""
+    for look in curves.LOOKS:
+        so_far = tuple(point for point in curve if point[0] <= look)
+        ended = curves.hopeless(
+            so_far, past, bar, schedule=schedule, lower_is_better=True
+        )
+        if ended is not None:
+            return ended
+    return None
+
+
+def drawn_curve(
+    rng: random.Random, score: float, made: Curves, *, schedule: bool
+) -> curves.Curve:
+    """A power law down to the score, bent in the middle and noisy."""
+    bend = rng.gauss(0, made.schedule_shift if schedule else made.shape_shift)
+    points = []
+    for step in range(1, REPORTS + 1):
+        at = step / REPORTS
+        falls = 300 * ((at + 0.05) ** -0.4 - 1.05**-0.4)
+        middle = bend * 4 * at * (1 - at)
+        points.append((at, score + falls + middle + rng.gauss(0, made.reported)))
+    return tuple(points)

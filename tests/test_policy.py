@@ -288,16 +288,16 @@ class TestNoiseAware:
         assert NOISE_AWARE.decide(scores(0.98), BEFORE, NONE).decision == "keep"
 
     def test_what_is_promising_is_run_on_fresh_seeds(self):
-        assert NOISE_AWARE.wants(scores(0.9958), BEFORE) == "candidate"
+        assert NOISE_AWARE.wants(scores(0.9963), BEFORE) == "candidate"
 
     def test_the_run_that_made_it_promising_has_no_vote(self):
-        lucky = scores(0.9958, 1.004)
+        lucky = scores(0.9963, 1.004)
 
         assert NOISE_AWARE.wants(lucky, BEFORE) == "nothing"
         assert NOISE_AWARE.decide(lucky, BEFORE, NONE).decision == "discard"
 
     def test_fresh_runs_that_agree_crown_it(self):
-        verdict = NOISE_AWARE.decide(scores(0.9958, 0.9962, 0.9966), BEFORE, NONE)
+        verdict = NOISE_AWARE.decide(scores(0.9963, 0.9962, 0.9966), BEFORE, NONE)
 
         assert verdict.decision == "keep"
         assert "3 runs" in verdict.reason
@@ -400,7 +400,7 @@ class TestNoiseAware:
         now = replace(seen(*rows, champion_of=1), former=(then,))
 
         assert NOISE_AWARE.demoted(now) == then
-        good = (former, Row(1, "1", "0", (0.996, 0.9962, 0.9958), "keep"))
+        good = (former, Row(1, "1", "0", (0.996, 0.9962, 0.9963), "keep"))
         still = replace(seen(*good, champion_of=1), former=(then,))
         assert NOISE_AWARE.demoted(still) is None
 

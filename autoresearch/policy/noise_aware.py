@@ -70,6 +70,9 @@ class NoiseAware:
 
     lower_is_better: bool = True
     gain_per_20_added_lines: float = 0.001
+    # How much belief starts a proof: lower proves smaller gains and takes more runs
+    # (the curve: docs/decisions/0004-when-to-believe.md).
+    promising: float = PROMISING
 
     @property
     def greedy(self) -> Greedy:
@@ -107,7 +110,7 @@ class NoiseAware:
         elif price < 0:
             lost = not standing.believed >= PROMISING_REMOVAL
         else:
-            lost = not (standing.believed >= PROMISING and standing.stake >= STAKE)
+            lost = not (standing.believed >= self.promising and standing.stake >= STAKE)
         if lost:
             return "nothing"
         return "candidate" if len(champion.values) >= runs else "champion"
