@@ -30,10 +30,10 @@ from statistics import fmean
 from autoresearch import noise
 
 # When a run is looked at, as a share of its budget. Few looks: each is a chance to err.
-LOOKS = (0.25, 0.4, 0.55, 0.7)
+LOOKS = (0.15, 0.25, 0.4, 0.55, 0.7)
 WINDOW = 0.08  # of the budget, over which the reported losses are averaged
-FEWEST = 20  # finished runs with a curve
-SURE_Z = 3.3  # normal deviate of the prediction: once in two thousand
+FEWEST = 12  # finished runs with a curve
+SURE_Z = 2.9  # normal deviate of the prediction: two in a thousand
 SPARED = 0.1  # share of the would-be-killed that run on
 MOST_POINTS = 4096  # of a curve; more are thinned out
 
