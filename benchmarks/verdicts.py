@@ -34,6 +34,8 @@ SIGNALS = (0.5, 1.0, 2.0, 4.0, 8.0)  # mean real gain, in sd
 LOW_SIGNALS = (0.5, 1.0, 2.0)  # most real gains are below two sd
 FITTED = 1.0  # mean real gain late in recorded nights, in sd
 SHAPES = ("normal", "heavy", "drift")
+MAIN = ["greedy", "noise-aware"]
+OTHERS = ["anneal", "islands", "group-sequential", "e-value"]  # a quarter of the nights
 RUNS, EXPERIMENTS, SHARE = 120, 100, 0.15
 
 
@@ -192,100 +194,97 @@ def ratio(ours, theirs):
 
 
 def measure(pool, options, show):
-    policies = [
-        "greedy",
-        "noise-aware",
-        "anneal",
-        "islands",
-        "group-sequential",
-        "e-value",
-    ]
+    """Rates in nights of 100 experiments -> {policy: what --json says of it}."""
     rated = spread(
-        pool, rates,
-        [(name, size, "normal") for name in policies for size in (0, 1, 2)]
-        + [("noise-aware", 0, shape) for shape in SHAPES[1:]]
-        + [("greedy", 0, shape) for shape in SHAPES[1:]],
-        options.nights,
-    )  # fmt: skip
+        pool, rates, [(n, s, "normal") for n in MAIN for s in (0, 1, 2)], options.nights
+    )
+    odd = [(name, 0, shape) for name in MAIN for shape in SHAPES[1:]]
+    rated |= spread(pool, rates, odd, options.nights)
+    rest = [(name, size, "normal") for name in OTHERS for size in (0, 1, 2)]
+    rated |= spread(pool, rates, rest, options.nights // 4)
     show("100 experiments, 15 % of them real where there are any; ± is 95 %\n")
-    show(f"{'':18}{'false keeps':>16}{'kept 2 sd':>10}{'1 sd':>7}{'runs/exp':>10}"
-         f"{'fake gain, sd':>16}")  # fmt: skip
+    show(
+        f"{'':20}{'false keeps':>13}{'kept 2 sd':>11}{'1 sd':>7}{'runs/exp':>10}"
+        f"{'fake gain, sd':>16}"
+    )
     found = {}
-    for name, shape in [*((n, "normal") for n in policies),
-                        *((n, s) for n in ("greedy", "noise-aware") for s in SHAPES[1:])]:  # fmt: skip
-        none = rated[name, 0, shape]
-        false, half = interval([told[0] for told in none])
-        fake = interval([told[4] for told in none])
-        line = f"{name if shape == 'normal' else f'{name} {shape}':18}{false:10.2f} ± {half:.2f}"
-        if shape == "normal":
-            kept = {s: sum(t[1] for t in rated[name, s, shape])
-                    / sum(t[2] for t in rated[name, s, shape]) for s in (1, 2)}  # fmt: skip
-            runs = max(fmean(t[3] for t in rated[name, s, shape]) for s in (1, 2))
-            found[name] = (false, kept[2], kept[1], runs, fake[0])
-            line += f"{kept[2]:10.3f}{kept[1]:7.3f}{runs:10.2f}"
-        else:
-            line += " " * 27
-        show(f"{line}{fake[0]:10.2f} ± {fake[1]:.2f}")
+    for name in MAIN + OTHERS:
+        false, fake = (
+            interval([t[k] for t in rated[name, 0, "normal"]]) for k in (0, 4)
+        )
+        two, one = (kept(rated[name, size, "normal"]) for size in (2, 1))
+        runs = max(fmean(t[3] for t in rated[name, s, "normal"]) for s in (1, 2))
+        found[name] = (false[0], two, one, runs)
+        show(
+            f"{name:20}{false[0]:6.2f} ± {false[1]:.2f}{two:11.3f}{one:7.3f}"
+            f"{runs:10.2f}{fake[0]:9.2f} ± {fake[1]:.2f}"
+        )
+    for name, _, shape in odd:
+        false, fake = (interval([t[k] for t in rated[name, 0, shape]]) for k in (0, 4))
+        show(
+            f"{name + ' ' + shape:20}{false[0]:6.2f} ± {false[1]:.2f}{'':28}"
+            f"{fake[0]:9.2f} ± {fake[1]:.2f}"
+        )
     return found
 
 
+def kept(told):
+    """The share of real effects that were in the last champion."""
+    return sum(t[1] for t in told) / sum(t[2] for t in told)
+
+
 def grid(pool, options, show):
-    jobs = [
-        (n, s, shape)
-        for n in ("greedy", "noise-aware")
-        for s in SIGNALS
-        for shape in SHAPES
-    ]
-    others = ("anneal", "islands", "group-sequential", "e-value")
-    jobs += [(name, signal, "normal") for name in others for signal in SIGNALS]
-    told = spread(pool, gains, jobs, options.nights)
+    """Nights of 120 runs, by signal and noise -> lower bounds, bias, cover."""
+    cells = [(n, s, shape) for n in MAIN for s in SIGNALS for shape in SHAPES]
+    told = spread(pool, gains, cells, options.nights)
+    cells = [(name, signal, "normal") for name in OTHERS for signal in SIGNALS]
+    told |= spread(pool, gains, cells, options.nights // 4)
+    head = f"{'':26}" + "".join(f"{signal:>15}" for signal in SIGNALS)
     show("\ntrue gain of 120 runs, as a ratio to greedy's, by mean real gain in sd\n")
-    show(f"{'':26}" + "".join(f"{signal:>14}" for signal in SIGNALS))
+    show(head)
     lows = {}
-    for name, shape in [
-        *(("noise-aware", s) for s in SHAPES),
-        *((n, "normal") for n in others),
-    ]:
+    ours = [("noise-aware", shape) for shape in SHAPES]
+    for name, shape in [*ours, *((name, "normal") for name in OTHERS)]:
         line = f"{name + ' ' + shape:26}"
         for signal in SIGNALS:
-            ours = [t[0] for t in told[name, signal, shape]]
-            value, half = ratio(ours, [t[0] for t in told["greedy", signal, shape]])
+            gained = [t[0] for t in told[name, signal, shape]]
+            greedy = [t[0] for t in told["greedy", signal, shape]][: len(gained)]
+            value, half = ratio(gained, greedy)
             line += f"{value:8.3f} ±{half:.3f}"
             lows[name, signal, shape] = value - half
         show(line)
-    show("\nclaimed gain of the champion against its true gain\n")
-    show(f"{'':26}" + "".join(f"{signal:>14}" for signal in SIGNALS))
+    show(f"\nclaimed gain of the champion against its true gain\n\n{head}")
     bias, cover = {}, {}
-    for name, shape in [("greedy", "normal"), *(("noise-aware", s) for s in SHAPES)]:
+    for name, shape in [("greedy", "normal"), *ours]:
         line, held = f"{name + ' ' + shape:26}", f"{'  its interval holds':26}"
         for signal in SIGNALS:
             cell = told[name, signal, shape]
-            bias[name, signal, shape] = (
-                sum(t[1] for t in cell) / sum(t[0] for t in cell) - 1
-            )
-            line += f"{bias[name, signal, shape]:+14.3f}"
+            off = sum(t[1] for t in cell) / sum(t[0] for t in cell) - 1
+            bias[name, signal, shape] = off
+            line += f"{off:+15.3f}"
             holds = [t[2] for t in cell if t[2] is not None]
             if holds:
                 cover[name, signal, shape] = fmean(holds)
-                held += f"{fmean(holds):14.3f}"
-        show(line)
-        if name != "greedy":
-            show(held)
+                held += f"{fmean(holds):15.3f}"
+        show(line if name == "greedy" else f"{line}\n{held}")
     return lows, bias, cover
 
 
 def early(pool, options, show):
-    nights = [n for part in pool.map(killed, [(f, 10) for f in range(0, options.nights // 2, 10)])
-              for n in part]  # fmt: skip
+    """What ending hopeless runs early saves and costs."""
+    asked = [(first, 10) for first in range(0, options.nights // 2, 10)]
+    nights = [night for part in pool.map(killed, asked, 1) for night in part]
     saved, half = interval([n.saved for n in nights])
     count, false = sum(n.killed for n in nights), sum(n.false for n in nights)
     spared = [won for n in nights for won in n.spared_won]
     z = 1.96 * math.sqrt(false / count * (1 - false / count) / count)
     estimate = fmean(spared)
     width = 1.96 * math.sqrt(max(estimate, 1 / len(spared)) / len(spared))
-    show(f"\nearly kill: {saved:.3f} ± {half:.3f} of the training time saved; false kills "
-         f"{false / count:.4f} ± {z:.4f} of {count}; the spared tenth estimates "
-         f"{estimate:.4f} ± {width:.4f} from {len(spared)}")  # fmt: skip
+    show(
+        f"\nearly kill: {saved:.3f} ± {half:.3f} of the training time saved; "
+        f"false kills {false / count:.4f} ± {z:.4f} of {count}; "
+        f"the spared tenth estimates {estimate:.4f} ± {width:.4f} from {len(spared)}"
+    )
     return saved, false / count
 
 
