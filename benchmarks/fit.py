@@ -44,7 +44,7 @@ def night(rng, sd, helps, help_size, nothing, harm_size):
 
 
 def drawn(rng):
-    """Parameters: sd, share and size that help, share that does nothing, harm's size."""
+    """sd, share and size of what helps, share that does nothing, size of harm."""
     sd, helps, nothing = (
         rng.uniform(2.5, 7),
         rng.uniform(0.02, 0.4),

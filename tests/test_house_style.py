@@ -30,8 +30,8 @@ LONGEST_FUNCTION_LINES = 50  # most are far shorter; see the house style
 # Low to high: a module imports only from layers above its own line.
 LAYERS = (
     "experiment",
-    "errors",
-    "channel constants levels metric noise program warden weights",
+    "errors noise",
+    "channel constants levels metric program warden weights",
     "cage curves lab notebook policy rules served",
     "apparatus guest ledger machine pools sources",
     "corpus results sandbox simulation standalone",
