@@ -9,7 +9,7 @@ last one. Nothing in this file does any work.
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 Kind = Literal[
     "refused",  # a constraint of program.md, or not Python
@@ -106,6 +106,53 @@ class Champion:
     number: int  # its experiment
     blob: str
     values: tuple[float, ...]  # one per run; the champion's score is their mean
+    # How many of the last values came after it was crowned. Only these are free of the
+    # luck that crowned it, so only these may say how good it is.
+    fresh: int = 0
+
+
+class Tried(Protocol):
+    """What a policy reads of a decided experiment: `ledger.Row` has all of it."""
+
+    @property
+    def number(self) -> int: ...
+    @property
+    def blob(self) -> str: ...
+    @property
+    def parent(self) -> str: ...  # the blob it started from; "" for a baseline
+    @property
+    def decision(self) -> Decision: ...
+    @property
+    def values(self) -> tuple[float, ...]: ...  # of all its runs; empty when it failed
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """What a policy may know of the series so far. Never the holdout.
+
+    `replicates` and `when` speak of the same experiments in the same order: every
+    experiment of this series that has a score, oldest first, champion included.
+    """
+
+    champion: Champion | None  # None: nothing is measured yet, this is the baseline
+    replicates: tuple[tuple[float, ...], ...] = ()  # scores, run by run in seed order
+    when: tuple[tuple[float, ...], ...] = ()  # seconds at the end of each run; or empty
+    taken: int = 0  # experiments decided in this series, the baseline not counted
+    former: tuple[Champion, ...] = ()  # the champions before this one, newest last
+    near: tuple[int, ...] = ()  # numbers of near misses
+    # This series' decided experiments, oldest first (failures may be among them). What
+    # started from what: a policy that lets a proposal start from something better than
+    # the champion of record, before that is certain, cannot do without.
+    rows: "tuple[Tried, ...]" = ()
+    change: "Change | None" = None  # of the candidate in hand; None: none, or unknown
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """How much a candidate's train.py differs from the champion's, in lines of code."""
+
+    added_lines: int
+    removed_lines: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@
 
 The left half (think, write) and the right end (decide, record) happen here, one at a
 time. Only `trial` leaves for a device, and it takes and returns plain values: so there
-is one writer, and one arrow that points back, `policy.wants_more`.
+is one writer, and one arrow that points back, `policy.wants`.
 """
 
 import hashlib
@@ -21,7 +21,9 @@ from autoresearch.errors import Failed, LabError, Stopped
 from autoresearch.experiment import (
     Candidate,
     Champion,
+    Change,
     Failure,
+    History,
     Proposal,
     Scores,
     Verdict,
@@ -143,7 +145,7 @@ def trial(
     """Candidate -> Scores, with as many seeds as the policy asks for."""
     scores: Scores = ()
     try:
-        while night.policy.wants_more(scores, champion):
+        while night.policy.wants(scores, History(champion)) == "candidate":
             seed = seed_of(night.seed, len(scores))
             run = sandbox.train(night.bench, candidate, seed=seed, slot=slot)
             scores += (evaluator.score(night.bench, run, slot=slot),)
@@ -167,7 +169,8 @@ def record(night: Night, result: Scores | Failure, against: Champion | None) -> 
     if rival is not None:
         parent = night.books.ledger.source(proposal.parent)
         added = rules.added_lines(parent, proposal.source)
-    return settled(night, night.policy.decide(result, rival, added))
+    verdict = night.policy.decide(result, History(rival), Change(added, 0))
+    return settled(night, verdict)
 
 
 def settled(night: Night, verdict: Verdict) -> Row:

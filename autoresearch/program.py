@@ -21,7 +21,7 @@ FENCE = re.compile(
 LARGEST_PROGRAM_BYTES = 1 << 20
 LARGEST_FENCE_BYTES = 16 << 10  # TOML takes time quadratic in the depth of a key
 CAGES = ("full", "landlock", "container", "seatbelt", "none")
-POLICIES = ("greedy",)
+POLICIES = ("greedy",)  # the others need a loop that can re-run a champion; not yet
 SHOWN_ANYWAY = (("train.py",), ("prepare.py",))  # a second copy would replace them
 OUTSIDE = ("/", "//", ".git", ".autoresearch")
 

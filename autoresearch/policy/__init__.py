@@ -1,0 +1,77 @@
+"""Acceptance policies: may a candidate take the champion's place?
+
+A policy is pure: scores in, Verdict out. It is asked twice, once while the candidate
+still holds its device (`wants`) and once when it has given it back (`decide`).
+Which direction is better is said in one place, `gain`.
+"""
+
+from collections.abc import Callable, Sequence
+from statistics import fmean
+from typing import Literal, Protocol
+
+from autoresearch.errors import LabError
+from autoresearch.experiment import Champion, Change, History, Scores, Tried, Verdict
+
+Wanted = Literal["candidate", "champion", "nothing"]
+
+
+class Policy(Protocol):
+    """Decides which candidates are kept."""
+
+    def wants(self, scores: Scores, history: History) -> Wanted:
+        """Which run would help the verdict most, while the device is held.
+
+        Asked again after each run, with that run added: to `scores`, or to the
+        champion's values and the history. No champion: the baseline.
+        """
+        ...
+
+    def decide(self, scores: Scores, history: History, change: Change) -> Verdict:
+        """Scores -> Verdict. Unresolved is a discard whose reason says so first."""
+        ...
+
+    def demoted(self, history: History) -> Champion | None:
+        """The former champion to put back, because this one turned out worse.
+
+        Ask after every verdict. None almost always.
+        """
+        ...
+
+    def parent(self, history: History, rows: Sequence[Tried]) -> str | None:
+        """The blob that the next proposal should start from; None: the champion's.
+
+        Not only for anneal and islands: the noise-aware policy works along a line of
+        promising, not yet proven changes, and crowns what is proven. `rows` are those
+        of the history. How to use it: ask before each proposal; whoever proposes sees
+        this blob's source as the one to change, and its Proposal.parent is this blob.
+        The verdict is on the candidate as a whole against the champion of record,
+        which is always the best measured. A loop that never asks loses gain, not truth.
+        """
+        ...
+
+
+def named(
+    name: str, *, lower_is_better: bool, gain_per_20_added_lines: float
+) -> Policy:
+    """The policy that program.md names."""
+    from autoresearch.policy.anneal import Anneal
+    from autoresearch.policy.greedy import Greedy
+    from autoresearch.policy.islands import Islands
+    from autoresearch.policy.noise_aware import NoiseAware
+
+    members: dict[str, Callable[[bool, float], Policy]] = {
+        "greedy": Greedy,
+        "noise-aware": NoiseAware,
+        "anneal": Anneal,
+        "islands": Islands,
+    }
+    if name not in members:
+        known = ", ".join(members)
+        raise LabError(f"unknown policy {name!r}; the policies are: {known}")
+    return members[name](lower_is_better, gain_per_20_added_lines)
+
+
+def gain(scores: Scores, champion: Champion, *, lower_is_better: bool) -> float:
+    """How much better than the champion's mean, in the metric's own units."""
+    difference = fmean(champion.values) - fmean(score.value for score in scores)
+    return difference if lower_is_better else -difference

@@ -1,0 +1,425 @@
+"""Nights in a made-up lab, decided by the real policies: a thousand a minute and core.
+
+The truth is known here, so false keeps, missed effects and claims can be counted. True
+effects of changes are drawn from a spike and slab (most do nothing, some harm, few
+help), scores are truth plus noise: normal, heavy-tailed, or drifting over the night.
+`replayed` is the other way round: a recorded night, decided again by another policy.
+`kills` is a night of learning curves, for what ends hopeless runs early.
+
+Promises: the policy sees exactly what it sees in the loop (`Scores`, `History`,
+`Change`), and nothing of the truth.
+
+Not covered: proposers that learn (effects are independent of what was kept), several
+devices at once, failures, prices of lines.
+"""
+
+import math
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from statistics import fmean
+from typing import Literal
+
+from autoresearch import curves, levels, noise
+from autoresearch.experiment import (
+    Candidate,
+    Champion,
+    Change,
+    Decision,
+    History,
+    Proposal,
+    Run,
+    Score,
+    Scores,
+    Tried,
+)
+from autoresearch.policy import Policy
+
+NOTHING = Change(0, 0)
+NOWHERE = Path("simulated")
+RUN_SECONDS = 330.0
+
+Effects = Callable[[random.Random], float]
+Shape = Literal["normal", "heavy", "drift"]
+
+
+@dataclass(frozen=True, slots=True)
+class Noise:
+    """What a run's score differs from the truth by."""
+
+    sd: float = 0.0005
+    shape: Shape = "normal"
+    # Of shape "drift": how far the machine moves in a night, in sd.
+    drift_sd: float = 2.0
+
+    def draw(self, rng: random.Random, run: int) -> float:
+        """Positive is better. `run` counts the night's runs."""
+        if self.shape == "heavy":  # Student's t with 3 degrees, scaled to this sd
+            square = sum(rng.gauss(0, 1) ** 2 for _ in range(3)) / 3
+            return self.sd * rng.gauss(0, 1) / math.sqrt(3 * square)
+        value = rng.gauss(0, self.sd)
+        if self.shape == "drift":  # warming up over 120 runs: scores get worse
+            value -= self.drift_sd * self.sd * min(1.0, run / 120)
+        return value
+
+
+def same_effect(share: float, size: float) -> Effects:
+    """Some changes are worth `size`, the others nothing."""
+    return lambda rng: size if rng.random() < share else 0.0
+
+
+def spike_and_slab(
+    helps: float, size: float, harms: float = 0.45, harm: float = 3.0
+) -> Effects:
+    """Shares that help and harm, exponentially, of mean `size` and `harm * size`."""
+
+    def draw(rng: random.Random) -> float:
+        kind = rng.random()
+        if kind < helps:
+            return rng.expovariate(1 / size)
+        return -rng.expovariate(1 / (harm * size)) if kind < helps + harms else 0.0
+
+    return draw
+
+
+@dataclass(eq=False, slots=True)
+class Simulated:
+    """One experiment: what a policy may read of it, and the truth it may not."""
+
+    number: int
+    blob: str
+    parent: str
+    values: tuple[float, ...]
+    decision: Decision
+    when: tuple[float, ...]
+    truth: float  # true level; positive is better, the baseline is 0
+    own: float  # true effect of its own change
+    selected_by: int = 0  # how many of its runs crowned it
+
+
+@dataclass(slots=True)
+class Lab:
+    """A night under way."""
+
+    policy: Policy
+    effects: Effects
+    noise: Noise
+    ideas: random.Random  # draws what changes are worth
+    luck: random.Random  # draws what runs score: so two policies meet the same ideas
+    lower_is_better: bool = True
+    start: float = 1.0  # the baseline's true score
+    runs: int = 0
+    rows: list[Simulated] = field(default_factory=list)
+    champions: list[Simulated] = field(default_factory=list)
+    demotions: int = 0
+
+    def measure(self, truth: float) -> float:
+        """One run's score."""
+        value = truth + self.noise.draw(self.luck, self.runs)
+        self.runs += 1
+        return self.start - value if self.lower_is_better else self.start + value
+
+    def history(self) -> History:
+        """What the policy may know."""
+        champions = [seen_as_champion(row) for row in self.champions]
+        return History(
+            champions[-1] if champions else None,
+            tuple([row.values for row in self.rows]),
+            tuple([row.when for row in self.rows]),
+            max(0, len(self.rows) - 1),
+            tuple(champions[:-1]),
+            rows=tuple(self.rows),
+        )
+
+    def take(self, most_runs: float) -> Simulated | None:
+        """One experiment, from its parent to its verdict; None: no runs were left."""
+        history = self.history()
+        parent, truth, own = "", 0.0, 0.0
+        if history.champion is not None:
+            parent = self.policy.parent(history, history.rows) or history.champion.blob
+            own = self.effects(self.ideas)
+            truth = self.truth_of(parent) + own
+        number = len(self.rows)
+        candidate = Candidate(Proposal(number, "", "", parent, ""), str(number))
+        scores: Scores = ()
+        when: tuple[float, ...] = ()
+        while self.runs < most_runs:
+            wanted = self.policy.wants(scores, history)
+            if wanted == "nothing":
+                break
+            if wanted == "champion":
+                self.remeasure()
+                history = self.history()
+                continue
+            scores += (score_of(candidate, len(scores), self.measure(truth)),)
+            when += (self.runs * RUN_SECONDS,)
+        if not scores:
+            return None
+        verdict = self.policy.decide(scores, history, NOTHING)
+        row = Simulated(
+            number, str(number), parent, verdict.values, verdict.decision, when,
+            truth, own, len(scores),
+        )  # fmt: skip
+        self.rows.append(row)
+        if verdict.decision == "keep":
+            self.champions.append(row)
+        self.demote()
+        return row
+
+    def remeasure(self) -> None:
+        """One more run of the champion."""
+        row = self.champions[-1]
+        fresh = replace(
+            row,
+            values=(*row.values, self.measure(row.truth)),
+            when=(*row.when, self.runs * RUN_SECONDS),
+        )
+        self.champions[-1] = self.rows[self.rows.index(row)] = fresh
+
+    def demote(self) -> None:
+        """Put a former champion back, if the policy says so."""
+        back = self.policy.demoted(self.history())
+        if back is not None:
+            self.demotions += 1
+            while self.champions[-1].number != back.number:
+                self.champions.pop()
+
+    def truth_of(self, blob: str) -> float:
+        return self.rows[int(blob)].truth
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a night was really worth. Gains in the metric's units, positive: better."""
+
+    gain: float  # of the last champion, truly
+    claimed: float  # by its mean over all runs, as greedy claims
+    keeps: int
+    false_keeps: int  # no better than the champion they replaced
+    real: int  # changes that truly help, among all tried
+    kept: int  # of these, in the last champion
+    experiments: int
+    runs: int
+    demotions: int
+    rows: tuple[Simulated, ...]
+    champions: tuple[Simulated, ...]
+
+
+def night(
+    policy: Policy,
+    effects: Effects,
+    luck: Noise,
+    seed: int,
+    *,
+    runs: float = math.inf,
+    experiments: float = math.inf,
+    lower_is_better: bool = True,
+) -> Outcome:
+    """One night of so many runs or experiments."""
+    lab = Lab(
+        policy,
+        effects,
+        luck,
+        random.Random(f"ideas {seed}"),
+        random.Random(f"luck {seed}"),
+        lower_is_better,
+    )
+    kept_truth = [0.0]
+    keeps = false = 0
+    while lab.runs < runs and len(lab.rows) <= experiments:
+        row = lab.take(runs)
+        if row is None:
+            break
+        if row.decision == "keep" and row.number:
+            keeps += 1
+            false += row.truth <= kept_truth[-1]
+        kept_truth.append(lab.champions[-1].truth)
+    return outcome(lab, keeps, false)
+
+
+def outcome(lab: Lab, keeps: int, false: int) -> Outcome:
+    """A finished night, counted."""
+    first, last = lab.rows[0], lab.champions[-1]
+    difference = fmean(first.values) - fmean(last.values)
+    inside = lineage(lab.rows, last)
+    return Outcome(
+        last.truth,
+        difference if lab.lower_is_better else -difference,
+        keeps,
+        false,
+        sum(row.own > 0 for row in lab.rows),
+        sum(row.own > 0 for row in inside),
+        len(lab.rows) - 1,
+        lab.runs,
+        lab.demotions,
+        tuple(lab.rows),
+        tuple(lab.champions),
+    )
+
+
+def lineage(rows: Sequence[Simulated], last: Simulated) -> list[Simulated]:
+    """Everything that is in a train.py, back to the baseline."""
+    found = []
+    while last.parent:
+        found.append(last)
+        last = rows[int(last.parent)]
+    return found
+
+
+def seen_as_champion(row: Simulated) -> Champion:
+    fresh = len(row.values) - row.selected_by
+    return Champion(row.number, row.blob, row.values, fresh)
+
+
+def score_of(candidate: Candidate, seed: int, value: float) -> Score:
+    run = Run(candidate, seed, RUN_SECONDS, 0.0, 0.0, NOWHERE, (), NOWHERE)
+    return Score(run, value, 0.0, 0.0)
+
+
+def claim(night: Outcome, *, lower_is_better: bool = True) -> noise.Claim | None:
+    """What the ledger of a simulated night says its champion gained."""
+    known = noise.pooled([row.values for row in night.rows])
+    if known is None:
+        return None
+    champion, baseline = night.champions[-1].blob, night.rows[0].blob
+    return levels.claim(
+        night.rows, champion, baseline, known, lower_is_better=lower_is_better
+    )
+
+
+# -- a recorded night, decided again ---------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Replayed:
+    """What another policy says of an experiment that was run."""
+
+    number: int
+    decision: Decision
+    reason: str
+    missing: bool  # whether it would have asked for a run that nobody made
+
+
+def replayed(rows: Sequence[Tried], policy: Policy) -> list[Replayed]:
+    """Decide a night again, from the runs there are.
+
+    What it would have run and nobody did stays unknown, so this says which verdicts do
+    not hold, not what the other policy would have found. The lineage is the recorded
+    one.
+    """
+    told: list[Replayed] = []
+    before: list[Tried] = []
+    champions: list[Champion] = []
+    for row in rows:
+        if not row.values:
+            continue
+        now = champions[-1] if champions else None
+        history = History(
+            now,
+            tuple(past.values for past in before),
+            taken=max(0, len(before) - 1),
+            former=tuple(champions[:-1]),
+            rows=tuple(before),
+        )
+        candidate = Candidate(Proposal(row.number, "", "", row.parent, ""), row.blob)
+        scores: Scores = ()
+        for seed, value in enumerate(row.values):
+            if policy.wants(scores, history) == "nothing":
+                break
+            scores += (score_of(candidate, seed, value),)
+        verdict = policy.decide(
+            scores or (score_of(candidate, 0, row.values[0]),), history, NOTHING
+        )
+        wanted = len(scores) == len(row.values) and now is not None
+        missing = wanted and policy.wants(scores, history) != "nothing"
+        said = (row.number, verdict.decision, verdict.reason)
+        told.append(Replayed(*said, missing))
+        before.append(row)
+        if verdict.decision == "keep":
+            champions.append(Champion(row.number, row.blob, row.values))
+    return told
+
+
+# -- learning curves -------------------------------------------------------------------
+
+REPORTS = 60  # losses that a run reports
+
+
+@dataclass(frozen=True, slots=True)
+class Curves:
+    """How losses on the way relate to the score at the end. In noise units.
+
+    A change of the schedule shifts the middle of the curve, whatever the end will be;
+    half of all proposals in recorded nights are such changes, and one in fifty
+    of them hides it from `curves.touches_schedule`. These spreads are assumptions.
+    """
+
+    schedule: float = 0.5  # share of changes that touch the schedule
+    hidden: float = 0.02  # of these
+    schedule_shift: float = 15.0  # spread of what they do to the middle
+    shape_shift: float = 1.5  # of what any change does
+    reported: float = 1.5  # noise of a reported loss
+
+
+@dataclass(frozen=True, slots=True)
+class Kills:
+    """A night in which hopeless runs were ended early."""
+
+    saved: float  # share of all training time
+    killed: int
+    false: int  # killed runs that would have beaten their bar
+    spared_won: tuple[bool, ...]  # of the spared tenth: did it beat its bar?
+
+
+def kills(effects: Effects, made: Curves, seed: int, experiments: int = 100) -> Kills:
+    """One night of learning curves; lower is better, noise has standard deviation 1."""
+    rng = random.Random(f"curves {seed}")
+    past: list[curves.Finished] = []
+    spared: list[bool] = []
+    best, saved, killed, false = 0.0, 0.0, 0, 0
+    for number in range(experiments):
+        score = best - effects(rng) + rng.gauss(0, 1)
+        schedule = rng.random() < made.schedule
+        told = schedule and rng.random() >= made.hidden
+        curve = drawn_curve(rng, score, made, schedule=schedule)
+        ended = first_hopeless(curve, past, best, told)
+        if ended is not None and not curves.spared(seed, number):
+            killed += 1
+            saved += 1 - ended.progress
+            false += score < best
+            continue
+        if ended is not None:
+            spared.append(score < best)
+        past.append(curves.Finished(curve, score, told))
+        if score < best - 2:
+            best = score + 1  # a champion's mean is less lucky than its first run
+    return Kills(saved / experiments, killed, false, tuple(spared))
+
+
+def first_hopeless(
+    curve: curves.Curve, past: Sequence[curves.Finished], bar: float, schedule: bool
+) -> curves.Hopeless | None:
+    """Look at a run as the loop does: while it goes on."""
+    for look in curves.LOOKS:
+        so_far = tuple(point for point in curve if point[0] <= look)
+        ended = curves.hopeless(
+            so_far, past, bar, schedule=schedule, lower_is_better=True
+        )
+        if ended is not None:
+            return ended
+    return None
+
+
+def drawn_curve(
+    rng: random.Random, score: float, made: Curves, *, schedule: bool
+) -> curves.Curve:
+    """A power law down to the score, bent in the middle and noisy."""
+    bend = rng.gauss(0, made.schedule_shift if schedule else made.shape_shift)
+    points = []
+    for step in range(1, REPORTS + 1):
+        at = step / REPORTS
+        falls = 300 * ((at + 0.05) ** -0.4 - 1.05**-0.4)
+        middle = bend * 4 * at * (1 - at)
+        points.append((at, score + falls + middle + rng.gauss(0, made.reported)))
+    return tuple(points)
