@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from autoresearch import notebook, program, results, rules
+from autoresearch import chain, notebook, program, results, rules
 from autoresearch.apparatus import Apparatus
 from autoresearch.errors import Failed, LabError
 from autoresearch.experiment import Candidate, Failure, Proposal, Verdict
@@ -173,6 +173,7 @@ class Books:
             ("Program", proposal.program),
             ("Ran", git_blob(proposal.source)),
             ("Series", self.ledger.series),
+            ("Chain", self.ledger.chain_head),
         ]
         return Entry(
             self.title(verdict),
@@ -277,6 +278,7 @@ def rebuild(lab: Lab, ledger: Ledger) -> int:
                     f"Next: git update-ref -d refs/autoresearch/{number}"
                 ) from None
         db.execute("update experiment set in_git = 1")
+        chain.adopt(db)
     return len(entries)
 
 

@@ -474,6 +474,28 @@ def rebuild() -> None:
     following("autoresearch log | autoresearch run")
 
 
+@main.command("verify-ledger", epilog="example: autoresearch verify-ledger --again 17")
+@click.option("--again", type=int, help="Train and score this experiment once more.")
+@json_option
+def verify_ledger(again: int | None, as_json: bool) -> None:
+    """Is everything still as it was recorded? Rows, commits, apparatus."""
+    from autoresearch import verifying
+
+    found = verifying.verify(Lab.find(Path.cwd()), again)
+    if as_json:
+        tell(found.as_json())
+    else:
+        for line in verifying.lines(found):
+            say(line)
+        following(
+            "autoresearch rebuild   (the ledger anew from git)"
+            if found.problems
+            else "autoresearch verify-ledger --again N   (measure one once more)"
+        )
+    if found.problems:
+        click.get_current_context().exit(FAILED)
+
+
 @main.command(epilog="example: autoresearch demo my-demo")
 @click.argument("folder", type=click.Path(path_type=Path), default="autoresearch-demo")
 @click.option("--experiments", default=8, show_default=True)

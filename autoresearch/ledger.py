@@ -5,7 +5,8 @@ a failed experiment has no metric (the database refuses one); a verdict and ever
 that belongs to it are one transaction; what git still has to learn of a verdict is
 marked until git has it. results.tsv is a view, never a source.
 
-Not covered: a ledger edited by hand; hashes over the rows come with the audit tools.
+A ledger edited by hand is found by `autoresearch verify-ledger`: rows are chained by
+hashes (`chain`). Not covered: an editor who redoes the chain as well.
 """
 
 import hashlib
@@ -20,7 +21,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from autoresearch import __version__
+from autoresearch import __version__, chain
 from autoresearch.errors import LabError
 from autoresearch.experiment import (
     Champion,
@@ -102,6 +103,7 @@ MIGRATIONS = (
     create index experiment_decision on experiment(decision, series, sequence);
     create index run_experiment on run(experiment);
     """,
+    chain.TABLE,
 )
 IN_LEDGER_ONLY = ("refused", "duplicate")  # no train.py of theirs ever ran
 
@@ -231,6 +233,10 @@ class Ledger:
                 ),
             )
             assert done.rowcount == 1, f"experiment {number} was decided twice"
+            assert number is not None
+            chain.extend(db, "verdict", number)
+            if commit is not None:
+                chain.extend(db, "commit", number)
         return self.rows()[-1]
 
     def rename_commit(self, number: int, commit: str) -> None:
@@ -240,6 +246,7 @@ class Ledger:
                 "update experiment set commit_name = ? where number = ?",
                 (commit, number),
             )
+            chain.extend(db, "commit", number)
         self._forget()
 
     def published(self, number: int) -> None:
@@ -361,6 +368,11 @@ class Ledger:
         ).fetchone()
         return found[0] if found else None
 
+    @property
+    def chain_head(self) -> str:
+        """The newest link of the chain of rows."""
+        return chain.head(self.db)
+
     def not_in_git(self) -> tuple[Row, ...]:
         """Decided experiments that git has not learned of, oldest first."""
         query = (
@@ -406,7 +418,7 @@ class Ledger:
 
     def _add_run(self, db: sqlite3.Connection, score: Score) -> None:
         run = score.run
-        db.execute(
+        added = db.execute(
             "insert into run (experiment, series, seed, value, error, seconds,"
             " startup_seconds, evaluation_seconds, memory_gb, facts, log)"
             " values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
@@ -417,6 +429,8 @@ class Ledger:
                 run.log.name,
             ),
         )
+        assert added.lastrowid is not None
+        chain.extend(db, "run", added.lastrowid)
 
     def _has(self, number: int) -> bool:
         query = "select 1 from experiment where number = ?"
@@ -471,7 +485,10 @@ def migrate(db: sqlite3.Connection) -> None:
     while (version := format_of(db)) < len(MIGRATIONS):
         note = f"pragma user_version = {version + 1};"
         try:
-            db.executescript(f"begin immediate; {MIGRATIONS[version]} {note} commit;")
+            db.executescript(f"begin immediate; {MIGRATIONS[version]} {note}")
+            if MIGRATIONS[version] is chain.TABLE:
+                chain.adopt(db)  # what an older version wrote, this once
+            db.execute("commit")
         except sqlite3.OperationalError:
             if db.in_transaction:
                 db.execute("rollback")

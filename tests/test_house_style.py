@@ -31,7 +31,7 @@ LONGEST_FUNCTION_LINES = 50  # most are far shorter; see the house style
 LAYERS = (
     "experiment",
     "errors noise",
-    "channel chips constants fence levels metric program warden weights",
+    "chain channel chips constants fence levels metric program warden weights",
     "audit cage curves groups lab notebook policy rules served",
     "apparatus guest ledger machine pools probe sources walls",
     "calibration corpus probing results simulation standalone",
@@ -39,7 +39,7 @@ LAYERS = (
     "books chart evaluator proposers views",
     "founding loop report share",
     "night",
-    "checking scoring",
+    "checking scoring verifying",
     "cli",
     "__main__",
 )
