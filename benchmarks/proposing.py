@@ -1,0 +1,124 @@
+"""What proposing costs: the size and time of a context, preflight, and an idle GPU.
+
+    python benchmarks/proposing.py --json
+
+context_*    a ledger of a thousand experiments over the flagship's train.py, read anew
+"""
+
+import argparse
+import json
+import random
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+
+from autoresearch import constants, context, rules  # noqa: E402
+from autoresearch.experiment import (  # noqa: E402
+    Candidate,
+    Failure,
+    Proposal,
+    Run,
+    Score,
+    Verdict,
+)
+from autoresearch.lab import git_blob  # noqa: E402
+from autoresearch.ledger import Ledger  # noqa: E402
+from autoresearch.proposers.search import drawn, tidy  # noqa: E402
+
+FLAGSHIP = ROOT / "autoresearch" / "labs" / "gpt"
+
+
+def score_of(proposal, value):
+    """One run's score, with what a run says of itself."""
+    facts = (("tokens", 93_000_000), ("depth", 8), ("train_loss", 3.1), ("mfu", 45.2))
+    run = Run(Candidate(proposal, "b"), 0, 300.0, 38.0, 18.9, Path(), facts, Path("x"))
+    return Score(run, value, 0.0, 9.0)
+
+
+def change(rng, source, number):
+    """(title, new source): a constant most of the time, else some lines of code."""
+    if number % 3:
+        knob = rng.choice([c for c in constants.read(source) if not c.fixed])
+        value = rng.choice(knob.choices) if knob.choices else drawn(knob, rng)
+        value = value if knob.choices else tidy(knob, value)
+        text = constants.replace(source, {knob.name: value})
+        return f"{knob.name} {knob.spelling} -> {value}", text
+    lines = source.split("\n")
+    at = rng.randrange(len(lines) // 2, len(lines))
+    lines.insert(at, f"# idea {number}: gate the values of every second layer, softly")
+    return f"gate the values of every second layer, variant {number}", "\n".join(lines)
+
+
+def thousand(path, source, count, seed=1):
+    """A ledger as a long night leaves it."""
+    rng, ledger = random.Random(seed), Ledger(path)
+    ledger.begin("series", "{}", 0, "{}")
+    baseline = Proposal(0, "baseline", source, "", "human")
+    baseline = ledger.admit(baseline, git_blob(source), "code")
+    scores = tuple(score_of(baseline, 1.09 + d) for d in (0, 0.0006, -0.0004))
+    ledger.decide(Verdict("keep", "baseline", scores, None), commit=None, at=0.0)
+    for number in range(1, count + 1):
+        champion = ledger.champion
+        title, text = change(rng, ledger.source(champion.blob), number)
+        who = ("search", "claude", "anthropic:claude-sonnet-4-5")[number % 3]
+        proposal = Proposal(None, title, text, champion.blob, who, "it may help " * 12)
+        proposal = ledger.admit(proposal, git_blob(text), rules.fingerprint(text))
+        if rng.random() < 0.12:
+            failure = Failure(proposal, "crash", "RuntimeError: shapes do not match")
+            verdict = Verdict("failed", "crash: RuntimeError", failure, champion)
+        else:
+            value = champion.values[0] + rng.gauss(0.003, 0.002)
+            kept = value < champion.values[0]
+            word = "keep" if kept else "discard"
+            verdict = Verdict(word, "", (score_of(proposal, value),), champion)
+        ledger.decide(verdict, commit=None, at=float(number))
+    ledger.close()
+
+
+def context_of(count):
+    """(tokens, seconds, bytes equal) of a context built from a ledger just opened."""
+    source = (FLAGSHIP / "train.py").read_text()
+    asked = context.Asked((FLAGSHIP / "program.md").read_text(), "val_bpb", "80 lines")
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "ledger.db"
+        thousand(path, source, count)
+        texts, seconds = [], []
+        for _ in range(5):
+            ledger = Ledger(path)
+            begun = time.perf_counter()
+            texts.append(context.build(ledger, asked))
+            seconds.append(time.perf_counter() - begun)
+            ledger.close()
+    return {
+        "context_tokens": context.tokens(texts[0]),
+        "context_bytes": len(texts[0].encode()),
+        "context_seconds": round(statistics.median(seconds), 3),
+        "context_identical": len(set(texts)) == 1,
+        "context_sample": texts[0],
+    }
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--experiments", type=int, default=1000)
+    parser.add_argument("--show", action="store_true", help="print the context itself")
+    options = parser.parse_args()
+    found = context_of(options.experiments)
+    sample = found.pop("context_sample")
+    if options.show:
+        print(sample)
+    if options.json:
+        print(json.dumps(found))
+    else:
+        for name, value in found.items():
+            print(f"{name:<20} {value}")
+
+
+if __name__ == "__main__":
+    main()
