@@ -143,17 +143,19 @@ def check(proposer: tuple[str, ...], hours: float, as_json: bool) -> None:
 @click.option("--hours", type=float, help="Begin none after this. Default: no end.")
 @click.option("--proposer", multiple=True, help="Instead of program.md's. Repeatable.")
 @click.option("--seed", type=int, help="Of all runs. Default: from the series.")
+@click.option("--dollars", type=float, help="Models may cost this. Default: nothing.")
 @json_option
 def run(
     experiments: int | None,
     hours: float | None,
     proposer: tuple[str, ...],
     seed: int | None,
+    dollars: float | None,
     as_json: bool,
 ) -> None:
     """Propose, train, measure, keep or discard, until you say stop."""
     lab = Lab.find(Path.cwd())
-    options = night.Options(experiments, hours, proposer, seed)
+    options = night.Options(experiments, hours, proposer, seed, dollars)
     last = run_night(lab, options, as_json)
     if not as_json:
         say(last)

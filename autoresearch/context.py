@@ -241,15 +241,14 @@ def history(
         return "# Tried\n\nNothing yet."
     sign = 1.0 if ledger.lower_is_better else -1.0
     kept = [c for c in done if c.row.decision == "keep"]
-    missed = [
-        c for c in done if c.row.decision == "discard" and c.row.delta is not None
-    ]
+    missed = [c for c in done if c.row.decision == "discard"]
     near = sorted(missed, key=lambda c: (sign * (c.row.delta or 0.0), c.row.number))
     newest = list(done[-NEWEST:])
-    shown = {c.row.number for c in newest}
-    counted = len(kept), len(missed), len(done) - len(kept) - len(missed)
+    shown = {c.row.number for c in (*newest, *kept)}
+    older = [c for c in reversed(done) if c.row.number not in shown]
+    failed = len(done) - len(kept) - len(missed)
     head = (
-        f"# Tried\n\n{counted[0]} kept, {counted[1]} discarded, {counted[2]} failed or "
+        f"# Tried\n\n{len(kept)} kept, {len(missed)} discarded, {failed} failed or "
         "refused. Change of the score against the champion of its time"
         + (" ± 95 %" if noise is not None else "")
         + "; one line each, grouped where there are many."
@@ -258,33 +257,10 @@ def history(
         ("Kept", [told(c, noise) for c in reversed(kept)], 0.25),
         ("Nearest misses", [told(c, noise) for c in near[:NEAR_MISSES]], 0.08),
         ("Newest", [told(c, noise, reason=True) for c in reversed(newest)], 0.35),
-        (
-            "Code, older",
-            [
-                told(c, noise)
-                for c in reversed(done)
-                if c.row.number not in shown
-                and c.row.decision != "keep"
-                and not c.constants
-            ],
-            1.0,
-        ),
-        (
-            "Constants, older",
-            grouped(
-                [
-                    c
-                    for c in done
-                    if c.row.number not in shown
-                    and c.row.decision != "keep"
-                    and c.constants
-                ]
-            ),
-            1.0,
-        ),
+        ("Code, older", [told(c, noise) for c in older if not c.constants], 1.0),
+        ("Constants, older", grouped(c for c in older[::-1] if c.constants), 1.0),
     ]
-    left = room_bytes - size(head)
-    return "\n\n".join([head, *filled(groups, left)])
+    return "\n\n".join([head, *filled(groups, room_bytes - size(head))])
 
 
 def filled(groups: Sequence[tuple[str, list[str], float]], left: int) -> list[str]:

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from autoresearch import apparatus, cage, machine, policy, proposers
@@ -44,6 +44,7 @@ class Options:
     hours: float | None = None  # None: what program.md says
     proposers: tuple[str, ...] = ()  # none: what program.md says
     seed: int | None = None  # None: follows from the series
+    dollars: float | None = None  # None: what program.md says
 
 
 class Now:
@@ -145,6 +146,8 @@ def night_of(
     now.until = None if hours is None else time.time() + 3600 * hours
     bench = Bench(lab, found, terms_of(program, readonly), stop, now)
     specs = options.proposers or program.proposers
+    if options.dollars is not None:
+        program = replace(program, dollars=options.dollars)
     night = Night(
         books,
         bench,

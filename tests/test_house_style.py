@@ -34,8 +34,9 @@ LAYERS = (
     "channel constants metric program warden weights",
     "cage lab notebook policy rules served",
     "apparatus guest ledger machine pools sources",
-    "corpus results sandbox standalone",
-    "books chart context evaluator views",
+    "context corpus results sandbox standalone",
+    "novelty",
+    "books chart evaluator views",
     "proposers",
     "founding loop preflight report share",
     "night",
@@ -73,7 +74,7 @@ CATCHING_ALL = {
 
 FORBIDDEN_WORDS = {"util", "utils", "helper", "helpers", "manager", "handler", "misc"}
 EXTRAS = ("torch", "numpy", "optuna", "pyarrow", "rustbpe", "tiktoken", "safetensors")
-EXTRAS += ("pynvml",)
+EXTRAS += ("pynvml", "pydantic_ai", "openai", "anthropic", "httpx2", "mcp")
 
 
 def name_of(path: Path) -> str:

@@ -9,14 +9,18 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from autoresearch.errors import LabError
 from autoresearch.experiment import Proposal
 from autoresearch.ledger import Ledger
 from autoresearch.program import Program
 
-GRAMMAR = "search, mailbox, script:FILE"
+if TYPE_CHECKING:
+    from autoresearch.proposers.desk import Desk
+
+GRAMMAR = "search, mailbox, script:FILE, provider:model[@URL]"
+MODEL = re.compile(r"(?!script:|cmd:|human:)[a-z][a-z0-9_-]*:[^@\s]+(@https?://\S+)?")
 # Part of the grammar, so that a program.md written for them is not called a typo.
 LATER = re.compile(
     r"(claude|codex|gemini|opencode|aider)|cmd:.+|human:.+|[a-z][a-z0-9_-]*:[^@]+(@.+)?"
@@ -70,10 +74,13 @@ class Turns:
 
 def named(specs: Sequence[str], program: Program, folder: Path, seed: int) -> Proposer:
     """The proposers that these words name, taking turns; LabError for others."""
-    return Turns([one(spec, program, folder, seed) for spec in specs])
+    from autoresearch.proposers.desk import desk_of
+
+    desk = desk_of(folder, program)
+    return Turns([one(spec, program, desk, seed) for spec in specs])
 
 
-def one(spec: str, program: Program, folder: Path, seed: int) -> Proposer:
+def one(spec: str, program: Program, desk: "Desk", seed: int) -> Proposer:
     """The proposer that one word names."""
     word, _, rest = spec.partition(":")
     if spec == "search":
@@ -87,7 +94,11 @@ def one(spec: str, program: Program, folder: Path, seed: int) -> Proposer:
     if word == "script" and rest:
         from autoresearch.proposers.script import Script
 
-        return Script.read(folder / rest)
+        return Script.read(desk.lab.folder / rest)
+    if MODEL.fullmatch(spec):
+        from autoresearch.proposers.llm import LLM
+
+        return LLM(spec, desk)
     if LATER.fullmatch(spec):
         raise LabError(
             f"proposer {spec!r} is not built yet; today's are: {GRAMMAR}. "
