@@ -69,6 +69,7 @@ class Asked:
     limits: str = ""  # of one proposal, in words
     budget_tokens: int = BUDGET_TOKENS
     underway: tuple[str, ...] = ()  # titles that are being tried or written just now
+    ask: str = ASK  # how to reply; {metric}, {better} and {limits} are filled in
 
 
 @dataclass
@@ -98,7 +99,9 @@ def build(ledger: Ledger, asked: Asked) -> str:
     done = [changes.of(row) for row in rows]
     better = "lower" if ledger.lower_is_better else "higher"
     parts = [
-        ASK.format(metric=asked.metric, better=better, limits=asked.limits or "none"),
+        asked.ask.format(
+            metric=asked.metric, better=better, limits=asked.limits or "none"
+        ),
         "# program.md, the researcher's\n\n"
         + cut(visible(asked.program).strip(), MOST_PROGRAM_BYTES),
         state(ledger, asked, rows, noise),

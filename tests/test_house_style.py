@@ -32,7 +32,7 @@ LAYERS = (
     "edits experiment",
     "errors",
     "channel constants metric program warden weights",
-    "cage lab notebook policy rules served",
+    "cage lab leash notebook policy rules served",
     "apparatus guest ledger machine pools sources",
     "context corpus results sandbox standalone",
     "novelty",

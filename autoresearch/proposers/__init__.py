@@ -19,7 +19,11 @@ from autoresearch.program import Program
 if TYPE_CHECKING:
     from autoresearch.proposers.desk import Desk
 
-GRAMMAR = "search, mailbox, script:FILE, provider:model[@URL]"
+GRAMMAR = (
+    "search, mailbox, script:FILE, claude, codex, gemini, opencode, aider, "
+    'cmd:"...", provider:model[@URL]'
+)
+AGENT = re.compile(r"claude|codex|gemini|opencode|aider|cmd:.+")
 MODEL = re.compile(r"(?!script:|cmd:|human:)[a-z][a-z0-9_-]*:[^@\s]+(@https?://\S+)?")
 # Part of the grammar, so that a program.md written for them is not called a typo.
 LATER = re.compile(
@@ -95,6 +99,10 @@ def one(spec: str, program: Program, desk: "Desk", seed: int) -> Proposer:
         from autoresearch.proposers.script import Script
 
         return Script.read(desk.lab.folder / rest)
+    if AGENT.fullmatch(spec):
+        from autoresearch.proposers.agent import Agent
+
+        return Agent(spec, desk)
     if MODEL.fullmatch(spec):
         from autoresearch.proposers.llm import LLM
 
