@@ -309,6 +309,10 @@ def main(descriptor: int) -> None:
     _hello, _descriptors = _link.receive()
     sys.path.insert(0, os.getcwd())
     sys.argv = ["train.py"]
+    if _hello["mode"] == "rehearse":
+        from autoresearch import rehearsal
+
+        rehearsal.main(_link, _hello)
     # runpy runs a copy of this module's namespace only when asked to; train.py imports
     # `autoresearch.guest` by name and so sees the globals set above.
     runpy.run_path("train.py", run_name="__main__")

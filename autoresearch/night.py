@@ -28,7 +28,11 @@ from autoresearch.notebook import Notebook
 from autoresearch.pools import Pool
 from autoresearch.pools.inline import Inline
 from autoresearch.pools.local import Local
+from autoresearch.preflight import Preflight
 from autoresearch.program import Program
+from autoresearch.proposers import Proposer
+from autoresearch.proposers.desk import desk_of
+from autoresearch.proposers.hybrid import Hybrid
 from autoresearch.sandbox import Bench, Progress, Terms
 
 FIRST_WALL_SECONDS = 3600.0  # for a baseline with a token budget; then `loop.paced`
@@ -108,9 +112,14 @@ def opened(lab: Lab, options: Options, stop: Stop) -> Iterator[tuple[Night, Now]
         leave_nothing_behind(lab)
         found = apparatus.load(lab, Notebook(lab.folder))
         ledger = Ledger(lab.ledger, lower_is_better=found.lower_is_better)
+        thinking: Proposer | None = None  # None: the night could not be put together
         try:
-            yield night_of(lab, options, stop, found, ledger)
+            found_night, now = night_of(lab, options, stop, found, ledger)
+            thinking = found_night.proposer
+            yield found_night, now
         finally:
+            if isinstance(thinking, Hybrid):
+                thinking.close()
             lab.now.unlink(missing_ok=True)
             shutil.rmtree(lab.state / "runs", ignore_errors=True)
             ledger.close()
@@ -148,10 +157,13 @@ def night_of(
     specs = options.proposers or program.proposers
     if options.dollars is not None:
         program = replace(program, dollars=options.dollars)
+    desk = desk_of(lab.folder, program)
+    flight = Preflight(bench, ledger)
+    desk.check, desk.closing = flight, flight.close
     night = Night(
         books,
         bench,
-        proposers.named(specs, program, lab.folder, ledger.seed),
+        proposers.named(specs, program, lab.folder, ledger.seed, desk),
         policy.named(
             program.policy,
             lower_is_better=found.lower_is_better,

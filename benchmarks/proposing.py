@@ -3,11 +3,17 @@
     python benchmarks/proposing.py --json
 
 context_*    a ledger of a thousand experiments over the flagship's train.py, read anew
+preflight_*  the edits of `benchmarks/edits.py` on the flagship as sized for a GPU:
+             share of the broken caught, share of the sound refused, median seconds of
+             one (wall, and of CPU time, which a busy machine does not stretch)
+
+Parts are chosen with --only; preflight takes some minutes.
 """
 
 import argparse
 import json
 import random
+import resource
 import statistics
 import sys
 import tempfile
@@ -17,7 +23,15 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from autoresearch import constants, context, rules  # noqa: E402
+from autoresearch import (  # noqa: E402
+    apparatus,
+    constants,
+    context,
+    founding,
+    preflight,
+    rules,
+)
+from autoresearch.cage import Limits, Stop  # noqa: E402
 from autoresearch.experiment import (  # noqa: E402
     Candidate,
     Failure,
@@ -26,9 +40,12 @@ from autoresearch.experiment import (  # noqa: E402
     Score,
     Verdict,
 )
-from autoresearch.lab import git_blob  # noqa: E402
+from autoresearch.lab import Lab, git_blob  # noqa: E402
 from autoresearch.ledger import Ledger  # noqa: E402
+from autoresearch.notebook import Notebook  # noqa: E402
 from autoresearch.proposers.search import drawn, tidy  # noqa: E402
+from autoresearch.sandbox import Bench, Terms  # noqa: E402
+from benchmarks import edits  # noqa: E402
 
 FLAGSHIP = ROOT / "autoresearch" / "labs" / "gpt"
 
@@ -103,16 +120,78 @@ def context_of(count):
     }
 
 
+def preflight_of(every):
+    """How many of the broken and of the sound edits are refused, and in what time."""
+    with tempfile.TemporaryDirectory() as made:
+        folder = Path(made) / "lab"
+        founding.found(folder, "gpt", None, None, "gpu")
+        lab = Lab.find(folder)
+        source = lab.read("train.py")
+        ledger = Ledger(lab.ledger)
+        ledger.begin("series", "{}", 0, "{}")
+        baseline = Proposal(0, "baseline", source, "", "human")
+        baseline = ledger.admit(baseline, git_blob(source), "code")
+        scores = (score_of(baseline, 1.0),)
+        ledger.decide(Verdict("keep", "", scores, None), commit=None, at=0.0)
+        limits = Limits(memory_gb=80.0)
+        terms = Terms(300.0, None, 15.0, 3600.0, limits)
+        found = apparatus.load(lab, Notebook(folder))
+        bench = Bench(lab, found, terms, Stop(), lambda candidate, progress: None)
+        check = preflight.Preflight(bench, ledger)
+        check(baseline)  # the champion itself
+        parts = {"broken": edits.broken(source), "sound": edits.sound(source)}
+        refused, seconds, cpu = {}, [], []
+        for part, files in parts.items():
+            refused[part] = []
+            for name, text in files[::every]:
+                begun, used = time.monotonic(), cpu_seconds()
+                proposal = Proposal(None, name, text, git_blob(source), "x")
+                why = check(proposal)
+                seconds.append(time.monotonic() - begun)
+                cpu.append(cpu_seconds() - used)
+                refused[part].append((name, why))
+                print(f"{part:<7} {cpu[-1]:5.1f} s  {name}: {why}", file=sys.stderr)
+    caught = [bool(why) for _, why in refused["broken"]]
+    wrong = [bool(why) for _, why in refused["sound"]]
+    return {
+        "preflight_broken": len(caught),
+        "preflight_caught": round(statistics.fmean(caught), 3),
+        "preflight_sound": len(wrong),
+        "preflight_false": round(statistics.fmean(wrong), 3),
+        "preflight_seconds": round(statistics.median(seconds), 2),
+        "preflight_cpu_seconds": round(statistics.median(cpu), 2),
+        "preflight_longest_cpu_seconds": round(max(cpu), 2),
+        "preflight_missed": [name for name, why in refused["broken"] if not why],
+        "preflight_wrong": [name for name, why in refused["sound"] if why],
+    }
+
+
+def cpu_seconds():
+    """Of this process and of all it has waited for."""
+    return sum(
+        used.ru_utime + used.ru_stime
+        for used in map(
+            resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+        )
+    )
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--experiments", type=int, default=1000)
     parser.add_argument("--show", action="store_true", help="print the context itself")
+    parser.add_argument("--only", choices=("context", "preflight"))
+    parser.add_argument("--every", type=int, default=1, help="only each n-th edit")
     options = parser.parse_args()
-    found = context_of(options.experiments)
-    sample = found.pop("context_sample")
-    if options.show:
-        print(sample)
+    found = {}
+    if options.only in (None, "context"):
+        found |= context_of(options.experiments)
+        sample = found.pop("context_sample")
+        if options.show:
+            print(sample)
+    if options.only in (None, "preflight"):
+        found |= preflight_of(options.every)
     if options.json:
         print(json.dumps(found))
     else:

@@ -33,6 +33,7 @@ LAYERS = (
     "errors",
     "channel constants metric program warden weights",
     "cage lab leash notebook policy rules served",
+    "rehearsal",
     "apparatus guest ledger machine pools sources",
     "context corpus results sandbox standalone",
     "novelty",
@@ -52,7 +53,10 @@ APART = (
     ("policy", "apparatus cage channel lab ledger machine notebook"),
     ("proposers", "apparatus books cage channel evaluator notebook sandbox"),
     # The untrusted side knows nothing of what decides, and is never imported by it.
-    ("guest served standalone", "apparatus cage evaluator ledger lab sandbox"),
+    (
+        "guest rehearsal served standalone",
+        "apparatus cage evaluator ledger lab sandbox",
+    ),
     ("sandbox evaluator books loop night ledger", "guest standalone"),
     ("report views chart", "cage evaluator sandbox loop"),
 )
@@ -70,6 +74,7 @@ CATCHING_ALL = {
         "apparatus.py",
         "execute",
     ): "prepare.py is the researcher's and may raise anything",
+    ("rehearsal.py", "main"): "an untrusted train.py may raise anything",
 }
 
 FORBIDDEN_WORDS = {"util", "utils", "helper", "helpers", "manager", "handler", "misc"}

@@ -7,7 +7,7 @@ name | `provider:model[@URL]` | `cmd:"..."` | `human:NAME`.
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -49,39 +49,54 @@ class Proposer(Protocol):
         ...
 
 
-@dataclass(slots=True)
-class Turns:
-    """Several proposers, one after the other; who has no idea is passed over."""
+def named(
+    specs: Sequence[str],
+    program: Program,
+    folder: Path,
+    seed: int,
+    desk: "Desk | None" = None,
+) -> Proposer:
+    """The proposers that these words name; LabError for others.
 
-    proposers: Sequence[Proposer]
-    turn: int = 0
+    Several share the GPU by a bandit. Who takes long thinks in the background, and
+    while it does, or rests, the optimiser stands in.
+    """
+    from autoresearch.proposers.desk import desk_of
 
-    @property
-    def name(self) -> str:
-        """All their names."""
-        return ", ".join(proposer.name for proposer in self.proposers)
+    desk = desk or desk_of(folder, program)
+    found = [one(spec, program, desk, seed) for spec in dict.fromkeys(specs)]
+    thinking = [proposer for proposer in found if slow(proposer.name)]
+    if len(found) == 1 and not thinking:
+        return found[0]
+    from autoresearch.proposers.hybrid import Hybrid
 
-    @property
-    def exhausted(self) -> bool:
-        """Whether all of them are."""
-        return all(proposer.exhausted for proposer in self.proposers)
+    spare = standing_in(program, seed) if thinking and "search" not in specs else None
+    return Hybrid(found, seed, spare=spare, closing=partial(dismiss, found, desk))
 
-    def propose(self, ledger: Ledger) -> Proposal | None:
-        """The next one's proposal."""
-        for _ in self.proposers:
-            proposer = self.proposers[self.turn % len(self.proposers)]
-            self.turn += 1
-            if proposal := proposer.propose(ledger):
-                return proposal
+
+def slow(spec: str) -> bool:
+    """Whether this proposer thinks, which takes a while."""
+    return bool(AGENT.fullmatch(spec) or MODEL.fullmatch(spec))
+
+
+def standing_in(program: Program, seed: int) -> Proposer | None:
+    """The optimiser, where it is installed."""
+    from autoresearch.proposers.search import Search
+
+    try:
+        return Search(seed=seed, max_constants=program.max_constants)
+    except LabError:
         return None
 
 
-def named(specs: Sequence[str], program: Program, folder: Path, seed: int) -> Proposer:
-    """The proposers that these words name, taking turns; LabError for others."""
-    from autoresearch.proposers.desk import desk_of
+def dismiss(proposers: Sequence[Proposer], desk: "Desk") -> None:
+    """The night is over: nobody thinks on."""
+    from autoresearch.proposers.ahead import Ahead
 
-    desk = desk_of(folder, program)
-    return Turns([one(spec, program, desk, seed) for spec in specs])
+    desk.closing()
+    for proposer in proposers:
+        if isinstance(proposer, Ahead):
+            proposer.close()
 
 
 def one(spec: str, program: Program, desk: "Desk", seed: int) -> Proposer:
@@ -101,12 +116,15 @@ def one(spec: str, program: Program, desk: "Desk", seed: int) -> Proposer:
         return Script.read(desk.lab.folder / rest)
     if AGENT.fullmatch(spec):
         from autoresearch.proposers.agent import Agent
+        from autoresearch.proposers.ahead import Ahead
 
-        return Agent(spec, desk)
+        return Ahead(Agent(spec, desk), desk, most=2)
     if MODEL.fullmatch(spec):
+        from autoresearch.proposers.ahead import Ahead
         from autoresearch.proposers.llm import LLM
 
-        return LLM(spec, desk)
+        model = LLM(spec, desk)
+        return model if model.shares_the_gpu else Ahead(model, desk)
     if LATER.fullmatch(spec):
         raise LabError(
             f"proposer {spec!r} is not built yet; today's are: {GRAMMAR}. "

@@ -28,6 +28,10 @@ def unchecked(proposal: Proposal) -> str:
     return ""
 
 
+def nothing() -> None:
+    """There is nothing to end."""
+
+
 class Purse:
     """What a night may spend on askings; shared by its proposers."""
 
@@ -61,6 +65,7 @@ class Desk:
     lab: Lab
     purse: Purse
     check: Check = unchecked  # replaced by `preflight` where a night is on
+    closing: Callable[[], None] = nothing  # ends `check`, with the night
     last_good: Program = field(default_factory=Program)
     underway: set[str] = field(default_factory=set)  # titles being written or queued
 
@@ -93,6 +98,10 @@ class Desk:
 
     def fault(self, ledger: Ledger, proposal: Proposal) -> str:
         """What is wrong with a proposal, before anything trains; "" when nothing is."""
+        return self.quick_fault(ledger, proposal) or self.check(proposal)
+
+    def quick_fault(self, ledger: Ledger, proposal: Proposal) -> str:
+        """The same without running anything of it."""
         settings, _ = self.program()
         limits = rules.Limits(settings.max_constants, settings.max_changed_lines)
         parent = ledger.source(proposal.parent)
@@ -102,8 +111,7 @@ class Desk:
         twin = ledger.same_code(code, proposal.parent, None)
         if twin is not None:
             return f"the same code as experiment {twin}"
-        near = novelty.near_twin(ledger, proposal.source, proposal.parent)
-        return near or self.check(proposal)
+        return novelty.near_twin(ledger, proposal.source, proposal.parent)
 
     def record(self, ledger: Ledger, asking: Asking) -> None:
         """Put an asking on record and its cost on the bill."""

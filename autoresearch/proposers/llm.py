@@ -16,15 +16,18 @@ OPENROUTER_API_KEY. Not covered: streaming; tools; a provider's own retries (off
 
 import asyncio
 import ipaddress
+import json
 import os
 import re
 import time
+import urllib.request
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from autoresearch import context
+from autoresearch import context, machine
 from autoresearch.edits import one_line
 from autoresearch.errors import LabError
 from autoresearch.experiment import Proposal
@@ -111,6 +114,12 @@ class Endpoint:
             return host == "localhost" or host.endswith((".local", ".lan", ".internal"))
 
     @property
+    def here(self) -> bool:
+        """Whether it is this very machine."""
+        host = urlsplit(self.url).hostname or ""
+        return host == "localhost" or host.startswith("127.") or host == "::1"
+
+    @property
     def key(self) -> str:
         """The key from the environment; "" where there is none."""
         return os.environ.get(KEYS.get(self.provider, ""), "")
@@ -127,6 +136,8 @@ class LLM:
         self._resting_until = 0.0  # time.time()
         self._rest_seconds = FIRST_REST_SECONDS
         self._broke = False
+        # A model on the GPU that trains is asked between runs only, and unloaded.
+        self.shares_the_gpu = self._endpoint.here and bool(machine.nvidia())
         require_means(spec, self._endpoint, desk)
 
     @property
@@ -155,6 +166,9 @@ class LLM:
         except NoAnswer as none:
             self._rest(ledger, talk, none)
             return None
+        finally:
+            if self.shares_the_gpu:
+                unload(self._endpoint)
         self._rest_seconds = FIRST_REST_SECONDS
         word = f"refused: {proposal.refused}" if proposal.refused else "proposed"
         self._record(ledger, talk, word, git_blob(proposal.source))
@@ -409,6 +423,22 @@ def model_of(endpoint: Endpoint, http: Any) -> "Model":
     return OpenAIChatModel(
         endpoint.model, provider=OpenAIProvider(openai_client=openai)
     )
+
+
+def unload(endpoint: Endpoint) -> None:
+    """Ask ollama to give the GPU's memory back; other servers know no such call."""
+    if endpoint.provider != "ollama":
+        return
+    parts = urlsplit(endpoint.url)
+    body = json.dumps({"model": endpoint.model, "keep_alive": 0}).encode()
+    request = urllib.request.Request(  # noqa: S310  (the URL was read by Endpoint)
+        f"{parts.scheme}://{parts.netloc}/api/generate",
+        body,
+        {"content-type": "application/json"},
+    )
+    # If it cannot be reached now, it holds no memory that anybody could free.
+    with suppress(OSError), urllib.request.urlopen(request, timeout=20):  # noqa: S310
+        pass
 
 
 # -- money, keys, and the extra --------------------------------------------------------
