@@ -258,13 +258,19 @@ def queue(
     lab: Lab, ledger: Ledger, file: Path, title: str, by: str, reason: str
 ) -> tuple[int, float]:
     """Put a person's train.py on record: (experiment, minutes to its verdict)."""
+    return queue_source(lab, ledger, read_candidate(file), title, by, reason)
+
+
+def queue_source(
+    lab: Lab, ledger: Ledger, source: str, title: str, by: str, reason: str
+) -> tuple[int, float]:
+    """The same for a file that is at hand as text."""
     champion = ledger.champion
     if champion is None:
         raise NotYet(
             "there is no champion to compare with yet. Next: autoresearch run, which "
             "measures the train.py of this lab first"
         )
-    source = read_candidate(file)
     if not one_line(title):
         raise LabError('the title is empty. Next: autoresearch try FILE "what is new"')
     name = one_line(by) or os.environ.get("USER", "") or "someone"

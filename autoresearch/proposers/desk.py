@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from autoresearch import context, edits, novelty, program, rules
+from autoresearch import context, edits, guidance, novelty, program, rules
 from autoresearch.errors import LabError
 from autoresearch.experiment import Proposal
 from autoresearch.lab import Lab
@@ -83,7 +83,7 @@ class Desk:
         settings, text = self.program()
         titles = {p.title for p in ledger.open()} | set(self.underway)
         return context.Asked(
-            text, self.metric, limits_in_words(settings), underway=tuple(sorted(titles))
+            text, self.metric, guidance.limits(settings), underway=tuple(sorted(titles))
         )
 
     @property
@@ -131,16 +131,6 @@ class Desk:
 def desk_of(folder: Path, settings: Program) -> Desk:
     """The desk of one night in a lab."""
     return Desk(Lab(folder), Purse(settings.dollars), last_good=settings)
-
-
-def limits_in_words(settings: Program) -> str:
-    """What code enforces of one proposal."""
-    return (
-        f"- at most {settings.max_constants} constant(s), or else at most "
-        f"{settings.max_changed_lines} changed lines of code\n"
-        f"- 20 added lines must gain {settings.gain_per_20_added_lines:g}\n"
-        "- no seeds, no data, no downloads; repeats and near-repeats are refused"
-    )
 
 
 def proposal_of(
