@@ -83,7 +83,7 @@ BROKEN = (
     ("a convolution that looks ahead", (
         UPDOWN, UPDOWN + "\n        self.mix = nn.Conv1d(WIDTH, WIDTH, 3, padding=1, groups=WIDTH)"),
         (MLP, "        x = x + self.mix(x.transpose(1, 2)).transpose(1, 2)\n" + MLP)),
-    ("batch norm across rows", (UPDOWN, UPDOWN + "\n        self.bn = nn.BatchNorm1d(WIDTH)"),
+    ("batch norm across rows",
      (MLP, "        x = (x - x.mean(dim=(0, 1))) / (1e-3 + x.std(dim=(0, 1)))\n" + MLP)),
     # -- the contract
     ("no submit", (SUBMIT, "print(")),
@@ -184,3 +184,8 @@ def sound(source):
             if text != source:
                 found.append((f"{knob.name} = {value}", text))
     return found
+
+
+def broken_for(source, names):
+    """(name, train.py) of some broken edits."""
+    return [edited(source, edit) for edit in BROKEN if edit[0] in names]

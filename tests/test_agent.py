@@ -12,6 +12,7 @@ from autoresearch.errors import LabError
 from autoresearch.ledger import Ledger
 from autoresearch.program import Program
 from autoresearch.proposers import agent, named
+from autoresearch.proposers import examined as named_states
 from autoresearch.proposers.desk import desk_of
 from tests import nights
 from tests.test_context import night as short_night
@@ -197,6 +198,22 @@ def test_a_limit_that_names_an_hour_ends_at_that_hour():
 
     assert agent.limit_ends("limit reached, resets 3am", now) - now == 4.5 * 3600
     assert agent.limit_ends("usage limit. try again at 11:05 PM", now) - now == 35 * 60
+
+
+def test_check_says_how_an_agent_does_before_the_night(lab, tmp_path, monkeypatch):
+    def state(name, code, *env):
+        program = tmp_path / name
+        program.write_text(f"#!/bin/sh\n{code}\n")
+        program.chmod(0o755)
+        monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+        return named_states((name,), Program(), lab.folder)[name]
+
+    assert "HOME=" in state("codex", "true")
+    assert "codex login" in state("codex", "true")
+    monkeypatch.setenv("CODEX_API_KEY", "k")
+    assert state("codex", "true").startswith("ok")
+    busy = "echo 429: usage limit, try again in 2 hours; exit 1"
+    assert state("codex", busy).startswith("limit until ")
 
 
 def test_costs_are_what_its_json_lines_say_or_unknown():

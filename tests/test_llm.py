@@ -225,6 +225,23 @@ def test_a_model_drives_a_night_from_end_to_end(tmp_path):
     assert all(asking.dollars is None for asking in ledger.askings())
 
 
+@pytest.mark.parametrize(
+    ("step", "state"),
+    [
+        (lambda prompt: prompt.partition("codeword is ")[2][:11], "ok, read 24000"),
+        (lambda prompt: "I see no codeword.", "Next: OLLAMA_CONTEXT_LENGTH=49152"),
+        ("429 long", "limit until "),
+        ("401", "no answer: 401"),
+    ],
+)
+def test_check_says_how_a_model_does_before_the_night(lab, step, state):
+    with ModelServer(step) as server:
+        found = proposers.examined((server.spec,), Program(), lab.folder)
+
+    assert state in found[server.spec]
+    assert len(server.prompts[0]) > 60_000
+
+
 LINES = st.sampled_from(
     [
         "TITLE: t", "FILE: prepare.py", "<<<<<<< SEARCH", "=======", ">>>>>>> REPLACE",

@@ -74,6 +74,26 @@ def named(
     return Hybrid(found, seed, spare=spare, closing=partial(dismiss, found, desk))
 
 
+def examined(specs: Sequence[str], program: Program, folder: Path) -> dict[str, str]:
+    """Each proposer and how it does: `ok ...`, or what to type; LabError for others.
+
+    Asks models and agents once, so it may take a minute and some money.
+    """
+    from autoresearch.proposers.ahead import Ahead
+    from autoresearch.proposers.desk import desk_of
+    from autoresearch.proposers.llm import LLM
+
+    desk, found = desk_of(folder, program), {}
+    for spec in dict.fromkeys(specs):
+        proposer = one(spec, program, desk, seed=0)
+        match proposer:
+            case Ahead(inner=thinker) | (LLM() as thinker):
+                found[spec] = thinker.examine()
+            case _:
+                found[spec] = "ok"
+    return found
+
+
 def slow(spec: str) -> bool:
     """Whether this proposer thinks, which takes a while."""
     return bool(AGENT.fullmatch(spec) or MODEL.fullmatch(spec))

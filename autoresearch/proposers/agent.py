@@ -57,6 +57,8 @@ SECRETS = (
 )
 
 
+EXAMINE_SECONDS = 90.0
+HELLO = "Write the line `TITLE: ok` into a new file IDEA.md in this folder, and end."
 ASK = """\
 You are in a folder of your own with copies of train.py, prepare.py and program.md.
 Make ONE change to train.py that should lower or raise {metric} ({better} is better) and
@@ -229,7 +231,19 @@ class Agent:
         """Kill what is running, and start nothing more."""
         self._closed = True
 
-    def _work(self, prompt: str, source: str) -> tuple[leash.Ended, Left]:
+    def examine(self) -> str:
+        """`ok`, `not logged in ...` with the command, or `limit until HH:MM`."""
+        if (state := login_state(self.name)) != "ok":
+            return state
+        begun = time.monotonic()
+        done, left = self._work(HELLO, "", EXAMINE_SECONDS)
+        if left.head.strip() or done.code == 0:
+            return f"ok, answered in {time.monotonic() - begun:.1f} s"
+        return verdict_on(done, self.name, self._kind, time.time())[0]
+
+    def _work(
+        self, prompt: str, source: str, limit_seconds: float | None = None
+    ) -> tuple[leash.Ended, Left]:
         """One run of the command in a fresh folder."""
         with tempfile.TemporaryDirectory(prefix="autoresearch-agent-") as made:
             folder = Path(made).resolve() / "work"
@@ -242,7 +256,7 @@ class Agent:
                 folder=folder,
                 env=environment(self._kind, home),
                 words=words.encode(errors="replace"),
-                limit_seconds=AGENT_SECONDS,
+                limit_seconds=limit_seconds or AGENT_SECONDS,
                 walls=leash.Walls((folder, home), hidden_of(self._desk.lab.state)),
                 stop=lambda: self._closed,
             )

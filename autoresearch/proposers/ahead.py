@@ -51,6 +51,10 @@ class Thinker(Protocol):
         """Stop what is under way; it is not asked again."""
         ...
 
+    def examine(self) -> str:
+        """`ok ...`, or what is wrong with it and what to type."""
+        ...
+
 
 class Ahead:
     """The same proposer, never waited for."""
@@ -58,7 +62,7 @@ class Ahead:
     def __init__(self, inner: Thinker, desk: Desk, most: int = MOST_UNDERWAY) -> None:
         self.name = inner.name
         self.dropped = 0  # ideas that a new champion made useless
-        self._inner = inner
+        self.inner = inner
         self._desk = desk
         self._most = most
         self._wanted = 1
@@ -73,7 +77,7 @@ class Ahead:
     def exhausted(self) -> bool:
         """Whether nothing is ready and nothing will be."""
         with self._turn:
-            return self._inner.exhausted and not self._ready and not self._busy
+            return self.inner.exhausted and not self._ready and not self._busy
 
     def propose(self, ledger: Ledger) -> Proposal | None:
         """An idea that is ready, on the present champion; None when there is none."""
@@ -84,7 +88,7 @@ class Ahead:
             if self._went_wrong is not None:
                 raise self._went_wrong
             proposal = self._next(ledger, champion)
-            if proposal is None and not self._inner.resting_until:
+            if proposal is None and not self.inner.resting_until:
                 self._wanted = min(self._most, self._wanted + 1)
             elif len(self._ready) > 1:
                 self._wanted = max(1, self._wanted - 1)
@@ -97,7 +101,7 @@ class Ahead:
         with self._turn:
             self._closed = True
             self._turn.notify_all()
-        self._inner.close()
+        self.inner.close()
         for thread in self._threads:
             thread.join(JOIN_SECONDS)
 
@@ -131,7 +135,7 @@ class Ahead:
         ledger.series = series
         try:
             while self._wait():
-                proposal = self._inner.propose(ledger)
+                proposal = self.inner.propose(ledger)
                 with self._turn:
                     self._busy -= 1
                     if proposal is not None:
@@ -150,7 +154,7 @@ class Ahead:
         with self._turn:
             while not self._closed:
                 missing = self._wanted - len(self._ready) - self._busy
-                asleep = self._inner.exhausted or self._inner.resting_until
+                asleep = self.inner.exhausted or self.inner.resting_until
                 if missing > 0 and not asleep:
                     self._busy += 1
                     return True

@@ -65,6 +65,18 @@ REFUSED_REST_SECONDS = 3600.0  # a key that is wrong, a model that is not there
 PAUSES_SECONDS = (1.0, 3.0, 8.0)
 
 
+CODEWORD = "PELARGONIUM"
+QUESTION = "Reply with the codeword from the very beginning, and nothing else."
+WINDOW_TOKENS = 49_152  # a context, an answer, and both once more
+
+
+def filler() -> str:
+    """A text as long as the largest context."""
+    line = "{:05}: the loss fell, then it rose, and nobody knew why."
+    count = context.BUDGET_TOKENS // context.tokens(line.format(0) + "\n")
+    return "\n".join(line.format(number) for number in range(count))
+
+
 class NoAnswer(Exception):
     """Nothing came that could be read. `rest_seconds` until it makes sense to ask."""
 
@@ -229,6 +241,44 @@ class LLM:
 
     def close(self) -> None:
         """Nothing is held between two askings."""
+
+    def examine(self) -> str:
+        """Ask it something of full size: `ok ...`, or what is wrong and the remedy.
+
+        Servers of local models cut a prompt that does not fit their window, from its
+        beginning and without a word; so the word to repeat stands at the beginning.
+        """
+        prompt = f"The codeword is {CODEWORD}.\n\n{filler()}\n\n{QUESTION}"
+        if not self._desk.purse.allows(self.most_dollars(prompt)):
+            return "not asked: dollars are used up"
+        talk, begun = Talk(""), time.monotonic()
+        try:
+            reply = talk.ask(self._endpoint, prompt, begun + ANSWER_SECONDS)
+        except NoAnswer as none:
+            at = time.strftime("%H:%M", time.localtime(time.time() + none.rest_seconds))
+            return f"limit until {at}" if none.limit else f"no answer: {none}"
+        finally:
+            self._desk.purse.paid(talk.dollars, (talk.tokens_in or 0))
+            if self.shares_the_gpu:
+                unload(self._endpoint)
+        took = time.monotonic() - begun
+        if CODEWORD not in reply.upper():
+            return f"loses the beginning of a long prompt. Next: {self._window}"
+        words = f"ok, read {context.BUDGET_TOKENS} tokens in {took:.1f} s"
+        if self.shares_the_gpu:
+            words += (
+                "; on the GPU that trains, so asked between runs, which wait for it"
+            )
+        return words
+
+    @property
+    def _window(self) -> str:
+        """How its server gets a window that is large enough."""
+        if self._endpoint.provider == "ollama":
+            return f"OLLAMA_CONTEXT_LENGTH={WINDOW_TOKENS} ollama serve"
+        if self._endpoint.provider == "llamacpp":
+            return f"llama-server --ctx-size {WINDOW_TOKENS}"
+        return f"give it a context of {WINDOW_TOKENS} tokens (vllm: --max-model-len)"
 
 
 class Talk:
