@@ -220,6 +220,11 @@ def test_costs_are_what_its_json_lines_say_or_unknown():
     claude = '{"type":"result","total_cost_usd":0.12,"usage":{"input_tokens":9,"output_tokens":4}}'
     codex = '{"type":"turn.completed","usage":{"input_tokens":7,"output_tokens":2}}'
 
+    opencode = (
+        '{"type":"step_finish","part":{"cost":0,"tokens":{"input":5,"output":1}}}'
+    )
+
+    assert agent.bill(f"{opencode}\n{opencode}\n") == (None, 10, 2)
     assert agent.bill(f"x\n{claude}\n") == (0.12, 9, 4)
     assert agent.bill(f"{codex}\n{codex}\n[1]\n{{") == (None, 14, 4)
     assert agent.bill('{"total_cost_usd": -1}') == (None, None, None)

@@ -478,22 +478,31 @@ def bill(text: str) -> tuple[float | None, int | None, int | None]:
         if not line.startswith("{") or len(line) > 200_000:
             continue
         try:
-            found = json.loads(line)
+            found = dict_of(json.loads(line))
         except (ValueError, RecursionError):
             continue
-        cost = found.get("total_cost_usd") if isinstance(found, dict) else None
-        if isinstance(cost, int | float) and 0 <= cost < 1e6:
-            dollars = float(cost)
-        usage = found.get("usage") if isinstance(found, dict) else None
-        if isinstance(usage, dict) and found.get("type") in (
-            "result",
-            "turn.completed",
-        ):
-            for place, key in enumerate(("input_tokens", "output_tokens")):
-                count = usage.get(key)
-                if isinstance(count, int) and 0 <= count < 1 << 40:
-                    tokens[place] = (tokens[place] or 0) + count
+        part = dict_of(found.get("part"))
+        if found.get("type") == "step_finish":  # opencode
+            cost, counts = part.get("cost"), dict_of(part.get("tokens"))
+            keys = ("input", "output")
+        else:  # claude and codex say it once, at the end
+            cost, counts = found.get("total_cost_usd"), dict_of(found.get("usage"))
+            keys = ("input_tokens", "output_tokens")
+            if found.get("type") not in ("result", "turn.completed"):
+                continue
+        # A price that is not known is said as 0 by some; 0 is no price.
+        if isinstance(cost, int | float) and 0 < cost < 1e6:
+            dollars = (dollars or 0.0) + float(cost)
+        for place, key in enumerate(keys):
+            count = counts.get(key)
+            if isinstance(count, int) and 0 <= count < 1 << 40:
+                tokens[place] = (tokens[place] or 0) + count
     return dollars, tokens[0], tokens[1]
+
+
+def dict_of(value: object) -> dict[str, object]:
+    """A JSON object, or an empty one for anything else."""
+    return value if isinstance(value, dict) else {}
 
 
 def login_state(spec: str) -> str:
