@@ -17,6 +17,7 @@ import os
 import re
 import runpy
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -33,6 +34,7 @@ MOST_CONTEXT = 256
 MOST_ROWS = 2
 MOST_BATCHES = 12
 LONGEST_SECONDS = 2.5  # of batches; then progress is 1
+GRACE_SECONDS = 8.0  # after that, for the last step and what stands behind the loop
 TOKENS = 20_000
 BIG_PARAMETERS = 6_000_000  # from here on the small file is used
 WRONG_SHAPES = re.compile(
@@ -52,8 +54,15 @@ class Found(Exception):
 class Rehearsal:
     """What train.py talks to instead of a run. Same names as `guest.Training`."""
 
-    def __init__(self, build: Callable[[], Any], prepare: Any, hello: Message) -> None:
+    def __init__(
+        self,
+        build: Callable[[], Any],
+        prepare: Any,
+        hello: Message,
+        give_up: Callable[[str], None],
+    ) -> None:
         self._build = build
+        self._give_up = give_up
         self._prepare = prepare
         self._causal = bool(prepare.CAUSAL)
         self._begun: float | None = None
@@ -72,6 +81,7 @@ class Rehearsal:
         """Training text: random tokens, or the lab's own where it is no text."""
         if self._begun is None:
             self._begun = time.monotonic()
+            threading.Thread(target=self._watch, daemon=True).start()
         if self._causal:
             import numpy as np
 
@@ -96,6 +106,17 @@ class Rehearsal:
     @property
     def progress(self) -> float:
         return min(1.0, max(self.steps / MOST_BATCHES, self.seconds / LONGEST_SECONDS))
+
+    def _watch(self) -> None:
+        """End a loop that does not look at its budget. Of CPU time as well as of the
+        clock: on a busy machine an honest step may take long."""
+        used = time.process_time()
+        while (
+            self.seconds < LONGEST_SECONDS + GRACE_SECONDS
+            or time.process_time() - used < LONGEST_SECONDS + GRACE_SECONDS
+        ):
+            time.sleep(0.2)
+        self._give_up("it trains on after its budget is used (run.progress is 1)")
 
     def spent(self, tokens: int) -> None:
         self.tokens_seen += tokens
@@ -123,6 +144,7 @@ class Rehearsal:
 
     def submit(self, model: Any, **facts: float | int | str) -> None:
         """Look at what is handed in, then end."""
+        self._give_up = lambda words: None  # what follows is ours, and may take a while
         if self._begun is None:
             raise Found("it submits without having touched the data")
         if self.progress < 0.95:
@@ -276,8 +298,13 @@ def kept_bytes(build: Callable[[], Any], prepare: Any) -> float:
 def main(link: Channel, hello: Message) -> NoReturn:
     """Entry in the guest: rehearse, say what was found, end."""
     outcome: dict[str, object] = {}
+
+    def give_up(words: str) -> None:
+        link.send({"say": "rehearsed", "fault": words})
+        os._exit(0)
+
     try:
-        outcome = rehearsed(hello)
+        outcome = rehearsed(hello, give_up)
         fault = ""
     except Found as found:
         fault = str(found)
@@ -291,7 +318,7 @@ def main(link: Channel, hello: Message) -> NoReturn:
     os._exit(0)
 
 
-def rehearsed(hello: Message) -> dict[str, object]:
+def rehearsed(hello: Message, give_up: Callable[[str], None]) -> dict[str, object]:
     """Both passes; Found or any error of train.py says what is wrong."""
     sys.argv = ["train.py"]
     sys.path.insert(0, os.getcwd())
@@ -307,7 +334,7 @@ def rehearsed(hello: Message) -> dict[str, object]:
     def begin(build: Callable[[], Any]) -> Rehearsal:
         if made:
             raise Found("it calls prepare.begin twice")
-        made.append(Rehearsal(build, prepare, hello))
+        made.append(Rehearsal(build, prepare, hello, give_up))
         sow(made[0].seed)
         return made[0]
 

@@ -104,9 +104,6 @@ BROKEN = (
     ("rates of a million", ("def rate_at(progress):", "def rate_at(progress):\n    return 1e30")),
     ("a parameter stepped twice", (GROUPS, GROUPS + '\n        {"params": values, "base": SCALAR_LR, "weight_decay": 0.0},')),
     ("a parameter nobody made", (GROUPS, GROUPS.replace("model.x0]", "model.x0, model.skip]"))),
-    ("muon on a vector", (X0, X0), ("    apart = {id(p) for p in gates + values}", "    apart = {id(p) for p in values}"),
-     ("        self.attention, self.mlp = Attention(layer), MLP()", "        self.attention, self.mlp = Attention(layer), MLP()\n        self.scale = nn.Parameter(torch.ones(WIDTH))"),
-     (FORWARD, "        x = x + self.scale * self.attention(norm(x), ids, cos, sin)")),
     ("integer parameter", (X0, "        self.x0 = nn.Parameter(torch.zeros(DEPTH, dtype=torch.int64))")),
     ("wrong device of a mask", (BAND, "    return ((ago >= 0) & (ago < window)).to('cuda')")),
     # -- memory
@@ -139,6 +136,9 @@ SOUND_CODE = (
     ("average of weights", (LOOP, "ema = [p.detach().clone() for p in model.parameters()]\n" + LOOP),
      (BACK, BACK + "\n    with torch.no_grad():\n        torch._foreach_lerp_(ema, list(model.parameters()), 0.01)"),
      (SUBMIT, "with torch.no_grad():\n    torch._foreach_copy_(list(model.parameters()), ema)\n" + SUBMIT)),
+    ("a learned scale, stepped by Muon", ("    apart = {id(p) for p in gates + values}", "    apart = {id(p) for p in values}"),
+     ("        self.attention, self.mlp = Attention(layer), MLP()", "        self.attention, self.mlp = Attention(layer), MLP()\n        self.scale = nn.Parameter(torch.ones(WIDTH))"),
+     (FORWARD, "        x = x + self.scale * self.attention(norm(x), ids, cos, sin)")),
     ("tokens read by hand", (LOOP, "import numpy as np\nrng = np.random.default_rng(run.seed)\n\n\ndef drawn():\n    while run.progress < 1:\n        at = rng.integers(0, len(run.tokens) - T - 1, rows)\n        cut = np.stack([run.tokens[a : a + T + 1] for a in at]).astype(np.int64)\n        run.spent(rows * T)\n        both = torch.from_numpy(cut).to(run.device)\n        yield both[:, :-1], both[:, 1:]\n\n\nfor x, y in drawn():")),
 )  # fmt: skip
 

@@ -24,6 +24,7 @@ CAUGHT = {
     "submits early": "of the budget",
     "a parameter made after building": "differ in extra",
     "rates of a million": "not finite",
+    "never looks at progress": "trains on after its budget",
 }
 
 

@@ -138,7 +138,8 @@ def one(spec: str, program: Program, desk: "Desk", seed: int) -> Proposer:
         from autoresearch.proposers.agent import Agent
         from autoresearch.proposers.ahead import Ahead
 
-        return Ahead(Agent(spec, desk), desk, most=2)
+        # One at a time: two of one agent would share its HOME, and its database there.
+        return Ahead(Agent(spec, desk), desk, most=1)
     if MODEL.fullmatch(spec):
         from autoresearch.proposers.ahead import Ahead
         from autoresearch.proposers.llm import LLM
