@@ -516,7 +516,8 @@ def write_report(lab: Lab) -> list[str]:
     )
     page = lab.path("report.html")
     write_whole(page, reporting.html(built))
-    return [*reporting.headline(built), f"{page} written."]
+    asked = views.asked_lines(ledger)
+    return [*reporting.headline(built), *asked, f"{page} written."]
 
 
 @main.command(epilog="example: autoresearch rebuild")

@@ -159,7 +159,7 @@ def night_of(
         program = replace(program, dollars=options.dollars)
     desk = desk_of(lab.folder, program)
     flight = Preflight(bench, ledger)
-    desk.check, desk.closing = flight, flight.close
+    desk.check, desk.closing, desk.notify = flight, flight.close, now.notice
     night = Night(
         books,
         bench,

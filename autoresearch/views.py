@@ -16,7 +16,7 @@ from autoresearch import constants, results, rules
 from autoresearch.errors import LabError, NotYet
 from autoresearch.experiment import Proposal
 from autoresearch.lab import LARGEST_FILE_BYTES, Lab, git_blob
-from autoresearch.ledger import Ledger, Row
+from autoresearch.ledger import Asking, Ledger, Row
 from autoresearch.notebook import one_line
 from autoresearch.results import number
 
@@ -159,6 +159,28 @@ def duration(seconds: float) -> str:
     if hours:
         return f"{hours}:{minute:02}:{second:02}"
     return f"{minute}:{second:02}"
+
+
+def asked_lines(ledger: Ledger) -> list[str]:
+    """What was asked of models and agents, what it cost, and when they were away."""
+    lines = []
+    by_author: dict[str, list[Asking]] = {}
+    for asking in ledger.askings():
+        by_author.setdefault(asking.author, []).append(asking)
+    for author, all_of_them in by_author.items():
+        came = sum(asking.blob != "" for asking in all_of_them)
+        known = [a.dollars for a in all_of_them if a.dollars is not None]
+        unknown = len(all_of_them) - len(known)
+        cost = f"${sum(known):.2f}" if known else ""
+        parts = [cost, f"{unknown} of unknown cost" if unknown else ""]
+        words = ", ".join(part for part in parts if part)
+        name = one_line(author)
+        lines.append(f"{name}: asked {len(all_of_them)} times, {came} ideas; {words}")
+        for asking in all_of_them:
+            if not asking.outcome.startswith(("proposed", "refused")):
+                at = time.strftime("%H:%M", time.localtime(asking.asked_at))
+                lines.append(f"  from {at}: {one_line(asking.outcome)[:120]}")
+    return lines
 
 
 def pick(ledger: Ledger, which: str) -> Row:

@@ -1,13 +1,14 @@
 """A model that misbehaves in every known way: one outcome each, never a stalled night."""
 
 import json
+import re
 import threading
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from autoresearch import proposers
+from autoresearch import proposers, views
 from autoresearch.errors import LabError
 from autoresearch.ledger import Ledger
 from autoresearch.program import Program
@@ -85,6 +86,16 @@ def test_a_usage_limit_is_respected_and_said_with_its_end(lab):
     assert len(server.prompts) == 1
     assert askings[0].outcome.startswith("limit until ")
     assert model.resting_until > 0
+
+
+def test_the_report_says_what_it_cost_and_from_when_to_when_it_was_away(lab):
+    with ModelServer(GOOD, "429 long") as server:
+        asked(lab, server, times=2)
+
+    first, second = views.asked_lines(Ledger(lab.ledger))
+
+    assert first == f"{server.spec}: asked 2 times, 1 ideas; 2 of unknown cost"
+    assert re.match(r"  from \d\d:\d\d: limit until \d\d:\d\d: 429", second)
 
 
 def test_a_server_that_hangs_costs_its_limit_and_no_more(lab, monkeypatch):

@@ -20,15 +20,11 @@ if TYPE_CHECKING:
     from autoresearch.proposers.desk import Desk
 
 GRAMMAR = (
-    "search, mailbox, script:FILE, claude, codex, gemini, opencode, aider, "
+    "search, mailbox, human:NAME, script:FILE, claude, codex, gemini, opencode, aider, "
     'cmd:"...", provider:model[@URL]'
 )
 AGENT = re.compile(r"claude|codex|gemini|opencode|aider|cmd:.+")
 MODEL = re.compile(r"(?!script:|cmd:|human:)[a-z][a-z0-9_-]*:[^@\s]+(@https?://\S+)?")
-# Part of the grammar, so that a program.md written for them is not called a typo.
-LATER = re.compile(
-    r"(claude|codex|gemini|opencode|aider)|cmd:.+|human:.+|[a-z][a-z0-9_-]*:[^@]+(@.+)?"
-)
 
 
 class Proposer(Protocol):
@@ -126,10 +122,10 @@ def one(spec: str, program: Program, desk: "Desk", seed: int) -> Proposer:
         from autoresearch.proposers.search import Search
 
         return Search(seed=seed, max_constants=program.max_constants)
-    if spec == "mailbox":
+    if spec == "mailbox" or (word == "human" and rest):
         from autoresearch.proposers.mailbox import Mailbox
 
-        return Mailbox()
+        return Mailbox(spec)
     if word == "script" and rest:
         from autoresearch.proposers.script import Script
 
@@ -146,9 +142,4 @@ def one(spec: str, program: Program, desk: "Desk", seed: int) -> Proposer:
 
         model = LLM(spec, desk)
         return model if model.shares_the_gpu else Ahead(model, desk)
-    if LATER.fullmatch(spec):
-        raise LabError(
-            f"proposer {spec!r} is not built yet; today's are: {GRAMMAR}. "
-            'Next: proposers = ["search"] in program.md'
-        )
     raise LabError(f"unknown proposer {spec!r}; the proposers are: {GRAMMAR}")

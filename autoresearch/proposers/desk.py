@@ -28,6 +28,10 @@ def unchecked(proposal: Proposal) -> str:
     return ""
 
 
+def unsaid(words: str) -> None:
+    """Nobody listens."""
+
+
 def nothing() -> None:
     """There is nothing to end."""
 
@@ -65,6 +69,7 @@ class Desk:
     lab: Lab
     purse: Purse
     check: Check = unchecked  # replaced by `preflight` where a night is on
+    notify: Callable[[str], None] = unsaid  # tells the human something
     closing: Callable[[], None] = nothing  # ends `check`, with the night
     last_good: Program = field(default_factory=Program)
     underway: set[str] = field(default_factory=set)  # titles being written or queued
@@ -118,6 +123,8 @@ class Desk:
         tokens = (asking.tokens_in or 0) + (asking.tokens_out or 0)
         self.purse.paid(asking.dollars, tokens)
         ledger.asked(asking)
+        if not asking.outcome.startswith(("proposed", "refused")):
+            self.notify(f"{asking.author}: {asking.outcome[:160]}; others go on")
 
     def keep(self, words: bytes, suffix: str = "json") -> str:
         """Keep what was said whole, up to a size; its file's name."""
