@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from autoresearch import chain, notebook, program, results, rules
+from autoresearch import chain, notebook, novelty, program, results, rules
 from autoresearch.apparatus import Apparatus
 from autoresearch.errors import Failed, LabError
 from autoresearch.experiment import Candidate, Failure, Proposal, Verdict
@@ -89,13 +89,15 @@ class Books:
             self.program.max_constants, self.program.max_changed_lines
         )
         parent = self.ledger.source(proposal.parent)
-        if why := rules.refusal(proposal.source, parent, limits):
+        if why := proposal.refused or rules.refusal(proposal.source, parent, limits):
             raise Failed(Failure(proposal, "refused", why))
         code = rules.fingerprint(proposal.source)
         twin = self.ledger.same_code(code, proposal.parent, proposal.number)
         if twin is not None:
             detail = f"the same code as experiment {twin}"
             raise Failed(Failure(proposal, "duplicate", detail))
+        if near := novelty.near_twin(self.ledger, proposal.source, proposal.parent):
+            raise Failed(Failure(proposal, "duplicate", near))
 
     # -- verdict -> ledger, git, results.tsv -------------------------------------------
 

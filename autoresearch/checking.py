@@ -21,7 +21,7 @@ from autoresearch.cage import Slot, Stop, Walls
 from autoresearch.errors import Failed, LabError
 from autoresearch.experiment import Candidate, Proposal, Run, Score
 from autoresearch.lab import Lab, git_blob
-from autoresearch.notebook import Notebook
+from autoresearch.notebook import Notebook, one_line
 from autoresearch.program import Program
 from autoresearch.sandbox import Bench
 from autoresearch.views import duration, rate
@@ -46,7 +46,7 @@ class Checked:
     program: Program
     cage: dict[str, object]
     score: Score
-    proposers: tuple[str, ...]
+    proposers: dict[str, str]  # and how each does
     constants: int
     hours: float
     run_seconds: float  # one whole experiment, forecast
@@ -79,6 +79,7 @@ class Checked:
             "evaluation_seconds": self.score.seconds,
             "value": self.score.value,
             "proposers": list(self.proposers),
+            "proposer_states": self.proposers,
             "constants": self.constants,
             "experiment_seconds": self.run_seconds,
             "hours": self.hours,
@@ -108,11 +109,23 @@ class Checked:
             f"train.py   {rate(self.tokens_per_second)} tok/s, {run.memory_gb:.1f} GB, "
             f"start-up {run.startup_seconds:.1f} s, {scored}",
             "           trained and served model agree",
-            f"proposers  {', '.join(self.proposers)}; {self.constants} constants",
+            *self.proposer_lines(),
             f"rules      enforced: {budget(program)}; train.py only; {limits}.  "
             f"Advice: {advice} lines of program.md",
             f"{self.hours:g} hours    about {self.experiments} experiments of "
             f"{duration(self.run_seconds)}, one run each, $0",
+        ]
+
+    def proposer_lines(self) -> list[str]:
+        """One line each; the optimiser with what it may turn."""
+        words = [
+            f"{name}  {state}"
+            + (f", {self.constants} constants" if name == "search" else "")
+            for name, state in self.proposers.items()
+        ]
+        return [
+            f"{'proposers' if not place else '':<11}{one_line(line)}"
+            for place, line in enumerate(words)
         ]
 
 
@@ -133,7 +146,7 @@ def check(lab: Lab, specs: Sequence[str], hours: float) -> Checked:
     program = lab.program()
     slots = machine.slots() if found.causal else (Slot(),)
     named = tuple(specs or program.proposers)
-    proposers.named(named, program, lab.folder, seed=0)
+    states = proposers.examined(named, program, lab.folder)
     with lab.held():
         night.leave_nothing_behind(lab)
         walls = probing.build(lab, program.cage, slots[0])
@@ -146,7 +159,7 @@ def check(lab: Lab, specs: Sequence[str], hours: float) -> Checked:
         program,
         dict(probing.facts(walls)),
         score,
-        named,
+        states,
         len(constants.read(lab.read("train.py"))),
         hours,
         whole,

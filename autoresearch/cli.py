@@ -144,17 +144,19 @@ def check(proposer: tuple[str, ...], hours: float, as_json: bool) -> None:
 @click.option("--hours", type=float, help="Begin none after this. Default: no end.")
 @click.option("--proposer", multiple=True, help="Instead of program.md's. Repeatable.")
 @click.option("--seed", type=int, help="Of all runs. Default: from the series.")
+@click.option("--dollars", type=float, help="Models may cost this. Default: nothing.")
 @json_option
 def run(
     experiments: int | None,
     hours: float | None,
     proposer: tuple[str, ...],
     seed: int | None,
+    dollars: float | None,
     as_json: bool,
 ) -> None:
     """Propose, train, measure, keep or discard, until you say stop."""
     lab = Lab.find(Path.cwd())
-    options = night.Options(experiments, hours, proposer, seed)
+    options = night.Options(experiments, hours, proposer, seed, dollars)
     last = run_night(lab, options, as_json)
     if not as_json:
         say(last)
@@ -337,6 +339,61 @@ def stop(now: bool) -> None:
     following("autoresearch status --follow")
 
 
+@main.command(epilog="example: autoresearch pause")
+def pause() -> None:
+    """Begin no new run until `resume`; the run in hand goes on to its verdict."""
+    lab = Lab.find(Path.cwd())
+    lab.pause.touch()
+    say("paused: a night that runs begins nothing new")
+    following("autoresearch resume")
+
+
+@main.command(epilog="example: autoresearch resume")
+def resume() -> None:
+    """Go on after `pause`."""
+    lab = Lab.find(Path.cwd())
+    lab.pause.unlink(missing_ok=True)
+    runs = lab.holder() is not None
+    say("the night goes on" if runs else "not paused any more; nothing runs here now")
+    following("autoresearch status --follow" if runs else "autoresearch run")
+
+
+@main.command(epilog="example: autoresearch guide")
+def guide() -> None:
+    """For coding agents: how to propose here, step by step."""
+    from autoresearch import guidance
+
+    lab = Lab.find(Path.cwd())
+    say(guidance.guide(lab.program(), running=lab.holder() is not None))
+    following("autoresearch context")
+
+
+@main.command(epilog="example: autoresearch context | less")
+def context() -> None:
+    """What every proposer reads: program.md, train.py, and all that was tried."""
+    from autoresearch import serving
+
+    lab = Lab.find(Path.cwd())
+    say(serving.Desk(lab).read_context())
+
+
+@main.command(epilog="example: autoresearch mcp my-lab --http 8765")
+@click.argument("folder", type=click.Path(path_type=Path), default=".")
+@click.option("--by", default="mcp", help="Who proposes, as the ledger names it.")
+@click.option("--http", "port", type=int, help="On this port of loopback, not stdio.")
+def mcp(folder: Path, by: str, port: int | None) -> None:
+    """Serve the lab to clients of the Model Context Protocol."""
+    from autoresearch import serving
+
+    lab = Lab.find(folder)
+    if port is None:
+        serving.serve_stdio(lab, by)
+        return
+    serving.token_of(lab)
+    say(f"http://127.0.0.1:{port}/mcp, token in {lab.state / 'mcp-token'}")
+    serving.serve_http(lab, by, port)
+
+
 @main.command(epilog="example: autoresearch log --kept")
 @click.option("--kept", "which", flag_value="kept", help="Only what was kept.")
 @click.option("--failed", "which", flag_value="failed", help="Only what failed.")
@@ -366,11 +423,17 @@ def log(which: str | None, last: int, as_json: bool) -> None:
 
 @main.command(epilog="example: autoresearch show champion")
 @click.argument("which", default="last")
+@click.option("--wait", default=0.0, help="Seconds to wait for its verdict.")
 @json_option
-def show(which: str, as_json: bool) -> None:
+def show(which: str, wait: float, as_json: bool) -> None:
     """One experiment, whole. WHICH is a number, champion, baseline or last."""
     lab = Lab.find(Path.cwd())
     ledger = ledger_of(lab)
+    deadline = time.monotonic() + wait
+    while (
+        which.isdigit() and not ledger.row(int(which)) and time.monotonic() < deadline
+    ):
+        time.sleep(0.2)
     row = views.pick(ledger, which)
     if as_json:
         log = views.read_log(lab, row)
@@ -421,7 +484,7 @@ def try_file(
         tell(views.as_json(row))
     else:
         say(views.verdict_line(row))
-        following(f"autoresearch show {number}")
+        following(f"autoresearch show {number} | the next idea: autoresearch try ...")
     code = {"keep": DONE, "discard": DISCARDED, "failed": FAILED}[row.decision]
     click.get_current_context().exit(code)
 
@@ -454,7 +517,8 @@ def write_report(lab: Lab) -> list[str]:
     )
     page = lab.path("report.html")
     write_whole(page, reporting.html(built))
-    return [*reporting.headline(built), f"{page} written."]
+    asked = views.asked_lines(ledger)
+    return [*reporting.headline(built), *asked, f"{page} written."]
 
 
 @main.command(epilog="example: autoresearch rebuild")

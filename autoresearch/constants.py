@@ -16,6 +16,7 @@ Not covered: constants inside functions, tuples, and whether a value makes sense
 import ast
 import math
 import re
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -54,7 +55,7 @@ def read(source: str) -> tuple[Constant, ...]:
     for line in lines:
         starts.append(starts[-1] + len(line))
     found: dict[str, Constant] = {}
-    for node in ast.parse(source).body:
+    for node in tree_of(source).body:
         name, spot = target(node)
         if name is None or spot is None or spot.end_lineno is None:
             continue
@@ -70,6 +71,17 @@ def read(source: str) -> tuple[Constant, ...]:
         if constant is not None:
             found[name] = constant  # assigned twice: the last one counts
     return tuple(found.values())
+
+
+# CPython 3.11 keeps count of one syntax tree under construction per interpreter, and
+# raises SystemError when two threads make trees at once.
+ONE_TREE = threading.Lock()
+
+
+def tree_of(source: str) -> ast.Module:
+    """The syntax tree; raises what `ast.parse` raises. Safe in threads."""
+    with ONE_TREE:
+        return ast.parse(source)
 
 
 def target(node: ast.stmt) -> tuple[str | None, ast.expr | None]:
@@ -217,7 +229,7 @@ def values_of(source: str) -> dict[str, Value]:
 
 def skeleton(source: str) -> str:
     """The code with every constant blanked: equal where only those differ."""
-    tree = ast.parse(source)
+    tree = tree_of(source)
     names = {constant.name for constant in read(source)}
     for node in tree.body:
         name, _ = target(node)

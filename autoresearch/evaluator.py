@@ -190,9 +190,6 @@ def audited(bench: Bench, run: Run, slot: Slot, split: str) -> tuple[float, floa
     claims, on_probe, pace = claimed(bench, run, slot, sheet, allowed)
     if not (claims >= -1e-6).all():
         raise Junk("losses that are negative or not finite")
-    off_nats = distance_from_trained(run, on_probe)
-    if not off_nats <= (known.probe_nats if known else PROBE_NATS):
-        raise failed(run, "not the model you trained", NOT_TRAINED.format(off_nats))
     rng = np.random.default_rng(int.from_bytes(os.urandom(16), "little"))
     reference = expected_losses(bench, sheet, split)
     chance = audit.chances(claims, sheet.scored, reference)
@@ -205,6 +202,9 @@ def audited(bench: Bench, run: Run, slot: Slot, split: str) -> tuple[float, floa
     )
     if why := audit.objection(found):
         raise failed(run, "cheat", why)
+    off_nats = distance_from_trained(run, on_probe)
+    if not off_nats <= (known.probe_nats if known else PROBE_NATS):
+        raise failed(run, "not the model you trained", NOT_TRAINED.format(off_nats))
     if known is None:
         far_nats = audit.far_for(found.largest_nats)
         place.write(far_nats, off_nats, run.startup_seconds, pace)

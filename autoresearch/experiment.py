@@ -41,6 +41,7 @@ class Proposal:
     author: str  # in the proposer grammar: "search", "human:ada", "script:FILE", ...
     reason: str = ""
     program: str = ""  # blob of the program.md its proposer read
+    refused: str = ""  # why it must not run, where its proposer found out first
 
 
 @dataclass(frozen=True, slots=True)

@@ -345,6 +345,10 @@ def main(descriptor: int, words: str = "") -> None:
     _hello, _descriptors = _link.receive()
     sys.path.insert(0, os.getcwd())
     sys.argv = ["train.py"]
+    if _hello["mode"] == "rehearse":
+        from autoresearch import rehearsal
+
+        rehearsal.main(_link, _hello)
     # As `python train.py` would: in the namespace that dataclasses and pickle look up
     # by the name `__main__`. runpy does the same, after 4 ms of imports.
     top = vars(sys.modules["__main__"])

@@ -104,6 +104,11 @@ class Lab:
         return self.folder / "results.tsv"
 
     @property
+    def pause(self) -> Path:
+        """While this file is there, a running night begins nothing new."""
+        return self.state / "paused"
+
+    @property
     def now(self) -> Path:
         """What is running at this moment, for views."""
         return self.state / "now.json"

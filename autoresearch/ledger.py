@@ -16,7 +16,7 @@ import time
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -104,6 +104,24 @@ MIGRATIONS = (
     create index run_experiment on run(experiment);
     """,
     chain.TABLE,
+    # What was asked of whoever proposes, answered or not. NULL dollars or tokens: not
+    # known, never 0. An answer that became an experiment has its parent and its blob.
+    """
+    create table asking (
+        id         integer primary key,
+        author     text not null,
+        asked_at   real not null,
+        seconds    real not null,
+        dollars    real check (dollars >= 0),
+        tokens_in  integer,
+        tokens_out integer,
+        outcome    text not null,
+        parent     text not null,
+        blob       text not null,
+        transcript text not null
+    ) strict;
+    create index asking_blob on asking(blob, parent);
+    """,
 )
 IN_LEDGER_ONLY = ("refused", "duplicate")  # no train.py of theirs ever ran
 
@@ -137,6 +155,22 @@ class Row:
     commit: str | None  # None: in the ledger only
     log: str | None
     evidence: str
+
+
+@dataclass(frozen=True, slots=True)
+class Asking:
+    """One question to somebody who proposes, and how it ended."""
+
+    author: str
+    asked_at: float
+    seconds: float
+    dollars: float | None  # None: unknown
+    tokens_in: int | None  # None: unknown
+    tokens_out: int | None
+    outcome: str  # "proposed", "refused: ...", "limit until 03:10: ...", ...
+    parent: str  # the champion it was asked about
+    blob: str  # of the train.py that came of it; "" when none did
+    transcript: str  # name of a file under .autoresearch/asked
 
 
 # The columns are Row's fields in Row's order; `values` and `facts` are JSON here.
@@ -254,6 +288,16 @@ class Ledger:
         with self.transaction() as db:
             db.execute("update experiment set in_git = 1 where number = ?", (number,))
 
+    def asked(self, asking: Asking) -> None:
+        """Put on record what was asked, what it cost and how it ended."""
+        with self.transaction() as db:
+            db.execute(
+                "insert into asking (author, asked_at, seconds, dollars, tokens_in,"
+                " tokens_out, outcome, parent, blob, transcript)"
+                " values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                astuple(asking),
+            )
+
     # -- reading -----------------------------------------------------------------------
 
     def rows(self) -> Sequence[Row]:
@@ -293,6 +337,16 @@ class Ledger:
                 self.db.execute(query)
             )
         )
+
+    def askings(self, author: str | None = None) -> tuple[Asking, ...]:
+        """What was asked of one proposer, or of all, oldest first."""
+        found = self.db.execute(
+            "select author, asked_at, seconds, dollars, tokens_in, tokens_out, outcome,"
+            " parent, blob, transcript from asking where ?1 is null or author = ?1"
+            " order by id",
+            (author,),
+        )
+        return tuple(Asking(*line) for line in found)
 
     @property
     def champion(self) -> Champion | None:
@@ -531,6 +585,7 @@ def numbered(proposal: Proposal, number: int) -> Proposal:
         proposal.author,
         proposal.reason,
         proposal.program,
+        proposal.refused,
     )
 
 

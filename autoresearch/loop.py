@@ -104,6 +104,8 @@ def research(night: Night) -> Iterator[Row]:
 def next_proposal(night: Night, in_hand: set[int]) -> Proposal | None:
     """What waits in the ledger (an interrupted run, a `try`), else a new idea."""
     night.bench.lab.need_space()
+    if night.bench.lab.pause.exists():
+        return None
     ledger = night.books.ledger
     for waiting in ledger.open():
         if number_of(waiting) not in in_hand:

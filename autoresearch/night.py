@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from autoresearch import apparatus, cage, machine, policy, probing, proposers
@@ -28,7 +28,11 @@ from autoresearch.notebook import Notebook
 from autoresearch.pools import Pool
 from autoresearch.pools.inline import Inline
 from autoresearch.pools.local import Local
+from autoresearch.preflight import Preflight
 from autoresearch.program import Program
+from autoresearch.proposers import Proposer
+from autoresearch.proposers.desk import desk_of
+from autoresearch.proposers.hybrid import Hybrid
 from autoresearch.sandbox import Bench, Progress, Terms
 
 FIRST_WALL_SECONDS = 3600.0  # for a baseline with a token budget; then `loop.paced`
@@ -44,6 +48,7 @@ class Options:
     hours: float | None = None  # None: what program.md says
     proposers: tuple[str, ...] = ()  # none: what program.md says
     seed: int | None = None  # None: follows from the series
+    dollars: float | None = None  # None: what program.md says
 
 
 class Now:
@@ -107,9 +112,14 @@ def opened(lab: Lab, options: Options, stop: Stop) -> Iterator[tuple[Night, Now]
         leave_nothing_behind(lab)
         found = apparatus.load(lab, Notebook(lab.folder))
         ledger = Ledger(lab.ledger, lower_is_better=found.lower_is_better)
+        thinking: Proposer | None = None  # None: the night could not be put together
         try:
-            yield night_of(lab, options, stop, found, ledger)
+            found_night, now = night_of(lab, options, stop, found, ledger)
+            thinking = found_night.proposer
+            yield found_night, now
         finally:
+            if isinstance(thinking, Hybrid):
+                thinking.close()
             lab.now.unlink(missing_ok=True)
             shutil.rmtree(lab.state / "runs", ignore_errors=True)
             ledger.close()
@@ -147,10 +157,15 @@ def night_of(
     now.until = None if hours is None else time.time() + 3600 * hours
     bench = Bench(lab, found, terms_of(program, readonly), stop, now, walls)
     specs = options.proposers or program.proposers
+    if options.dollars is not None:
+        program = replace(program, dollars=options.dollars)
+    desk = desk_of(lab.folder, program)
+    flight = Preflight(bench, ledger)
+    desk.check, desk.closing, desk.notify = flight, flight.close, now.notice
     night = Night(
         books,
         bench,
-        proposers.named(specs, program, lab.folder, ledger.seed),
+        proposers.named(specs, program, lab.folder, ledger.seed, desk),
         policy.named(
             program.policy,
             lower_is_better=found.lower_is_better,

@@ -79,7 +79,7 @@ def parsed(source: str) -> ast.Module:
     """The syntax tree, without the warnings that odd strings cause."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return ast.parse(source)
+        return constants.tree_of(source)
 
 
 def fingerprint(source: str, *, seedless: bool = False) -> str:

@@ -12,11 +12,11 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from autoresearch import results, rules
+from autoresearch import constants, results, rules
 from autoresearch.errors import LabError, NotYet
 from autoresearch.experiment import Proposal
 from autoresearch.lab import LARGEST_FILE_BYTES, Lab, git_blob
-from autoresearch.ledger import Ledger, Row
+from autoresearch.ledger import Asking, Ledger, Row
 from autoresearch.notebook import one_line
 from autoresearch.results import number
 
@@ -161,6 +161,28 @@ def duration(seconds: float) -> str:
     return f"{minute}:{second:02}"
 
 
+def asked_lines(ledger: Ledger) -> list[str]:
+    """What was asked of models and agents, what it cost, and when they were away."""
+    lines = []
+    by_author: dict[str, list[Asking]] = {}
+    for asking in ledger.askings():
+        by_author.setdefault(asking.author, []).append(asking)
+    for author, all_of_them in by_author.items():
+        came = sum(asking.blob != "" for asking in all_of_them)
+        known = [a.dollars for a in all_of_them if a.dollars is not None]
+        unknown = len(all_of_them) - len(known)
+        cost = f"${sum(known):.2f}" if known else ""
+        parts = [cost, f"{unknown} of unknown cost" if unknown else ""]
+        words = ", ".join(part for part in parts if part)
+        name = one_line(author)
+        lines.append(f"{name}: asked {len(all_of_them)} times, {came} ideas; {words}")
+        for asking in all_of_them:
+            if not asking.outcome.startswith(("proposed", "refused")):
+                at = time.strftime("%H:%M", time.localtime(asking.asked_at))
+                lines.append(f"  from {at}: {one_line(asking.outcome)[:120]}")
+    return lines
+
+
 def pick(ledger: Ledger, which: str) -> Row:
     """The experiment that `show` was asked for, or NotYet."""
     found: Row | None
@@ -243,7 +265,7 @@ def nearest(rows: Iterable[Row], *, lower_is_better: bool) -> list[Row]:
 def literal(source: str, name: str, default: Any) -> Any:
     """A top-level constant of a file, without running it."""
     try:
-        body = ast.parse(source).body
+        body = constants.tree_of(source).body
     except SyntaxError:
         return default
     for node in body:
@@ -258,13 +280,19 @@ def queue(
     lab: Lab, ledger: Ledger, file: Path, title: str, by: str, reason: str
 ) -> tuple[int, float]:
     """Put a person's train.py on record: (experiment, minutes to its verdict)."""
+    return queue_source(lab, ledger, read_candidate(file), title, by, reason)
+
+
+def queue_source(
+    lab: Lab, ledger: Ledger, source: str, title: str, by: str, reason: str
+) -> tuple[int, float]:
+    """The same for a file that is at hand as text."""
     champion = ledger.champion
     if champion is None:
         raise NotYet(
             "there is no champion to compare with yet. Next: autoresearch run, which "
             "measures the train.py of this lab first"
         )
-    source = read_candidate(file)
     if not one_line(title):
         raise LabError('the title is empty. Next: autoresearch try FILE "what is new"')
     name = one_line(by) or os.environ.get("USER", "") or "someone"

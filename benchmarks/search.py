@@ -1,11 +1,22 @@
-"""Is the optimiser better than changing one constant at random? On made-up landscapes.
+"""Is the optimiser better than chance, and the hybrid no worse than its better arm?
 
-    python benchmarks/search.py --seeds 10 --json
+    python benchmarks/search.py --seeds 20 --json
 
-Thirty constants, most of which do nothing; the rest pull the score from an optimum a
-few factors away, with noise on every score. A hundred proposals each, kept when they
-score better, as a greedy night does. Reported: the true gain of the last champion as a
-share of all there is to gain, mean over seeds, and seconds per proposal at the end.
+Nights on made-up landscapes, greedy, with noise on every score:
+
+night         fitted to a public night of 125 experiments on one H100: a few constants
+              hold most of the gain, the rest little; a third of the gain lies in
+              numbers that are no named constants yet; one run's noise is 0.0005
+infeasible    30 constants, most of which do nothing, and a corner where runs fail
+interactions  30 constants whose best values depend on each other in pairs
+
+Proposers: `search`; `random`, one constant anywhere in its range; `scripted`, an
+imagined coder who in a known share of cases adds a line that helps, else one that
+hurts; `hybrid`, a bandit over search and scripted (`--rule ucb` for the other bandit).
+
+Reported: the true gain of the champion as a share of all there is to gain, averaged
+over experiments 30 to the end, mean over seeds; and paired differences with the lower
+end of their 95 % interval (normal, over seeds).
 """
 
 import argparse
@@ -16,22 +27,129 @@ import statistics
 import sys
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from autoresearch import constants  # noqa: E402
+from autoresearch import constants, rules  # noqa: E402
 from autoresearch.experiment import Proposal  # noqa: E402
+from autoresearch.lab import git_blob  # noqa: E402
+from autoresearch.proposers.hybrid import Hybrid  # noqa: E402
 from autoresearch.proposers.search import Search, drawn, tidy  # noqa: E402
 from tests.test_search import Bench  # noqa: E402
 
+FROM = 30  # the first experiment that counts
+QUALITY = 0.15  # share of a coder's ideas that help: what public nights show
+LANDSCAPES = ("night", "infeasible", "interactions")
+# All that the public night gained, by constant (research notes; bits per byte).
+NAMED = {
+    "TOTAL_BATCH": 0.0119,
+    "DEPTH": 0.0043,
+    "EMBEDDING_LR": 0.0033,
+    "HEAD_LR": 0.0010,
+    "WARMDOWN": 0.0006,
+    "MATRIX_LR": 0.0005,
+    "DECAY": 0.0004,
+    **{f"KNOB_{n}": 0.00005 for n in range(7)},
+}
+UNNAMED = {
+    "ROPE_BASE": 0.0012,
+    "INIT_SCALE": 0.0010,
+    "VALUE_DECAY": 0.0016,
+    "X0_INIT": 0.0008,
+    "HEAD_DECAY": 0.0006,
+    "EMBEDDING_DECAY": 0.0004,
+    "MOMENTUM_RAMP": 0.0003,
+    "SHORT_DIVISOR": 0.0003,
+}
 NAMES = ["MATRIX_LR", "EMBED_LR", "HEAD_LR", "BATCH", "WARMDOWN", "DECAY"]
 NAMES += [f"KNOB_{n}" for n in range(24)]
 
 
+@dataclass
+class Landscape:
+    """A score one can know exactly, and what a coder could add to the file."""
+
+    source: str
+    pull: dict  # name -> what being off by one unit of log costs
+    best: dict
+    start: dict
+    ideas: list  # (lines that help, name of what they add or "")
+    noise: float
+    pairs: tuple = ()
+    corner: tuple = ()  # names that together must not exceed their limit
+
+    def true(self, values):
+        """The score without noise; lower is better."""
+        off = {n: math.log(self.at(n, values) / self.best[n]) for n in self.pull}
+        total = 1 + sum(self.pull[n] * off[n] ** 2 for n in self.pull)
+        for one, other in self.pairs:
+            both = math.sqrt(self.pull[one] * self.pull[other])
+            total += 1.6 * both * off[one] * off[other]
+        for name, value in values.items():
+            if name.startswith("IDEA_"):
+                total -= value / 1e6
+            elif name.startswith("HARM_"):
+                total += value / 1e6
+        return total
+
+    def at(self, name, values):
+        return max(1e-9, float(values.get(name, self.start[name])))
+
+    def fails(self, values):
+        """Whether a run would end out of memory."""
+        over = sum(math.log(self.at(n, values) / self.start[n]) for n in self.corner)
+        return bool(self.corner) and over > 1.2
+
+    @property
+    def all_gain(self):
+        """What there is to gain: every constant at its best, every idea taken."""
+        ideas = sum(int(line.split("=")[1]) for line, name in self.ideas if not name)
+        return self.true({**self.start}) - 1 + ideas / 1e6
+
+
+def night_like(seed):
+    rng = random.Random(seed)
+    start = {name: 10 ** rng.uniform(-3, 0) for name in (*NAMED, *UNNAMED)}
+    best, pull = {}, {}
+    for name, gain in (NAMED | UNNAMED).items():
+        off = rng.choice((-1, 1)) * rng.uniform(0.4, 1.4)
+        best[name] = start[name] * math.exp(off)
+        pull[name] = gain / off**2
+    source = "".join(f"{n} = {start[n]:.3g}\n" for n in NAMED)
+    ideas = [(f"{n} = {best[n] * rng.uniform(0.75, 1.33):.3g}", n) for n in UNNAMED]
+    rng.shuffle(ideas)
+    return Landscape(source, pull, best, start, ideas, 0.0005)
+
+
+def many(seed, *, pairs=False, corner=False):
+    rng = random.Random(seed)
+    start = {name: 10 ** rng.uniform(-3, 0) for name in NAMES}
+    best = {n: v * math.exp(rng.uniform(-1.4, 1.4)) for n, v in start.items()}
+    pull = {
+        n: 0.01 * rng.random() ** 3 * (3 if i < 6 else 1) for i, n in enumerate(NAMES)
+    }
+    source = "".join(f"{n} = {v:.3g}\n" for n, v in start.items())
+    worth = sum(pull[n] * math.log(start[n] / best[n]) ** 2 for n in NAMES)
+    ideas = [(f"IDEA_{k} = {int(4e5 * worth * 0.6**k)}", "") for k in range(8)]
+    couples = tuple((NAMES[k], NAMES[k + 1]) for k in (0, 2, 4)) if pairs else ()
+    names = ("BATCH", "EMBED_LR", "MATRIX_LR") if corner else ()
+    return Landscape(source, pull, best, start, ideas, 0.0003, couples, names)
+
+
+def landscape(name, seed):
+    if name == "night":
+        return night_like(seed)
+    return many(seed, pairs=name == "interactions", corner=name == "infeasible")
+
+
 class Random:
     """Any constant, anywhere in its range."""
+
+    name, exhausted = "random", False
 
     def __init__(self, seed):
         self._rng = random.Random(seed)
@@ -46,58 +164,129 @@ class Random:
         return Proposal(None, knob.name, text, champion.blob, "random")
 
 
-def landscape(seed):
-    """(source, true score of constants, score with noise, all there is to gain)."""
-    rng = random.Random(seed)
-    starts = {name: 10 ** rng.uniform(-3, 0) for name in NAMES}
-    source = "".join(f"{n} = {v:.3g}\n" for n, v in starts.items())
-    best = {n: v * math.exp(rng.uniform(-1.4, 1.4)) for n, v in starts.items()}
-    pull = {
-        n: 0.01 * rng.random() ** 3 * (3 if i < 6 else 1) for i, n in enumerate(NAMES)
-    }
+class Scripted:
+    """A coder of known quality: a line that helps, or one that hurts."""
 
-    def true(values):
-        return 1 + sum(pull[n] * math.log(values[n] / best[n]) ** 2 for n in NAMES)
+    name, exhausted = "scripted", False
 
+    def __init__(self, ideas, seed):
+        self._ideas, self._rng, self._count = list(ideas), random.Random(seed), 0
+
+    def propose(self, ledger):
+        champion = ledger.champion
+        source = ledger.source(champion.blob)
+        self._count += 1
+        left = [(line, n) for line, n in self._ideas if line.split()[0] not in source]
+        if left and self._rng.random() < QUALITY:
+            line = left[0][0]
+        else:
+            line = f"HARM_{self._count} = {int(self._rng.expovariate(1 / 3000)) + 100}"
+        text = source + line + "  # fixed\n" * line.startswith(("HARM", "IDEA"))
+        text = text if text.endswith("\n") else text + "\n"
+        return Proposal(None, line, text, champion.blob, self.name)
+
+
+def proposer(name, field, seed, rule):
+    if name == "random":
+        return Random(seed)
+    if name == "search":
+        return Search(seed=seed)
+    if name == "scripted":
+        return Scripted(field.ideas, seed)
+    return Hybrid([Search(seed=seed), Scripted(field.ideas, seed)], seed, rule)
+
+
+def night(job):
+    """(mean share of the gain from experiment FROM on, seconds per proposal)."""
+    where, seed, who, rule, count = job
+    field = landscape(where, seed)
     noise = random.Random(seed + 1)
-    return source, true, lambda values: true(values) + noise.gauss(0, 0.0003)
+    first = field.true(field.start)
 
+    def noisy(values):
+        return field.true(values) + noise.gauss(0, field.noise)
 
-def night(seed, proposer, count):
-    """(share of the gain that was found, seconds of the last proposals)."""
-    source, true, noisy = landscape(seed)
+    shares, begun = [], time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
-        bench = Bench(Path(folder) / "l.db", noisy, source)
-        bench.night(proposer, count - 10)
-        begun = time.perf_counter()
-        bench.night(proposer, 10)
-        seconds = (time.perf_counter() - begun) / 10
-        found = constants.values_of(bench.ledger.source(bench.ledger.champion.blob))
-    first = true(constants.values_of(source))
-    return (first - true(found)) / (first - 1), seconds
+        bench = Bench(Path(folder) / "l.db", noisy, field.source)
+        bench.ledger.db.execute("pragma synchronous = off")
+        asked = proposer(who, field, seed, rule)
+        for number in range(count):
+            proposal = asked.propose(bench.ledger)
+            code = rules.fingerprint(proposal.source)
+            proposal = bench.ledger.admit(proposal, git_blob(proposal.source), code)
+            values = constants.values_of(proposal.source)
+            bench.decide(proposal, None, bench.ledger.champion, field.fails(values))
+            if number >= FROM:
+                blob = bench.ledger.champion.blob
+                found = field.true(constants.values_of(bench.ledger.source(blob)))
+                shares.append((first - found) / field.all_gain)
+    return statistics.fmean(shares), (time.perf_counter() - begun) / count
+
+
+def paired(ones, others):
+    """(mean difference, lower end of its 95 % interval)."""
+    apart = [one - other for one, other in zip(ones, others, strict=True)]
+    error = statistics.stdev(apart) / math.sqrt(len(apart))
+    mean = statistics.fmean(apart)
+    return round(mean, 4), round(mean - 1.96 * error, 4)
+
+
+def summary(shares, seconds):
+    """The numbers that are reported."""
+    found = {}
+    over_random, over_best = [], []
+    for where in LANDSCAPES:
+        here = {who: shares[where, who] for who in WHO}
+        for who in WHO:
+            found[f"{where}_{who}"] = round(statistics.fmean(here[who]), 3)
+        best = max(("search", "scripted"), key=lambda w: statistics.fmean(here[w]))
+        mean, low = paired(here["hybrid"], here[best])
+        found[f"{where}_hybrid_over_{best}"] = mean
+        found[f"{where}_hybrid_over_best_low"] = low
+        pairs = list(zip(here["search"], here["random"], strict=True))
+        over_random += [a - b for a, b in pairs]
+        pairs = list(zip(here["hybrid"], here[best], strict=True))
+        over_best += [a - b for a, b in pairs]
+    zeros = [0.0] * len(over_best)
+    mean, low = paired(over_random, zeros)
+    found["search_over_random"], found["search_over_random_low"] = mean, low
+    mean, low = paired(over_best, zeros)
+    found["hybrid_over_best_arm"], found["hybrid_over_best_arm_low"] = mean, low
+    for who in WHO:
+        found[f"{who}_seconds"] = round(statistics.median(seconds[who]), 4)
+    return found
+
+
+WHO = ("random", "search", "scripted", "hybrid")
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--proposals", type=int, default=100)
+    parser.add_argument("--rule", choices=("thompson", "ucb"), default="thompson")
+    parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    results = {"search": [], "random": []}
-    for seed in range(options.seeds):
-        results["search"].append(night(seed, Search(seed=seed), options.proposals))
-        results["random"].append(night(seed, Random(seed), options.proposals))
-    found = {}
-    for name, nights in results.items():
-        shares = [share for share, _ in nights]
-        found[f"{name}_share"] = round(statistics.fmean(shares), 3)
-        found[f"{name}_sd"] = round(statistics.stdev(shares), 3)
-        found[f"{name}_seconds"] = round(statistics.median(s for _, s in nights), 4)
+    jobs = [
+        (where, seed, who, options.rule, options.proposals)
+        for where in LANDSCAPES
+        for who in WHO
+        for seed in range(options.seeds)
+    ]
+    shares = {(where, who): [] for where in LANDSCAPES for who in WHO}
+    seconds = {who: [] for who in WHO}
+    with ProcessPoolExecutor(options.workers) as pool:
+        for job, (share, took) in zip(jobs, pool.map(night, jobs), strict=True):
+            shares[job[0], job[2]].append(share)
+            seconds[job[2]].append(took)
+    found = summary(shares, seconds)
     if options.json:
         print(json.dumps(found))
     else:
         for name, value in found.items():
-            print(f"{name:<20} {value}")
+            print(f"{name:<34} {value}")
 
 
 if __name__ == "__main__":

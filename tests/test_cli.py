@@ -193,7 +193,7 @@ def test_a_prepare_py_that_is_broken_or_incomplete(lab):
         ("budget_seconds = 3\nbudget_tokens = 4", "one budget"),
         ("budget_seconds = = 3", "line 2"),
         ('proposers = ["telepathy"]', "telepathy"),
-        ('proposers = ["claude"]', "not built yet"),
+        ('proposers = ["claud"]', "the proposers are"),
         ('policy = "vibes"', "greedy"),
     ],
 )

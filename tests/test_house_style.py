@@ -29,15 +29,17 @@ LONGEST_FUNCTION_LINES = 50  # most are far shorter; see the house style
 
 # Low to high: a module imports only from layers above its own line.
 LAYERS = (
-    "experiment",
+    "edits experiment",
     "errors noise",
     "chain channel chips constants fence levels metric program warden weights",
-    "audit cage curves groups lab notebook policy rules served",
+    "audit cage curves groups lab leash notebook policy rules served",
+    "rehearsal",
     "apparatus guest ledger machine pools probe sources walls",
-    "calibration corpus probing results simulation standalone",
-    "sandbox",
-    "books chart evaluator proposers views",
-    "founding loop report share",
+    "calibration context corpus guidance probing results simulation standalone",
+    "novelty sandbox",
+    "books chart evaluator views",
+    "proposers",
+    "founding loop preflight report serving share",
     "night",
     "checking scoring verifying",
     "cli",
@@ -51,7 +53,10 @@ APART = (
     ("policy", "apparatus cage channel lab ledger machine notebook"),
     ("proposers", "apparatus books cage channel evaluator notebook sandbox"),
     # The untrusted side knows nothing of what decides, and is never imported by it.
-    ("guest probe served standalone", "apparatus cage evaluator ledger lab sandbox"),
+    (
+        "guest probe rehearsal served standalone",
+        "apparatus cage evaluator ledger lab sandbox",
+    ),
     ("sandbox evaluator books loop night ledger", "guest standalone"),
     ("report views chart", "cage evaluator sandbox loop"),
 )
@@ -69,11 +74,12 @@ CATCHING_ALL = {
         "apparatus.py",
         "execute",
     ): "prepare.py is the researcher's and may raise anything",
+    ("rehearsal.py", "main"): "an untrusted train.py may raise anything",
 }
 
 FORBIDDEN_WORDS = {"util", "utils", "helper", "helpers", "manager", "handler", "misc"}
 EXTRAS = ("torch", "numpy", "optuna", "pyarrow", "rustbpe", "tiktoken", "safetensors")
-EXTRAS += ("pynvml",)
+EXTRAS += ("pynvml", "pydantic_ai", "openai", "anthropic", "httpx2", "mcp")
 
 
 def name_of(path: Path) -> str:

@@ -7,20 +7,24 @@ name | `provider:model[@URL]` | `cmd:"..."` | `human:NAME`.
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from autoresearch.errors import LabError
 from autoresearch.experiment import Proposal
 from autoresearch.ledger import Ledger
 from autoresearch.program import Program
 
-GRAMMAR = "search, mailbox, script:FILE"
-# Part of the grammar, so that a program.md written for them is not called a typo.
-LATER = re.compile(
-    r"(claude|codex|gemini|opencode|aider)|cmd:.+|human:.+|[a-z][a-z0-9_-]*:[^@]+(@.+)?"
+if TYPE_CHECKING:
+    from autoresearch.proposers.desk import Desk
+
+GRAMMAR = (
+    "search, mailbox, human:NAME, script:FILE, claude, codex, gemini, opencode, aider, "
+    'cmd:"...", provider:model[@URL]'
 )
+AGENT = re.compile(r"claude|codex|gemini|opencode|aider|cmd:.+")
+MODEL = re.compile(r"(?!script:|cmd:|human:)[a-z][a-z0-9_-]*:[^@\s]+(@https?://\S+)?")
 
 
 class Proposer(Protocol):
@@ -41,56 +45,101 @@ class Proposer(Protocol):
         ...
 
 
-@dataclass(slots=True)
-class Turns:
-    """Several proposers, one after the other; who has no idea is passed over."""
+def named(
+    specs: Sequence[str],
+    program: Program,
+    folder: Path,
+    seed: int,
+    desk: "Desk | None" = None,
+) -> Proposer:
+    """The proposers that these words name; LabError for others.
 
-    proposers: Sequence[Proposer]
-    turn: int = 0
+    Several share the GPU by a bandit. Who takes long thinks in the background, and
+    while it does, or rests, the optimiser stands in.
+    """
+    from autoresearch.proposers.desk import desk_of
 
-    @property
-    def name(self) -> str:
-        """All their names."""
-        return ", ".join(proposer.name for proposer in self.proposers)
+    desk = desk or desk_of(folder, program)
+    found = [one(spec, program, desk, seed) for spec in dict.fromkeys(specs)]
+    thinking = [proposer for proposer in found if slow(proposer.name)]
+    if len(found) == 1 and not thinking:
+        return found[0]
+    from autoresearch.proposers.hybrid import Hybrid
 
-    @property
-    def exhausted(self) -> bool:
-        """Whether all of them are."""
-        return all(proposer.exhausted for proposer in self.proposers)
+    spare = standing_in(program, seed) if thinking and "search" not in specs else None
+    return Hybrid(found, seed, spare=spare, closing=partial(dismiss, found, desk))
 
-    def propose(self, ledger: Ledger) -> Proposal | None:
-        """The next one's proposal."""
-        for _ in self.proposers:
-            proposer = self.proposers[self.turn % len(self.proposers)]
-            self.turn += 1
-            if proposal := proposer.propose(ledger):
-                return proposal
+
+def examined(specs: Sequence[str], program: Program, folder: Path) -> dict[str, str]:
+    """Each proposer and how it does: `ok ...`, or what to type; LabError for others.
+
+    Asks models and agents once, so it may take a minute and some money.
+    """
+    from autoresearch.proposers.ahead import Ahead
+    from autoresearch.proposers.desk import desk_of
+    from autoresearch.proposers.llm import LLM
+
+    desk, found = desk_of(folder, program), {}
+    for spec in dict.fromkeys(specs):
+        proposer = one(spec, program, desk, seed=0)
+        match proposer:
+            case Ahead(inner=thinker) | (LLM() as thinker):
+                found[spec] = thinker.examine()
+            case _:
+                found[spec] = "ok"
+    return found
+
+
+def slow(spec: str) -> bool:
+    """Whether this proposer thinks, which takes a while."""
+    return bool(AGENT.fullmatch(spec) or MODEL.fullmatch(spec))
+
+
+def standing_in(program: Program, seed: int) -> Proposer | None:
+    """The optimiser, where it is installed."""
+    from autoresearch.proposers.search import Search
+
+    try:
+        return Search(seed=seed, max_constants=program.max_constants)
+    except LabError:
         return None
 
 
-def named(specs: Sequence[str], program: Program, folder: Path, seed: int) -> Proposer:
-    """The proposers that these words name, taking turns; LabError for others."""
-    return Turns([one(spec, program, folder, seed) for spec in specs])
+def dismiss(proposers: Sequence[Proposer], desk: "Desk") -> None:
+    """The night is over: nobody thinks on."""
+    from autoresearch.proposers.ahead import Ahead
+
+    desk.closing()
+    for proposer in proposers:
+        if isinstance(proposer, Ahead):
+            proposer.close()
 
 
-def one(spec: str, program: Program, folder: Path, seed: int) -> Proposer:
+def one(spec: str, program: Program, desk: "Desk", seed: int) -> Proposer:
     """The proposer that one word names."""
     word, _, rest = spec.partition(":")
     if spec == "search":
         from autoresearch.proposers.search import Search
 
         return Search(seed=seed, max_constants=program.max_constants)
-    if spec == "mailbox":
+    if spec == "mailbox" or (word == "human" and rest):
         from autoresearch.proposers.mailbox import Mailbox
 
-        return Mailbox()
+        return Mailbox(spec)
     if word == "script" and rest:
         from autoresearch.proposers.script import Script
 
-        return Script.read(folder / rest)
-    if LATER.fullmatch(spec):
-        raise LabError(
-            f"proposer {spec!r} is not built yet; today's are: {GRAMMAR}. "
-            'Next: proposers = ["search"] in program.md'
-        )
+        return Script.read(desk.lab.folder / rest)
+    if AGENT.fullmatch(spec):
+        from autoresearch.proposers.agent import Agent
+        from autoresearch.proposers.ahead import Ahead
+
+        # One at a time: two of one agent would share its HOME, and its database there.
+        return Ahead(Agent(spec, desk), desk, most=1)
+    if MODEL.fullmatch(spec):
+        from autoresearch.proposers.ahead import Ahead
+        from autoresearch.proposers.llm import LLM
+
+        model = LLM(spec, desk)
+        return model if model.shares_the_gpu else Ahead(model, desk)
     raise LabError(f"unknown proposer {spec!r}; the proposers are: {GRAMMAR}")

@@ -1,0 +1,535 @@
+"""`provider:model[@URL]`: a language model, asked for one change at a time.
+
+By pydantic-ai: anthropic, openai, google, openrouter, and any OpenAI-compatible server
+(ollama, vllm, llamacpp, or any of them at a URL). The answer is text in the form that
+`context.ASK` states, so a model needs no tool calls and writes code unescaped.
+
+Promises: a wait, a refusal or nonsense never stalls a night: every asking ends inside
+its limit, with one outcome on record and its cost, unknown where nobody says. 429 and
+5xx are tried again as the server asks, or the model rests until then. An answer that
+does not fit goes back once with the reason. A reply is read up to a size. Money is
+spent only within `dollars`, counted before each call at the most it can cost.
+
+Keys come from the environment alone: ANTHROPIC_API_KEY, OPENAI_API_KEY, GOOGLE_API_KEY,
+OPENROUTER_API_KEY. Not covered: streaming; tools; a provider's own retries (off).
+"""
+
+import asyncio
+import ipaddress
+import json
+import os
+import re
+import time
+import urllib.request
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from autoresearch import context, machine
+from autoresearch.edits import one_line
+from autoresearch.errors import LabError
+from autoresearch.experiment import Proposal
+from autoresearch.lab import git_blob
+from autoresearch.ledger import Asking, Ledger
+from autoresearch.proposers.desk import Desk, proposal_of
+
+if TYPE_CHECKING:
+    from pydantic_ai.messages import ModelMessage, ModelResponse
+    from pydantic_ai.models import Model
+
+SPEC = re.compile(r"([a-z][a-z0-9_-]*):([^@\s]+)(?:@(https?://[^\s@]+))?")
+# Where a provider lives when no URL is given, and what its key is called.
+KEYS = {
+    "anthropic": "ANTHROPIC_API_KEY",
+    "openai": "OPENAI_API_KEY",
+    "google": "GOOGLE_API_KEY",
+    "openrouter": "OPENROUTER_API_KEY",
+}
+HOMES = {
+    "ollama": "http://localhost:11434/v1",
+    "vllm": "http://localhost:8000/v1",
+    "llamacpp": "http://localhost:8080/v1",
+    "openrouter": "https://openrouter.ai/api/v1",
+}
+PROVIDERS = (*KEYS, "ollama", "vllm", "llamacpp")
+ANSWER_SECONDS = 300.0  # of one asking, tries and waits included
+CALL_SECONDS = 180.0
+MOST_TOKENS_OUT = 16_000
+LARGEST_BODY_BYTES = 2 << 20  # of one HTTP answer
+LONGEST_WAIT_SECONDS = 30.0  # for a server that asks to wait; beyond it, rest
+FIRST_REST_SECONDS = 30.0
+LONGEST_REST_SECONDS = 900.0
+REFUSED_REST_SECONDS = 3600.0  # a key that is wrong, a model that is not there
+PAUSES_SECONDS = (1.0, 3.0, 8.0)
+
+
+CODEWORD = "PELARGONIUM"
+QUESTION = "Reply with the codeword from the very beginning, and nothing else."
+WINDOW_TOKENS = 49_152  # a context, an answer, and both once more
+
+
+def filler() -> str:
+    """A text as long as the largest context."""
+    line = "{:05}: the loss fell, then it rose, and nobody knew why."
+    count = context.BUDGET_TOKENS // context.tokens(line.format(0) + "\n")
+    return "\n".join(line.format(number) for number in range(count))
+
+
+class NoAnswer(Exception):
+    """Nothing came that could be read. `rest_seconds` until it makes sense to ask."""
+
+    def __init__(self, words: str, rest_seconds: float, *, limit: bool = False) -> None:
+        super().__init__(words)
+        self.rest_seconds = rest_seconds
+        self.limit = limit  # a usage limit: nothing is wrong
+
+
+class TooLarge(Exception):
+    """An answer that does not end."""
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """Where a model is, from its spec."""
+
+    provider: str
+    model: str
+    url: str  # "": the provider's own
+    given: bool  # whether the spec named the URL
+
+    @classmethod
+    def read(cls, spec: str) -> "Endpoint":
+        """`provider:model[@URL]` -> Endpoint, or LabError."""
+        found = SPEC.fullmatch(spec)
+        if found is None or found[1] not in PROVIDERS:
+            raise LabError(
+                f"proposer {spec!r}: the providers are {', '.join(PROVIDERS)}. "
+                "Next: write provider:model, or provider:model@http://host:port"
+            )
+        provider, model, url = found[1], found[2], found[3] or ""
+        base = url or HOMES.get(provider, "")
+        if url and urlsplit(url).path in ("", "/") and provider not in KEYS:
+            base = url.rstrip("/") + "/v1"
+        return cls(provider, model, base, bool(url))
+
+    @property
+    def local(self) -> bool:
+        """Whether it is a machine of the user's own, so that nothing is billed."""
+        host = urlsplit(self.url).hostname or ""
+        if not host:
+            return False
+        try:
+            return ipaddress.ip_address(host).is_private
+        except ValueError:
+            return host == "localhost" or host.endswith((".local", ".lan", ".internal"))
+
+    @property
+    def here(self) -> bool:
+        """Whether it is this very machine."""
+        host = urlsplit(self.url).hostname or ""
+        return host == "localhost" or host.startswith("127.") or host == "::1"
+
+    @property
+    def key(self) -> str:
+        """The key from the environment; "" where there is none."""
+        return os.environ.get(KEYS.get(self.provider, ""), "")
+
+
+class LLM:
+    """One model, asked whenever it is its turn."""
+
+    def __init__(self, spec: str, desk: Desk) -> None:
+        need_pydantic_ai()
+        self.name = spec
+        self._desk = desk
+        self._endpoint = Endpoint.read(spec)
+        self._resting_until = 0.0  # time.time()
+        self._rest_seconds = FIRST_REST_SECONDS
+        self._broke = False
+        # A model on the GPU that trains is asked between runs only, and unloaded.
+        self.shares_the_gpu = self._endpoint.here and bool(machine.nvidia())
+        require_means(spec, self._endpoint, desk)
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether its money is gone."""
+        return self._broke
+
+    @property
+    def resting_until(self) -> float:
+        """Until when it is not asked, in seconds since 1970; 0 when it may be."""
+        return self._resting_until if time.time() < self._resting_until else 0.0
+
+    def propose(self, ledger: Ledger) -> Proposal | None:
+        """Its next idea, judged; None while it rests or when no answer came."""
+        champion = ledger.champion
+        if champion is None or self.resting_until or self._broke:
+            return None
+        prompt = context.build(ledger, self._desk.asked(ledger))
+        if not self._desk.purse.allows(self.most_dollars(prompt)):
+            self._broke = True
+            self._record(ledger, Talk(champion.blob), "stopped: dollars are used up")
+            return None
+        talk = Talk(champion.blob)
+        try:
+            proposal = self._converse(ledger, talk, prompt)
+        except NoAnswer as none:
+            self._rest(ledger, talk, none)
+            return None
+        finally:
+            if self.shares_the_gpu:
+                unload(self._endpoint)
+        self._rest_seconds = FIRST_REST_SECONDS
+        word = f"refused: {proposal.refused}" if proposal.refused else "proposed"
+        self._record(ledger, talk, word, git_blob(proposal.source))
+        return proposal
+
+    def _converse(self, ledger: Ledger, talk: "Talk", prompt: str) -> Proposal:
+        """Ask; where the answer does not fit, say why and ask once more."""
+        source = ledger.source(talk.blob)
+        deadline = time.monotonic() + ANSWER_SECONDS
+        why = ""
+        for words in (prompt, None):
+            said = words or (
+                f"Refused: {why}\nSend the whole reply again, corrected, in the same "
+                "form. Or another idea that fits."
+            )
+            reply = talk.ask(self._endpoint, said, deadline)
+            proposal, why = proposal_of(reply, self.name, talk.blob, source)
+            why = why or self._desk.fault(ledger, proposal)
+            if not why or time.monotonic() > deadline - 5:
+                break
+            if not self._desk.purse.allows(self.most_dollars(prompt + reply)):
+                break
+        return replace(proposal, refused=one_line(why)[:300])
+
+    def _rest(self, ledger: Ledger, talk: "Talk", none: NoAnswer) -> None:
+        """Take note of a failure, and do not ask for a while."""
+        seconds = none.rest_seconds or self._rest_seconds
+        if not none.rest_seconds:
+            self._rest_seconds = min(2 * self._rest_seconds, LONGEST_REST_SECONDS)
+        self._resting_until = time.time() + seconds
+        at = time.strftime("%H:%M", time.localtime(self._resting_until))
+        word = f"limit until {at}" if none.limit else f"no answer, rests until {at}"
+        self._record(ledger, talk, f"{word}: {none}")
+
+    def _record(
+        self, ledger: Ledger, talk: "Talk", outcome: str, blob: str = ""
+    ) -> None:
+        transcript = self._desk.keep(talk.whole()) if talk.messages else ""
+        self._desk.record(
+            ledger,
+            Asking(
+                self.name,
+                talk.asked_at,
+                time.time() - talk.asked_at,
+                talk.dollars,
+                talk.tokens_in,
+                talk.tokens_out,
+                one_line(outcome)[:400],
+                talk.blob,
+                blob,
+                transcript,
+            ),
+        )
+
+    def most_dollars(self, prompt: str) -> float | None:
+        """The most that one call with this prompt can cost; None: unknown."""
+        return price(self._endpoint, context.tokens(prompt), MOST_TOKENS_OUT)
+
+    def close(self) -> None:
+        """Nothing is held between two askings."""
+
+    def examine(self) -> str:
+        """Ask it something of full size: `ok ...`, or what is wrong and the remedy.
+
+        Servers of local models cut a prompt that does not fit their window, from its
+        beginning and without a word; so the word to repeat stands at the beginning.
+        """
+        prompt = f"The codeword is {CODEWORD}.\n\n{filler()}\n\n{QUESTION}"
+        if not self._desk.purse.allows(self.most_dollars(prompt)):
+            return "not asked: dollars are used up"
+        talk, begun = Talk(""), time.monotonic()
+        try:
+            reply = talk.ask(self._endpoint, prompt, begun + ANSWER_SECONDS)
+        except NoAnswer as none:
+            at = time.strftime("%H:%M", time.localtime(time.time() + none.rest_seconds))
+            return f"limit until {at}" if none.limit else f"no answer: {none}"
+        finally:
+            self._desk.purse.paid(talk.dollars, (talk.tokens_in or 0))
+            if self.shares_the_gpu:
+                unload(self._endpoint)
+        took = time.monotonic() - begun
+        if CODEWORD not in reply.upper():
+            return f"loses the beginning of a long prompt. Next: {self._window}"
+        words = f"ok, read {context.BUDGET_TOKENS} tokens in {took:.1f} s"
+        if self.shares_the_gpu:
+            words += (
+                "; on the GPU that trains, so asked between runs, which wait for it"
+            )
+        return words
+
+    @property
+    def _window(self) -> str:
+        """How its server gets a window that is large enough."""
+        if self._endpoint.provider == "ollama":
+            return f"OLLAMA_CONTEXT_LENGTH={WINDOW_TOKENS} ollama serve"
+        if self._endpoint.provider == "llamacpp":
+            return f"llama-server --ctx-size {WINDOW_TOKENS}"
+        return f"give it a context of {WINDOW_TOKENS} tokens (vllm: --max-model-len)"
+
+
+class Talk:
+    """One conversation: what was said, and what it took."""
+
+    def __init__(self, blob: str) -> None:
+        self.blob = blob
+        self.asked_at = time.time()
+        self.messages: list[ModelMessage] = []
+        self.tokens_in: int | None = None  # None: nobody said
+        self.tokens_out: int | None = None
+        self.dollars: float | None = None  # None: nobody knows
+        self._unpriced = False
+
+    def ask(self, endpoint: Endpoint, words: str, deadline: float) -> str:
+        """Say something; the text that comes back. Raises NoAnswer."""
+        from pydantic_ai.messages import ModelRequest, UserPromptPart
+
+        self.messages.append(ModelRequest(parts=[UserPromptPart(words)]))
+        response = answered(endpoint, self.messages, deadline)
+        self.messages.append(response)
+        self._count(endpoint, response)
+        text = response.text or ""
+        if response.finish_reason == "length" and ">>>>>>> REPLACE" not in text:
+            raise NoAnswer(f"cut off after {MOST_TOKENS_OUT} tokens", 0.0)
+        return text
+
+    def _count(self, endpoint: Endpoint, response: "ModelResponse") -> None:
+        usage = response.usage
+        if usage.input_tokens or usage.output_tokens:
+            self.tokens_in = (self.tokens_in or 0) + usage.input_tokens
+            self.tokens_out = (self.tokens_out or 0) + usage.output_tokens
+        cost = (
+            price(endpoint, usage.input_tokens, usage.output_tokens)
+            if usage.output_tokens
+            else None
+        )
+        self._unpriced |= cost is None
+        self.dollars = None if self._unpriced else (self.dollars or 0.0) + (cost or 0.0)
+
+    def whole(self) -> bytes:
+        """Everything that was said, as JSON."""
+        from pydantic_ai.messages import ModelMessagesTypeAdapter
+
+        return bytes(ModelMessagesTypeAdapter.dump_json(self.messages, indent=1))
+
+
+# -- one call --------------------------------------------------------------------------
+
+
+def answered(
+    endpoint: Endpoint, messages: "Sequence[ModelMessage]", deadline: float
+) -> "ModelResponse":
+    """One response, with tries and waits, by the deadline; or NoAnswer."""
+    for pause in (*PAUSES_SECONDS, None):
+        left = deadline - time.monotonic()
+        if left <= 0:
+            raise NoAnswer("no answer in time", 0.0)
+        try:
+            return asyncio.run(called(endpoint, messages, min(left, CALL_SECONDS)))
+        except Again as again:
+            wait = pause if again.after_seconds is None else again.after_seconds
+            late = wait is None or wait > min(LONGEST_WAIT_SECONDS, left)
+            if pause is None or wait is None or late:
+                rest = again.after_seconds or 0.0
+                raise NoAnswer(str(again), rest, limit=again.limit) from None
+            time.sleep(wait)
+    raise AssertionError("the last pause is None")
+
+
+class Again(Exception):
+    """Not now; another try may work."""
+
+    def __init__(self, words: str, after: float | None, *, limit: bool = False) -> None:
+        super().__init__(words)
+        self.after_seconds = after  # None: the server did not say
+        self.limit = limit
+
+
+async def called(
+    endpoint: Endpoint, messages: "Sequence[ModelMessage]", limit_seconds: float
+) -> "ModelResponse":
+    """One HTTP call -> its response; Again or NoAnswer."""
+    from pydantic_ai import exceptions
+    from pydantic_ai.direct import model_request
+    from pydantic_ai.settings import ModelSettings
+
+    settings = ModelSettings(max_tokens=MOST_TOKENS_OUT, timeout=limit_seconds)
+    try:
+        async with asyncio.timeout(limit_seconds), client(limit_seconds) as http:
+            model = model_of(endpoint, http)
+            return await model_request(model, messages, model_settings=settings)
+    except TimeoutError:
+        raise Again(f"no answer within {limit_seconds:.0f} s", None) from None
+    except exceptions.ModelHTTPError as error:
+        raise from_status(error) from None
+    except exceptions.ModelAPIError as error:  # connection refused, cut off, too large
+        raise Again(one_line(str(error))[:300], None) from None
+    except exceptions.AgentRunError as error:  # an answer that is no answer
+        raise Again(one_line(str(error))[:300], None) from None
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        # What the provider's library makes of garbage; it does not promise a kind.
+        words = f"{type(error).__name__}: {one_line(str(error))[:200]}"
+        raise Again(words, None) from None
+    except TooLarge:
+        words = f"the answer is larger than {LARGEST_BODY_BYTES >> 20} MB"
+        raise NoAnswer(words, 0.0) from None
+
+
+def from_status(error: Any) -> Exception:
+    """An HTTP status -> what to do about it."""
+    words = one_line(f"{error.status_code}: {error.body}")[:300]
+    code = error.status_code
+    if code == 429 or code >= 500 or code == 408:
+        return Again(words, error.retry_after, limit=code == 429)
+    if code in (401, 402, 403, 404):
+        return NoAnswer(words, REFUSED_REST_SECONDS)
+    return NoAnswer(words, 0.0)
+
+
+def client(limit_seconds: float) -> Any:
+    """An HTTP client that stops reading at a size. Redirects are not followed."""
+    import httpx2
+
+    class Measured(httpx2.AsyncByteStream):
+        def __init__(self, stream: Any) -> None:
+            self._stream = stream
+
+        async def __aiter__(self) -> Any:
+            total = 0
+            async for chunk in self._stream:
+                total += len(chunk)
+                if total > LARGEST_BODY_BYTES:
+                    raise TooLarge
+                yield chunk
+
+        async def aclose(self) -> None:
+            await self._stream.aclose()
+
+    class Bounded(httpx2.AsyncBaseTransport):
+        def __init__(self) -> None:
+            self._inner = httpx2.AsyncHTTPTransport()
+
+        async def handle_async_request(self, request: Any) -> Any:
+            request.headers["accept-encoding"] = "identity"  # no bombs
+            response = await self._inner.handle_async_request(request)
+            response.stream = Measured(response.stream)
+            return response
+
+        async def aclose(self) -> None:
+            await self._inner.aclose()
+
+    return httpx2.AsyncClient(
+        transport=Bounded(), timeout=limit_seconds, follow_redirects=False
+    )
+
+
+def model_of(endpoint: Endpoint, http: Any) -> "Model":
+    """The model as pydantic-ai knows it, without retries of the provider's library."""
+    if endpoint.provider == "anthropic":
+        from anthropic import AsyncAnthropic
+        from pydantic_ai.models.anthropic import AnthropicModel
+        from pydantic_ai.providers.anthropic import AnthropicProvider
+
+        anthropic = AsyncAnthropic(
+            api_key=endpoint.key,
+            base_url=endpoint.url or None,
+            max_retries=0,
+            http_client=http,
+        )
+        return AnthropicModel(
+            endpoint.model, provider=AnthropicProvider(anthropic_client=anthropic)
+        )
+    if endpoint.provider == "google":
+        from pydantic_ai.models.google import GoogleModel
+        from pydantic_ai.providers.google import GoogleProvider
+
+        provider = GoogleProvider(
+            api_key=endpoint.key, base_url=endpoint.url or None, http_client=http
+        )
+        return GoogleModel(endpoint.model, provider=provider)
+    from openai import AsyncOpenAI
+    from pydantic_ai.models.openai import OpenAIChatModel
+    from pydantic_ai.providers.openai import OpenAIProvider
+
+    openai = AsyncOpenAI(
+        api_key=endpoint.key or "none",
+        base_url=endpoint.url or "https://api.openai.com/v1",
+        max_retries=0,
+        http_client=http,
+    )
+    return OpenAIChatModel(
+        endpoint.model, provider=OpenAIProvider(openai_client=openai)
+    )
+
+
+def unload(endpoint: Endpoint) -> None:
+    """Ask ollama to give the GPU's memory back; other servers know no such call."""
+    if endpoint.provider != "ollama":
+        return
+    parts = urlsplit(endpoint.url)
+    body = json.dumps({"model": endpoint.model, "keep_alive": 0}).encode()
+    request = urllib.request.Request(  # noqa: S310  (the URL was read by Endpoint)
+        f"{parts.scheme}://{parts.netloc}/api/generate",
+        body,
+        {"content-type": "application/json"},
+    )
+    # If it cannot be reached now, it holds no memory that anybody could free.
+    with suppress(OSError), urllib.request.urlopen(request, timeout=20):  # noqa: S310
+        pass
+
+
+# -- money, keys, and the extra --------------------------------------------------------
+
+
+def price(endpoint: Endpoint, tokens_in: int, tokens_out: int) -> float | None:
+    """Dollars of a call by the provider's list price; None where nobody knows it."""
+    if endpoint.given or endpoint.provider not in KEYS:
+        return None
+    from genai_prices import Usage, calc_price
+
+    try:
+        found = calc_price(
+            Usage(input_tokens=tokens_in, output_tokens=tokens_out),
+            endpoint.model,
+            provider_id=endpoint.provider,
+        )
+    except (LookupError, ValueError):
+        return None
+    return float(found.total_price)
+
+
+def require_means(spec: str, endpoint: Endpoint, desk: Desk) -> None:
+    """LabError when there is no key, or no leave to spend money."""
+    if endpoint.local:
+        return
+    if endpoint.provider in KEYS and not endpoint.key:
+        name = KEYS[endpoint.provider]
+        raise LabError(f"proposer {spec!r} needs a key. Next: export {name}=...")
+    if desk.purse.limit_dollars <= 0:
+        raise LabError(
+            f"proposer {spec!r} costs money, and dollars is 0. Next: autoresearch run "
+            "--dollars 5, or dollars = 5 in program.md"
+        )
+
+
+def need_pydantic_ai() -> None:
+    """LabError when the models' library is not installed."""
+    try:
+        import pydantic_ai.direct  # noqa: F401
+    except ImportError:
+        raise LabError(
+            "a language model needs pydantic-ai. Next: pip install -e '.[llm]'"
+        ) from None

@@ -1,0 +1,234 @@
+"""Real coding-agent command lines on a scripted local model: do they drive a night?
+
+    python benchmarks/agents.py --agent opencode --agent codex --experiments 10
+
+The command lines are the real ones (npm install -g opencode-ai @openai/codex); the
+model behind them is a local server with a script, which asks for one shell command that
+changes a constant of lab `line` and writes IDEA.md. What is tested is everything
+around: argv, prompt, HOME, walls, the diff, the time limit. Nothing is paid.
+"""
+
+import argparse
+import json
+import os
+import re
+import sys
+import tempfile
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+
+from autoresearch import night  # noqa: E402
+from autoresearch.cage import Stop  # noqa: E402
+from autoresearch.ledger import Ledger  # noqa: E402
+from autoresearch.loop import research  # noqa: E402
+from autoresearch.proposers.agent import home_of  # noqa: E402
+from tests.nights import line_lab  # noqa: E402
+
+COMMAND = (
+    "sed -i -E 's/^WEIGHT_INIT = [-0-9.]+/WEIGHT_INIT = 0.{number:03}/' train.py && "
+    "printf 'TITLE: start at 0.{number:03}\\nREASON: nearer to the slope\\n"
+    "EXPECTED: -0.001\\n' > IDEA.md"
+)
+
+
+class Script(BaseHTTPRequestHandler):
+    """Chat completions and responses, streamed: one shell command, then a word."""
+
+    count = 0
+    lock = threading.Lock()
+    seen = None
+
+    def log_message(self, *args):
+        pass
+
+    def do_GET(self):
+        self.reply(json.dumps({"object": "list", "data": [{"id": "scripted"}]}))
+
+    def do_POST(self):
+        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        if Script.seen:
+            Script.seen.write(json.dumps(body)[:200_000] + "\n")
+        if self.path.endswith("/responses"):
+            self.as_responses(body)
+        else:
+            self.as_chat(body)
+
+    def reply(self, text, kind="application/json"):
+        raw = text.encode()
+        self.send_response(200)
+        self.send_header("content-type", kind)
+        self.send_header("content-length", str(len(raw)))
+        self.end_headers()
+        self.wfile.write(raw)
+
+    def stream(self, events, named):
+        lines = []
+        for event in events:
+            if named:
+                lines.append(f"event: {event['type']}\n")
+            lines.append(f"data: {json.dumps(event)}\n\n")
+        if not named:
+            lines.append("data: [DONE]\n\n")
+        self.reply("".join(lines), "text/event-stream")
+
+    def next_command(self):
+        with Script.lock:
+            Script.count += 1
+            return COMMAND.format(number=Script.count)
+
+    def call(self, tools):
+        """(name, arguments) of a shell command, as this agent's tools want it."""
+        command = self.next_command()
+        if "bash" in tools:
+            return "bash", {"command": command, "description": "change one constant"}
+        if "exec_command" in tools:
+            return "exec_command", {"cmd": command}
+        if "shell_command" in tools:
+            return "shell_command", {"command": command}
+        return "shell", {"command": ["bash", "-lc", command]}
+
+    def as_chat(self, body):
+        tools = [tool["function"]["name"] for tool in body.get("tools") or []]
+        done = any(message["role"] == "tool" for message in body["messages"])
+        delta = {"role": "assistant", "content": "Done."}
+        if tools and not done:
+            name, arguments = self.call(tools)
+            function = {"name": name, "arguments": json.dumps(arguments)}
+            call = {"index": 0, "id": "c1", "type": "function", "function": function}
+            delta = {"role": "assistant", "tool_calls": [call]}
+        finish = "tool_calls" if "tool_calls" in delta else "stop"
+        usage = {"prompt_tokens": 9000, "completion_tokens": 90, "total_tokens": 9090}
+        base = {"id": "x", "object": "chat.completion.chunk", "model": "scripted"}
+        base["created"] = int(time.time())
+        if not body.get("stream"):
+            choice = {"index": 0, "message": delta, "finish_reason": finish}
+            self.reply(json.dumps(base | {"choices": [choice], "usage": usage}))
+            return
+        first = {"index": 0, "delta": delta, "finish_reason": None}
+        last = {"index": 0, "delta": {}, "finish_reason": finish}
+        self.stream(
+            [
+                base | {"choices": [first]},
+                base | {"choices": [last], "usage": usage},
+            ],
+            named=False,
+        )
+
+    def as_responses(self, body):
+        tools = [tool.get("name", tool["type"]) for tool in body.get("tools") or []]
+        kinds = [item.get("type", "") for item in body["input"]]
+        done = any(kind.endswith("_call_output") for kind in kinds)
+        item = {
+            "type": "message",
+            "role": "assistant",
+            "id": "m1",
+            "content": [{"type": "output_text", "text": "Done.", "annotations": []}],
+        }
+        if tools and not done:
+            name, arguments = self.call(tools)
+            item = {
+                "type": "function_call",
+                "id": "f1",
+                "call_id": "c1",
+                "name": name,
+                "arguments": json.dumps(arguments),
+            }
+        usage = {
+            "input_tokens": 9000,
+            "input_tokens_details": {"cached_tokens": 0},
+            "output_tokens": 90,
+            "output_tokens_details": {"reasoning_tokens": 0},
+            "total_tokens": 9090,
+        }
+        whole = {"id": "r1", "object": "response", "output": [item], "usage": usage}
+        self.stream(
+            [
+                {"type": "response.created", "response": {"id": "r1"}},
+                {"type": "response.output_item.done", "output_index": 0, "item": item},
+                {"type": "response.completed", "response": whole},
+            ],
+            named=True,
+        )
+
+
+def configure(agent, url):
+    """Point an agent at the local server, in its own HOME."""
+    if agent == "opencode":
+        provider = {
+            "npm": "@ai-sdk/openai-compatible",
+            "options": {"baseURL": url, "apiKey": "none"},
+            "models": {"scripted": {"tool_call": True}},
+        }
+        os.environ["OPENCODE_CONFIG_CONTENT"] = json.dumps(
+            {
+                "model": "local/scripted",
+                "small_model": "local/scripted",
+                "provider": {"local": provider},
+                "autoupdate": False,
+                "share": "disabled",
+            }
+        )
+    elif agent == "codex":
+        file = home_of("codex") / ".codex" / "config.toml"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(
+            'model = "scripted"\nmodel_provider = "local"\n'
+            '[model_providers.local]\nname = "local"\nwire_api = "responses"\n'
+            f'base_url = "{url}"\nrequest_max_retries = 1\nstream_max_retries = 1\n'
+        )
+
+
+def drive(agent, experiments, folder):
+    """What a night with this agent looked like."""
+    lab = line_lab(folder / agent, "budget_seconds = 3\nbudget_tolerance_seconds = 2")
+    asked = night.Options(proposers=(agent,), seed=1, hours=0.12)
+    begun, ours = time.monotonic(), 0
+    with night.opened(lab, asked, Stop()) as (opened, _):
+        for row in research(opened):
+            ours += row.author == agent
+            if ours >= experiments:
+                opened.bench.stop.soon = True
+    ledger = Ledger(lab.ledger)
+    rows = [row for row in ledger.rows() if row.author == agent]
+    askings = ledger.askings()
+    return {
+        f"{agent}_experiments": len(rows),
+        f"{agent}_failed": sum(row.decision == "failed" for row in rows),
+        f"{agent}_titled": sum(row.title.startswith("start at") for row in rows),
+        f"{agent}_by_search": sum(r.author == "search" for r in ledger.rows()),
+        f"{agent}_seconds_per_idea": round(
+            sum(a.seconds for a in askings) / max(1, len(askings)), 1
+        ),
+        f"{agent}_tokens_known": sum(a.tokens_in is not None for a in askings),
+        f"{agent}_outcomes": sorted(
+            {re.sub(r"\d+", "N", asking.outcome)[:160] for asking in askings}
+        ),
+        f"{agent}_wall_seconds": round(time.monotonic() - begun, 1),
+    }  # fmt: skip
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--agent", action="append", required=True)
+    parser.add_argument("--experiments", type=int, default=10)
+    parser.add_argument("--requests", type=argparse.FileType("w"), help="keep them")
+    options = parser.parse_args()
+    Script.seen = options.requests
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Script)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    url = f"http://127.0.0.1:{server.server_address[1]}/v1"
+    # codex makes no aliases of itself below /tmp, and its sandbox needs them.
+    with tempfile.TemporaryDirectory(prefix=".agents-", dir=Path.home()) as made:
+        os.environ["XDG_STATE_HOME"] = str(Path(made) / "state")
+        for agent in options.agent:
+            configure(agent, url)
+            print(json.dumps(drive(agent, options.experiments, Path(made))), flush=True)
+
+
+if __name__ == "__main__":
+    main()

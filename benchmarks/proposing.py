@@ -1,0 +1,270 @@
+"""What proposing costs: the size and time of a context, preflight, and an idle GPU.
+
+    python benchmarks/proposing.py --json
+
+context_*    a ledger of a thousand experiments over the flagship's train.py, read anew
+preflight_*  the edits of `benchmarks/edits.py` on the flagship as sized for a GPU:
+             share of the broken caught, share of the sound refused, median seconds of
+             one (wall, and of CPU time, which a busy machine does not stretch)
+
+idle_share   the GPU's time between two runs on lab `line` stretched to 20 s a run, with
+             a model that takes 60 s to answer: share of the night, baseline left out
+
+Parts are chosen with --only; preflight takes some minutes.
+"""
+
+import argparse
+import itertools
+import json
+import random
+import resource
+import statistics
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+
+from autoresearch import (  # noqa: E402
+    apparatus,
+    constants,
+    context,
+    founding,
+    loop,
+    night,
+    preflight,
+    rules,
+)
+from autoresearch.cage import Limits, Stop  # noqa: E402
+from autoresearch.experiment import (  # noqa: E402
+    Candidate,
+    Failure,
+    Proposal,
+    Run,
+    Score,
+    Verdict,
+)
+from autoresearch.lab import Lab, git_blob  # noqa: E402
+from autoresearch.ledger import Ledger  # noqa: E402
+from autoresearch.notebook import Notebook  # noqa: E402
+from autoresearch.proposers.search import drawn, tidy  # noqa: E402
+from autoresearch.sandbox import Bench, Terms  # noqa: E402
+from benchmarks import edits  # noqa: E402
+from tests.model_server import ModelServer, reply  # noqa: E402
+from tests.nights import line_lab  # noqa: E402
+
+FLAGSHIP = ROOT / "autoresearch" / "labs" / "gpt"
+
+
+def score_of(proposal, value):
+    """One run's score, with what a run says of itself."""
+    facts = (("tokens", 93_000_000), ("depth", 8), ("train_loss", 3.1), ("mfu", 45.2))
+    run = Run(Candidate(proposal, "b"), 0, 300.0, 38.0, 18.9, Path(), facts, Path("x"))
+    return Score(run, value, 0.0, 9.0)
+
+
+def change(rng, source, number):
+    """(title, new source): a constant most of the time, else some lines of code."""
+    if number % 3:
+        knob = rng.choice([c for c in constants.read(source) if not c.fixed])
+        value = rng.choice(knob.choices) if knob.choices else drawn(knob, rng)
+        value = value if knob.choices else tidy(knob, value)
+        text = constants.replace(source, {knob.name: value})
+        return f"{knob.name} {knob.spelling} -> {value}", text
+    lines = source.split("\n")
+    at = rng.randrange(len(lines) // 2, len(lines))
+    lines.insert(at, f"# idea {number}: gate the values of every second layer, softly")
+    return f"gate the values of every second layer, variant {number}", "\n".join(lines)
+
+
+def thousand(path, source, count, seed=1):
+    """A ledger as a long night leaves it."""
+    rng, ledger = random.Random(seed), Ledger(path)
+    ledger.begin("series", "{}", 0, "{}")
+    baseline = Proposal(0, "baseline", source, "", "human")
+    baseline = ledger.admit(baseline, git_blob(source), "code")
+    scores = tuple(score_of(baseline, 1.09 + d) for d in (0, 0.0006, -0.0004))
+    ledger.decide(Verdict("keep", "baseline", scores, None), commit=None, at=0.0)
+    for number in range(1, count + 1):
+        champion = ledger.champion
+        title, text = change(rng, ledger.source(champion.blob), number)
+        who = ("search", "claude", "anthropic:claude-sonnet-4-5")[number % 3]
+        proposal = Proposal(None, title, text, champion.blob, who, "it may help " * 12)
+        proposal = ledger.admit(proposal, git_blob(text), rules.fingerprint(text))
+        if rng.random() < 0.12:
+            failure = Failure(proposal, "crash", "RuntimeError: shapes do not match")
+            verdict = Verdict("failed", "crash: RuntimeError", failure, champion)
+        else:
+            value = champion.values[0] + rng.gauss(0.003, 0.002)
+            kept = value < champion.values[0]
+            word = "keep" if kept else "discard"
+            verdict = Verdict(word, "", (score_of(proposal, value),), champion)
+        ledger.decide(verdict, commit=None, at=float(number))
+    ledger.close()
+
+
+def context_of(count):
+    """(tokens, seconds, bytes equal) of a context built from a ledger just opened."""
+    source = (FLAGSHIP / "train.py").read_text()
+    asked = context.Asked((FLAGSHIP / "program.md").read_text(), "val_bpb", "80 lines")
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "ledger.db"
+        thousand(path, source, count)
+        texts, seconds = [], []
+        for _ in range(5):
+            ledger = Ledger(path)
+            begun = time.perf_counter()
+            texts.append(context.build(ledger, asked))
+            seconds.append(time.perf_counter() - begun)
+            ledger.close()
+    return {
+        "context_tokens": context.tokens(texts[0]),
+        "context_bytes": len(texts[0].encode()),
+        "context_seconds": round(statistics.median(seconds), 3),
+        "context_identical": len(set(texts)) == 1,
+        "context_sample": texts[0],
+    }
+
+
+def preflight_of(every):
+    """How many of the broken and of the sound edits are refused, and in what time."""
+    with tempfile.TemporaryDirectory() as made:
+        folder = Path(made) / "lab"
+        founding.found(folder, "gpt", None, None, "gpu")
+        lab = Lab.find(folder)
+        source = lab.read("train.py")
+        ledger = Ledger(lab.ledger)
+        ledger.begin("series", "{}", 0, "{}")
+        baseline = Proposal(0, "baseline", source, "", "human")
+        baseline = ledger.admit(baseline, git_blob(source), "code")
+        scores = (score_of(baseline, 1.0),)
+        ledger.decide(Verdict("keep", "", scores, None), commit=None, at=0.0)
+        limits = Limits(memory_gb=80.0)
+        terms = Terms(300.0, None, 15.0, 3600.0, limits)
+        found = apparatus.load(lab, Notebook(folder))
+        bench = Bench(
+            lab, found, terms, Stop(), lambda candidate, progress: None, walls
+        )
+        check = preflight.Preflight(bench, ledger)
+        check(baseline)  # the champion itself
+        parts = {"broken": edits.broken(source), "sound": edits.sound(source)}
+        refused, seconds, cpu = {}, [], []
+        for part, files in parts.items():
+            refused[part] = []
+            for name, text in files[::every]:
+                begun, used = time.monotonic(), cpu_seconds()
+                proposal = Proposal(None, name, text, git_blob(source), "x")
+                why = check(proposal)
+                seconds.append(time.monotonic() - begun)
+                cpu.append(cpu_seconds() - used)
+                refused[part].append((name, why))
+                print(f"{part:<7} {cpu[-1]:5.1f} s  {name}: {why}", file=sys.stderr)
+    caught = [bool(why) for _, why in refused["broken"]]
+    wrong = [bool(why) for _, why in refused["sound"]]
+    return {
+        "preflight_broken": len(caught),
+        "preflight_caught": round(statistics.fmean(caught), 3),
+        "preflight_sound": len(wrong),
+        "preflight_false": round(statistics.fmean(wrong), 3),
+        "preflight_seconds": round(statistics.median(seconds), 2),
+        "preflight_cpu_seconds": round(statistics.median(cpu), 2),
+        "preflight_longest_cpu_seconds": round(max(cpu), 2),
+        "preflight_missed": [name for name, why in refused["broken"] if not why],
+        "preflight_wrong": [name for name, why in refused["sound"] if why],
+    }
+
+
+class Timed:
+    """A pool that knows how long its device was held."""
+
+    def __init__(self, inner):
+        self._inner, self.busy_seconds, self.marks = inner, 0.0, []
+
+    @property
+    def free(self):
+        return self._inner.free
+
+    def submit(self, work):
+        self._inner.submit(work)
+
+    def next(self):
+        begun = time.monotonic()
+        done = self._inner.next()
+        if done is not None:
+            self.marks.append((begun, time.monotonic()))
+        return done
+
+
+def idle_of(runs, think_seconds, run_seconds):
+    """Share of the time between the first and the last run in which nothing ran."""
+    counted = iter(range(1, 10_000))
+
+    def slowly(prompt):
+        value = next(counted)
+        time.sleep(think_seconds)
+        old = prompt.partition("\nWEIGHT_INIT = ")[2].split()[0]
+        line = "WEIGHT_INIT = {}  # -1 .. 1"
+        return reply(f"start {value}", line.format(old), line.format(f"0.{value:04}"))
+
+    fence = f"budget_seconds = {run_seconds}\nbudget_tolerance_seconds = 2"
+    with tempfile.TemporaryDirectory() as made, ModelServer(slowly) as server:
+        lab = line_lab(Path(made) / "lab", fence)
+        asked = night.Options(experiments=runs, proposers=(server.spec,), seed=1)
+        with night.opened(lab, asked, Stop()) as (opened, _):
+            timed = Timed(opened.pool)
+            rows = list(loop.research(replace(opened, pool=timed)))
+    marks = timed.marks[1:]  # the baseline comes first and alone
+    busy = sum(end - begin for begin, end in marks)
+    whole = marks[-1][1] - marks[0][0]
+    authors = [row.author for row in rows[1:]]
+    gaps = [b[0] - a[1] for a, b in itertools.pairwise(marks)]
+    return {
+        "idle_share": round(1 - busy / whole, 4),
+        "idle_longest_gap_seconds": round(max(gaps), 2),
+        "idle_runs": len(marks),
+        "idle_by_the_model": authors.count(server.spec),
+        "idle_by_search": authors.count("search"),
+    }
+
+
+def cpu_seconds():
+    """Of this process and of all it has waited for."""
+    return sum(
+        used.ru_utime + used.ru_stime
+        for used in map(
+            resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+        )
+    )
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--experiments", type=int, default=1000)
+    parser.add_argument("--show", action="store_true", help="print the context itself")
+    parser.add_argument("--only", choices=("context", "preflight", "idle"))
+    parser.add_argument("--runs", type=int, default=15)
+    parser.add_argument("--every", type=int, default=1, help="only each n-th edit")
+    options = parser.parse_args()
+    found = {}
+    if options.only in (None, "context"):
+        found |= context_of(options.experiments)
+        sample = found.pop("context_sample")
+        if options.show:
+            print(sample)
+    if options.only in (None, "preflight"):
+        found |= preflight_of(options.every)
+    if options.only in (None, "idle"):
+        found |= idle_of(options.runs, 60.0, 20.0)
+    if options.json:
+        print(json.dumps(found))
+    else:
+        for name, value in found.items():
+            print(f"{name:<20} {value}")
+
+
+if __name__ == "__main__":
+    main()

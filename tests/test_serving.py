@@ -1,0 +1,210 @@
+"""Outside agents: by MCP, by the guide, and people who pause a night."""
+
+import asyncio
+import json
+import socket
+import subprocess
+import sys
+import threading
+import urllib.error
+import urllib.request
+
+import pytest
+
+from autoresearch import night, serving
+from autoresearch.cage import Stop
+from autoresearch.ledger import Ledger
+from autoresearch.loop import research
+from tests import nights
+
+FASTER = "<<<<<<< SEARCH\nMOMENTUM = 0.5  # 0 .. 0.99\n=======\nMOMENTUM = 0.6  # 0 .. 0.99\n>>>>>>> REPLACE"
+
+
+@pytest.fixture
+def lab(tmp_path):
+    """A lab with a baseline and one verdict."""
+    found = nights.line_lab(tmp_path / "lab")
+    nights.run(found, nights.rate(0.02))
+    return found
+
+
+@pytest.fixture
+def running(lab):
+    """A night that waits for letters, in a thread of this process."""
+    stop = Stop()
+    ready = threading.Event()
+
+    def work():
+        asked = night.Options(proposers=("mailbox",), seed=1)
+        with night.opened(lab, asked, stop) as (opened, _):
+            ready.set()
+            for _ in research(opened):
+                pass
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    ready.wait(20)
+    yield lab
+    stop.soon = True
+    thread.join(20)
+
+
+def test_a_client_reads_proposes_waits_and_goes_on(running):
+    desk = serving.Desk(running, "mcp")
+
+    assert "LEARNING_RATE = 0.02" in desk.read_context()
+    said = desk.propose("more momentum", FASTER, "it is a ravine", "mcp:test")
+    assert said.startswith("Experiment 2 is queued")
+    verdict = asyncio.run(desk.wait_for_verdict(2, 60))
+
+    assert json.loads(verdict.splitlines()[0])["proposed_by"] == "human:mcp:test"
+    assert "Go on: read_context" in verdict
+    assert "-MOMENTUM = 0.5" in desk.show_experiment(2)
+    assert '"experiment": 2' in desk.list_experiments()
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ("<<<<<<< SEARCH\nno such line\n=======\nx\n>>>>>>> REPLACE", "no line of"),
+        ("", "changes nothing"),
+        ("prepare.py\n" + FASTER, "only train.py"),
+    ],
+)
+def test_what_does_not_fit_is_said_at_once_and_queues_nothing(lab, change, why):
+    said = serving.Desk(lab).propose("x", change)
+
+    assert said.startswith("Refused, nothing was queued")
+    assert why in said
+    assert Ledger(lab.ledger).open() == ()
+
+
+def test_nobody_waits_for_an_experiment_that_is_not_there(lab):
+    desk = serving.Desk(lab)
+    desk.propose("more momentum", FASTER)
+
+    assert "no experiment 9" in asyncio.run(desk.wait_for_verdict(9, 0))
+    assert "wait_for_verdict again" in asyncio.run(desk.wait_for_verdict(2, 0))
+
+
+def test_the_five_tools_are_served_by_stdio(lab):
+    pytest.importorskip("mcp")
+    from mcp import StdioServerParameters
+    from mcp.client import Client
+
+    async def talk():
+        command = ["-m", "autoresearch", "mcp", str(lab.folder)]
+        server = StdioServerParameters(command=sys.executable, args=command)
+        async with Client(server) as client:
+            tools = sorted(t.name for t in (await client.list_tools()).tools)
+            read = await client.call_tool("read_context", {})
+            return tools, read.content[0].text
+
+    tools, text = asyncio.run(talk())
+
+    assert tools == [
+        "list_experiments", "propose", "read_context", "show_experiment",
+        "wait_for_verdict",
+    ]  # fmt: skip
+    assert "# train.py of the champion" in text
+
+
+def test_by_http_nothing_is_said_without_the_token(lab):
+    pytest.importorskip("mcp")
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    server = nights.start(lab, "mcp", ".", "--http", str(port))
+    url = f"http://127.0.0.1:{port}/mcp"
+    hello = {
+        "jsonrpc": "2.0", "id": 1, "method": "initialize",
+        "params": {"protocolVersion": "2025-06-18", "capabilities": {},
+                   "clientInfo": {"name": "t", "version": "1"}},
+    }  # fmt: skip
+
+    def ask(token):
+        headers = {
+            "content-type": "application/json",
+            "accept": "application/json, text/event-stream",
+            "authorization": f"Bearer {token}",
+        }
+        request = urllib.request.Request(url, json.dumps(hello).encode(), headers)
+        try:
+            with urllib.request.urlopen(request, timeout=20) as answer:
+                return answer.status, answer.read().decode()
+        except urllib.error.HTTPError as error:
+            return error.code, ""
+        except urllib.error.URLError:
+            return 0, ""
+
+    try:
+        nights.wait_for(lambda: ask("x")[0] != 0, seconds=60)
+        refused = ask("x")
+        status, said = ask(serving.token_of(lab))
+    finally:
+        nights.kill(server)
+
+    assert refused[0] == 401
+    assert status == 200
+    assert "autoresearch" in said
+    assert (lab.state / "mcp-token").stat().st_mode & 0o077 == 0
+
+
+def test_the_guide_says_every_step_and_what_is_enforced(lab):
+    said = nights.command(lab, "guide").stdout
+
+    for words in ("autoresearch context", "--wait 100", "never ask"):
+        assert words in said
+    assert "at most 1 constant(s)" in said
+    assert "nohup autoresearch run --proposer mailbox" in said  # nothing runs here
+
+
+def test_program_md_ends_with_the_line_for_coding_agents(lab):
+    last = lab.read("program.md").rstrip().splitlines()[-1]
+
+    assert last == "Coding agents: run autoresearch guide and follow it."
+
+
+def test_the_context_is_the_same_for_a_shell(lab):
+    assert nights.command(lab, "context").stdout.rstrip() == (
+        serving.Desk(lab).read_context().rstrip()
+    )
+
+
+def test_an_agent_in_a_shell_gets_its_verdict_in_two_short_waits(running):
+    idea = running.state / "idea.py"
+    idea.write_text(
+        running.read("train.py").replace("MOMENTUM = 0.5", "MOMENTUM = 0.7")
+    )
+    queued = nights.command(running, "try", str(idea), "momentum", "--by", "codex")
+    assert queued.returncode == 0, queued.stderr
+
+    shown = nights.command(running, "show", "2", "--wait", "60")
+
+    assert shown.returncode == 0, shown.stderr
+    assert "human:codex" in shown.stdout
+
+
+def test_pause_begins_nothing_new_and_resume_goes_on(running):
+    nights.command(running, "pause")
+    serving.Desk(running).propose("more momentum", FASTER)
+    with pytest.raises(AssertionError):
+        nights.wait_for(lambda: Ledger(running.ledger).row(2), seconds=2)
+
+    nights.command(running, "resume")
+
+    nights.wait_for(lambda: Ledger(running.ledger).row(2), seconds=30)
+
+
+def test_a_night_cannot_be_written_to_by_a_client(lab):
+    before = subprocess.run(
+        ("git", "-C", str(lab.folder), "rev-parse", "HEAD"), capture_output=True
+    ).stdout
+    desk = serving.Desk(lab)
+
+    desk.read_context(), desk.list_experiments(), desk.show_experiment(1)
+
+    after = subprocess.run(
+        ("git", "-C", str(lab.folder), "rev-parse", "HEAD"), capture_output=True
+    ).stdout
+    assert before == after
