@@ -145,6 +145,8 @@ def attend(
         )
         seconds = time.monotonic() - started
         guest.measure()
+        too_early(candidate, terms, seconds, submitted, log)
+        file = take_weights(candidate, descriptors, guest.folder.parent, log)
         phase, allowed = "the probe", PROBE_SECONDS
         probe, answer = probed(bench, guest)
     except TimeoutError:
@@ -158,9 +160,6 @@ def attend(
     except Junk as junk:
         detail = f"spoke out of turn: {junk}"
         raise Failed(Failure(candidate, "crash", detail, log)) from None
-    run_folder = guest.folder.parent
-    too_early(candidate, terms, seconds, submitted, log)
-    file = take_weights(candidate, descriptors, run_folder, log)
     file.with_name("probe.u2").write_bytes(probe)
     file.with_name("probe.f4").write_bytes(answer)
     facts = facts_of(submitted)

@@ -83,10 +83,11 @@ class Bubblewrap:
     def entry(self, room: Room) -> Entry:
         readable(room.folder)
         filter_ = channel.sealed(fence.program(), "filter")
+        gpu = room.slot.device == "cuda"
         fenced = Fence(
             read=tuple(map(str, (*self.view.roots, *FOR_LOADER, "/proc", "/sys"))),
             # All of /proc is its own here, and CUDA names the threads of its children.
-            write=(SCRATCH, "/dev/shm", "/proc"),
+            write=(SCRATCH, "/dev/shm", *(["/proc"] if gpu else [])),
             devices=(*PLAIN_DEVICES, *map(str, nodes(room.slot))),
             identity=GUEST_ID if self.root else None,
             paths=fence.landlock_abi() > 0,

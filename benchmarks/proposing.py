@@ -36,9 +36,10 @@ from autoresearch import (  # noqa: E402
     loop,
     night,
     preflight,
+    probing,
     rules,
 )
-from autoresearch.cage import Limits, Stop  # noqa: E402
+from autoresearch.cage import Limits, Slot, Stop  # noqa: E402
 from autoresearch.experiment import (  # noqa: E402
     Candidate,
     Failure,
@@ -145,6 +146,7 @@ def preflight_of(every):
         limits = Limits(memory_gb=80.0)
         terms = Terms(300.0, None, 15.0, 3600.0, limits)
         found = apparatus.load(lab, Notebook(folder))
+        walls, _ = probing.best(lab, Slot())
         bench = Bench(
             lab, found, terms, Stop(), lambda candidate, progress: None, walls
         )

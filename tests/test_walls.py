@@ -1,0 +1,234 @@
+"""Walls: what a hostile guest gets through, level by level, and what a human is told."""
+
+import os
+import sys
+
+import pytest
+
+from autoresearch import fence, groups, probing, walls
+from autoresearch.cage import Guest, Limits, NoWalls, Slot, Stop
+from autoresearch.lab import Lab
+from tests import nights
+from tests.nights import command, line_lab, rate, run
+
+linux_only = pytest.mark.skipif(sys.platform != "linux", reason="Linux's own means")
+
+
+@pytest.fixture
+def lab(tmp_path):
+    return line_lab(tmp_path / "lab")
+
+
+def level(name):
+    """The walls of one level, or a skip that says why there are none."""
+    if name not in (names := [w.level for w in walls.available(())]):
+        pytest.skip(f"level {name} cannot be had here, only {', '.join(names)}")
+    return next(w for w in walls.available(()) if w.level == name)
+
+
+class Unlocked:
+    """Claims to be a level and puts no walls up."""
+
+    level = "full"
+
+    def entry(self, room):
+        return NoWalls().entry(room)
+
+
+# -- what gets through -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["full", "landlock", "seatbelt"])
+def test_a_probe_finds_nothing_open_that_its_level_denies(lab, name):
+    found = probing.probed(level(name), lab, Slot())
+
+    if found.broken:
+        pytest.skip(f"{name} does not work on this machine: {found.broken}")
+    assert set(found.open) <= probing.LEFT_OPEN[name]
+
+
+@linux_only
+def test_the_same_probe_gets_through_where_there_are_no_walls(lab):
+    found = probing.probed(Unlocked(), lab, Slot())
+
+    assert not found.reached
+    for door in ("files of the lab", "TCP", "UDP", "named sockets", "other processes"):
+        assert door in found.open
+
+
+@linux_only
+def test_a_cage_that_reads_the_lab_is_not_reached_whatever_it_calls_itself(lab):
+    assert "files of the lab" in probing.probed(Unlocked(), lab, Slot()).missed
+
+
+def guest(tmp_path, lab, name, code, **limits):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "train.py").write_text("")
+    shut = "import os, sys; from autoresearch.fence import Fence\n"
+    shut += "if sys.argv[2]: Fence.of(sys.argv[2]).close()\n"
+    return Guest(
+        folder,
+        lab=lab.folder,
+        slot=Slot(),
+        limits=Limits(**{"memory_gb": 1.0, "disk_gb": 0.05, **limits}),
+        stop=Stop(),
+        walls=level(name),
+        code=shut + code,
+    )
+
+
+@linux_only
+def test_a_full_scratch_is_the_guests_own_trouble(tmp_path, lab):
+    if nights.walls().level != "full":
+        pytest.skip("needs level full")
+    code = "open('big', 'wb').write(b'x' * 60_000_000)"
+
+    with guest(tmp_path, lab, "full", code) as fills:
+        with pytest.raises(Exception, match="exit code 1"):
+            fills.receive(1e9)
+
+        assert b"No space left" in fills.log.whole() or b"too large" in (
+            fills.log.whole()
+        )
+
+
+@linux_only
+def test_memory_that_is_in_no_process_counts(tmp_path, lab):
+    if nights.walls().level != "full" or groups.find() is None:
+        pytest.skip("needs level full and control groups")
+    code = (
+        "for n in range(8):\n"
+        "    fd = os.memfd_create('x'); os.write(fd, b'x' * 40_000_000)\n"
+        "import time; time.sleep(60)\n"
+    )
+
+    with guest(tmp_path, lab, "full", code, memory_gb=0.1) as hoards:
+        with pytest.raises(Exception, match=r"exit code -9|memory"):
+            hoards.receive(1e9)
+
+        assert hoards.out_of_memory or hoards.memory_gb > 0.05
+
+
+@linux_only
+def test_the_filter_knows_this_machine_and_refuses_others(monkeypatch):
+    assert len(fence.program()) % 8 == 0
+    names = os.uname()
+    other = type(names)((*names[:4], "riscv64"))
+    monkeypatch.setattr(os, "uname", lambda: other)
+
+    with pytest.raises(OSError, match="riscv64"):
+        fence.program()
+
+
+# -- what a human is told --------------------------------------------------------------
+
+
+def with_cage(lab: Lab, name: str) -> None:
+    text = lab.read("program.md")
+    lines = [line for line in text.splitlines() if not line.startswith("cage")]
+    lines.insert(1, f'cage = "{name}"')
+    lab.path("program.md").write_text("\n".join(lines) + "\n")
+
+
+def fake_bwrap(folder, words, code=1):
+    """A program of this name that only complains."""
+    folder.mkdir()
+    program = folder / "bwrap"
+    program.write_text(f"#!/bin/sh\necho '{words}' >&2\nexit {code}\n")
+    program.chmod(0o755)
+    return {**os.environ, "PATH": f"{folder}:{os.environ['PATH']}"}
+
+
+def path_without_bwrap(tmp_path):
+    """PATH with everything but bubblewrap."""
+    place = tmp_path / "bin"
+    place.mkdir()
+    for name in ("git", "nvidia-smi", "sh"):
+        for folder in os.environ["PATH"].split(":"):
+            if os.path.exists(f"{folder}/{name}") and not (place / name).exists():
+                (place / name).symlink_to(f"{folder}/{name}")
+    return {**os.environ, "PATH": str(place)}
+
+
+@linux_only
+def test_without_bubblewrap_one_sentence_says_what_to_install(lab, tmp_path):
+    with_cage(lab, "full")
+
+    done = command(lab, "check", env=path_without_bwrap(tmp_path))
+
+    assert done.returncode == 2
+    assert "bubblewrap is not installed. Next: apt install bubblewrap" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert 'cage = "' in done.stderr  # the word that accepts less
+
+
+@linux_only
+def test_a_bubblewrap_that_is_too_old_is_named(lab, tmp_path):
+    with_cage(lab, "full")
+    old = fake_bwrap(tmp_path / "old", "bwrap: Unknown option --size")
+
+    done = command(lab, "check", env=old)
+
+    assert done.returncode == 2
+    assert "install bubblewrap 0.8 or newer" in done.stderr
+
+
+@linux_only
+def test_refused_namespaces_come_with_the_kernels_words_and_a_remedy(lab, tmp_path):
+    with_cage(lab, "full")
+    words = "bwrap: setting up uid map: Permission denied"
+
+    done = command(lab, "check", env=fake_bwrap(tmp_path / "no", words))
+
+    assert done.returncode == 2
+    assert words in done.stderr
+    assert "Next: " in done.stderr
+
+
+def test_each_system_that_refuses_namespaces_gets_its_own_remedy(monkeypatch):
+    settings = {probing.APPARMOR: "1"}
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    monkeypatch.setattr(probing, "setting", lambda path: settings.get(path, ""))
+    assert "apparmor_parser -r /etc/apparmor.d/bwrap" in probing.remedy("denied")
+
+    settings = {"/proc/sys/kernel/unprivileged_userns_clone": "0"}
+    assert "kernel.unprivileged_userns_clone=1" in probing.remedy("denied")
+
+    settings = {"/proc/sys/user/max_user_namespaces": "0"}
+    assert "user.max_user_namespaces" in probing.remedy("denied")
+
+    settings = {}
+    monkeypatch.setattr(probing, "in_container", lambda: True)
+    assert "--cap-add SYS_ADMIN" in probing.remedy("denied")
+
+
+def test_less_than_full_needs_the_users_word_and_is_another_series(lab):
+    run(lab, rate(0.02))
+    with_cage(lab, "none")
+
+    rows = run(lab)
+
+    assert rows[0].title == "champion again"
+    assert command(lab, "check", "--json").stdout.count('"cage": "none"') == 1
+
+
+def test_a_level_that_is_not_built_says_so(lab):
+    with_cage(lab, "container")
+
+    done = command(lab, "check")
+
+    assert done.returncode == 2
+    assert "not built" in done.stderr
+
+
+@linux_only
+def test_a_memory_limit_below_need_is_a_failure_with_its_reason(tmp_path):
+    if nights.walls().level != "full" or groups.find() is None:
+        pytest.skip("needs level full and control groups")
+    lab = line_lab(tmp_path / "lab", "budget_tokens = 100\nmax_memory_gb = 0.004")
+
+    done = command(lab, "run", "--experiments", "1")
+
+    assert done.returncode == 2
+    assert "memory" in done.stderr
