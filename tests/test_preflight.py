@@ -41,7 +41,9 @@ def flight(lab):
     """Preflight of that lab."""
     found = apparatus.load(lab, Notebook(lab.folder))
     terms = night.terms_of(lab.program(), ())
-    bench = Bench(lab, found, terms, Stop(), lambda candidate, progress: None)
+    bench = Bench(
+        lab, found, terms, Stop(), lambda candidate, progress: None, nights.walls()
+    )
     return preflight.Preflight(bench, Ledger(lab.ledger))
 
 

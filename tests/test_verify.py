@@ -108,7 +108,7 @@ def test_commits_anchor_the_chain(lab):
 
 
 def test_a_ledger_from_before_the_chain_is_adopted_once(lab):
-    edit(lab, "drop table chain", "pragma user_version = 1")
+    edit(lab, "drop table chain", "drop table asking", "pragma user_version = 1")
 
     found = verified(lab, 0)
 
