@@ -5,7 +5,10 @@ run without a score, or with one that is refused. Sound: what a run would surviv
 idea or not. Written by hand after what crashed in published nights and in ours.
 """
 
-from autoresearch import constants
+import tomllib
+from pathlib import Path
+
+from autoresearch import constants, founding
 from autoresearch.edits import Answer, Block, apply
 
 BEGIN = "run = prepare.begin(build_model)"
@@ -141,6 +144,20 @@ SOUND_CODE = (
      (FORWARD, "        x = x + self.scale * self.attention(norm(x), ids, cos, sin)")),
     ("tokens read by hand", (LOOP, "import numpy as np\nrng = np.random.default_rng(run.seed)\n\n\ndef drawn():\n    while run.progress < 1:\n        at = rng.integers(0, len(run.tokens) - T - 1, rows)\n        cut = np.stack([run.tokens[a : a + T + 1] for a in at]).astype(np.int64)\n        run.spent(rows * T)\n        both = torch.from_numpy(cut).to(run.device)\n        yield both[:, :-1], both[:, 1:]\n\n\nfor x, y in drawn():")),
 )  # fmt: skip
+
+
+def flagship(profile):
+    """The train.py that these edits were written for, as sized by one of its profiles.
+
+    Kept here as it was: the shipped one moves on, and edits of it would have to.
+    """
+    folder = Path(__file__).parent / "edited"
+    source = (folder / "train.py").read_text()
+    for name, value in tomllib.loads((folder / "profiles.toml").read_text())[
+        profile
+    ].items():
+        source = founding.with_literal(source, name, value)
+    return source
 
 
 def edited(source, edit):

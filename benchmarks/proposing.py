@@ -136,7 +136,7 @@ def preflight_of(every):
         folder = Path(made) / "lab"
         founding.found(folder, "gpt", None, None, "gpu")
         lab = Lab.find(folder)
-        source = lab.read("train.py")
+        source = edits.flagship("gpu")
         ledger = Ledger(lab.ledger)
         ledger.begin("series", "{}", 0, "{}")
         baseline = Proposal(0, "baseline", source, "", "human")

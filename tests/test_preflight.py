@@ -33,6 +33,9 @@ def lab(tmp_path_factory):
     """The flagship, small."""
     folder = tmp_path_factory.mktemp("gpt") / "lab"
     founding.found(folder, "gpt", None, None, "demo")
+    shipped = folder / "train.py"
+    shipped.rename(folder / "shipped.py")
+    shipped.write_text(edits.flagship("demo"))
     return Lab.find(folder)
 
 
@@ -60,10 +63,14 @@ def test_a_broken_edit_is_caught_with_a_reason(lab, flight, name):
     assert found.in_time
 
 
-@pytest.mark.parametrize("name", ["as it is", "gated MLP", "tokens read by hand"])
+SOUND = ["as it is", "as shipped", "gated MLP", "tokens read by hand"]
+
+
+@pytest.mark.parametrize("name", SOUND)
 def test_a_sound_edit_passes(lab, flight, name):
     source = lab.read("train.py")
     files = {"as it is": source, **dict(edits.sound(source))}
+    files["as shipped"] = lab.read("shipped.py")
 
     found = flight.rehearse(files[name])
 

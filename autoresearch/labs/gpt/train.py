@@ -84,7 +84,7 @@ PIECE = 2**16  # tokens whose logits exist at a time
 
 
 # what to multiply in: bf16 pays on tensor cores; fp16 where a GPU has no bf16
-HALF = {"cpu": torch.float32, "mps": torch.float32}
+HALF = {"cpu": torch.float32, "mps": torch.float32, "meta": torch.float32}  # meta: shapes only, before a run
 if torch.cuda.is_available():
     HALF["cuda"] = torch.bfloat16 if torch.cuda.get_device_capability() >= (8, 0) else torch.float16
 
