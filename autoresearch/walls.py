@@ -255,10 +255,11 @@ def interpreter() -> Iterator[Path]:
             yield Path(prefix, name)
     # An environment's python may be a link to a link; each stop has to be there.
     link = Path(sys.executable)
-    while link.is_symlink():
+    with suppress(PermissionError):  # then it was not by this link that we got here
+        while link.is_symlink():
+            yield link.parent
+            link = (link.parent / os.readlink(link)).absolute()
         yield link.parent
-        link = (link.parent / os.readlink(link)).absolute()
-    yield link.parent
 
 
 def imports(package: Path) -> Iterator[Path]:

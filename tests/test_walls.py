@@ -1,7 +1,11 @@
 """Walls: what a hostile guest gets through, level by level, and what a human is told."""
 
 import os
+import shutil
+import subprocess
 import sys
+import tempfile
+import time
 
 import pytest
 
@@ -232,3 +236,48 @@ def test_a_memory_limit_below_need_is_a_failure_with_its_reason(tmp_path):
 
     assert done.returncode == 2
     assert "memory" in done.stderr
+
+
+@linux_only
+def test_a_plain_user_reaches_the_same_level():
+    """As root: become somebody else, if that somebody can reach this interpreter."""
+    somebody = ("setpriv", "--reuid", "1000", "--regid", "1000", "--clear-groups")
+    code = "import autoresearch.probing, sys, subprocess as s; s.run((sys.executable, '-V'))"
+    able = subprocess.run(
+        (*somebody, sys.executable, "-I", "-c", code), cwd="/", capture_output=True
+    )
+    if os.geteuid() != 0 or able.returncode:
+        pytest.skip("needs root, and an interpreter that others can reach")
+    place = tempfile.mkdtemp()
+    os.chown(place, 1000, 1000)
+    script = (
+        "import sys; from pathlib import Path\n"
+        "from autoresearch import probing\n"
+        "from autoresearch.cage import Slot\n"
+        "from autoresearch.lab import Lab\n"
+        "print(probing.best(Lab(Path(sys.argv[1])), Slot())[0].level)\n"
+    )
+
+    done = subprocess.run(
+        (*somebody, sys.executable, "-I", "-c", script, place),
+        capture_output=True,
+        text=True,
+        env={**os.environ, "HOME": place, "PATH": "/usr/bin:/bin"},
+        cwd="/",
+    )
+
+    shutil.rmtree(place)
+    assert done.stdout.strip() == nights.walls().level, done.stderr
+
+
+def test_a_step_of_the_systems_clock_changes_no_run(lab, monkeypatch):
+    real, calls = time.time, iter(range(10**9))
+
+    # A day forward at every second look, a day back at every other.
+    monkeypatch.setattr(
+        time, "time", lambda: real() + 86_400 * (next(calls) % 2 * 2 - 1)
+    )
+    rows = run(lab, rate(0.02))
+
+    assert [row.decision for row in rows] == ["keep", "keep"]
+    assert all(row.seconds < 60 for row in rows)
