@@ -36,6 +36,7 @@ LARGEST_Z, SMALLEST_CORRECTION = 4.0, 0.0001  # z alone would refuse rounding it
 # to the second, never below.
 FAR_NATS, FAR_NATS_CALIBRATED = 0.1, 0.02
 FAR_SHARE = 0.002  # of the audited positions, and always one
+ABSURD_NATS = 0.5  # a single one of these is enough: no rounding gets there
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +120,8 @@ def objection(found: Estimate) -> str | None:
             f"claims and audit differ by {correction:+.4f} on average: logits at t "
             "may depend only on the weights and on tokens up to t of the same row"
         )
-    if found.far > max(1, FAR_SHARE * found.asked):
+    several = found.far > max(1, FAR_SHARE * found.asked)
+    if several or found.largest_nats > ABSURD_NATS:
         return (
             f"{found.far} of {found.asked} audited losses differ from the claims: the "
             "model looks ahead, at other rows, or keeps state between them"
