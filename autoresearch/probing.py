@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from autoresearch import cage, fence, groups, walls
+from autoresearch import cage, corpus, fence, groups, walls
 from autoresearch.cage import (
     Exited,
     Guest,
@@ -121,13 +121,7 @@ def survey(lab: Lab, slot: Slot, only: str | None = None) -> list[Findings]:
 
 def secrets(lab: Lab) -> tuple[Path, ...]:
     """Places that are hidden even when they lie inside something visible."""
-    return (lab.folder, Path.home(), cache_folder())
-
-
-def cache_folder() -> Path:
-    """Where sealed data lies; the same words as in `corpus`."""
-    named = os.environ.get("AUTORESEARCH_CACHE")
-    return Path(named) if named else Path.home() / ".cache" / "autoresearch"
+    return (lab.folder, Path.home(), corpus.cache())
 
 
 def probed(candidate: Walls, lab: Lab, slot: Slot) -> Findings:
@@ -201,7 +195,7 @@ def outside(lab: Lab) -> Iterator[dict[str, Any]]:
 def expected(lab: Lab, folder: Path, slot: Slot) -> dict[str, Any]:
     """What the probe may see without calling it open."""
     view = walls.view_for(secrets(lab))
-    home, cache = Path.home(), cache_folder()
+    home, cache = Path.home(), corpus.cache()
     room = cage.Room(folder, folder, slot, Limits(1.0))
     return {
         "home": str(home),

@@ -31,7 +31,6 @@ from autoresearch import channel, fence, groups
 from autoresearch.cage import Entry, NoWalls, Room, Slot, Walls, environment
 from autoresearch.fence import GUEST_ID, Fence
 
-LEVELS = ("full", "landlock", "container", "seatbelt", "none")  # best first
 SCRATCH = "/scratch"
 SHARED_BYTES = 2 << 30  # of /dev/shm
 HIDDEN_FOLDERS = {"test", "tests"}
