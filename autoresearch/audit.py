@@ -5,7 +5,7 @@ cannot be cheated (`evaluator`). This module is the arithmetic between the two, 
 
 - `chances`: where to look. Four tenths of the draws are uniform, the rest go where the
   claim beats a reference (the champion's claims, or how common each token is), because
-  a faked gain has to show there; by the square, because two honest models differ a
+  a faked gain has to show there; by its cube, because two honest models differ a
   little nearly everywhere, and a cheat worth as much on few tokens differs a lot there.
 - `estimate`: the difference estimator. Claims plus the weighted mean of (audit - claim)
   has as its expectation what the model can do, whatever it claimed (sampling with
@@ -23,8 +23,9 @@ import numpy as np
 from autoresearch.metric import Array, bits_per_byte
 
 UNIFORM_SHARE = 0.4
+POWER = 3  # measured in benchmarks/trust.py; the square misses a few, small cheats
 # Of the rows that are claimed, this share is asked again; at least and at most.
-SHARE, FEWEST, MOST = 0.15, 256, 4096
+SHARE, FEWEST, MOST = 0.12, 256, 4096
 SMOOTHING = 1.0  # added to each token's count
 
 # Gates, in bits per byte where not said otherwise.
@@ -76,7 +77,7 @@ def chances(claims: Array, scored: Array, reference: Array) -> Array:
     """Chance of each position to be drawn, float64 like `scored`, summing to 1."""
     uniform = scored / scored.sum()
     gain = np.where(scored, np.maximum(0.0, reference - claims), 0.0).astype("float64")
-    gain **= 2
+    gain **= POWER
     if gain.sum() <= 0:
         return np.asarray(uniform)
     return np.asarray(UNIFORM_SHARE * uniform + (1 - UNIFORM_SHARE) * gain / gain.sum())

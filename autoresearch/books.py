@@ -7,22 +7,38 @@ next start whatever a kill -9 left undone. results.tsv is written anew at every 
 Not covered: two writers. Whoever records verdicts holds the lab's lock.
 """
 
-import json
 import re
+import sqlite3
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 from autoresearch import chain, notebook, novelty, program, results, rules
 from autoresearch.apparatus import Apparatus
 from autoresearch.errors import Failed, LabError
-from autoresearch.experiment import Candidate, Failure, Proposal, Verdict
+from autoresearch.experiment import (
+    Candidate,
+    Champion,
+    Failure,
+    Proposal,
+    Scores,
+    Verdict,
+)
 from autoresearch.lab import Lab, git_blob
-from autoresearch.ledger import IN_LEDGER_ONLY, Ledger, Row, keep_source, seed_of_series
+from autoresearch.ledger import (
+    IN_LEDGER_ONLY,
+    Ledger,
+    Row,
+    TakenBack,
+    keep_source,
+    seed_of_series,
+)
 from autoresearch.notebook import Entry, GitFailed, Notebook
 from autoresearch.program import Program
 
 TIDY_EVERY = 500  # experiments
+Rename = Callable[[str], None]  # write down the name that a commit got
 
 
 class Books:
@@ -41,6 +57,7 @@ class Books:
         self.notebook = Notebook(lab.folder)
         self._notify = notify  # tells the human something
         self._broken = ""  # what was last said about program.md
+        self._said: set[str] = set()  # what need not be said again tonight
         self.program = Program()
         self._program_blob = ""
         self.read_program(first=True)
@@ -101,8 +118,11 @@ class Books:
 
     # -- verdict -> ledger, git, results.tsv -------------------------------------------
 
-    def record(self, verdict: Verdict) -> Row:
-        """Write a verdict everywhere it belongs."""
+    def record(self, verdict: Verdict, again: Scores = ()) -> Row:
+        """Write a verdict everywhere it belongs.
+
+        `again`: runs of the champion on the way to it, which the ledger has already.
+        """
         at = float(int(time.time()))
         commit = None
         if not in_ledger_only(verdict):
@@ -110,11 +130,15 @@ class Books:
             if verdict.decision != "keep" and verdict.against is not None:
                 parent = self._commit_of(verdict.against.number)
             blob = git_blob(verdict.proposal.source)
-            commit = self.notebook.commit(self.entry(verdict, at), blob, parent)
+            entry = self.entry(verdict, at, again)
+            commit = self.notebook.commit(entry, blob, parent)
         row = self.ledger.decide(verdict, commit=commit, at=at)
         if commit is not None:
             self.settle(row)
-        results.append(self.lab.results, row)
+        if again:
+            self.write_results()
+        else:
+            results.append(self.lab.results, row)
         if row.number % TIDY_EVERY == TIDY_EVERY - 1:
             self.notebook.tidy()
         return row
@@ -124,26 +148,54 @@ class Books:
         commit = row.commit
         assert commit is not None
         if row.decision == "keep":
-            commit = self._advance(row, commit)
+            why = f"experiment {row.number} was kept"
+            rename = partial(self.ledger.rename_commit, row.number)
+            commit = self._advance(commit, row.author, row.decided_at, rename, why)
         self.notebook.name(row.number, commit)
         self.ledger.published(row.number)
 
-    def _advance(self, row: Row, commit: str) -> str:
-        """Move the branch to a kept commit, remade if the human committed meanwhile."""
+    def take_back(self, champion: Champion, former: Champion, why: str) -> None:
+        """Put the champion before back in its place: in git, then in the ledger."""
+        at = float(int(time.time()))
+        entry = self.entry_back(champion, former, why, at)
+        commit = self.notebook.commit(entry, former.blob, self.notebook.head())
+        self.ledger.take_back(former, champion, why, commit, at)
+        self.settle_back(self.ledger.taken_back()[-1])
+        self._notify(
+            f"experiment {champion.number} was taken back, experiment "
+            f"{former.number} reigns again: {why}"
+        )
+
+    def settle_back(self, back: TakenBack) -> None:
+        """Make git know of it. Doing it twice is fine."""
+        why = f"experiment {back.experiment} was taken back"
+        rename = partial(self.ledger.rename_taken_back, back.experiment)
+        commit = self._advance(back.commit, "autoresearch", back.at, rename, why)
+        self.notebook.name_taken_back(back.experiment, commit)
+        self.ledger.published_taken_back(back.experiment)
+
+    def _advance(
+        self, commit: str, author: str, at: float, rename: Rename, why: str
+    ) -> str:
+        """Move the branch to a commit, remade if the human committed meanwhile.
+
+        The ledger learns of the new name first: a crash in between is no second commit.
+        """
         book = self.notebook
         while not book.contains(commit):
             branch, head = book.branch(), book.head()
             parent = book.git("rev-parse", f"{commit}^")
             if parent != head:
                 message = book.git("log", "-1", "--format=%B", commit)
-                again = entry_again(message, row.author, row.decided_at)
-                commit = book.commit(again, row.blob, head)
-                self.ledger.rename_commit(row.number, commit)
+                file = book.file_at(commit, "train.py")
+                assert file is not None, "every commit of ours has a train.py"
+                commit = book.commit(entry_again(message, author, at), file[0], head)
+                rename(commit)
             book.advance(branch, commit, head)
         if not book.check_out(f"{commit}^", commit):
             self._notify(
-                f"experiment {row.number} was kept, but train.py in your folder has "
-                "edits of yours and was left as it is"
+                f"{why}, but train.py in your folder has edits of yours and was left "
+                "as it is"
             )
         return commit
 
@@ -156,12 +208,25 @@ class Books:
         waiting = self.ledger.not_in_git()
         for row in waiting:
             self.settle(row)
-        results.write(self.lab.results, self.apparatus.metric, self.ledger.rows())
+        for back in self.ledger.taken_back():
+            if not back.in_git:
+                self.settle_back(back)
+        self.write_results()
         return len(waiting)
+
+    def write_results(self) -> None:
+        """Write results.tsv anew."""
+        results.write(self.lab.results, self.apparatus.metric, self.ledger.rows())
+
+    def say_once(self, words: str, about: str) -> None:
+        """Tell the human something that would be true again at every verdict."""
+        if about not in self._said:
+            self._said.add(about)
+            self._notify(words)
 
     # -- the text of a verdict ---------------------------------------------------------
 
-    def entry(self, verdict: Verdict, at: float) -> Entry:
+    def entry(self, verdict: Verdict, at: float, again: Scores = ()) -> Entry:
         """What the commit of a verdict says."""
         proposal, against = verdict.proposal, verdict.against
         scores = " ".join(f"{value:.6f}" for value in verdict.values)
@@ -171,6 +236,8 @@ class Books:
             ("Score", scores),
             ("Runs", str(len(verdict.values))),
             ("Against", "" if against is None else against_words(verdict)),
+            ("Ended-at", ended_at(verdict)),
+            ("Remeasured", remeasured(again)),
             ("Proposed-by", proposal.author),
             ("Program", proposal.program),
             ("Ran", git_blob(proposal.source)),
@@ -184,6 +251,28 @@ class Books:
             proposal.author,
             at,
         )
+
+    def entry_back(
+        self, champion: Champion, former: Champion, why: str, at: float
+    ) -> Entry:
+        """What the commit that takes a champion back says."""
+        row = self.ledger.row(champion.number)
+        what = notebook.summary("" if row is None else row.title)
+        delta = mean(former.values) - mean(champion.values)
+        trailers = (
+            ("Taken-back", str(champion.number)),
+            ("Verdict", f"taken back: {why}"),
+            ("Instead", f"{former.number} at {mean(former.values):.6f}"),
+            ("Ran", former.blob),
+            ("Series", self.ledger.series),
+            ("Chain", self.ledger.chain_head),
+        )
+        metric = self.apparatus.short_metric
+        title = (
+            f"[AutoResearch] take back {champion.number}: {what} | "
+            f"Δ{metric}={results.change(delta)}"
+        )
+        return Entry(title, "", trailers, "autoresearch", at)
 
     def title(self, verdict: Verdict) -> str:
         """`[AutoResearch] MATRIX_LR 0.04 -> 0.05 | Δbpb=-0.0012`"""
@@ -223,9 +312,25 @@ def in_ledger_only(verdict: Verdict) -> bool:
 
 def said(verdict: Verdict) -> str:
     """Decision and reason, as a trailer."""
-    if isinstance(verdict.evidence, Failure):
+    if verdict.decision == "failed":
+        assert isinstance(verdict.evidence, Failure)
         return f"failed: {verdict.evidence.kind}: {verdict.evidence.detail}"
     return f"{verdict.decision}: {verdict.reason}"
+
+
+def ended_at(verdict: Verdict) -> str:
+    """The share of its budget at which a hopeless run was ended, as a trailer."""
+    if isinstance(verdict.evidence, Failure) and verdict.evidence.share is not None:
+        return f"{verdict.evidence.share:.2f}"
+    return ""
+
+
+def remeasured(again: Scores) -> str:
+    """The champion's new runs, as a trailer: its experiment and their scores."""
+    if not again:
+        return ""
+    scores = " ".join(f"{score.value:.6f}" for score in again)
+    return f"{again[0].run.candidate.proposal.number} at {scores}"
 
 
 def against_words(verdict: Verdict) -> str:
@@ -279,9 +384,48 @@ def rebuild(lab: Lab, ledger: Ledger) -> int:
                     f"refs/autoresearch/{number} is no verdict of ours ({error}). "
                     f"Next: git update-ref -d refs/autoresearch/{number}"
                 ) from None
+        for _, _, message in entries:
+            restore_again(db, notebook.read_trailers(message))
+        for number, commit, message in book.taken_back():
+            restore_back(ledger, book, number, commit, message)
         db.execute("update experiment set in_git = 1")
         chain.adopt(db)
     return len(entries)
+
+
+def restore_again(db: sqlite3.Connection, tell: dict[str, str]) -> None:
+    """The champion's runs that were made for the sake of another experiment."""
+    number, _, values = tell.get("Remeasured", "").partition(" at ")
+    for value in values.split():
+        insert_run(db, int(number), tell["Series"], float(value), "champion")
+
+
+def restore_back(
+    ledger: Ledger, book: Notebook, number: int, commit: str, message: str
+) -> None:
+    """A champion that was taken back."""
+    tell = notebook.read_trailers(message)
+    instead, why = tell["Instead"].partition(" at ")[0], tell["Verdict"]
+    at = float(book.git("log", "-1", "--format=%at", commit))
+    ledger.db.execute(
+        "insert into taken_back values (?, ?, ?, ?, ?, ?, 1)",
+        (
+            *(number, int(instead), tell["Series"]),
+            *(why.removeprefix("taken back: "), at, commit),
+        ),
+    )
+
+
+def insert_run(
+    db: sqlite3.Connection, number: int, series: str, value: float, occasion: str
+) -> None:
+    """A run of which git knows the score and no more."""
+    db.execute(
+        "insert into run (experiment, series, seed, value, error, seconds,"
+        " startup_seconds, evaluation_seconds, memory_gb, facts, log, occasion)"
+        " values (?, ?, 0, ?, 0, 0, 0, 0, 0, '[]', '', ?)",
+        (number, series, value, occasion),
+    )
 
 
 def restore(
@@ -296,6 +440,9 @@ def restore(
     """One experiment and its runs, from what its commit says."""
     decision, _, why = tell["Verdict"].partition(": ")
     what = why.partition(": ")[0] if decision == "failed" else None
+    share = float(tell["Ended-at"]) if "Ended-at" in tell else None
+    if share is not None:
+        what = "ended early"
     values = [float(value) for value in tell.get("Score", "").split()]
     found = book.file_at(commit, "train.py")
     if found is None or found[0] != tell["Ran"]:
@@ -318,22 +465,18 @@ def restore(
     db.execute(
         "insert into experiment (number, title, reason, author, parent, blob, code,"
         " program, proposed_at, sequence, series, decision, why, kind, value, delta,"
-        " against, decided_at, commit_name)"
-        " values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        " against, decided_at, commit_name, ended_at_share)"
+        " values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (
             *(number, title, entry.body, tell["Proposed-by"]),
             *(parent_blob(book, commit, against), tell["Ran"]),
             *(rules.fingerprint(source), tell.get("Program", ""), at, sequence),
             *(tell["Series"], decision, why, what, score, delta, against, at, commit),
+            share,
         ),
     )
     for value in values:
-        db.execute(
-            "insert into run (experiment, series, seed, value, error, seconds,"
-            " startup_seconds, evaluation_seconds, memory_gb, facts, log)"
-            " values (?, ?, 0, ?, 0, 0, 0, 0, 0, ?, '')",
-            (number, tell["Series"], value, json.dumps([])),
-        )
+        insert_run(db, number, tell["Series"], value, "verdict")
 
 
 def parent_blob(book: Notebook, commit: str, against: int | None) -> str:

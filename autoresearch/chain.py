@@ -27,6 +27,22 @@ TABLE = """
     ) strict;
     create index chain_row on chain(kind, ref);
 """
+# The same with one more kind; SQLite cannot loosen a check.
+WIDER = """
+    create table chain_now (
+        position integer primary key,
+        kind     text not null
+                 check (kind in ('run', 'verdict', 'commit', 'taken back')),
+        ref      integer not null,
+        digest   text not null,
+        link     text not null unique,
+        adopted  integer not null default 0
+    ) strict;
+    insert into chain_now select * from chain;
+    drop table chain;
+    alter table chain_now rename to chain;
+    create index chain_row on chain(kind, ref);
+"""
 # Columns of an experiment that say what was decided; git's name for it comes later.
 VERDICT = (
     "select number, title, reason, author, parent, blob, code, program, proposed_at,"
@@ -36,6 +52,17 @@ VERDICT = (
 RUN = (  # named one by one: a column that a later version adds changes no old digest
     "select id, experiment, series, seed, value, error, seconds, startup_seconds,"
     " evaluation_seconds, memory_gb, facts, log from run where id = ?"
+)
+# Columns that came later count where they say something.
+LATER = {
+    "run": "select ended_at, occasion, holdout from run where id = ?",
+    "verdict": "select ended_at_share from experiment where number = ?",
+}
+UNSAID = (None, "verdict")
+LATER_FORMAT = 5  # of the ledger, from which on there are such columns
+TAKEN_BACK = (
+    "select experiment, instead, series, why, at, commit_name from taken_back"
+    " where experiment = ?"
 )
 SEED = "0" * 64  # the link before the first
 
@@ -84,13 +111,25 @@ def digest_of(db: sqlite3.Connection, kind: str, ref: int) -> str | None:
         row = db.execute(RUN, (ref,)).fetchone()
     elif kind == "verdict":
         row = db.execute(VERDICT, (ref,)).fetchone()
+    elif kind == "taken back":
+        row = db.execute(TAKEN_BACK, (ref,)).fetchone()
     else:
         query = "select commit_name from experiment where number = ?"
         row = db.execute(query, (ref,)).fetchone()
         row = row if row and row[0] is not None else None
     if row is None:
         return None
-    return hashlib.sha256(json.dumps(list(row)).encode()).hexdigest()
+    said = [*row, *later(db, kind, ref)]
+    return hashlib.sha256(json.dumps(said).encode()).hexdigest()
+
+
+def later(db: sqlite3.Connection, kind: str, ref: int) -> list[object]:
+    """What a row says in columns that older ledgers had not; nothing if unsaid."""
+    (version,) = db.execute("pragma user_version").fetchone()
+    if kind not in LATER or version < LATER_FORMAT:
+        return []
+    row = db.execute(LATER[kind], (ref,)).fetchone()
+    return [] if all(said in UNSAID for said in row) else list(row)
 
 
 def problems(db: sqlite3.Connection) -> Iterator[str]:
@@ -103,7 +142,7 @@ def problems(db: sqlite3.Connection) -> Iterator[str]:
             yield f"entries {last + 1} to {position - 1} of the chain are gone"
         if linked(before, kind, ref, digest) != link:
             yield f"entry {position} of the chain ({kind} {ref}) does not follow"
-        if kind != "commit" and (kind, ref) in newest:
+        if kind in ("run", "verdict") and (kind, ref) in newest:
             yield f"{kind} {ref} is twice in the chain"
         newest[kind, ref] = digest
         before, last = link, position
@@ -117,6 +156,7 @@ def problems(db: sqlite3.Connection) -> Iterator[str]:
         ("run", "select id from run order by id"),
         ("verdict", "select number from experiment where sequence is not null"),
         ("commit", "select number from experiment where commit_name is not null"),
+        ("taken back", "select experiment from taken_back"),
     ):
         for (ref,) in db.execute(table):
             if (kind, ref) not in newest:
@@ -143,6 +183,7 @@ def named(kind: str, ref: int) -> str:
         "run": "run",
         "verdict": "experiment",
         "commit": "the commit of experiment",
+        "taken back": "what was taken back, experiment",
     }
     return f"{words[kind]} {ref}"
 

@@ -193,7 +193,9 @@ def short_run(
     begun = time.monotonic()
     try:
         run = sandbox.train(bench, candidate, seed=0, slot=slot)
-        return evaluator.score(bench, run, slot=slot)
+        score = evaluator.score(bench, run, slot=slot)
+        sandbox.discard(run)
+        return score
     except Failed as failed:
         took = time.monotonic() - begun
         raise LabError(

@@ -20,6 +20,7 @@ from statistics import fmean, variance
 
 from autoresearch import constants
 from autoresearch.edits import one_line, visible
+from autoresearch.experiment import Champion
 from autoresearch.ledger import Ledger, Row
 
 BYTES_PER_TOKEN = 2.2  # of the history, which is mostly numbers
@@ -93,7 +94,8 @@ def build(ledger: Ledger, asked: Asked) -> str:
     if champion is None:
         raise LookupError("no champion yet")
     rows = [row for row in ledger.rows() if row.parent]
-    source = ledger.source(champion.blob)
+    start = ledger.start or champion
+    source = ledger.source(start.blob)
     noise = noise_of(ledger.rows())
     changes = Changes(ledger)
     done = [changes.of(row) for row in rows]
@@ -105,13 +107,25 @@ def build(ledger: Ledger, asked: Asked) -> str:
         "# program.md, the researcher's\n\n"
         + cut(visible(asked.program).strip(), MOST_PROGRAM_BYTES),
         state(ledger, asked, rows, noise),
-        "# train.py of the champion\n\n" + data("train.py", visible(source)),
+        f"# train.py to start from\n\n{whose(start, champion)}\n"
+        + data("train.py", visible(source)),
         knobs(source, done, ledger.lower_is_better),
         last_runs(ledger.rows()),
     ]
     left = asked.budget_tokens - sum(tokens(part) + 2 for part in parts)
     parts.append(history(done, ledger, noise, int(left * BYTES_PER_TOKEN)))
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def whose(start: Champion, champion: Champion) -> str:
+    """Which experiment's file this is, in a sentence."""
+    if start.number == champion.number:
+        return f"It is the champion's, experiment {champion.number}."
+    return (
+        f"It is experiment {start.number}'s: believed better than the champion's "
+        f"(experiment {champion.number}), but not proven yet. Change this one; the "
+        "verdict is on everything since the champion."
+    )
 
 
 def tokens(text: str) -> int:

@@ -28,6 +28,7 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from autoresearch import noise
+from autoresearch.experiment import Curve, Hopeless
 
 # When a run is looked at, as a share of its budget. Few looks: each is a chance to err.
 LOOKS = (0.15, 0.25, 0.4, 0.55, 0.7)
@@ -44,8 +45,6 @@ SCHEDULE = re.compile(
     re.IGNORECASE,
 )
 
-Curve = tuple[tuple[float, float], ...]  # (progress 0 to 1, loss), oldest first
-
 
 @dataclass(frozen=True, slots=True)
 class Finished:
@@ -57,24 +56,6 @@ class Finished:
 
 
 @dataclass(frozen=True, slots=True)
-class Hopeless:
-    """Why a run may end now."""
-
-    progress: float
-    predicted: float  # final score
-    error: float  # standard error of the prediction
-    bar: float  # what it had to beat
-
-    @property
-    def reason(self) -> str:
-        """For the ledger."""
-        return (
-            f"ended early at {self.progress:.0%}: on course for "
-            f"{self.predicted:.6f} ± {self.error:.6f}, to beat {self.bar:.6f}"
-        )
-
-
-@dataclass(frozen=True, slots=True)
 class FalseKills:
     """What the spared tenth says of those that were ended."""
 
@@ -83,6 +64,64 @@ class FalseKills:
     high: float
     spared: int
     killed: int
+
+
+class Outlook:
+    """Follows one run's losses, and says when it is hopeless.
+
+    A run that a coin spares is followed too: what would have ended it is in `spared`.
+    """
+
+    def __init__(
+        self,
+        past: Sequence[Finished],
+        bar: float,
+        *,
+        schedule: bool,
+        spare: bool,
+        lower_is_better: bool,
+    ) -> None:
+        self.schedule = schedule
+        self.spared: Hopeless | None = None  # None: nothing would have ended it
+        self._past, self._bar, self._spare = past, bar, spare
+        self._lower_is_better = lower_is_better
+        self._window: list[tuple[float, float]] = []
+        self._samples: list[tuple[float, float]] = []
+
+    @property
+    def curve(self) -> Curve:
+        """The mean loss before each look: all that later runs are compared with."""
+        return tuple(self._samples)
+
+    def __call__(self, share: float, loss: float | None) -> Hopeless | None:
+        """The run says it lost `loss` at this share of its budget: may it end?"""
+        if loss is None or len(self._samples) == len(LOOKS):
+            return None
+        look, ended = LOOKS[len(self._samples)], None
+        if share >= look:
+            mean = loss_at(tuple(self._window), look)
+            self._window.clear()
+            # Without a report in time the look is skipped: a curve ends there.
+            self._samples.append((look, math.nan if mean is None else mean))
+            ended = self._judged()
+        if len(self._window) < MOST_POINTS:
+            self._window.append((share, loss))
+        return ended
+
+    def _judged(self) -> Hopeless | None:
+        found = hopeless(
+            self.curve,
+            self._past,
+            self._bar,
+            schedule=self.schedule,
+            lower_is_better=self._lower_is_better,
+        )
+        if found is None or self.spared is not None:
+            return None
+        if self._spare:
+            self.spared = found
+            return None
+        return found
 
 
 def tidy(points: Sequence[tuple[float, float]]) -> Curve:
@@ -102,7 +141,8 @@ def tidy(points: Sequence[tuple[float, float]]) -> Curve:
 def loss_at(curve: Curve, progress: float) -> float | None:
     """The mean loss over the window that ends at `progress`; None: no report in it."""
     seen = [loss for at, loss in curve if progress - WINDOW <= at <= progress]
-    return fmean(seen) if seen else None
+    mean = fmean(seen) if seen else math.nan
+    return mean if math.isfinite(mean) else None
 
 
 def hopeless(

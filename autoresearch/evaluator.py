@@ -21,11 +21,10 @@ import contextlib
 import json
 import math
 import os
-import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
@@ -63,7 +62,7 @@ class Sheet:
 
 
 def score(bench: Bench, run: Run, *, slot: Slot, split: str = "validation") -> Score:
-    """Run -> Score, or Failed, or Stopped."""
+    """Run -> Score, or Failed, or Stopped. The run's files stay (`sandbox.discard`)."""
     begun = time.monotonic()
     bench.apparatus.unchanged()
     bench.watch(run.candidate, Progress("scoring", 0.0, 1.0))
@@ -79,12 +78,19 @@ def score(bench: Bench, run: Run, *, slot: Slot, split: str = "validation") -> S
         raise failed(run, kind, f"while scoring: {over}") from None
     except Junk as junk:
         raise failed(run, "no score", f"the model's answer: {junk}") from None
-    finally:
-        shutil.rmtree(run.weights.parent, ignore_errors=True)
     bench.apparatus.unchanged()
     if not math.isfinite(value):
         raise failed(run, "no score", f"the metric came out as {value}")
-    return Score(run, value, error, time.monotonic() - begun)
+    return Score(run, value, error, time.monotonic() - begun, time.time())
+
+
+def with_holdout(bench: Bench, found: Score, *, slot: Slot) -> Score:
+    """The same with the score on the sealed third split, which no policy ever reads."""
+    begun = time.monotonic()
+    value = score(bench, found.run, slot=slot, split="holdout").value
+    return replace(
+        found, holdout=value, seconds=found.seconds + time.monotonic() - begun
+    )
 
 
 def failed(run: Run, kind: Kind, detail: str) -> Failed:

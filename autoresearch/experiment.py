@@ -22,12 +22,14 @@ Kind = Literal[
     "no score",  # exited without submitting, or the model could not be served
     "not the model you trained",
     "cheat",  # the audit contradicts the claims
+    "ended early",  # hopeless by its learning curve: the one kind that is a discard
 ]
 Decision = Literal["keep", "discard", "failed"]
 
 # What train.py resolved its constants to (width, depth, parameters, tokens, ...).
 # Untrusted: shown and stored, never used to decide.
 Facts = tuple[tuple[str, float | int | str], ...]
+Curve = tuple[tuple[float, float], ...]  # (share of the budget, loss), oldest first
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +55,24 @@ class Candidate:
 
 
 @dataclass(frozen=True, slots=True)
+class Hopeless:
+    """Why a run may end before its clock does."""
+
+    progress: float  # share of its budget
+    predicted: float  # final score
+    error: float  # standard error of the prediction
+    bar: float  # what it had to beat
+
+    @property
+    def reason(self) -> str:
+        """For the ledger."""
+        return (
+            f"ended early at {self.progress:.0%}: on course for "
+            f"{self.predicted:.6f} ± {self.error:.6f}, to beat {self.bar:.6f}"
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class Run:
     """One training of a candidate that handed in weights inside its clock."""
 
@@ -64,6 +84,9 @@ class Run:
     weights: Path  # safetensors, private to the harness
     facts: Facts
     log: Path
+    curve: Curve = ()  # of the losses it reported
+    schedule: bool = False  # whether its change touches the schedule
+    spared: Hopeless | None = None  # it would have been ended early, but for a coin
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +97,8 @@ class Score:
     value: float
     error: float  # standard error of the audit's correction; 0 where nothing is drawn
     seconds: float  # spent evaluating
+    at: float | None = None  # seconds since 1970, at its end; None: unknown
+    holdout: float | None = None  # on the sealed third split; None: not scored there
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +109,7 @@ class Failure:
     kind: Kind
     detail: str  # one line, safe to print
     log: Path | None = None  # None: nothing ran
+    share: float | None = None  # of its budget, where it was ended early
 
     @property
     def proposal(self) -> Proposal:
@@ -123,6 +149,8 @@ class Tried(Protocol):
     def parent(self) -> str: ...  # the blob it started from; "" for a baseline
     @property
     def decision(self) -> Decision: ...
+    @property
+    def why(self) -> str: ...
     @property
     def values(self) -> tuple[float, ...]: ...  # of all its runs; empty when it failed
 

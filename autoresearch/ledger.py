@@ -16,12 +16,12 @@ import time
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import astuple, dataclass
+from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, Literal
 
-from autoresearch import __version__, chain
+from autoresearch import __version__, chain, curves
 from autoresearch.errors import LabError
 from autoresearch.experiment import (
     Champion,
@@ -30,6 +30,7 @@ from autoresearch.experiment import (
     Kind,
     Proposal,
     Score,
+    Scores,
     Verdict,
 )
 
@@ -122,8 +123,79 @@ MIGRATIONS = (
     ) strict;
     create index asking_blob on asking(blob, parent);
     """,
+    # Runs added to decided experiments, the sealed holdout, curves, runs ended early,
+    # champions taken back. SQLite cannot loosen a check, hence the copy.
+    """
+    create table experiment_now (
+        number      integer primary key,
+        title       text not null,
+        reason      text not null,
+        author      text not null,
+        parent      text not null,
+        blob        text not null references source(blob),
+        code        text not null,
+        program     text not null,
+        proposed_at real not null,
+        evidence    text not null default 'measured'
+                    check (evidence in ('measured', 'claimed')),
+        sequence    integer unique,
+        session     integer references session(id),
+        series      text references series(hash),
+        decision    text check (decision in ('keep', 'discard', 'failed')),
+        why         text,
+        kind        text,
+        value       real,
+        delta       real,
+        against     integer,
+        decided_at  real,
+        log         text,
+        commit_name text,
+        in_git      integer not null default 0,
+        ended_at_share real check (ended_at_share between 0 and 1),
+        check ((decision is null) = (sequence is null)),
+        check ((decision is null) = (decided_at is null)),
+        check ((kind is null) =
+               (decision is not 'failed' and ended_at_share is null)),
+        check ((value is null) =
+               (decision is null or decision = 'failed' or kind is not null)),
+        check (ended_at_share is null or decision = 'discard'),
+        check (delta is null or value is not null)
+    ) strict;
+    insert into experiment_now select *, null from experiment;
+    drop table experiment;
+    alter table experiment_now rename to experiment;
+    create index experiment_code on experiment(code, parent);
+    create index experiment_blob on experiment(blob);
+    create index experiment_undecided on experiment(number) where sequence is null;
+    create index experiment_not_in_git on experiment(number) where in_git = 0;
+    create index experiment_decision on experiment(decision, series, sequence);
+    alter table run add column ended_at real;
+    alter table run add column occasion text not null default 'verdict'
+        check (occasion in ('verdict', 'champion', 'replicate'));
+    alter table run add column holdout real;
+    alter table run add column curve text check (json_valid(curve));
+    alter table run add column schedule integer not null default 0;
+    alter table run add column spared text check (json_valid(spared));
+    create table taken_back (
+        experiment  integer primary key references experiment(number),
+        instead     integer not null references experiment(number),
+        series      text not null references series(hash),
+        why         text not null,
+        at          real not null,
+        commit_name text not null,
+        in_git      integer not null default 0
+    ) strict;
+    create table start (
+        series text primary key references series(hash),
+        blob   text not null references source(blob)
+    ) strict;
+    """,
+    chain.WIDER,
 )
 IN_LEDGER_ONLY = ("refused", "duplicate")  # no train.py of theirs ever ran
+# Why a run was made: for its own verdict, because its experiment is the champion that
+# others are held against, or to replicate a night's gain.
+Occasion = Literal["verdict", "champion", "replicate"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,11 +213,13 @@ class Row:
     decision: Decision
     why: str  # the policy's, or what failed
     kind: Kind | None  # None: it did not fail
-    value: float | None  # mean over runs; None: it failed
-    delta: float | None  # value - champion's mean; None: failed, or a baseline
+    value: float | None  # mean over all its runs; None: failed, or ended early
+    # Its mean less the champion's, as they were decided. None: failed, or a baseline.
+    delta: float | None
     against: int | None  # the champion's experiment; None: a baseline
     runs: int
-    values: tuple[float, ...]
+    values: tuple[float, ...]  # the champion's grow when it runs again
+    when: tuple[float, ...]  # seconds since 1970, at the end of each run; or empty
     seconds: float  # trained, over all runs
     evaluation_seconds: float
     memory_gb: float | None  # None: no run came to its end
@@ -173,11 +247,35 @@ class Asking:
     transcript: str  # name of a file under .autoresearch/asked
 
 
-# The columns are Row's fields in Row's order; `values` and `facts` are JSON here.
+@dataclass(frozen=True, slots=True)
+class TakenBack:
+    """A champion that turned out worse than the one before it."""
+
+    experiment: int
+    instead: int  # who reigns again
+    why: str
+    at: float
+    commit: str
+    in_git: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """One run, as a report sees it."""
+
+    seed: int
+    occasion: Occasion
+    value: float
+    holdout: float | None  # None: it was not scored there
+    error: float
+
+
+# The columns are Row's fields in Row's order; `values`, `when`, `facts` are JSON here.
 ROW = """
     select e.number, e.title, e.reason, e.author, e.parent, e.blob, e.program,
            e.series, e.decision, e.why, e.kind, e.value, e.delta, e.against,
            count(r.id), json_group_array(r.value) filter (where r.id is not null),
+           json_group_array(r.ended_at) filter (where r.ended_at is not null),
            total(r.seconds), total(r.evaluation_seconds), max(r.memory_gb),
            (select facts from run where experiment = e.number order by id desc limit 1),
            e.proposed_at, e.decided_at, e.commit_name, e.log, e.evidence, e.sequence
@@ -252,18 +350,18 @@ class Ledger:
         with self.transaction() as db:
             if not isinstance(verdict.evidence, Failure):
                 for score in verdict.evidence:
-                    self._add_run(db, score)
+                    self._add_run(db, score, "verdict")
             done = db.execute(
                 "update experiment set decision = ?, why = ?, kind = ?, value = ?,"
                 " delta = ?, against = ?, decided_at = ?, session = ?, series = ?,"
-                " log = ?, commit_name = ?, in_git = ?, sequence ="
+                " log = ?, ended_at_share = ?, commit_name = ?, in_git = ?, sequence ="
                 " (select coalesce(max(sequence), 0) + 1 from experiment)"
                 " where number = ? and decision is null",
                 (
                     *(verdict.decision, verdict.reason, failure and failure.kind),
                     *(value, delta, against and against.number, at, self._session),
                     *(self.series, failure and failure.log and failure.log.name),
-                    *(commit, commit is None, number),
+                    *(failure and failure.share, commit, commit is None, number),
                 ),
             )
             assert done.rowcount == 1, f"experiment {number} was decided twice"
@@ -272,6 +370,53 @@ class Ledger:
             if commit is not None:
                 chain.extend(db, "commit", number)
         return self.rows()[-1]
+
+    def add_runs(self, scores: Scores, occasion: Occasion) -> None:
+        """Further runs of a decided experiment: its champion's, or to replicate it."""
+        with self.transaction() as db:
+            for score in scores:
+                self._add_run(db, score, occasion)
+        for score in scores:
+            self._reread(score.run.candidate.proposal.number)
+
+    def take_back(
+        self, former: Champion, champion: Champion, why: str, commit: str, at: float
+    ) -> None:
+        """Record that a champion was worse than the one before, which reigns again."""
+        with self.transaction() as db:
+            db.execute(
+                "insert into taken_back values (?, ?, ?, ?, ?, ?, 0)",
+                (champion.number, former.number, self.series, why, at, commit),
+            )
+            chain.extend(db, "taken back", champion.number)
+
+    def start_from(self, blob: str) -> None:
+        """What the next proposals start from, for whoever proposes, in any process."""
+        known = self.db.execute(
+            "select blob from start where series = ?", (self.series,)
+        )
+        if known.fetchone() == (blob,):
+            return
+        with self.transaction() as db:
+            db.execute(
+                "insert or replace into start values (?, ?)", (self.series, blob)
+            )
+
+    def rename_taken_back(self, number: int, commit: str) -> None:
+        """The commit that took a champion back was made anew."""
+        with self.transaction() as db:
+            db.execute(
+                "update taken_back set commit_name = ? where experiment = ?",
+                (commit, number),
+            )
+            chain.extend(db, "taken back", number)
+
+    def published_taken_back(self, number: int) -> None:
+        """Git knows of it now."""
+        with self.transaction() as db:
+            db.execute(
+                "update taken_back set in_git = 1 where experiment = ?", (number,)
+            )
 
     def rename_commit(self, number: int, commit: str) -> None:
         """A keep was made anew, on what the human committed meanwhile."""
@@ -351,19 +496,94 @@ class Ledger:
     @property
     def champion(self) -> Champion | None:
         """The best candidate of the present series; None before its first keep."""
-        series = self.series or self.last_series()
+        return next(reversed(self.champions()), None)
+
+    def champions(self) -> tuple[Champion, ...]:
+        """Who reigned in the present series, oldest first; none that was taken back."""
         found = self.db.execute(
-            "select number, blob from experiment"
-            " where decision = 'keep' and series = ? order by sequence desc limit 1",
-            (series,),
-        ).fetchone()
-        if not found:
-            return None
-        number, blob = found
-        values = self.db.execute(
-            "select value from run where experiment = ? order by id", (number,)
+            "select e.number, e.blob, json_group_array(r.value),"
+            " total(r.occasion != 'verdict')"
+            " from experiment e join run r on r.experiment = e.number"
+            " where e.decision = 'keep' and e.series = ? and e.evidence = 'measured'"
+            " and e.number not in (select experiment from taken_back)"
+            " group by e.number order by e.sequence",
+            (self.series or self.last_series(),),
         )
-        return Champion(number, blob, tuple(value for (value,) in values))
+        return tuple(
+            Champion(number, blob, tuple(json.loads(values)), int(fresh))
+            for number, blob, values, fresh in found
+        )
+
+    @property
+    def start(self) -> Champion | None:
+        """What the next idea starts from: the champion, or what promises more."""
+        champion = self.champion
+        found = self.db.execute(
+            "select blob from start where series = ?",
+            (self.series or self.last_series(),),
+        ).fetchone()
+        if champion is None or found is None or found[0] == champion.blob:
+            return champion
+        rows = self.db.execute(
+            "select e.number, json_group_array(r.value) from experiment e"
+            " join run r on r.experiment = e.number where e.blob = ? and e.series = ?"
+            " group by e.number order by e.sequence desc limit 1",
+            (found[0], self.series or self.last_series()),
+        ).fetchone()
+        if rows is None:
+            return champion
+        return Champion(rows[0], found[0], tuple(json.loads(rows[1])))
+
+    def taken_back(self) -> tuple[TakenBack, ...]:
+        """Champions that turned out worse, oldest first."""
+        found = self.db.execute(
+            "select experiment, instead, why, at, commit_name, in_git from taken_back"
+            " order by at, experiment"
+        )
+        return tuple(
+            TakenBack(number, instead, why, at, commit, bool(in_git))
+            for number, instead, why, at, commit, in_git in found
+        )
+
+    def seeds(self, number: int) -> set[int]:
+        """What an experiment was run with."""
+        found = self.db.execute("select seed from run where experiment = ?", (number,))
+        return {seed for (seed,) in found}
+
+    def measured(self, number: int) -> tuple[Measured, ...]:
+        """An experiment's runs, with the holdout. For reports, never for a policy."""
+        found = self.db.execute(
+            "select seed, occasion, value, holdout, error from run"
+            " where experiment = ? order by id",
+            (number,),
+        )
+        return tuple(Measured(*line) for line in found)
+
+    def finished(self, series: str) -> tuple[tuple[curves.Finished, bool | None], ...]:
+        """First runs with a curve, and of the spared whether they beat their bar."""
+        sign = 1.0 if self.lower_is_better else -1.0
+        found = self.db.execute(
+            "select curve, value, schedule, spared from run r where series = ?"
+            " and curve is not null and occasion = 'verdict' and id ="
+            " (select min(id) from run where experiment = r.experiment) order by id",
+            (series,),
+        )
+        told: list[tuple[curves.Finished, bool | None]] = []
+        for curve, value, schedule, spared in found:
+            points = tuple((at, loss) for at, loss in json.loads(curve))
+            bar = json.loads(spared)["bar"] if spared else None
+            won = None if bar is None else sign * value < sign * bar
+            told.append((curves.Finished(points, value, bool(schedule)), won))
+        return tuple(told)
+
+    def ended_early(self, series: str) -> tuple[float, ...]:
+        """At which share of their budget hopeless runs were ended."""
+        found = self.db.execute(
+            "select ended_at_share from experiment where series = ?"
+            " and ended_at_share is not null order by sequence",
+            (series,),
+        )
+        return tuple(share for (share,) in found)
 
     def last(self, count: int) -> tuple[Row, ...]:
         """The newest verdicts, oldest of them first."""
@@ -470,17 +690,22 @@ class Ledger:
 
     # -- inside ------------------------------------------------------------------------
 
-    def _add_run(self, db: sqlite3.Connection, score: Score) -> None:
+    def _add_run(
+        self, db: sqlite3.Connection, score: Score, occasion: Occasion
+    ) -> None:
         run = score.run
+        spared = json.dumps(asdict(run.spared)) if run.spared else None
         added = db.execute(
             "insert into run (experiment, series, seed, value, error, seconds,"
-            " startup_seconds, evaluation_seconds, memory_gb, facts, log)"
-            " values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            " startup_seconds, evaluation_seconds, memory_gb, facts, log, ended_at,"
+            " occasion, holdout, curve, schedule, spared)"
+            " values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
                 *(run.candidate.proposal.number, self.series, run.seed),
                 *(score.value, score.error, run.seconds, run.startup_seconds),
                 *(score.seconds, run.memory_gb, json.dumps(run.facts)),
-                run.log.name,
+                *(run.log.name, score.at, occasion, score.holdout),
+                *(json.dumps(run.curve) if run.curve else None, run.schedule, spared),
             ),
         )
         assert added.lastrowid is not None
@@ -489,6 +714,14 @@ class Ledger:
     def _has(self, number: int) -> bool:
         query = "select 1 from experiment where number = ?"
         return self.db.execute(query, (number,)).fetchone() is not None
+
+    def _reread(self, number: int | None) -> None:
+        """A decided experiment changed: let `rows` say what it says now."""
+        for place, row in enumerate(self._rows):
+            if row.number == number:
+                again = self.row(row.number)
+                assert again is not None
+                self._rows[place] = again
 
     def _forget(self) -> None:
         self._rows, self._read_up_to = [], 0
@@ -506,6 +739,22 @@ class Ledger:
         self.db.execute("commit")
 
 
+def effects(rows: Sequence[Row]) -> dict[int, float]:
+    """What each change did to the score: its value less its parent's, by experiment.
+
+    Not `Row.delta`, which is against the champion: a proposal may start from something
+    that promises more. Where the parent was not measured, that is all there is.
+    """
+    values = {row.blob: row.value for row in rows if row.value is not None}
+    found = {}
+    for row in rows:
+        if row.value is None or row.delta is None:
+            continue
+        before = values.get(row.parent)
+        found[row.number] = row.delta if before is None else row.value - before
+    return found
+
+
 def connect(path: Path) -> sqlite3.Connection:
     """Open a ledger and bring its tables up to date, or LabError if it is damaged."""
     try:
@@ -514,8 +763,8 @@ def connect(path: Path) -> sqlite3.Connection:
         )
         db.execute("pragma journal_mode = wal")
         db.execute("pragma synchronous = full")
+        migrate(db)  # may replace tables that others refer to
         db.execute("pragma foreign_keys = on")
-        migrate(db)
     except sqlite3.OperationalError as error:
         raise LabError(
             f"{path} cannot be opened ({error}). Next: check that you may write to "
@@ -542,6 +791,8 @@ def migrate(db: sqlite3.Connection) -> None:
             db.executescript(f"begin immediate; {MIGRATIONS[version]} {note}")
             if MIGRATIONS[version] is chain.TABLE:
                 chain.adopt(db)  # what an older version wrote, this once
+            if broken := db.execute("pragma foreign_key_check").fetchone():
+                raise sqlite3.DatabaseError(f"a reference of {broken[0]} is broken")
             db.execute("commit")
         except sqlite3.OperationalError:
             if db.in_transaction:
@@ -591,12 +842,16 @@ def numbered(proposal: Proposal, number: int) -> Proposal:
 
 def row_of(found: tuple[Any, ...]) -> Row:
     """A line of the ROW query -> Row."""
-    values, facts = json.loads(found[15]), json.loads(found[19] or "[]")
+    values, when = tuple(json.loads(found[15])), tuple(json.loads(found[16]))
+    facts = json.loads(found[20] or "[]")
     fields = (
-        *found[:15],
-        tuple(values),
-        *found[16:19],
+        *found[:11],
+        fmean(values) if values else found[11],
+        *found[12:15],
+        values,
+        when if len(when) == len(values) else (),
+        *found[17:20],
         tuple((key, value) for key, value in facts),
-        *found[20:25],
+        *found[21:26],
     )
     return Row(*fields)

@@ -9,27 +9,36 @@ is one writer, and one arrow that points back, `policy.wants`.
 """
 
 import hashlib
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import count
+from statistics import fmean
 
-from autoresearch import evaluator, rules, sandbox
+from autoresearch import evaluator, noise, rules, sandbox
 from autoresearch.books import Books
 from autoresearch.cage import Slot
+from autoresearch.context import PLATEAU
+from autoresearch.curves import Finished, Outlook, spared, touches_schedule
 from autoresearch.errors import Failed, LabError, Stopped
+from autoresearch.evaluator import with_holdout
 from autoresearch.experiment import (
     Candidate,
     Champion,
     Change,
+    Decision,
     Failure,
     History,
     Proposal,
+    Score,
     Scores,
     Verdict,
 )
-from autoresearch.ledger import Row
-from autoresearch.policy import Policy
+from autoresearch.lab import git_blob
+from autoresearch.ledger import Ledger, Row
+from autoresearch.policy import Policy, near_miss
 from autoresearch.pools import Pool
 from autoresearch.proposers import Proposer
 from autoresearch.sandbox import Bench
@@ -39,6 +48,7 @@ IDLE_SECONDS = 0.5  # between two looks for a proposal, when there is none
 # took, so that a change cannot buy its gain with unlimited seconds.
 SHORTEST_WALL_SECONDS = 60.0
 WALL_FACTOR = 3.0
+NO_CHANGE = Change(0, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +58,19 @@ class Trial:
     candidate: Candidate
     result: Scores | Failure
     against: Champion | None
+    again: Scores = ()  # runs of the champion that were made on the way
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A candidate and all that its trial needs from the ledger, as plain values."""
+
+    candidate: Candidate
+    history: History
+    rival: Candidate | None  # the champion, to run again; None: this is the baseline
+    seeds: Iterator[int]  # fresh ones for the champion, never the same twice
+    past: tuple[Finished, ...]  # runs whose learning curves this one is compared with
+    schedule: bool  # whether the change touches the schedule
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +96,7 @@ def research(night: Night) -> Iterator[Row]:
     night = paced(night)
     stop = night.bench.stop
     in_hand: set[int] = set()
+    seeds = Seeds(night)
     taken = 0
     while True:
         while night.pool.free and not stop.soon and not night.over(taken):
@@ -83,17 +107,18 @@ def research(night: Night) -> Iterator[Row]:
             try:
                 candidate = night.books.write_down(proposal)
             except Failed as failed:
-                yield record(night, failed.failure, night.books.ledger.champion)
+                champion = night.books.ledger.champion
+                refused = Trial(candidate_of(proposal), failed.failure, champion)
+                yield record(night, refused)
                 continue
             in_hand.add(number_of(proposal))
-            champion = night.books.ledger.champion
-            night.pool.submit(partial(trial, night, candidate, champion))
+            night.pool.submit(partial(trial, night, asked(night, candidate, seeds)))
         try:
             done = night.pool.next()
         except Stopped:
             return  # the run in hand has no verdict; the next `run` takes it up again
         if done is not None:
-            yield record(night, done.result, done.against)
+            yield record(night, done)
             in_hand.discard(number_of(done.candidate.proposal))
         elif stop.soon or night.over(taken) or night.proposer.exhausted:
             return
@@ -111,6 +136,11 @@ def next_proposal(night: Night, in_hand: set[int]) -> Proposal | None:
         if number_of(waiting) not in in_hand:
             return waiting
     night.books.read_program()
+    history = history_of(ledger)
+    champion = history.champion
+    start = night.policy.parent(history, history.rows)
+    if champion is not None:
+        ledger.start_from(start or champion.blob)
     proposal = night.proposer.propose(ledger)
     return night.books.admit(proposal) if proposal else None
 
@@ -126,13 +156,13 @@ def baseline(night: Night) -> Row:
     proposal = books.admit(Proposal(number, title, source, "", author, why))
     try:
         candidate = books.write_down(proposal)
-        night.pool.submit(partial(trial, night, candidate, None))
+        first = Asked(candidate, History(None), None, iter(()), (), schedule=False)
+        night.pool.submit(partial(trial, night, first))
         done = night.pool.next()
         assert done is not None
-        result = done.result
     except Failed as failed:
-        result = failed.failure
-    row = record(night, result, None)
+        done = Trial(candidate_of(proposal), failed.failure, None)
+    row = record(night, done)
     if row.decision == "failed":
         raise LabError(
             f"{title} failed, and without it nothing can be compared: {row.why}. "
@@ -141,45 +171,224 @@ def baseline(night: Night) -> Row:
     return row
 
 
-def trial(
-    night: Night, candidate: Candidate, champion: Champion | None, slot: Slot
-) -> Trial:
-    """Candidate -> Scores, with as many seeds as the policy asks for."""
+def asked(night: Night, candidate: Candidate, seeds: "Seeds") -> Asked:
+    """Everything a trial needs, read from the ledger before it leaves."""
+    ledger, proposal = night.books.ledger, candidate.proposal
+    champion = ledger.champion
+    assert champion is not None, "the baseline comes first"
+    reigning = ledger.source(champion.blob)
+    change = rules.change(reigning, proposal.source)
+    history = history_of(ledger, change)
+    past: tuple[Finished, ...] = ()
+    if night.books.program.early_kill:
+        past = tuple(run for run, _ in ledger.finished(ledger.series))
+    again = Proposal(champion.number, "champion", reigning, "", "autoresearch")
+    return Asked(
+        candidate,
+        history,
+        Candidate(again, champion.blob),
+        seeds.of(champion.number),
+        past,
+        touches_schedule(ledger.source(proposal.parent), proposal.source),
+    )
+
+
+def trial(night: Night, asked: Asked, slot: Slot) -> Trial:
+    """Candidate -> Scores, with as many seeds as the policy asks for.
+
+    Runs of the champion that it asks for in between are part of the result, whatever
+    becomes of the candidate. What will be kept is scored on the holdout as well, while
+    its weights are there.
+    """
+    policy, history = night.policy, asked.history
     scores: Scores = ()
+    again: Scores = ()
+    result: Scores | Failure
     try:
-        while night.policy.wants(scores, History(champion)) == "candidate":
+        while (wanted := policy.wants(scores, history)) != "nothing":
+            if wanted == "champion":
+                score = champion_again(night, asked, slot)
+                if score is None and scores:
+                    break
+                if score is not None:
+                    again += (score,)
+                    history = with_champion_run(history, score)
+                    continue
             seed = seed_of(night.seed, len(scores))
-            run = sandbox.train(night.bench, candidate, seed=seed, slot=slot)
-            scores += (evaluator.score(night.bench, run, slot=slot),)
+            outlook = outlook_for(night, asked) if not scores else None
+            scores += (measured(night, asked.candidate, seed, slot, outlook),)
+        change = history.change or NO_CHANGE
+        if policy.decide(scores, history, change).decision == "keep":
+            scores = tuple(with_holdout(night.bench, s, slot=slot) for s in scores)
+        result = scores
     except Failed as failed:
-        return Trial(candidate, failed.failure, champion)
-    return Trial(candidate, scores, champion)
+        result = after_runs(failed.failure, scores)
+    finally:
+        sandbox.discard(*(score.run for score in scores))
+    return Trial(asked.candidate, result, history.champion, again)
 
 
-def record(night: Night, result: Scores | Failure, against: Champion | None) -> Row:
+def measured(
+    night: Night,
+    candidate: Candidate,
+    seed: int,
+    slot: Slot,
+    outlook: Outlook | None = None,
+) -> Score:
+    """Train once and score; the weights stay until the trial is over."""
+    run = sandbox.train(night.bench, candidate, seed=seed, slot=slot, outlook=outlook)
+    try:
+        return evaluator.score(night.bench, run, slot=slot)
+    except BaseException:
+        sandbox.discard(run)
+        raise
+
+
+def champion_again(night: Night, asked: Asked, slot: Slot) -> Score | None:
+    """One more run of the champion, with the holdout; None when it failed this time."""
+    assert asked.rival is not None, "a baseline has no champion to run"
+    try:
+        score = measured(night, asked.rival, next(asked.seeds), slot)
+        try:
+            return evaluator.with_holdout(night.bench, score, slot=slot)
+        finally:
+            sandbox.discard(score.run)
+    except Failed as failed:
+        night.books.say_once(
+            f"the champion, experiment {asked.rival.proposal.number}, failed when it "
+            f"was run again: {failed}",
+            f"failed again {asked.rival.proposal.number}",
+        )
+        return None
+
+
+def after_runs(failure: Failure, scores: Scores) -> Failure:
+    """The failure of a candidate that had scores before it failed: say so."""
+    if not scores:
+        return failure
+    values = ", ".join(f"{score.value:.6f}" for score in scores)
+    detail = f"{failure.detail} (on a further seed; before: {values})"
+    return replace(failure, detail=detail)
+
+
+def outlook_for(night: Night, asked: Asked) -> Outlook | None:
+    """What may end a candidate's first run early; None: nothing may."""
+    champion = asked.history.champion
+    if champion is None or not night.books.program.early_kill:
+        return None
+    return Outlook(
+        asked.past,
+        fmean(champion.values),
+        schedule=asked.schedule,
+        spare=spared(night.seed, number_of(asked.candidate.proposal)),
+        lower_is_better=night.bench.apparatus.lower_is_better,
+    )
+
+
+def history_of(ledger: Ledger, change: Change | None = None) -> History:
+    """What a policy may know of the present series."""
+    rows = tuple(row for row in ledger.rows() if row.series == ledger.series)
+    scored = [row for row in rows if row.values]
+    champions = ledger.champions()
+    return History(
+        champions[-1] if champions else None,
+        tuple(row.values for row in scored),
+        tuple(row.when for row in scored),
+        sum(row.against is not None for row in rows),
+        champions[:-1],
+        tuple(row.number for row in rows if near_miss(row)),
+        rows,
+        change,
+    )
+
+
+def with_champion_run(history: History, score: Score) -> History:
+    """The same after one more run of the champion, which no row has yet."""
+    champion = history.champion
+    assert champion is not None
+    values = (*champion.values, score.value)
+    rows = tuple(
+        replace(row, values=values, when=(*row.when, score.at or 0.0))
+        if isinstance(row, Row) and row.number == champion.number
+        else row
+        for row in history.rows
+    )
+    scored = [row for row in rows if isinstance(row, Row) and row.values]
+    return replace(
+        history,
+        champion=replace(champion, values=values, fresh=champion.fresh + 1),
+        replicates=tuple(row.values for row in scored),
+        when=tuple(row.when for row in scored),
+        rows=rows,
+    )
+
+
+def record(night: Night, done: Trial) -> Row:
     """Scores -> Verdict, in the books.
 
     A baseline has no rival. Everybody else meets the champion of this moment, who may
     have been crowned while the candidate ran.
     """
-    rival = night.books.ledger.champion if against is not None else None
+    books, result = night.books, done.result
+    if done.again:
+        books.ledger.add_runs(done.again, "champion")
+    rival = books.ledger.champion if done.against is not None else None
     if isinstance(result, Failure):
         why = f"{result.kind}: {result.detail}"
-        return settled(night, Verdict("failed", why, result, rival))
-    proposal = result[0].run.candidate.proposal
-    added = 0
+        word: Decision = "failed"
+        if result.kind == "ended early":
+            word, why = "discard", result.detail
+        return settled(night, Verdict(word, why, result, rival), done.again)
+    change = NO_CHANGE
     if rival is not None:
-        parent = night.books.ledger.source(proposal.parent)
-        added = rules.added_lines(parent, proposal.source)
-    verdict = night.policy.decide(result, History(rival), Change(added, 0))
-    return settled(night, verdict)
+        source = result[0].run.candidate.proposal.source
+        change = rules.change(books.ledger.source(rival.blob), source)
+    history = replace(history_of(books.ledger, change), champion=rival)
+    verdict = night.policy.decide(result, history, change)
+    return settled(night, verdict, done.again)
 
 
-def settled(night: Night, verdict: Verdict) -> Row:
-    """A verdict in the books; a new champion's claims are what others will meet."""
-    row = night.books.record(verdict)
+def settled(night: Night, verdict: Verdict, again: Scores = ()) -> Row:
+    """A verdict in the books, and what follows from it for the champion."""
+    books = night.books
+    row = books.record(verdict, again)
     evaluator.settle(night.bench.lab, row.number, kept=row.decision == "keep")
+    history = history_of(books.ledger)
+    champion, former = history.champion, night.policy.demoted(history)
+    if champion is not None and former is not None:
+        books.take_back(champion, former, worse_than(former, champion))
+        history = history_of(books.ledger)
+    notice(night, history)
     return row
+
+
+def worse_than(former: Champion, champion: Champion) -> str:
+    """Why a champion is taken back."""
+    now, then = fmean(champion.values), fmean(former.values)
+    return (
+        f"{now:.6f} in {len(champion.values)} runs, experiment {former.number} before "
+        f"it {then:.6f} in {len(former.values)}"
+    )
+
+
+def notice(night: Night, history: History) -> None:
+    """Tell the human of a drift, and of a plateau."""
+    found = noise.drift(history.replicates, history.when)
+    if found is not None:
+        night.books.say_once(
+            f"the same train.py scores {found.per_hour:+.2g} an hour: something about "
+            "this machine drifts (heat, a neighbour). Policies that know the noise "
+            "keep nothing now that did not run side by side with the champion",
+            "drift",
+        )
+    champion = history.champion
+    since = sum(row.number > champion.number for row in history.rows) if champion else 0
+    if champion is not None and since >= PLATEAU:
+        night.books.say_once(
+            f"{since} experiments since the last keep: proposers are asked for "
+            "something structurally different",
+            f"plateau {champion.number}",
+        )
 
 
 def paced(night: Night) -> Night:
@@ -195,10 +404,40 @@ def paced(night: Night) -> Night:
     return replace(night, bench=bench)
 
 
+class Seeds:
+    """Fresh seeds for runs of a champion: no two trials get the same."""
+
+    def __init__(self, night: Night) -> None:
+        self._night = night
+        self._given: dict[int, set[int]] = {}
+        self._lock = threading.Lock()  # trials ask from their devices' threads
+
+    def of(self, number: int) -> Iterator[int]:
+        """The seeds that this experiment has not run with, in the order of all."""
+        known = self._night.books.ledger.seeds(number)
+        given = self._given.setdefault(number, set())
+        given |= known
+        return self._fresh(given)
+
+    def _fresh(self, given: set[int]) -> Iterator[int]:
+        for run in count():
+            seed = seed_of(self._night.seed, run)
+            with self._lock:
+                if seed in given:
+                    continue
+                given.add(seed)
+            yield seed
+
+
 def seed_of(base: int, run: int) -> int:
     """The seed of a candidate's n-th run: the same for all candidates of a series."""
     digest = hashlib.sha256(f"{base}:{run}".encode()).digest()
     return int.from_bytes(digest[:4], "little") % 2**31
+
+
+def candidate_of(proposal: Proposal) -> Candidate:
+    """What a proposal would have been, had it passed the checks."""
+    return Candidate(proposal, git_blob(proposal.source))
 
 
 def number_of(proposal: Proposal) -> int:

@@ -35,7 +35,11 @@ SAFELY = (
 COMMITTER = ("AutoResearch", "autoresearch@localhost")
 SUMMARY_LETTERS = 50
 KNOWN = ("Experiment", "Verdict", "Score", "Runs", "Against", "Proposed-by")
-TRAILERS = (*KNOWN, "Program", "Ran", "Series")
+TRAILERS = (
+    *(*KNOWN, "Program", "Ran", "Series", "Chain"),
+    *("Remeasured", "Ended-at", "Taken-back", "Instead"),
+)
+BACK = "taken-back"  # refs/autoresearch/taken-back/N
 
 
 class GitFailed(Exception):
@@ -123,15 +127,15 @@ class Notebook:
         except GitFailed:
             return None
 
-    def entries(self) -> list[tuple[int, str, str]]:
+    def entries(self, under: str = REFS) -> list[tuple[int, str, str]]:
         """(experiment, commit, raw message) of every verdict, by number."""
         form = "%(refname)%00%(objectname)%00%(contents)%01"
-        found = self.git("for-each-ref", f"--format={form}", REFS)
+        found = self.git("for-each-ref", f"--format={form}", under)
         entries = []
         for record in found.split("\x01"):
             name, _, rest = record.strip("\n").partition("\0")
             commit, _, message = rest.partition("\0")
-            number = name.removeprefix(f"{REFS}/")
+            number = name.removeprefix(f"{under}/")
             if re.fullmatch("0|[1-9][0-9]*", number):
                 entries.append((int(number), commit, message))
         return sorted(entries)
@@ -169,6 +173,14 @@ class Notebook:
     def name(self, number: int, commit: str) -> None:
         """Call a verdict's commit refs/autoresearch/N; naming it twice is fine."""
         self.git("update-ref", f"{REFS}/{number}", commit)
+
+    def name_taken_back(self, number: int, commit: str) -> None:
+        """Call the commit that took a champion back refs/autoresearch/taken-back/N."""
+        self.git("update-ref", f"{REFS}/{BACK}/{number}", commit)
+
+    def taken_back(self) -> list[tuple[int, str, str]]:
+        """(experiment, commit, raw message) of every champion that was taken back."""
+        return self.entries(f"{REFS}/{BACK}")
 
     def advance(self, branch: str, commit: str, seen: str) -> bool:
         """Move the branch from `seen` to `commit`; False if it is elsewhere by now."""

@@ -21,7 +21,7 @@ FENCE = re.compile(
 LARGEST_PROGRAM_BYTES = 1 << 20
 LARGEST_FENCE_BYTES = 16 << 10  # TOML takes time quadratic in the depth of a key
 CAGES = ("full", "landlock", "container", "seatbelt", "none")
-POLICIES = ("greedy",)  # the others need a loop that can re-run a champion; not yet
+POLICIES = ("noise-aware", "greedy", "anneal", "islands")
 SHOWN_ANYWAY = (("train.py",), ("prepare.py",))  # a second copy would replace them
 OUTSIDE = ("/", "//", ".git", ".autoresearch")
 
@@ -37,7 +37,8 @@ class Program:
     cage: str = "full"  # the level a run needs
     max_memory_gb: float | None = None  # None: what the machine has
     proposers: tuple[str, ...] = ("search",)
-    policy: str = "greedy"
+    policy: str = "noise-aware"
+    early_kill: bool = True  # end runs that are hopeless by their learning curve
     max_constants: int = 1  # a change of constants only may change this many
     max_changed_lines: int = 80  # any other change
     gain_per_20_added_lines: float = 0.001  # the price of complexity
@@ -63,6 +64,7 @@ KINDS: dict[str, tuple[type, ...]] = {
     "max_changed_lines": (int,),
     **dict.fromkeys(("cage", "policy"), (str,)),
     **dict.fromkeys(("readonly", "proposers"), (list,)),
+    "early_kill": (bool,),
 }
 MAY_BE_ZERO = (
     "budget_tolerance_seconds",
@@ -70,7 +72,13 @@ MAY_BE_ZERO = (
     "gain_per_20_added_lines",
     "max_changed_lines",
 )
-SAID = {int: "a whole number", float: "a number", str: "text", list: "a list of texts"}
+SAID = {
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    list: "a list of texts",
+    bool: "true or false",
+}
 
 
 def parse(text: str) -> Program:
@@ -122,11 +130,15 @@ def checked(name: str, value: Any) -> Any:
             f"The settings are: {', '.join(SETTINGS)}"
         )
     kinds = KINDS[name]
-    wrong = isinstance(value, bool) or not isinstance(value, kinds)
+    wrong = isinstance(value, bool) != (kinds == (bool,)) or not isinstance(
+        value, kinds
+    )
     if wrong or (kinds == (list,) and not all(isinstance(v, str) for v in value)):
         raise LabError(
             f"program.md: {name} is {shown(value)}, but it takes {SAID[kinds[-1]]}"
         )
+    if isinstance(value, bool):
+        return value
     if isinstance(value, list):
         return tuple(value)
     if isinstance(value, str):

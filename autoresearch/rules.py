@@ -12,6 +12,7 @@ import zlib
 from dataclasses import dataclass
 
 from autoresearch import constants
+from autoresearch.experiment import Change
 
 LARGEST_BYTES = 100_000
 # A file that does not compress carries data, not code (weights, tables, text).
@@ -149,9 +150,10 @@ def changed_lines(parent: str, source: str) -> int:
     )
 
 
-def added_lines(parent: str, source: str) -> int:
-    """Lines of code the proposal adds, less those it removes."""
-    return code_lines(source) - code_lines(parent)
+def change(before: str, source: str) -> Change:
+    """How many lines of code longer or shorter a file became."""
+    more = code_lines(source) - code_lines(before)
+    return Change(max(0, more), max(0, -more))
 
 
 def code_lines(source: str) -> int:

@@ -15,8 +15,9 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from autoresearch import weights
@@ -24,8 +25,16 @@ from autoresearch.apparatus import Apparatus
 from autoresearch.cage import Exited, Guest, Limits, OverLimit, Slot, Stop, Walls
 from autoresearch.calibration import PROBE_SECONDS, Place
 from autoresearch.channel import Junk, Message, sealed, unseal
+from autoresearch.curves import Outlook
 from autoresearch.errors import Failed
-from autoresearch.experiment import Candidate, Facts, Failure, Kind, Run
+from autoresearch.experiment import (
+    Candidate,
+    Facts,
+    Failure,
+    Hopeless,
+    Kind,
+    Run,
+)
 from autoresearch.lab import Lab
 from autoresearch.notebook import one_line
 
@@ -80,8 +89,15 @@ class Bench:
     walls: Walls
 
 
-def train(bench: Bench, candidate: Candidate, *, seed: int, slot: Slot) -> Run:
-    """Candidate -> Run, or Failed, or Stopped."""
+def train(
+    bench: Bench,
+    candidate: Candidate,
+    *,
+    seed: int,
+    slot: Slot,
+    outlook: Outlook | None = None,
+) -> Run:
+    """Candidate -> Run, or Failed, or Stopped. `outlook` may end a hopeless one."""
     number = candidate.proposal.number
     assert number is not None
     bench.apparatus.unchanged()
@@ -91,7 +107,7 @@ def train(bench: Bench, candidate: Candidate, *, seed: int, slot: Slot) -> Run:
     guest = enter(bench, folder, slot)
     try:
         with guest:
-            return attend(bench, candidate, guest, seed, slot, log)
+            return attend(bench, candidate, guest, seed, slot, log, outlook)
     finally:
         log.write_bytes(guest.log.whole())
         shutil.rmtree(folder / "scratch", ignore_errors=True)
@@ -123,49 +139,54 @@ def furnish(folder: Path, bench: Bench, source: str) -> None:
         path.write_bytes(content)
 
 
+def discard(*runs: Run) -> None:
+    """Throw away what is kept of runs that have been measured."""
+    for run in runs:
+        shutil.rmtree(run.weights.parent, ignore_errors=True)
+
+
 def attend(
-    bench: Bench, candidate: Candidate, guest: Guest, seed: int, slot: Slot, log: Path
+    bench: Bench,
+    candidate: Candidate,
+    guest: Guest,
+    seed: int,
+    slot: Slot,
+    log: Path,
+    outlook: Outlook | None,
 ) -> Run:
     """Hand over the data, keep the clock, take the weights."""
     terms, begun = bench.terms, time.monotonic()
-    phase = "start-up"
     place = Place(bench.lab, bench.apparatus.blob, bench.walls.level, slot)
-    allowed = place.startup_limit(terms.budget_seconds or 0.0)
-    try:
+    stage = Stage("start-up", place.startup_limit(terms.budget_seconds or 0.0))
+    with failing(candidate, guest, stage, log):
         guest.send(greeting(terms, seed, slot))
         bench.watch(candidate, Progress("starting", 0.0, 0.0))
-        message, _ = guest.receive(begun + allowed)
+        message, _ = guest.receive(begun + stage.seconds)
         if message.get("say") != "start":
             raise Junk("something else before it touched the data")
-        phase, allowed = "training", terms.last_second
+        stage.name, stage.seconds = "training", terms.last_second
         started = time.monotonic()
         guest.send({"say": "go"}, bench.apparatus.training())
         submitted, descriptors = until_submitted(
-            bench, candidate, guest, started, started + allowed
+            bench, candidate, guest, started, started + stage.seconds, outlook
         )
         seconds = time.monotonic() - started
         guest.measure()
         too_early(candidate, terms, seconds, submitted, log)
         file = take_weights(candidate, descriptors, guest.folder.parent, log)
-        phase, allowed = "the probe", PROBE_SECONDS
+        stage.name, stage.seconds = "the probe", PROBE_SECONDS
         probe, answer = probed(bench, guest)
-    except TimeoutError:
-        detail = f"killed: {phase} went past {allowed:.0f} s"
-        raise Failed(Failure(candidate, "timeout", detail, log)) from None
-    except Exited as gone:
-        raise Failed(ended(candidate, guest, gone, phase, log)) from None
-    except OverLimit as over:
-        kind: Kind = "out of memory" if over.what == "memory" else "crash"
-        raise Failed(Failure(candidate, kind, str(over), log)) from None
-    except Junk as junk:
-        detail = f"spoke out of turn: {junk}"
-        raise Failed(Failure(candidate, "crash", detail, log)) from None
     file.with_name("probe.u2").write_bytes(probe)
     file.with_name("probe.f4").write_bytes(answer)
     facts = facts_of(submitted)
     on_card = dict(facts).get("gpu_memory_gb") or 0.0
     memory_gb = float(on_card) if slot.device == "cuda" else guest.memory_gb
-    return Run(candidate, seed, seconds, started - begun, memory_gb, file, facts, log)
+    run = Run(candidate, seed, seconds, started - begun, memory_gb, file, facts, log)
+    if outlook is None:
+        return run
+    return replace(
+        run, curve=outlook.curve, schedule=outlook.schedule, spared=outlook.spared
+    )
 
 
 def greeting(terms: Terms, seed: int, slot: Slot) -> Message:
@@ -200,8 +221,53 @@ def probed(bench: Bench, guest: Guest) -> tuple[bytes, bytes]:
             os.close(answer)
 
 
+@dataclass(slots=True)
+class Stage:
+    """What a run is doing, and how long that may take."""
+
+    name: str
+    seconds: float
+
+
+@contextmanager
+def failing(
+    candidate: Candidate, guest: Guest, stage: Stage, log: Path
+) -> Iterator[None]:
+    """Turn every way a guest can end without weights into Failed."""
+    try:
+        yield
+    except TimeoutError:
+        detail = f"killed: {stage.name} went past {stage.seconds:.0f} s"
+        raise Failed(Failure(candidate, "timeout", detail, log)) from None
+    except Exited as gone:
+        raise Failed(ended(candidate, guest, gone, stage.name, log)) from None
+    except OverLimit as over:
+        kind: Kind = "out of memory" if over.what == "memory" else "crash"
+        raise Failed(Failure(candidate, kind, str(over), log)) from None
+    except Junk as junk:
+        detail = f"spoke out of turn: {junk}"
+        raise Failed(Failure(candidate, "crash", detail, log)) from None
+    except NoHope as none:
+        end = none.hopeless
+        failure = Failure(candidate, "ended early", end.reason, log, end.progress)
+        raise Failed(failure) from None
+
+
+class NoHope(Exception):
+    """A run is on course for less than it has to beat."""
+
+    def __init__(self, hopeless: Hopeless) -> None:
+        super().__init__(hopeless.reason)
+        self.hopeless = hopeless
+
+
 def until_submitted(
-    bench: Bench, candidate: Candidate, guest: Guest, started: float, deadline: float
+    bench: Bench,
+    candidate: Candidate,
+    guest: Guest,
+    started: float,
+    deadline: float,
+    outlook: Outlook | None,
 ) -> tuple[Message, list[int]]:
     """Pass progress on until the weights come."""
     while True:
@@ -213,7 +279,14 @@ def until_submitted(
         if message.get("say") != "progress":
             raise Junk("an unknown message")
         seconds = time.monotonic() - started
-        bench.watch(candidate, progress_of(message, seconds))
+        progress = progress_of(message, seconds)
+        bench.watch(candidate, progress)
+        if outlook is None:
+            continue
+        budget = bench.terms.budget_seconds
+        share = progress.share if budget is None else seconds / budget
+        if (end := outlook(share, progress.loss)) is not None:
+            raise NoHope(end)
 
 
 def progress_of(message: Message, seconds: float) -> Progress:

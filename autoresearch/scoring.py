@@ -60,4 +60,7 @@ def score_folder(lab: Lab, found: apparatus.Apparatus, folder: Path) -> Score:
         Candidate(proposal, git_blob(source)),
         *(0, 0.0, 0.0, 0.0, scratch / model.name, (), lab.logs / "score.log"),
     )
-    return evaluator.score(bench, run, slot=slot)
+    try:
+        return evaluator.score(bench, run, slot=slot)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)

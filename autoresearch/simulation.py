@@ -26,8 +26,10 @@ from autoresearch.experiment import (
     Candidate,
     Champion,
     Change,
+    Curve,
     Decision,
     History,
+    Hopeless,
     Proposal,
     Run,
     Score,
@@ -96,6 +98,7 @@ class Simulated:
     truth: float  # true level; positive is better, the baseline is 0
     own: float  # true effect of its own change
     selected_by: int = 0  # how many of its runs crowned it
+    why: str = ""
 
 
 @dataclass(slots=True)
@@ -398,8 +401,8 @@ def kills(effects: Effects, made: Curves, seed: int, experiments: int = 100) -> 
 
 
 def first_hopeless(
-    curve: curves.Curve, past: Sequence[curves.Finished], bar: float, schedule: bool
-) -> curves.Hopeless | None:
+    curve: Curve, past: Sequence[curves.Finished], bar: float, schedule: bool
+) -> Hopeless | None:
     """Look at a run as the loop does: while it goes on."""
     for look in curves.LOOKS:
         so_far = tuple(point for point in curve if point[0] <= look)
@@ -413,7 +416,7 @@ def first_hopeless(
 
 def drawn_curve(
     rng: random.Random, score: float, made: Curves, *, schedule: bool
-) -> curves.Curve:
+) -> Curve:
     """A power law down to the score, bent in the middle and noisy."""
     bend = rng.gauss(0, made.schedule_shift if schedule else made.shape_shift)
     points = []

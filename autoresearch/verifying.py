@@ -166,6 +166,7 @@ def measure(lab: Lab, found: apparatus.Apparatus, ledger: Ledger, number: int) -
         try:
             run = sandbox.train(bench, candidate, seed=seed, slot=slot)
             value = evaluator.score(bench, run, slot=slot).value
+            sandbox.discard(run)
         except Failed as failed:
             raise LabError(
                 f"experiment {number} did not run again: {failed}. Next: autoresearch "

@@ -50,7 +50,7 @@ def test_its_hard_constraints_are_the_defaults():
 
     assert program.budget_seconds == 300
     assert program.tolerance_seconds == 15
-    assert program.policy == "greedy"
+    assert program.policy == "noise-aware"
     assert program.gain_per_20_added_lines == 0.001
 
 

@@ -13,6 +13,7 @@ from autoresearch.errors import LabError
 from autoresearch.experiment import Champion, Change, History, Scores, Tried, Verdict
 
 Wanted = Literal["candidate", "champion", "nothing"]
+UNRESOLVED = "unresolved"  # how the reason of such a discard begins
 
 
 class Policy(Protocol):
@@ -69,6 +70,14 @@ def named(
         known = ", ".join(members)
         raise LabError(f"unknown policy {name!r}; the policies are: {known}")
     return members[name](lower_is_better, gain_per_20_added_lines)
+
+
+def near_miss(row: Tried) -> bool:
+    """Whether an experiment may be better than its champion was, but not beyond doubt.
+
+    Such rows stay in a pool that proposers read and combine.
+    """
+    return row.decision == "discard" and row.why.startswith(UNRESOLVED)
 
 
 def gain(scores: Scores, champion: Champion, *, lower_is_better: bool) -> float:

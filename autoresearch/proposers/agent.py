@@ -200,10 +200,10 @@ class Agent:
 
     def propose(self, ledger: Ledger) -> Proposal | None:
         """Let it work once; its change to train.py, judged. None when none came."""
-        champion = ledger.champion
-        if champion is None or self.resting_until or self._closed:
+        start = ledger.start
+        if start is None or self.resting_until or self._closed:
             return None
-        source = ledger.source(champion.blob)
+        source = ledger.source(start.blob)
         asked = replace(self._desk.asked(ledger), ask=ASK)
         asked_at, why = time.time(), ""
         prompt = context.build(ledger, asked)
@@ -211,9 +211,9 @@ class Agent:
             said = words or f"{prompt}\n# Your last answer was refused\n\n{why}\n"
             done, left = self._work(said, source)
             if not left.source or left.source == source:
-                self._rest(ledger, champion.blob, asked_at, done)
+                self._rest(ledger, start.blob, asked_at, done)
                 return None
-            proposal = proposal_from(left, self.name, champion.blob, done.code is None)
+            proposal = proposal_from(left, self.name, start.blob, done.code is None)
             why = self._desk.fault(ledger, proposal)
             if not why or done.code is None or self._closed:
                 break
@@ -224,7 +224,7 @@ class Agent:
             names = ", ".join(one_line(name)[:60] for name in left.touched[:5])
             word += f"; also touched, and dropped: {names}"
         blob = git_blob(proposal.source)
-        self._record(ledger, champion.blob, asked_at, done, word, blob)
+        self._record(ledger, start.blob, asked_at, done, word, blob)
         return proposal
 
     def close(self) -> None:

@@ -81,13 +81,13 @@ class Ahead:
 
     def propose(self, ledger: Ledger) -> Proposal | None:
         """An idea that is ready, on the present champion; None when there is none."""
-        champion = ledger.champion
-        if champion is None:
+        start = ledger.start
+        if start is None:
             return None
         with self._turn:
             if self._went_wrong is not None:
                 raise self._went_wrong
-            proposal = self._next(ledger, champion)
+            proposal = self._next(ledger, start)
             if proposal is None and not self.inner.resting_until:
                 self._wanted = min(self._most, self._wanted + 1)
             elif len(self._ready) > 1:
@@ -105,13 +105,13 @@ class Ahead:
         for thread in self._threads:
             thread.join(JOIN_SECONDS)
 
-    def _next(self, ledger: Ledger, champion: Champion) -> Proposal | None:
+    def _next(self, ledger: Ledger, start: Champion) -> Proposal | None:
         while self._ready:
             proposal = self._ready.pop(0)
             self._desk.underway.discard(proposal.title)
-            if proposal.parent == champion.blob or proposal.refused:
+            if proposal.parent == start.blob or proposal.refused:
                 return proposal
-            carried = carried_over(ledger, proposal, champion.blob)
+            carried = carried_over(ledger, proposal, start.blob)
             if carried is not None and not self._desk.quick_fault(ledger, carried):
                 return carried
             self.dropped += 1

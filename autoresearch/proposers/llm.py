@@ -164,15 +164,15 @@ class LLM:
 
     def propose(self, ledger: Ledger) -> Proposal | None:
         """Its next idea, judged; None while it rests or when no answer came."""
-        champion = ledger.champion
-        if champion is None or self.resting_until or self._broke:
+        start = ledger.start
+        if start is None or self.resting_until or self._broke:
             return None
         prompt = context.build(ledger, self._desk.asked(ledger))
         if not self._desk.purse.allows(self.most_dollars(prompt)):
             self._broke = True
-            self._record(ledger, Talk(champion.blob), "stopped: dollars are used up")
+            self._record(ledger, Talk(start.blob), "stopped: dollars are used up")
             return None
-        talk = Talk(champion.blob)
+        talk = Talk(start.blob)
         try:
             proposal = self._converse(ledger, talk, prompt)
         except NoAnswer as none:

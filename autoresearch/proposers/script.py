@@ -1,7 +1,8 @@
 """`script:FILE`: a fixed list of proposals, for tests, demos and replays.
 
 FILE is JSON: a list of objects, each with a `title` and either the whole `source` or
-`set`, a table of constants to change in the champion's train.py; `reason` is optional.
+`set`, a table of constants to change in the train.py to start from; `reason` is
+optional.
 
     [{"title": "more steps", "set": {"STEPS": 40}}, {"title": "x", "source": "..."}]
 """
@@ -50,22 +51,25 @@ class Script:
         return self._next >= len(self._lines)
 
     def propose(self, ledger: Ledger) -> Proposal | None:
-        """The next line, on the present champion."""
-        champion = ledger.champion
-        if self.exhausted or champion is None:
+        """The next line, on the train.py to start from."""
+        start = ledger.start
+        if self.exhausted or start is None:
             return None
         line = self._lines[self._next]
         self._next += 1
-        source = line.get("source") or constants.replace(
-            ledger.source(champion.blob), line["set"]
-        )
+        source, refused = ledger.source(start.blob), ""
+        try:
+            source = line.get("source") or constants.replace(source, line["set"])
+        except (KeyError, TypeError, ValueError, AssertionError) as odd:
+            refused = f"{self.name}: a value in set does not fit train.py ({odd})"
         return Proposal(
             None,
             line["title"],
             source,
-            champion.blob,
+            start.blob,
             self.name,
             line.get("reason", ""),
+            refused=refused,
         )
 
 

@@ -22,7 +22,7 @@ from autoresearch import constants, rules
 from autoresearch.constants import Constant, Value
 from autoresearch.errors import LabError
 from autoresearch.experiment import Proposal
-from autoresearch.ledger import Ledger, Row
+from autoresearch.ledger import Ledger, Row, effects
 
 if TYPE_CHECKING:
     import optuna
@@ -50,7 +50,7 @@ class Tried:
     """What changing one constant has brought so far."""
 
     points: list[tuple[Value, float | None]] = field(default_factory=list)
-    gains: list[float] = field(default_factory=list)  # against the champion of its time
+    gains: list[float] = field(default_factory=list)  # against what it started from
     count: int = 0
 
 
@@ -69,15 +69,15 @@ class Search:
 
     def propose(self, ledger: Ledger) -> Proposal | None:
         """A new value for the constant that promises most; None if all are used up."""
-        champion = ledger.champion
-        if champion is None:
+        start = ledger.start
+        if start is None:
             return None
-        source = ledger.source(champion.blob)
+        source = ledger.source(start.blob)
         rows = ledger.rows()
         taken = {rules.fingerprint(p.source) for p in ledger.open()}
-        rng = random.Random(f"{self._seed}:{len(rows)}:{len(taken)}:{champion.blob}")
+        rng = random.Random(f"{self._seed}:{len(rows)}:{len(taken)}:{start.blob}")
         knobs = {c.name: c for c in constants.read(source) if not c.fixed}
-        history = self._history(ledger, champion.blob, knobs, rows)
+        history = self._history(ledger, start.blob, knobs, rows)
         for name in order(knobs, history, rng):
             for value, reason in self._values_for(
                 knobs[name], history[name], ledger, rng
@@ -87,11 +87,11 @@ class Search:
                     changed |= companions(knobs, history, name, self._most - 1, rng)
                 text = constants.replace(source, changed)
                 code = rules.fingerprint(text)
-                known = ledger.same_code(code, champion.blob, None) is not None
+                known = ledger.same_code(code, start.blob, None) is not None
                 if known or code in taken or code == rules.fingerprint(source):
                     continue
                 title = ", ".join(worded(knobs[n], v) for n, v in changed.items())
-                return Proposal(None, title, text, champion.blob, self.name, reason)
+                return Proposal(None, title, text, start.blob, self.name, reason)
         return None
 
     # -- memory ------------------------------------------------------------------------
@@ -107,6 +107,7 @@ class Search:
         history = {name: Tried() for name in knobs}
         here, shape = self._constants(ledger, blob)
         sign = 1.0 if ledger.lower_is_better else -1.0
+        effect = effects(rows)
         for row in rows:
             if row.kind == "refused" or row.kind == "duplicate" or not row.parent:
                 continue
@@ -115,8 +116,9 @@ class Search:
             changed = [n for n in there if before.get(n) != there[n] and n in history]
             for name in changed:
                 history[name].count += 1
-                if row.delta is not None:
-                    history[name].gains.append(-sign * row.delta / len(changed))
+                if row.number in effect:
+                    gain = -sign * effect[row.number]
+                    history[name].gains.append(gain / len(changed))
             if theirs == shape:
                 apart = [n for n in there if here.get(n) != there[n]]
                 if len(apart) == 1 and apart[0] in history:
@@ -156,8 +158,8 @@ class Search:
         """What TPE asks for next, a few times over, for one constant."""
         import optuna
 
-        champion = ledger.champion
-        assert champion is not None
+        start = ledger.start
+        assert start is not None
         assert knob.low is not None
         assert knob.high is not None
         direction = "minimize" if ledger.lower_is_better else "maximize"
@@ -168,7 +170,7 @@ class Search:
         spread = optuna.distributions.FloatDistribution(
             knob.low, knob.high, log=knob.log
         )
-        mean = sum(champion.values) / len(champion.values)
+        mean = sum(start.values) / len(start.values)
         for value, score in [(knob.value, mean), *tried.points]:
             if knob.low <= float(value) <= knob.high:
                 study.add_trial(trial_of(knob.name, float(value), score, spread))
