@@ -21,6 +21,7 @@ tenth shows it.
 
 import difflib
 import hashlib
+import json
 import math
 import re
 from collections.abc import Sequence
@@ -215,6 +216,18 @@ def line(points: Sequence[tuple[float, float]]) -> Line | None:
     off = [y - start - slope * x for x, y in points]
     sd = math.sqrt(sum(o * o for o in off) / max(1, len(points) - 2))
     return Line(start, slope, middle, width, sd, len(points), -min(off), max(off))
+
+
+def packed(curve: Curve) -> str | None:
+    """A curve as JSON, which has no nan; None: there is no curve."""
+    points = [(at, loss if math.isfinite(loss) else None) for at, loss in curve]
+    return json.dumps(points) if points else None
+
+
+def unpacked(text: str) -> Curve:
+    """The curve again."""
+    points = json.loads(text)
+    return tuple((at, math.nan if loss is None else loss) for at, loss in points)
 
 
 def spared(seed: int, number: int) -> bool:

@@ -173,9 +173,9 @@ MIGRATIONS = (
     alter table run add column occasion text not null default 'verdict'
         check (occasion in ('verdict', 'champion', 'replicate'));
     alter table run add column holdout real;
-    alter table run add column curve text check (json_valid(curve));
+    alter table run add column curve text check (curve is null or json_valid(curve));
     alter table run add column schedule integer not null default 0;
-    alter table run add column spared text check (json_valid(spared));
+    alter table run add column spared text check (spared is null or json_valid(spared));
     create table taken_back (
         experiment  integer primary key references experiment(number),
         instead     integer not null references experiment(number),
@@ -570,7 +570,7 @@ class Ledger:
         )
         told: list[tuple[curves.Finished, bool | None]] = []
         for curve, value, schedule, spared in found:
-            points = tuple((at, loss) for at, loss in json.loads(curve))
+            points = curves.unpacked(curve)
             bar = json.loads(spared)["bar"] if spared else None
             won = None if bar is None else sign * value < sign * bar
             told.append((curves.Finished(points, value, bool(schedule)), won))
@@ -705,7 +705,7 @@ class Ledger:
                 *(score.value, score.error, run.seconds, run.startup_seconds),
                 *(score.seconds, run.memory_gb, json.dumps(run.facts)),
                 *(run.log.name, score.at, occasion, score.holdout),
-                *(json.dumps(run.curve) if run.curve else None, run.schedule, spared),
+                *(curves.packed(run.curve), run.schedule, spared),
             ),
         )
         assert added.lastrowid is not None

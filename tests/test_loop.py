@@ -51,7 +51,8 @@ def ledger_of(lab):
 # -- the ordinary night ----------------------------------------------------------------
 
 
-def test_a_night_measures_the_baseline_first_and_keeps_what_is_better(lab):
+def test_a_night_measures_the_baseline_first_and_keeps_what_is_better(tmp_path):
+    lab = line_lab(tmp_path / "greedy", 'budget_tokens = 2000\npolicy = "greedy"')
     rows = run(lab, rate(0.02), rate(0.0001), rate(0.05))
 
     assert [row.decision for row in rows] == ["keep", "keep", "discard", "keep"]

@@ -8,7 +8,15 @@ import pytest
 
 from autoresearch import constants, rules
 from autoresearch.errors import LabError
-from autoresearch.experiment import Candidate, Failure, Proposal, Run, Score, Verdict
+from autoresearch.experiment import (
+    Candidate,
+    Change,
+    Failure,
+    Proposal,
+    Run,
+    Score,
+    Verdict,
+)
 from autoresearch.lab import git_blob
 from autoresearch.ledger import Ledger
 from autoresearch.proposers.search import Search
@@ -102,8 +110,8 @@ def test_rules_refuse_with_one_line(change, why):
 
 
 def test_added_lines_are_code_only():
-    assert rules.added_lines("a = 1\n", "# why\n\na = 1\nb = 2\n") == 1
-    assert rules.added_lines("a = 1\nb = 2\n", "a = 1\n") == -1
+    assert rules.change("a = 1\n", "# why\n\na = 1\nb = 2\n") == Change(1, 0)
+    assert rules.change("a = 1\nb = 2\n", "a = 1\n") == Change(0, 1)
 
 
 # -- the proposer on a real ledger -----------------------------------------------------

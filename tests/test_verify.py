@@ -1,11 +1,13 @@
 """The chain of rows: what was changed afterwards is found and named."""
 
+import contextlib
 import json
+import sqlite3
 
 import pytest
 
 from autoresearch import chain
-from autoresearch.ledger import Ledger
+from autoresearch.ledger import MIGRATIONS, Ledger
 from autoresearch.notebook import Notebook
 from tests.nights import command, line_lab, rate, run
 
@@ -31,6 +33,19 @@ def edit(lab, *statements):
     for statement in statements:
         assert ledger.db.execute(statement).rowcount != 0
     ledger.close()
+
+
+def of_the_first_version(path):
+    """The same ledger as the first version would have written it."""
+    old = path.with_name("old.db")
+    with contextlib.closing(sqlite3.connect(old, isolation_level=None)) as db:
+        db.executescript(MIGRATIONS[0])
+        db.execute("attach ? as now", (str(path),))
+        for table in ("session", "series", "source", "experiment", "run"):
+            columns = ", ".join(c[1] for c in db.execute(f"pragma table_info({table})"))
+            db.execute(f"insert into {table} select {columns} from now.{table}")
+        db.execute("pragma user_version = 1")
+    old.replace(path)
 
 
 def test_an_honest_ledger_is_whole_also_after_another_night_and_a_rebuild(lab):
@@ -65,9 +80,10 @@ def test_an_honest_ledger_is_whole_also_after_another_night_and_a_rebuild(lab):
         ),
         ("update chain set digest = 'x' where position = 3", "does not follow"),
         (
-            "insert into run select 99, experiment, series, seed, value, error, seconds,"
-            " startup_seconds, evaluation_seconds, memory_gb, facts, log from run"
-            " where id = 1",
+            "insert into run (id, experiment, series, seed, value, error, seconds,"
+            " startup_seconds, evaluation_seconds, memory_gb, facts, log) select 99,"
+            " experiment, series, seed, value, error, seconds, startup_seconds,"
+            " evaluation_seconds, memory_gb, facts, log from run where id = 1",
             "run 99 was never chained",
         ),
     ],
@@ -108,7 +124,7 @@ def test_commits_anchor_the_chain(lab):
 
 
 def test_a_ledger_from_before_the_chain_is_adopted_once(lab):
-    edit(lab, "drop table chain", "drop table asking", "pragma user_version = 1")
+    of_the_first_version(lab.ledger)
 
     found = verified(lab, 0)
 
