@@ -91,6 +91,10 @@ def adopt(db: sqlite3.Connection) -> None:
         extend(db, "verdict", number, adopted=True)
         if digest_of(db, "commit", number) is not None:
             extend(db, "commit", number, adopted=True)
+    if format_of(db) >= LATER_FORMAT:
+        query = "select experiment from taken_back order by at, experiment"
+        for (number,) in db.execute(query).fetchall():
+            extend(db, "taken back", number, adopted=True)
 
 
 def head(db: sqlite3.Connection) -> str:
@@ -125,11 +129,15 @@ def digest_of(db: sqlite3.Connection, kind: str, ref: int) -> str | None:
 
 def later(db: sqlite3.Connection, kind: str, ref: int) -> list[object]:
     """What a row says in columns that older ledgers had not; nothing if unsaid."""
-    (version,) = db.execute("pragma user_version").fetchone()
-    if kind not in LATER or version < LATER_FORMAT:
+    if kind not in LATER or format_of(db) < LATER_FORMAT:
         return []
     row = db.execute(LATER[kind], (ref,)).fetchone()
     return [] if all(said in UNSAID for said in row) else list(row)
+
+
+def format_of(db: sqlite3.Connection) -> int:
+    """How many migrations a ledger has seen."""
+    return int(db.execute("pragma user_version").fetchone()[0])
 
 
 def problems(db: sqlite3.Connection) -> Iterator[str]:

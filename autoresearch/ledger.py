@@ -785,7 +785,7 @@ def damaged(path: Path, how: str) -> LabError:
 
 def migrate(db: sqlite3.Connection) -> None:
     """Run the migrations this ledger has not seen, each with the note that it ran."""
-    while (version := format_of(db)) < len(MIGRATIONS):
+    while (version := chain.format_of(db)) < len(MIGRATIONS):
         note = f"pragma user_version = {version + 1};"
         try:
             db.executescript(f"begin immediate; {MIGRATIONS[version]} {note}")
@@ -797,18 +797,13 @@ def migrate(db: sqlite3.Connection) -> None:
         except sqlite3.OperationalError:
             if db.in_transaction:
                 db.execute("rollback")
-            if format_of(db) == version:  # else another process was faster
+            if chain.format_of(db) == version:  # else another process was faster
                 raise
     if version > len(MIGRATIONS):
         raise LabError(
             f"this ledger was written by a newer AutoResearch (format {version}, "
             f"this one knows {len(MIGRATIONS)}). Next: upgrade autoresearch"
         )
-
-
-def format_of(db: sqlite3.Connection) -> int:
-    """How many migrations a ledger has seen."""
-    return int(db.execute("pragma user_version").fetchone()[0])
 
 
 def keep_source(db: sqlite3.Connection, blob: str, text: str) -> None:

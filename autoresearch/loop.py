@@ -82,6 +82,7 @@ class Night:
     proposer: Proposer
     policy: Policy
     pool: Pool[Trial]
+    slots: tuple[Slot, ...]  # the devices behind the pool
     seed: int  # what the seeds of all runs are drawn from
     over: Callable[[int], bool]  # given how many experiments were taken so far
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from autoresearch import apparatus, cage, machine, policy, probing, proposers
 from autoresearch.apparatus import Apparatus
@@ -23,7 +24,7 @@ from autoresearch.errors import LabError
 from autoresearch.experiment import Candidate
 from autoresearch.lab import Lab, git_blob, write_whole
 from autoresearch.ledger import Ledger
-from autoresearch.loop import Night, Trial
+from autoresearch.loop import Night
 from autoresearch.notebook import Notebook
 from autoresearch.pools import Pool
 from autoresearch.pools.inline import Inline
@@ -172,13 +173,14 @@ def night_of(
             gain_per_20_added_lines=program.gain_per_20_added_lines,
         ),
         pool_of(slots),
+        slots,
         ledger.seed,
         Over(books, options, now),
     )
     return night, now
 
 
-def pool_of(slots: tuple[Slot, ...]) -> Pool[Trial]:
+def pool_of(slots: tuple[Slot, ...]) -> Pool[Any]:
     """One run at a time in this process, or one per device."""
     return Inline(slots[0]) if len(slots) == 1 else Local(slots)
 

@@ -70,6 +70,7 @@ def test_every_setting_can_be_set_and_the_prose_is_what_follows_the_fence():
             max_memory_gb = 20.5
             proposers = ["search", "script:ideas.json"]
             policy = "greedy"
+            early_kill = false
             max_constants = 2
             max_changed_lines = 0
             gain_per_20_added_lines = 0
@@ -94,6 +95,8 @@ def test_every_setting_can_be_set_and_the_prose_is_what_follows_the_fence():
         experiments=88,
         hours=8,
         prose="\n# Goal\nBe bold.\n",
+        policy="greedy",
+        early_kill=False,
     )
 
 
@@ -151,10 +154,15 @@ def test_an_unknown_setting_is_told_the_nearest_one(typo, meant):
     assert f"nearest is '{meant}'" in said
 
 
-@pytest.mark.parametrize("setting", SETTINGS)
+@pytest.mark.parametrize("setting", [s for s in SETTINGS if s != "early_kill"])
 @pytest.mark.parametrize("value", ["true", "{a = 1}", "1979-05-27", "[[1]]", "[1, 2]"])
 def test_a_value_of_a_wrong_type_is_named_with_its_setting(setting, value):
     assert f"program.md: {setting} is " in complaint(fenced(f"{setting} = {value}"))
+
+
+@pytest.mark.parametrize("value", ["1", "0", "'true'", "[true]"])
+def test_a_switch_is_true_or_false_and_nothing_else(value):
+    assert "takes true or false" in complaint(fenced(f"early_kill = {value}"))
 
 
 @pytest.mark.parametrize(

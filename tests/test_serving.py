@@ -106,7 +106,7 @@ def test_the_five_tools_are_served_by_stdio(lab):
         "list_experiments", "propose", "read_context", "show_experiment",
         "wait_for_verdict",
     ]  # fmt: skip
-    assert "# train.py of the champion" in text
+    assert "# train.py to start from" in text
 
 
 def test_by_http_nothing_is_said_without_the_token(lab):

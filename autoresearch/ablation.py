@@ -1,0 +1,190 @@
+"""`ablate`: what is each change in the champion worth now, and which can go?
+
+Every step from the baseline to the champion is taken out alone (a three-way merge), and
+what is left is tried like any other proposal: numbered, trained on the champion's
+seeds, decided by the night's policy. A removal that is shown not to be worse by more
+than its lines cost becomes champion, and the rest is taken out of that one.
+
+Not covered: two changes that only matter together; a step that others were built on
+cannot be taken out alone, and is named as such.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+
+from autoresearch import loop, night, noise
+from autoresearch.cage import Stop
+from autoresearch.errors import Failed, LabError, Stopped
+from autoresearch.experiment import (
+    Champion,
+    Change,
+    Decision,
+    History,
+    Proposal,
+    Scores,
+    Tried,
+    Verdict,
+)
+from autoresearch.lab import Lab
+from autoresearch.ledger import Ledger, Row
+from autoresearch.loop import Night
+from autoresearch.policy import Policy, Wanted
+from autoresearch.proposers.ahead import carried_over
+
+AUTHOR = "ablate"
+
+
+@dataclass(frozen=True, slots=True)
+class Ablated:
+    """One change, and what became of the champion without it."""
+
+    step: int  # the experiment that brought the change
+    title: str
+    experiment: int | None  # the one without it; None: it cannot be taken out alone
+    worth: float | None  # what it brings now, positive is better; None: not measured
+    low: float | None  # 95 % interval; None: the noise is not known
+    high: float | None
+    runs: int
+    decision: Decision | None  # "keep": the champion is better off without
+    why: str
+
+    def as_json(self) -> dict[str, object]:
+        """One line of `ablate --json`."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class AtLeast:
+    """A policy that gives every candidate, and the champion, so many runs."""
+
+    policy: Policy
+    runs: int
+
+    def wants(self, scores: Scores, history: History) -> Wanted:
+        """Runs of both in turn, then whatever the policy wants."""
+        champion = history.champion
+        if champion is not None and len(champion.values) < self.runs:
+            return "champion"
+        if len(scores) < self.runs:
+            return "candidate"
+        return self.policy.wants(scores, history)
+
+    def decide(self, scores: Scores, history: History, change: Change) -> Verdict:
+        """As the policy."""
+        return self.policy.decide(scores, history, change)
+
+    def demoted(self, history: History) -> Champion | None:
+        """As the policy."""
+        return self.policy.demoted(history)
+
+    def parent(self, history: History, rows: Sequence[Tried]) -> str | None:
+        """As the policy."""
+        return self.policy.parent(history, rows)
+
+
+def ablate(lab: Lab, runs: int, stop: Stop) -> Iterator[Ablated]:
+    """Take each change out alone, the newest first; one result at a time."""
+    with night.opened(lab, night.Options(proposers=("mailbox",)), stop) as (found, _):
+        policy = AtLeast(found.policy, runs)
+        yield from steps_out(loop.paced(replace(found, policy=policy)))
+
+
+def steps_out(found: Night) -> Iterator[Ablated]:
+    """The same in an open night. A new champion is gone on from."""
+    ledger, done, seeds = found.books.ledger, set[int](), loop.Seeds(found)
+    while (step := next_step(ledger, done)) is not None:
+        done.add(step.number)
+        proposal = without(ledger, step)
+        if proposal is None:
+            why = "later changes touch the same lines: it cannot be taken out alone"
+            yield unmeasured(step, why)
+            continue
+        proposal = found.books.admit(proposal)
+        try:
+            candidate = found.books.write_down(proposal)
+        except Failed as failed:
+            refused = loop.Trial(
+                loop.candidate_of(proposal), failed.failure, ledger.champion
+            )
+            row = loop.record(found, refused)
+            yield unmeasured(step, row.why, row)
+            continue
+        asked = replace(loop.asked(found, candidate, seeds), past=())
+        found.pool.submit(partial(loop.trial, found, asked))
+        try:
+            trial = found.pool.next()
+        except Stopped:
+            return
+        assert trial is not None, "a trial was just submitted"
+        before = ledger.champion
+        row = loop.record(found, trial)
+        assert before is not None, "what is ablated is the champion"
+        yield measured(ledger, step, before.number, row)
+
+
+def next_step(ledger: Ledger, done: set[int]) -> Row | None:
+    """The newest change of the champion that was not taken out yet."""
+    champion = ledger.champion
+    if champion is None:
+        raise LabError("there is no champion here yet. Next: autoresearch run")
+    line = lineage(ledger, champion.blob)
+    return next((row for row in reversed(line) if row.number not in done), None)
+
+
+def lineage(ledger: Ledger, blob: str) -> list[Row]:
+    """Every change between the baseline and a train.py, the oldest first."""
+    by_blob: dict[str, Row] = {}
+    for row in ledger.rows():
+        if row.series == ledger.series and row.values:
+            by_blob.setdefault(row.blob, row)  # the first to bring it
+    line: list[Row] = []
+    while blob in by_blob:
+        row = by_blob.pop(blob)
+        if row.parent:
+            line.append(row)
+        blob = row.parent
+    return line[::-1]
+
+
+def without(ledger: Ledger, step: Row) -> Proposal | None:
+    """The champion's train.py without one change; None where later ones overlap it."""
+    champion = ledger.champion
+    assert champion is not None, "somebody brought the change"
+    back = Proposal(
+        None,
+        f"without {step.number}: {step.title}"[:200],
+        ledger.source(step.parent),
+        step.blob,
+        AUTHOR,
+        f"What is the change of experiment {step.number} worth now?",
+    )
+    if step.blob == champion.blob:
+        return back
+    return carried_over(ledger, back, champion.blob)
+
+
+def unmeasured(step: Row, why: str, row: Row | None = None) -> Ablated:
+    """A change of which nothing new is known."""
+    number = None if row is None else row.number
+    return Ablated(step.number, step.title, number, *(None,) * 3, 0, None, why)
+
+
+def measured(ledger: Ledger, step: Row, champion: int, row: Row) -> Ablated:
+    """What a change is worth: the champion's mean against the mean without it."""
+    if not row.values:
+        return unmeasured(step, row.why, row)
+    known = noise.pooled(loop.history_of(ledger).replicates)
+    rival = ledger.row(champion)
+    assert rival is not None, "the champion was measured"
+    worth = (row.value or 0.0) - (rival.value or 0.0)
+    worth, low, high = worth if ledger.lower_is_better else -worth, None, None
+    if known is not None:
+        found = noise.claim(
+            rival.values, row.values, known, lower_is_better=ledger.lower_is_better
+        )
+        worth, low, high = found.gain, found.low, found.high
+    return Ablated(
+        *(step.number, step.title, row.number, worth, low, high),
+        *(row.runs, row.decision, row.why),
+    )

@@ -1,0 +1,133 @@
+"""`replicate`: does the night's gain come again? Champion against baseline, in pairs.
+
+Both are trained on the same fresh seeds, one right after the other and in turn first:
+whatever drifts hits both. Validation and the sealed holdout are scored. Every pair is in
+the ledger as soon as it is done, and a second call goes on where one stopped.
+
+Not covered: another machine or another text (clone the lab there, and replicate).
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import count
+
+from autoresearch import certificate, evaluator, loop, night, sandbox
+from autoresearch.cage import Slot, Stop
+from autoresearch.certificate import Certificate
+from autoresearch.errors import Failed, LabError, Stopped
+from autoresearch.experiment import Candidate, Proposal, Score
+from autoresearch.lab import Lab
+from autoresearch.ledger import Ledger, Row
+from autoresearch.loop import Night
+
+AUTHOR = "replicate"
+MOST_FAILED = 3  # pairs; after that there is something wrong
+
+
+@dataclass(frozen=True, slots=True)
+class Rivals:
+    """What is compared."""
+
+    baseline: Candidate
+    champion: Candidate
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """One seed's two runs; or what went wrong."""
+
+    seed: int
+    scores: tuple[Score, Score] | None  # of the baseline, of the champion
+    why: str = ""
+
+
+def replicate(lab: Lab, pairs: int, stop: Stop) -> Iterator[Pair]:
+    """Run until so many pairs are in the ledger; each as it comes."""
+    with night.opened(lab, night.Options(proposers=("mailbox",)), stop) as (found, _):
+        ledger = found.books.ledger
+        baseline, champion = rivals_of(ledger)
+        both = Rivals(candidate(ledger, baseline), candidate(ledger, champion))
+        yield from run_pairs(loop.paced(found), both, pairs)
+        found.books.write_results()
+
+
+def run_pairs(found: Night, rivals: Rivals, pairs: int) -> Iterator[Pair]:
+    """The same in an open night."""
+    ledger, pool = found.books.ledger, night.pool_of(found.slots)
+    numbers = [c.proposal.number or 0 for c in (rivals.champion, rivals.baseline)]
+    done = len(certificate.pairs_of(ledger, *numbers))
+    used = ledger.seeds(numbers[0]) | ledger.seeds(numbers[1])
+    fresh = (s for n in count() if (s := loop.seed_of(found.seed, n)) not in used)
+    running = failed = turn = 0
+    while done < pairs and failed < MOST_FAILED:
+        while pool.free and done + running < pairs and not found.bench.stop.soon:
+            work = partial(pair, found, rivals, next(fresh), bool(turn % 2))
+            pool.submit(work)
+            running, turn = running + 1, turn + 1
+        try:
+            result = pool.next()
+        except Stopped:
+            return
+        if result is None:
+            return  # somebody said stop
+        running -= 1
+        if result.scores is None:
+            failed += 1
+        else:
+            done += 1
+            ledger.add_runs(result.scores, "replicate")
+        yield result
+
+
+def pair(
+    found: Night, rivals: Rivals, seed: int, champion_first: bool, slot: Slot
+) -> Pair:
+    """Both rivals on one seed and one device."""
+    order = [rivals.baseline, rivals.champion]
+    scores: list[Score] = []
+    try:
+        for one in reversed(order) if champion_first else order:
+            score = loop.measured(found, one, seed, slot)
+            try:
+                scores.append(evaluator.with_holdout(found.bench, score, slot=slot))
+            finally:
+                sandbox.discard(score.run)
+    except Failed as failed:
+        return Pair(seed, None, str(failed))
+    first, second = reversed(scores) if champion_first else scores
+    return Pair(seed, (first, second))
+
+
+def rivals_of(ledger: Ledger) -> tuple[Row, Row]:
+    """(baseline, champion) of the present series, or LabError."""
+    champions = ledger.champions()
+    if len(champions) < 2:
+        raise LabError(
+            "nothing is kept in this series yet, so there is nothing to replicate. "
+            "Next: autoresearch run"
+        )
+    rows = [ledger.row(one.number) for one in (champions[0], champions[-1])]
+    assert rows[0] is not None
+    assert rows[1] is not None
+    return rows[0], rows[1]
+
+
+def candidate(ledger: Ledger, row: Row) -> Candidate:
+    """An experiment, to be run once more."""
+    source = ledger.source(row.blob)
+    proposal = Proposal(row.number, row.title, source, row.parent, row.author)
+    return Candidate(replace(proposal, program=row.program), row.blob)
+
+
+def certified(lab: Lab) -> Certificate | None:
+    """What the pairs in the ledger say; None before there are two."""
+    _, ledger = night.need(lab)
+    try:
+        baseline, champion = rivals_of(ledger)
+        return certificate.of(
+            certificate.pairs_of(ledger, champion.number, baseline.number),
+            lower_is_better=ledger.lower_is_better,
+        )
+    finally:
+        ledger.close()

@@ -1,0 +1,379 @@
+"""What the loop does for a policy that knows noise: real nights of lab line."""
+
+import json
+from dataclasses import dataclass, field, replace
+from statistics import fmean
+
+import pytest
+
+from autoresearch import loop, night
+from autoresearch.cage import Stop
+from autoresearch.curves import LOOKS, Finished, spared
+from autoresearch.experiment import Proposal, Verdict
+from autoresearch.ledger import Ledger
+from autoresearch.loop import research
+from autoresearch.notebook import Notebook
+from tests.nights import command, line_lab, rate, run, script
+
+AT = 1_700_000_000.0
+
+
+@pytest.fixture
+def lab(tmp_path):
+    return line_lab(tmp_path / "lab")
+
+
+@dataclass
+class Told:
+    """A policy that does what the test says: which runs, what is kept, who is back."""
+
+    wanted: tuple[str, ...] = ("candidate",)
+    keeps: tuple[str, ...] = ()  # titles
+    back_after: str = ""  # title of the champion that turns out worse
+    starts: list[str] = field(default_factory=list)
+
+    def wants(self, scores, history):
+        if history.champion is None:
+            return "nothing" if scores else "candidate"
+        done = len(scores) + len(history.champion.values) - self.before(history)
+        return self.wanted[done] if done < len(self.wanted) else "nothing"
+
+    def before(self, history):
+        """Runs of the champion that were made before this trial."""
+        row = next(r for r in history.rows if r.number == history.champion.number)
+        return len(history.champion.values) - self.new_runs(history, row)
+
+    def new_runs(self, history, row):
+        known = self.known.setdefault(row.number, len(row.values))
+        return len(row.values) - known
+
+    known: dict[int, int] = field(default_factory=dict)
+
+    def decide(self, scores, history, change):
+        if history.champion is None:
+            return Verdict("keep", "baseline", scores)
+        self.known.clear()
+        title = scores[0].run.candidate.proposal.title
+        word = "keep" if title in self.keeps else "discard"
+        return Verdict(word, "as told", scores, history.champion)
+
+    def demoted(self, history):
+        row = history.rows[-1]
+        fell = row.title == self.back_after and history.former
+        return history.former[-1] if fell else None
+
+    def parent(self, history, rows):
+        return self.starts[-1] if self.starts else None
+
+
+def told_night(lab, policy, *proposals, change=None):
+    """A night of these proposals under this policy; its rows and notices."""
+    asked = night.Options(proposers=(script(lab, *proposals),), seed=1)
+    with night.opened(lab, asked, Stop()) as (opened, now):
+        if change:
+            opened = change(opened)
+        return list(research(replace(opened, policy=policy))), list(now.notices)
+
+
+def verified(lab):
+    done = command(lab, "verify-ledger", "--json")
+    assert done.returncode == 0, done.stdout + done.stderr
+    return json.loads(done.stdout)
+
+
+# -- the default policy ----------------------------------------------------------------
+
+
+def test_a_night_begins_with_three_runs_on_seeds_that_all_candidates_share(lab):
+    rows = run(lab, rate(0.02), rate(0.0001))
+
+    ledger = Ledger(lab.ledger)
+    seeds = [[m.seed for m in ledger.measured(row.number)] for row in rows]
+    assert rows[0].runs == len(rows[0].values) == 3
+    assert len(set(seeds[0])) == 3
+    assert seeds[1][0] == seeds[2][0] == seeds[0][0]
+    assert rows[0].when == tuple(sorted(rows[0].when))
+    assert len(rows[0].when) == 3
+
+
+def test_the_holdout_is_scored_for_baseline_and_champions_and_shown_to_nobody(lab):
+    rows = run(lab, rate(0.02), rate(0.0001))
+
+    assert [row.decision for row in rows] == ["keep", "keep", "discard"]
+    ledger = Ledger(lab.ledger)
+    scored = [[m.holdout is not None for m in ledger.measured(r.number)] for r in rows]
+    assert all(scored[0])
+    assert all(scored[1])
+    assert not any(scored[2])
+    for words in (("log", "--json"), ("show", "0", "--json"), ("context",)):
+        said = command(lab, *words).stdout
+        assert said
+        for seen in ledger.measured(0):
+            assert f"{seen.holdout:.4f}" not in said
+
+
+def test_a_discard_that_may_be_better_is_a_near_miss_that_policies_see(lab):
+    run(lab, rate(0.02), rate(0.021), rate(0.0001))
+
+    with night.opened(lab, night.Options(proposers=("mailbox",)), Stop()) as (found, _):
+        ledger = found.books.ledger
+        history = loop.history_of(ledger)
+        unresolved = [r.number for r in ledger.rows() if r.why.startswith("unresolved")]
+    assert list(history.near) == unresolved
+    assert history.taken == 3
+
+
+# -- runs of the champion --------------------------------------------------------------
+
+
+def test_runs_of_the_champion_join_its_score_everywhere(lab):
+    rows, _ = told_night(lab, Told(("candidate", "champion", "champion")), rate(0.02))
+
+    ledger = Ledger(lab.ledger)
+    baseline = ledger.row(0)
+    assert baseline.runs == 3
+    assert baseline.value == pytest.approx(fmean(baseline.values))
+    assert ledger.champion.values == baseline.values
+    assert ledger.champion.fresh == 2
+    assert rows[1].delta == pytest.approx(rows[1].value - baseline.value)
+    measured = ledger.measured(0)
+    assert [m.occasion for m in measured] == ["verdict", "champion", "champion"]
+    assert len({m.seed for m in measured}) == 3
+    assert all(m.holdout is not None for m in measured)
+    assert f"{baseline.value:.6f}" in lab.results.read_text().splitlines()[1]
+    book = Notebook(lab.folder)
+    assert "Remeasured: 0 at " in book.git("log", "-1", "--format=%B", rows[1].commit)
+    verified(lab)
+
+    before = baseline.values
+    assert command(lab, "rebuild").returncode == 0
+    again = Ledger(lab.ledger).row(0).values
+    assert again == pytest.approx(before, abs=1e-6)
+
+
+def test_a_champion_that_fails_again_is_said_and_spoils_no_verdict(lab):
+    moody = lab.read("train.py").replace(
+        "model = build_model()\n",
+        "if run.seed != FIRST:\n    raise SystemExit('moody')\nmodel = build_model()\n",
+    )
+    ledger_seed = 1
+    first = loop.seed_of(ledger_seed, 0)
+    moody = moody.replace("BATCH = 4", f"FIRST = {first}\nBATCH = 4")
+    policy = Told(("candidate", "champion"), keeps=("moody",))
+    plain = {"title": "plain", "source": lab.read("train.py").replace("0.5", "0.4")}
+    rows, notices = told_night(lab, policy, {"title": "moody", "source": moody}, plain)
+
+    assert [row.decision for row in rows] == ["keep", "keep", "discard"]
+    assert any("experiment 1, failed when it was run again" in n for n in notices)
+    assert Ledger(lab.ledger).row(1).runs == 1
+
+
+def test_a_failure_on_a_further_seed_tells_the_scores_before_it(lab):
+    first = loop.seed_of(1, 0)
+    moody = lab.read("train.py").replace(
+        "model = build_model()\n",
+        f"if run.seed != {first}:\n    raise SystemExit(3)\nmodel = build_model()\n",
+    )
+    policy = Told(("candidate", "candidate"))
+    rows, _ = told_night(lab, policy, {"title": "moody", "source": moody})
+
+    assert rows[1].kind == "crash"
+    assert "on a further seed; before: " in rows[1].why
+    assert rows[1].runs == 0
+
+
+def test_two_trials_never_run_the_champion_on_the_same_seed(lab):
+    run(lab, rate(0.02))
+    with night.opened(lab, night.Options(proposers=("mailbox",)), Stop()) as (found, _):
+        known = found.books.ledger.seeds(0)
+        seeds = loop.Seeds(found)
+        one, two = seeds.of(0), seeds.of(0)
+        given = [next(one), next(two), next(one), next(two)]
+    assert len(set(given)) == 4
+    assert not known & set(given)
+
+
+def test_a_night_stopped_in_a_run_of_the_champion_loses_no_verdict(lab):
+    asked = night.Options(proposers=(script(lab, rate(0.02)),), seed=1)
+    stop = Stop()
+    with night.opened(lab, asked, stop) as (opened, now):
+        seen = []
+
+        def listen(candidate, progress):
+            seen.append(candidate.proposal.title)
+            stop.now = stop.now or candidate.proposal.title == "champion"
+
+        now.listener = listen
+        policy = Told(("candidate", "champion"))
+        rows = list(research(replace(opened, policy=policy)))
+    assert "champion" in seen
+    assert [row.number for row in rows] == [0]
+    assert [p.number for p in Ledger(lab.ledger).open()] == [1]
+    assert [row.decision for row in run(lab)] != []
+
+
+# -- a champion that turns out worse ---------------------------------------------------
+
+
+def fallen(lab):
+    """A night in which experiment 1 is crowned, and taken back after experiment 2."""
+    policy = Told(keeps=("rate 0.02",), back_after="rate 0.0001")
+    return told_night(lab, policy, rate(0.02), rate(0.0001))
+
+
+def test_a_champion_that_turns_out_worse_is_taken_back_in_git_and_said(lab):
+    before = lab.read("train.py")
+    rows, notices = fallen(lab)
+
+    ledger, book = Ledger(lab.ledger), Notebook(lab.folder)
+    assert ledger.champion.number == 0
+    assert lab.read("train.py") == before
+    title = book.git("log", "-1", "--format=%s")
+    assert title.startswith("[AutoResearch] take back 1: rate 0.02 | Δmse=+")
+    assert book.git("rev-parse", "HEAD") == ledger.taken_back()[0].commit
+    assert book.git("rev-parse", "autoresearch/taken-back/1") == book.head()
+    assert book.git("status", "--porcelain") == ""
+    assert any("experiment 1 was taken back, experiment 0 reigns" in n for n in notices)
+    assert rows[1].decision == "keep"  # what was decided then stays on record
+    verified(lab)
+
+
+def test_what_was_taken_back_comes_back_with_a_rebuild(lab):
+    fallen(lab)
+    assert command(lab, "rebuild").returncode == 0
+
+    ledger = Ledger(lab.ledger)
+    assert ledger.champion.number == 0
+    assert [back.experiment for back in ledger.taken_back()] == [1]
+    verified(lab)
+
+
+def test_a_night_killed_between_ledger_and_branch_takes_back_at_the_next_start(lab):
+    policy = Told(keeps=("rate 0.02",))
+    told_night(lab, policy, rate(0.02))
+    before = Notebook(lab.folder).git("show", "HEAD^:train.py") + "\n"
+    with night.opened(lab, night.Options(proposers=("mailbox",)), Stop()) as (found, _):
+        made, ledger = found.books, found.books.ledger
+        now, former = ledger.champion, ledger.champions()[0]
+        entry = made.entry_back(now, former, "killed", AT)
+        commit = made.notebook.commit(entry, former.blob, made.notebook.head())
+        ledger.take_back(former, now, "killed", commit, AT)  # and then: kill -9
+
+    told_night(lab, Told())
+    assert lab.read("train.py") == before
+    assert Ledger(lab.ledger).taken_back()[0].in_git
+    verified(lab)
+
+
+def test_somebody_who_edits_what_was_taken_back_is_found(lab):
+    fallen(lab)
+    ledger = Ledger(lab.ledger)
+    ledger.db.execute("update taken_back set why = 'x'")
+    ledger.close()
+
+    done = command(lab, "verify-ledger", "--json")
+    assert done.returncode == 5
+    assert "what was taken back, experiment 1 was changed" in done.stdout
+
+
+# -- where proposals start -------------------------------------------------------------
+
+
+def test_proposals_start_where_the_policy_says_and_are_judged_against_the_champion(lab):
+    policy = Told()
+    rows, _ = told_night(lab, policy, rate(0.02))
+    policy.starts.append(rows[1].blob)
+    more, _ = told_night(lab, policy, {"title": "x", "set": {"MOMENTUM": 0.6}})
+
+    assert more[0].parent == rows[1].blob
+    assert more[0].against == 0
+    source = Ledger(lab.ledger).source(more[0].blob)
+    assert "LEARNING_RATE = 0.02" in source
+    assert "MOMENTUM = 0.6" in source
+    ledger = Ledger(lab.ledger)
+    assert ledger.start.number == 1
+    assert ledger.champion.number == 0
+    said = command(lab, "context").stdout
+    assert "It is experiment 1's: believed better than the champion's" in said
+
+
+# -- hopeless runs ---------------------------------------------------------------------
+
+SLOW = "run.report(sum(e * e for e in errors) / BATCH)\n"
+
+
+def hopeless_lab(tmp_path):
+    """A lab, a proposal whose run takes eight seconds, and a past that condemns it."""
+    lab = line_lab(tmp_path / "slow")
+    source = lab.read("train.py").replace(
+        SLOW, "import time\n    time.sleep(0.016)\n    run.report(9.0)\n"
+    )
+    assert "sleep" in source
+    past = tuple(
+        Finished(tuple((look, 1 + n / 100) for look in LOOKS), 0.07 + n / 1e4, False)
+        for n in range(20)
+    )
+    return lab, {"title": "slow", "source": source}, past
+
+
+def ended(lab, slow, past, *, spare):
+    """Its row, after a trial that meets this past and this coin."""
+    asked = night.Options(proposers=("mailbox",), seed=1)
+    with night.opened(lab, asked, Stop()) as (opened, _):
+        opened = replace(opened, policy=Told())
+        loop.baseline(opened)
+        blob = opened.books.ledger.champion.blob
+        made = Proposal(None, slow["title"], slow["source"], blob, "human:t")
+        candidate = opened.books.write_down(opened.books.admit(made))
+        number = candidate.proposal.number
+        coin = next(s for s in range(999) if spared(s, number) == spare)
+        opened = loop.paced(replace(opened, seed=coin))
+        told = loop.asked(opened, candidate, loop.Seeds(opened))
+        told = replace(told, past=past, schedule=False)
+        return loop.record(opened, loop.trial(opened, told, opened.slots[0]))
+
+
+def test_a_hopeless_run_is_ended_early_and_is_a_discard_without_a_score(tmp_path):
+    lab, slow, past = hopeless_lab(tmp_path)
+    row = ended(lab, slow, past, spare=False)
+
+    assert (row.decision, row.kind, row.value) == ("discard", "ended early", None)
+    assert row.why.startswith("ended early at ")
+    assert row.runs == 0
+    ledger = Ledger(lab.ledger)
+    assert ledger.ended_early(row.series) == (pytest.approx(0.15, abs=0.2),)
+    assert ledger.counts()["discarded"] == 1
+    verified(lab)
+    assert command(lab, "rebuild").returncode == 0
+    again = Ledger(lab.ledger).row(row.number)
+    assert (again.decision, again.kind) == ("discard", "ended early")
+    assert len(Ledger(lab.ledger).ended_early(row.series)) == 1
+
+
+def test_a_spared_run_goes_on_and_tells_whether_it_beat_its_bar(tmp_path):
+    lab, slow, past = hopeless_lab(tmp_path)
+    row = ended(lab, slow, past, spare=True)
+
+    assert row.value is not None
+    ((run, won),) = Ledger(lab.ledger).finished(row.series)
+    assert won == (row.value < Ledger(lab.ledger).row(0).value)
+    assert [at for at, _ in run.curve] == list(LOOKS)
+
+
+def test_early_kill_can_be_switched_off(tmp_path):
+    lab, slow, past = hopeless_lab(tmp_path)
+    text = lab.read("program.md").replace("```toml\n", "```toml\nearly_kill = false\n")
+    lab.path("program.md").write_text(text)
+    row = ended(lab, slow, past, spare=False)
+
+    assert row.value is not None
+
+
+# -- what is said ----------------------------------------------------------------------
+
+
+def test_a_plateau_is_said_once(lab):
+    low = [rate(0.0001 * n) for n in range(1, loop.PLATEAU + 3)]
+    _, notices = told_night(lab, Told(), *low)
+
+    assert sum("structurally different" in notice for notice in notices) == 1
