@@ -29,6 +29,7 @@ from autoresearch.experiment import (
 from autoresearch.lab import Lab
 from autoresearch.ledger import Ledger, Row
 from autoresearch.loop import Night
+from autoresearch.notebook import one_line
 from autoresearch.policy import Policy, Wanted
 from autoresearch.proposers.ahead import carried_over
 
@@ -188,3 +189,15 @@ def measured(ledger: Ledger, step: Row, champion: int, row: Row) -> Ablated:
         *(step.number, step.title, row.number, worth, low, high),
         *(row.runs, row.decision, row.why),
     )
+
+
+def line(found: Ablated) -> str:
+    """One change for people."""
+    title = one_line(found.title)
+    if found.worth is None:
+        return f"{found.step:>4} {'':<38} {title}: {one_line(found.why)}"
+    worth = f"worth {found.worth:+.6f}"
+    if found.low is not None and found.high is not None:
+        worth += f" ({found.low:+.6f} to {found.high:+.6f})"
+    gone = "   removed" if found.decision == "keep" else ""
+    return f"{found.step:>4} {worth:<38} {title}{gone}"

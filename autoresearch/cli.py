@@ -521,6 +521,80 @@ def write_report(lab: Lab) -> list[str]:
     return [*reporting.headline(built), *asked, f"{page} written."]
 
 
+@main.command(epilog="example: autoresearch replicate --pairs 8")
+@click.option("--pairs", default=8, show_default=True, help="In the ledger at the end.")
+@json_option
+def replicate(pairs: int, as_json: bool) -> None:
+    """Champion against baseline on fresh seeds: does the gain come again?"""
+    from autoresearch import replication
+
+    lab, made = Lab.find(Path.cwd()), 0
+    with stopping(as_json) as stop:
+        begun = time.monotonic()
+        for pair in replication.replicate(lab, pairs, stop):
+            made += 1
+            each = (time.monotonic() - begun) / made
+            if as_json:
+                continue
+            if pair.scores is None:
+                say(f"seed {pair.seed}: {one_line(pair.why)}")
+                continue
+            first, best = pair.scores
+            took = f"{views.duration(each)} a pair"
+            say(f"seed {pair.seed}  {first.value:.6f} -> {best.value:.6f}   {took}")
+    found = replication.certified(lab)
+    if found is None:
+        raise NotYet("no pair was finished. Next: autoresearch replicate")
+    if as_json:
+        tell(found.as_json())
+        return
+    for line in replication.lines(metric_of(lab), found):
+        say(line)
+    following("autoresearch report   (it stands on top there)")
+
+
+@main.command(epilog="example: autoresearch ablate --runs 3")
+@click.option(
+    "--runs", default=3, show_default=True, help="Of the champion without it."
+)
+@json_option
+def ablate(runs: int, as_json: bool) -> None:
+    """What is each change in the champion worth now, and which can go?"""
+    from autoresearch import ablation
+
+    lab, count = Lab.find(Path.cwd()), 0
+    with stopping(as_json) as stop:
+        for found in ablation.ablate(lab, runs, stop):
+            count += 1
+            if as_json:
+                tell(found.as_json())
+            else:
+                say(ablation.line(found))
+    if as_json:
+        return
+    if not count:
+        say("the champion is the baseline: there is nothing to take out")
+    following("autoresearch show champion | autoresearch replicate")
+
+
+@contextmanager
+def stopping(as_json: bool) -> Iterator[Stop]:
+    """A Stop that Ctrl-C sets: once after what is in hand, twice now."""
+    stop = Stop()
+
+    def heard(number: int, frame: FrameType | None) -> None:
+        stop.now, stop.soon = stop.soon, True
+        if not as_json:
+            say("stopping; what is done stays. Once more stops now")
+
+    old = {name: signal.signal(name, heard) for name in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for name, handler in old.items():
+            signal.signal(name, handler)
+
+
 @main.command(epilog="example: autoresearch rebuild")
 def rebuild() -> None:
     """Make the ledger anew from refs/autoresearch/*, as in a fresh clone."""

@@ -1,8 +1,8 @@
 """`replicate`: does the night's gain come again? Champion against baseline, in pairs.
 
 Both are trained on the same fresh seeds, one right after the other and in turn first:
-whatever drifts hits both. Validation and the sealed holdout are scored. Every pair is in
-the ledger as soon as it is done, and a second call goes on where one stopped.
+whatever drifts hits both. Validation and the sealed holdout are scored. Every pair goes
+into the ledger as soon as it is done, and a second call goes on where one stopped.
 
 Not covered: another machine or another text (clone the lab there, and replicate).
 """
@@ -121,13 +121,33 @@ def candidate(ledger: Ledger, row: Row) -> Candidate:
 
 
 def certified(lab: Lab) -> Certificate | None:
-    """What the pairs in the ledger say; None before there are two."""
+    """What the pairs in the ledger say; None before there is one."""
     _, ledger = night.need(lab)
     try:
         baseline, champion = rivals_of(ledger)
-        return certificate.of(
-            certificate.pairs_of(ledger, champion.number, baseline.number),
-            lower_is_better=ledger.lower_is_better,
-        )
+        return certificate.of(ledger, champion.number, baseline.number)
     finally:
         ledger.close()
+
+
+def lines(metric: str, found: Certificate) -> list[str]:
+    """The certificate for people."""
+    pairs = "1 pair" if found.pairs == 1 else f"{found.pairs} pairs"
+    said = [
+        f"experiment {found.champion} against the baseline, {pairs} of fresh seeds",
+        f"  {metric:<12} gain {spread(found.gain, found.low, found.high)}",
+    ]
+    if found.holdout_gain is not None:
+        words = spread(found.holdout_gain, found.holdout_low, found.holdout_high)
+        said.append(f"  {'holdout':<12} gain {words}")
+    if found.gap is not None:
+        words = spread(found.gap, found.gap_low, found.gap_high)
+        said.append(f"  {'gap':<12}      {words}   (above 0: fits this text only)")
+    return said
+
+
+def spread(mean: float, low: float | None, high: float | None) -> str:
+    """A mean and its 95 % interval."""
+    if low is None or high is None:
+        return f"{mean:+.6f}   (one pair says nothing of its own scatter)"
+    return f"{mean:+.6f}   95 % interval {low:+.6f} to {high:+.6f}"
