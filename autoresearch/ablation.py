@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 
-from autoresearch import loop, night, noise
+from autoresearch import evidence, loop, night, noise
 from autoresearch.cage import Stop
 from autoresearch.errors import Failed, LabError, Stopped
 from autoresearch.experiment import (
@@ -175,14 +175,16 @@ def measured(ledger: Ledger, step: Row, champion: int, row: Row) -> Ablated:
     """What a change is worth: the champion's mean against the mean without it."""
     if not row.values:
         return unmeasured(step, row.why, row)
-    known = noise.pooled(loop.history_of(ledger).replicates)
-    rival = ledger.row(champion)
-    assert rival is not None, "the champion was measured"
-    worth = (row.value or 0.0) - (rival.value or 0.0)
-    worth, low, high = worth if ledger.lower_is_better else -worth, None, None
-    if known is not None:
+    known = evidence.of(ledger)
+    fair = {one.number: one for one in known.fair_rows()}
+    best, less = fair[champion], fair[row.number]
+    worth, low, high = (less.value or 0.0) - (best.value or 0.0), None, None
+    if not ledger.lower_is_better:
+        worth = -worth
+    if known.luck.noise is not None:
+        better = ledger.lower_is_better
         found = noise.claim(
-            rival.values, row.values, known, lower_is_better=ledger.lower_is_better
+            best.values, less.values, known.luck.noise, lower_is_better=better
         )
         worth, low, high = found.gain, found.low, found.high
     return Ablated(

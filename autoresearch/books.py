@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import zip_longest
 
 from autoresearch import chain, notebook, novelty, program, results, rules
 from autoresearch.apparatus import Apparatus
@@ -234,6 +235,8 @@ class Books:
             ("Experiment", str(proposal.number)),
             ("Verdict", said(verdict)),
             ("Score", scores),
+            ("Seeds", " ".join(map(str, seeds_of(verdict.evidence)))),
+            ("Delta", "" if verdict.delta is None else f"{verdict.delta:+.6f}"),
             ("Runs", str(len(verdict.values))),
             ("Against", "" if against is None else against_words(verdict)),
             ("Ended-at", ended_at(verdict)),
@@ -283,7 +286,9 @@ class Books:
         elif verdict.against is None:
             outcome = f"{metric}={results.score(mean(verdict.values))}"
         else:
-            delta = mean(verdict.values) - mean(verdict.against.values)
+            delta = verdict.delta
+            if delta is None:
+                delta = mean(verdict.values) - mean(verdict.against.values)
             outcome = f"Δ{metric}={results.change(delta)}"
         return f"[AutoResearch] {what} | {outcome}"
 
@@ -326,11 +331,18 @@ def ended_at(verdict: Verdict) -> str:
 
 
 def remeasured(again: Scores) -> str:
-    """The champion's new runs, as a trailer: its experiment and their scores."""
+    """The champion's new runs, as a trailer: its experiment, their scores and seeds."""
     if not again:
         return ""
-    scores = " ".join(f"{score.value:.6f}" for score in again)
+    scores = " ".join(f"{score.value:.6f}/{score.run.seed}" for score in again)
     return f"{again[0].run.candidate.proposal.number} at {scores}"
+
+
+def seeds_of(evidence: Scores | Failure) -> list[int]:
+    """What a candidate was run with."""
+    if isinstance(evidence, Failure):
+        return []
+    return [score.run.seed for score in evidence]
 
 
 def against_words(verdict: Verdict) -> str:
@@ -396,8 +408,10 @@ def rebuild(lab: Lab, ledger: Ledger) -> int:
 def restore_again(db: sqlite3.Connection, tell: dict[str, str]) -> None:
     """The champion's runs that were made for the sake of another experiment."""
     number, _, values = tell.get("Remeasured", "").partition(" at ")
-    for value in values.split():
-        insert_run(db, int(number), tell["Series"], float(value), "champion")
+    for told in values.split():
+        value, _, seed = told.partition("/")
+        run = (float(value), int(seed or 0), "champion")
+        insert_run(db, int(number), tell["Series"], *run)
 
 
 def restore_back(
@@ -417,14 +431,19 @@ def restore_back(
 
 
 def insert_run(
-    db: sqlite3.Connection, number: int, series: str, value: float, occasion: str
+    db: sqlite3.Connection,
+    number: int,
+    series: str,
+    value: float,
+    seed: int,
+    occasion: str,
 ) -> None:
-    """A run of which git knows the score and no more."""
+    """A run of which git knows score and seed and no more."""
     db.execute(
         "insert into run (experiment, series, seed, value, error, seconds,"
         " startup_seconds, evaluation_seconds, memory_gb, facts, log, occasion)"
-        " values (?, ?, 0, ?, 0, 0, 0, 0, 0, '[]', '', ?)",
-        (number, series, value, occasion),
+        " values (?, ?, ?, ?, 0, 0, 0, 0, 0, '[]', '', ?)",
+        (number, series, seed, value, occasion),
     )
 
 
@@ -461,7 +480,7 @@ def restore(
     )
     keep_source(db, tell["Ran"], source)
     score = mean(values) if values else None
-    delta = score - float(rival[2]) if score is not None and rival[2] else None
+    delta = None if score is None else delta_of(tell, score, rival[2])
     db.execute(
         "insert into experiment (number, title, reason, author, parent, blob, code,"
         " program, proposed_at, sequence, series, decision, why, kind, value, delta,"
@@ -475,8 +494,16 @@ def restore(
             share,
         ),
     )
-    for value in values:
-        insert_run(db, number, tell["Series"], value, "verdict")
+    seeds = [int(seed) for seed in tell.get("Seeds", "").split()]
+    for value, seed in zip_longest(values, seeds[: len(values)], fillvalue=0):
+        insert_run(db, number, tell["Series"], value, seed, "verdict")
+
+
+def delta_of(tell: dict[str, str], score: float, rival: str) -> float | None:
+    """What a commit says it gained; older ones say it of means only."""
+    if "Delta" in tell:
+        return float(tell["Delta"])
+    return score - float(rival) if rival else None
 
 
 def parent_blob(book: Notebook, commit: str, against: int | None) -> str:

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
+from autoresearch.noise import Noise
+
 Kind = Literal[
     "refused",  # a constraint of program.md, or not Python
     "duplicate",  # the same code after the same parent was tried before
@@ -159,6 +161,8 @@ class Tried(Protocol):
 class History:
     """What a policy may know of the series so far. Never the holdout.
 
+    Scores are without the luck of their seeds (`seeds`), so that they can be compared.
+
     `replicates` and `when` speak of the same experiments in the same order: every
     experiment of this series that has a score, oldest first, champion included.
     """
@@ -174,6 +178,8 @@ class History:
     # the champion of record, before that is certain, cannot do without.
     rows: "tuple[Tried, ...]" = ()
     change: "Change | None" = None  # of the candidate in hand; None: none, or unknown
+    # Of a score here. None: it is what the replicates say (`policy.noise_of`).
+    noise: Noise | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,6 +198,8 @@ class Verdict:
     reason: str
     evidence: Scores | Failure
     against: Champion | None = None  # None: the baseline, which has no rival
+    # Its mean less the rival's, without the luck of seeds; None: as the scores say.
+    delta: float | None = None
 
     @property
     def proposal(self) -> Proposal:

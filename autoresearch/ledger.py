@@ -214,12 +214,14 @@ class Row:
     why: str  # the policy's, or what failed
     kind: Kind | None  # None: it did not fail
     value: float | None  # mean over all its runs; None: failed, or ended early
-    # Its mean less the champion's, as they were decided. None: failed, or a baseline.
+    # Its mean less the champion's without the luck of seeds, as it was decided. None:
+    # it failed, or is a baseline.
     delta: float | None
     against: int | None  # the champion's experiment; None: a baseline
     runs: int
     values: tuple[float, ...]  # the champion's grow when it runs again
     when: tuple[float, ...]  # seconds since 1970, at the end of each run; or empty
+    seeds: tuple[int, ...]  # of each run; 0: not known
     seconds: float  # trained, over all runs
     evaluation_seconds: float
     memory_gb: float | None  # None: no run came to its end
@@ -270,12 +272,13 @@ class Measured:
     error: float
 
 
-# The columns are Row's fields in Row's order; `values`, `when`, `facts` are JSON here.
+# The columns are Row's fields in Row's order; the plural ones are JSON here.
 ROW = """
     select e.number, e.title, e.reason, e.author, e.parent, e.blob, e.program,
            e.series, e.decision, e.why, e.kind, e.value, e.delta, e.against,
            count(r.id), json_group_array(r.value) filter (where r.id is not null),
            json_group_array(r.ended_at) filter (where r.ended_at is not null),
+           json_group_array(r.seed) filter (where r.id is not null),
            total(r.seconds), total(r.evaluation_seconds), max(r.memory_gb),
            (select facts from run where experiment = e.number order by id desc limit 1),
            e.proposed_at, e.decided_at, e.commit_name, e.log, e.evidence, e.sequence
@@ -343,8 +346,8 @@ class Ledger:
         failure = verdict.evidence if isinstance(verdict.evidence, Failure) else None
         value = fmean(verdict.values) if verdict.values else None
         against = verdict.against
-        delta = None
-        if value is not None and against is not None:
+        delta = verdict.delta
+        if delta is None and value is not None and against is not None:
             delta = value - fmean(against.values)
         number = verdict.proposal.number
         with self.transaction() as db:
@@ -498,8 +501,11 @@ class Ledger:
         """The best candidate of the present series; None before its first keep."""
         return next(reversed(self.champions()), None)
 
-    def champions(self) -> tuple[Champion, ...]:
-        """Who reigned in the present series, oldest first; none that was taken back."""
+    def champions(self, series: str | None = None) -> tuple[Champion, ...]:
+        """Who reigned in a series, oldest first; none that was taken back.
+
+        None: the present one.
+        """
         found = self.db.execute(
             "select e.number, e.blob, json_group_array(r.value),"
             " total(r.occasion != 'verdict')"
@@ -507,7 +513,7 @@ class Ledger:
             " where e.decision = 'keep' and e.series = ? and e.evidence = 'measured'"
             " and e.number not in (select experiment from taken_back)"
             " group by e.number order by e.sequence",
-            (self.series or self.last_series(),),
+            (series or self.series or self.last_series(),),
         )
         return tuple(
             Champion(number, blob, tuple(json.loads(values)), int(fresh))
@@ -838,15 +844,16 @@ def numbered(proposal: Proposal, number: int) -> Proposal:
 def row_of(found: tuple[Any, ...]) -> Row:
     """A line of the ROW query -> Row."""
     values, when = tuple(json.loads(found[15])), tuple(json.loads(found[16]))
-    facts = json.loads(found[20] or "[]")
+    facts = json.loads(found[21] or "[]")
     fields = (
         *found[:11],
         fmean(values) if values else found[11],
         *found[12:15],
         values,
         when if len(when) == len(values) else (),
-        *found[17:20],
+        tuple(json.loads(found[17])),
+        *found[18:21],
         tuple((key, value) for key, value in facts),
-        *found[21:26],
+        *found[22:27],
     )
     return Row(*fields)

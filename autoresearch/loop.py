@@ -17,13 +17,14 @@ from functools import partial
 from itertools import count
 from statistics import fmean
 
-from autoresearch import evaluator, noise, rules, sandbox
+from autoresearch import evaluator, evidence, noise, rules, sandbox
 from autoresearch.books import Books
 from autoresearch.cage import Slot
 from autoresearch.context import PLATEAU
 from autoresearch.curves import Finished, Outlook, spared, touches_schedule
 from autoresearch.errors import Failed, LabError, Stopped
 from autoresearch.evaluator import with_holdout
+from autoresearch.evidence import Evidence
 from autoresearch.experiment import (
     Candidate,
     Champion,
@@ -37,8 +38,8 @@ from autoresearch.experiment import (
     Verdict,
 )
 from autoresearch.lab import git_blob
-from autoresearch.ledger import Ledger, Row
-from autoresearch.policy import Policy, near_miss
+from autoresearch.ledger import Row
+from autoresearch.policy import Policy
 from autoresearch.pools import Pool
 from autoresearch.proposers import Proposer
 from autoresearch.sandbox import Bench
@@ -66,7 +67,8 @@ class Asked:
     """A candidate and all that its trial needs from the ledger, as plain values."""
 
     candidate: Candidate
-    history: History
+    known: Evidence
+    change: Change
     rival: Candidate | None  # the champion, to run again; None: this is the baseline
     seeds: Iterator[int]  # fresh ones for the champion, never the same twice
     past: tuple[Finished, ...]  # runs whose learning curves this one is compared with
@@ -137,7 +139,7 @@ def next_proposal(night: Night, in_hand: set[int]) -> Proposal | None:
         if number_of(waiting) not in in_hand:
             return waiting
     night.books.read_program()
-    history = history_of(ledger)
+    history = evidence.of(ledger).history()
     champion = history.champion
     start = night.policy.parent(history, history.rows)
     if champion is not None:
@@ -157,7 +159,8 @@ def baseline(night: Night) -> Row:
     proposal = books.admit(Proposal(number, title, source, "", author, why))
     try:
         candidate = books.write_down(proposal)
-        first = Asked(candidate, History(None), None, iter(()), (), schedule=False)
+        nothing = Evidence((), ())
+        first = Asked(candidate, nothing, NO_CHANGE, None, iter(()), (), schedule=False)
         night.pool.submit(partial(trial, night, first))
         done = night.pool.next()
         assert done is not None
@@ -178,15 +181,14 @@ def asked(night: Night, candidate: Candidate, seeds: "Seeds") -> Asked:
     champion = ledger.champion
     assert champion is not None, "the baseline comes first"
     reigning = ledger.source(champion.blob)
-    change = rules.change(reigning, proposal.source)
-    history = history_of(ledger, change)
     past: tuple[Finished, ...] = ()
     if night.books.program.early_kill:
         past = tuple(run for run, _ in ledger.finished(ledger.series))
     again = Proposal(champion.number, "champion", reigning, "", "autoresearch")
     return Asked(
         candidate,
-        history,
+        evidence.of(ledger),
+        rules.change(reigning, proposal.source),
         Candidate(again, champion.blob),
         seeds.of(champion.number),
         past,
@@ -201,32 +203,41 @@ def trial(night: Night, asked: Asked, slot: Slot) -> Trial:
     becomes of the candidate. What will be kept is scored on the holdout as well, while
     its weights are there.
     """
-    policy, history = night.policy, asked.history
+    policy, known = night.policy, asked.known
+    against = known.history().champion
     scores: Scores = ()
     again: Scores = ()
     result: Scores | Failure
     try:
-        while (wanted := policy.wants(scores, history)) != "nothing":
+        while wanted := wanted_of(policy, known, scores, asked.change):
             if wanted == "champion":
                 score = champion_again(night, asked, slot)
                 if score is None and scores:
                     break
                 if score is not None:
                     again += (score,)
-                    history = with_champion_run(history, score)
+                    known = known.with_champion_run(score)
                     continue
             seed = seed_of(night.seed, len(scores))
             outlook = outlook_for(night, asked) if not scores else None
             scores += (measured(night, asked.candidate, seed, slot, outlook),)
-        change = history.change or NO_CHANGE
-        if policy.decide(scores, history, change).decision == "keep":
+        verdict = policy.decide(
+            known.fair(scores), known.history(asked.change), asked.change
+        )
+        if verdict.decision == "keep":
             scores = tuple(with_holdout(night.bench, s, slot=slot) for s in scores)
         result = scores
     except Failed as failed:
         result = after_runs(failed.failure, scores)
     finally:
         sandbox.discard(*(score.run for score in scores))
-    return Trial(asked.candidate, result, history.champion, again)
+    return Trial(asked.candidate, result, against, again)
+
+
+def wanted_of(policy: Policy, known: Evidence, scores: Scores, change: Change) -> str:
+    """Which run the policy wants next; "" for none."""
+    wanted = policy.wants(known.fair(scores), known.history(change))
+    return "" if wanted == "nothing" else wanted
 
 
 def measured(
@@ -274,53 +285,16 @@ def after_runs(failure: Failure, scores: Scores) -> Failure:
 
 def outlook_for(night: Night, asked: Asked) -> Outlook | None:
     """What may end a candidate's first run early; None: nothing may."""
-    champion = asked.history.champion
+    champion = asked.known.history().champion
     if champion is None or not night.books.program.early_kill:
         return None
+    luck = asked.known.luck.of.get(seed_of(night.seed, 0), 0.0)
     return Outlook(
         asked.past,
-        fmean(champion.values),
+        fmean(champion.values) + luck,
         schedule=asked.schedule,
         spare=spared(night.seed, number_of(asked.candidate.proposal)),
         lower_is_better=night.bench.apparatus.lower_is_better,
-    )
-
-
-def history_of(ledger: Ledger, change: Change | None = None) -> History:
-    """What a policy may know of the present series."""
-    rows = tuple(row for row in ledger.rows() if row.series == ledger.series)
-    scored = [row for row in rows if row.values]
-    champions = ledger.champions()
-    return History(
-        champions[-1] if champions else None,
-        tuple(row.values for row in scored),
-        tuple(row.when for row in scored),
-        sum(row.against is not None for row in rows),
-        champions[:-1],
-        tuple(row.number for row in rows if near_miss(row)),
-        rows,
-        change,
-    )
-
-
-def with_champion_run(history: History, score: Score) -> History:
-    """The same after one more run of the champion, which no row has yet."""
-    champion = history.champion
-    assert champion is not None
-    values = (*champion.values, score.value)
-    rows = tuple(
-        replace(row, values=values, when=(*row.when, score.at or 0.0))
-        if isinstance(row, Row) and row.number == champion.number
-        else row
-        for row in history.rows
-    )
-    scored = [row for row in rows if isinstance(row, Row) and row.values]
-    return replace(
-        history,
-        champion=replace(champion, values=values, fresh=champion.fresh + 1),
-        replicates=tuple(row.values for row in scored),
-        when=tuple(row.when for row in scored),
-        rows=rows,
     )
 
 
@@ -344,9 +318,21 @@ def record(night: Night, done: Trial) -> Row:
     if rival is not None:
         source = result[0].run.candidate.proposal.source
         change = rules.change(books.ledger.source(rival.blob), source)
-    history = replace(history_of(books.ledger, change), champion=rival)
-    verdict = night.policy.decide(result, history, change)
+    known = evidence.of(books.ledger)
+    history, fair = known.history(change), known.fair(result)
+    if rival is None:
+        history = replace(history, champion=None)
+    verdict = night.policy.decide(fair, history, change)
+    delta = None
+    if history.champion is not None:
+        delta = mean_of(fair) - fmean(history.champion.values)
+    verdict = replace(verdict, evidence=result, against=rival, delta=delta)
     return settled(night, verdict, done.again)
+
+
+def mean_of(scores: Scores) -> float:
+    """The mean of a candidate's scores."""
+    return fmean(score.value for score in scores)
 
 
 def settled(night: Night, verdict: Verdict, again: Scores = ()) -> Row:
@@ -354,11 +340,11 @@ def settled(night: Night, verdict: Verdict, again: Scores = ()) -> Row:
     books = night.books
     row = books.record(verdict, again)
     evaluator.settle(night.bench.lab, row.number, kept=row.decision == "keep")
-    history = history_of(books.ledger)
+    history = evidence.of(books.ledger).history()
     champion, former = history.champion, night.policy.demoted(history)
     if champion is not None and former is not None:
         books.take_back(champion, former, worse_than(former, champion))
-        history = history_of(books.ledger)
+        history = evidence.of(books.ledger).history()
     notice(night, history)
     return row
 

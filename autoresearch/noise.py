@@ -61,7 +61,11 @@ def pooled(replicates: Replicates) -> Noise | None:
             degrees += len(values) - 1
     if not degrees:
         return None
-    sd = math.sqrt(squares / degrees)
+    return known(math.sqrt(squares / degrees), degrees)
+
+
+def known(sd: float, degrees: float) -> Noise:
+    """A standard deviation that rests on so many degrees of freedom."""
     low, high = (chi_square(degrees, z) for z in (-NORMAL_95, NORMAL_95))
     return Noise(
         sd, degrees, sd * math.sqrt(degrees / high), sd * math.sqrt(degrees / low)

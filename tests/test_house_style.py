@@ -29,12 +29,14 @@ LONGEST_FUNCTION_LINES = 50  # most are far shorter; see the house style
 
 # Low to high: a module imports only from layers above its own line.
 LAYERS = (
-    "edits experiment",
-    "errors noise",
+    "edits noise",
+    "experiment",
+    "errors seeds",
     "chain channel chips constants fence levels metric program warden weights",
     "audit cage curves groups lab leash notebook policy rules served",
     "rehearsal",
     "apparatus guest ledger machine pools probe sources walls",
+    "evidence",
     "calibration certificate context corpus guidance results simulation standalone",
     "novelty probing sandbox",
     "books chart evaluator views",

@@ -6,7 +6,7 @@ from statistics import fmean
 
 import pytest
 
-from autoresearch import loop, night
+from autoresearch import evidence, loop, night
 from autoresearch.cage import Stop
 from autoresearch.curves import LOOKS, Finished, spared
 from autoresearch.experiment import Proposal, Verdict
@@ -117,7 +117,7 @@ def test_a_discard_that_may_be_better_is_a_near_miss_that_policies_see(lab):
 
     with night.opened(lab, night.Options(proposers=("mailbox",)), Stop()) as (found, _):
         ledger = found.books.ledger
-        history = loop.history_of(ledger)
+        history = evidence.of(ledger).history()
         unresolved = [r.number for r in ledger.rows() if r.why.startswith("unresolved")]
     assert list(history.near) == unresolved
     assert history.taken == 3
@@ -135,7 +135,8 @@ def test_runs_of_the_champion_join_its_score_everywhere(lab):
     assert baseline.value == pytest.approx(fmean(baseline.values))
     assert ledger.champion.values == baseline.values
     assert ledger.champion.fresh == 2
-    assert rows[1].delta == pytest.approx(rows[1].value - baseline.value)
+    fair = {row.number: row.value for row in evidence.of(ledger).fair_rows()}
+    assert rows[1].delta == pytest.approx(fair[1] - fair[0])
     measured = ledger.measured(0)
     assert [m.occasion for m in measured] == ["verdict", "champion", "champion"]
     assert len({m.seed for m in measured}) == 3

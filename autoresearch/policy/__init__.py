@@ -11,6 +11,7 @@ from typing import Literal, Protocol
 
 from autoresearch.errors import LabError
 from autoresearch.experiment import Champion, Change, History, Scores, Tried, Verdict
+from autoresearch.noise import Noise, pooled
 
 Wanted = Literal["candidate", "champion", "nothing"]
 UNRESOLVED = "unresolved"  # how the reason of such a discard begins
@@ -70,6 +71,11 @@ def named(
         known = ", ".join(members)
         raise LabError(f"unknown policy {name!r}; the policies are: {known}")
     return members[name](lower_is_better, gain_per_20_added_lines)
+
+
+def noise_of(history: History) -> Noise | None:
+    """The noise of one score; None: nothing ran twice."""
+    return history.noise or pooled(history.replicates)
 
 
 def near_miss(row: Tried) -> bool:

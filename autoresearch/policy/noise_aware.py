@@ -29,7 +29,7 @@ from autoresearch import levels, noise
 from autoresearch.experiment import Champion, Change, History, Scores, Tried, Verdict
 from autoresearch.levels import Level
 from autoresearch.noise import Noise
-from autoresearch.policy import Wanted, gain
+from autoresearch.policy import Wanted, gain, noise_of
 from autoresearch.policy.greedy import Greedy
 
 BASELINE_RUNS = 3
@@ -88,7 +88,7 @@ class NoiseAware:
             return "champion" if unattended(champion, history) else "candidate"
         if not all(math.isfinite(score.value) for score in scores):
             return "nothing"
-        known = noise.pooled(history.replicates)
+        known = noise_of(history)
         if known is None:  # one run of everything so far: learn what a run is worth
             better = gain(scores, champion, lower_is_better=self.lower_is_better) > 0
             return "champion" if better and len(champion.values) == 1 else "nothing"
@@ -118,7 +118,7 @@ class NoiseAware:
     def decide(self, scores: Scores, history: History, change: Change) -> Verdict:
         """Keep what is proven better than the champion by more than its lines cost."""
         champion = history.champion
-        known = noise.pooled(history.replicates)
+        known = noise_of(history)
         if champion is None or (known is not None and known.sd == 0):
             return self.greedy.decide(scores, history, change)
         won = gain(scores, champion, lower_is_better=self.lower_is_better)
@@ -212,7 +212,7 @@ def unmeasured(won: float, scores: Scores, champion: Champion) -> Verdict:
 
 def unit_of(history: History, *, lower_is_better: bool) -> float | None:
     """The noise's sd, negative where lower is better; None: unknown, or no noise."""
-    known = noise.pooled(history.replicates)
+    known = noise_of(history)
     if known is None or known.sd == 0:
         return None
     return -known.sd if lower_is_better else known.sd

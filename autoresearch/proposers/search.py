@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 from autoresearch import constants, rules
 from autoresearch.constants import Constant, Value
 from autoresearch.errors import LabError
+from autoresearch.evidence import all_rows
 from autoresearch.experiment import Proposal
 from autoresearch.ledger import Ledger, Row, effects
 
@@ -73,7 +74,7 @@ class Search:
         if start is None:
             return None
         source = ledger.source(start.blob)
-        rows = ledger.rows()
+        rows = all_rows(ledger)
         taken = {rules.fingerprint(p.source) for p in ledger.open()}
         rng = random.Random(f"{self._seed}:{len(rows)}:{len(taken)}:{start.blob}")
         knobs = {c.name: c for c in constants.read(source) if not c.fixed}

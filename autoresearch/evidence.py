@@ -1,0 +1,111 @@
+"""What a policy may know of a series: every score, without the luck of its seed.
+
+    Ledger --of--> Evidence --history--> History        (and `fair` for a candidate)
+
+The ledger holds scores as they were measured; policies compare what is left when the
+luck of the seeds is taken out (`seeds`). Never the holdout.
+"""
+
+from dataclasses import dataclass, replace
+from statistics import fmean
+
+from autoresearch import seeds
+from autoresearch.experiment import Champion, Change, History, Score, Scores
+from autoresearch.ledger import Ledger, Row
+from autoresearch.policy import near_miss
+from autoresearch.seeds import Luck
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """The decided experiments of one series, and who reigned, as they were measured."""
+
+    rows: tuple[Row, ...]
+    champions: tuple[Champion, ...]  # the last one reigns
+
+    @property
+    def luck(self) -> Luck:
+        """What each seed adds to a score."""
+        return seeds.luck([runs_of(row) for row in self.rows])
+
+    def fair_rows(self) -> tuple[Row, ...]:
+        """The rows with scores that can be compared with each other."""
+        luck = self.luck
+        return tuple(fair_row(row, luck) for row in self.rows)
+
+    def fair(self, scores: Scores) -> Scores:
+        """The same for a candidate that has no row yet."""
+        of = self.luck.of
+        return tuple(
+            replace(score, value=score.value - of.get(score.run.seed, 0.0))
+            for score in scores
+        )
+
+    def history(self, change: Change | None = None) -> History:
+        """What a policy may know."""
+        luck, rows = self.luck, self.fair_rows()
+        scored = [row for row in rows if row.values]
+        values = {row.number: row.values for row in scored}
+        champions = tuple(
+            replace(one, values=values.get(one.number, one.values))
+            for one in self.champions
+        )
+        return History(
+            champions[-1] if champions else None,
+            tuple(row.values for row in scored),
+            tuple(row.when for row in scored),
+            sum(row.against is not None for row in rows),
+            champions[:-1],
+            tuple(row.number for row in rows if near_miss(row)),
+            rows,
+            change,
+            luck.noise,
+        )
+
+    def with_champion_run(self, score: Score) -> "Evidence":
+        """The same after one more run of the champion, which the ledger has not yet."""
+        champion = self.champions[-1]
+        values = (*champion.values, score.value)
+        grown = replace(champion, values=values, fresh=champion.fresh + 1)
+        rows = tuple(
+            replace(
+                row,
+                values=values,
+                value=fmean(values),
+                seeds=(*row.seeds, score.run.seed),
+                when=(*row.when, score.at or 0.0),
+            )
+            if row.number == champion.number
+            else row
+            for row in self.rows
+        )
+        return Evidence(rows, (*self.champions[:-1], grown))
+
+
+def of(ledger: Ledger, series: str | None = None) -> Evidence:
+    """Everything of a series; None: of the present one."""
+    name = series or ledger.series or ledger.last_series()
+    rows = tuple(row for row in ledger.rows() if row.series == name)
+    return Evidence(rows, ledger.champions(name))
+
+
+def runs_of(row: Row) -> seeds.Runs:
+    """(seed, score) of every run; a seed that is not known is nobody else's."""
+    return tuple(
+        (seed or -1 - (row.number << 16) - place, value)
+        for place, (seed, value) in enumerate(zip(row.seeds, row.values, strict=True))
+    )
+
+
+def fair_row(row: Row, luck: Luck) -> Row:
+    """A row without the luck of its seeds."""
+    if not row.values:
+        return row
+    values = luck.without(runs_of(row))
+    return replace(row, values=values, value=fmean(values))
+
+
+def all_rows(ledger: Ledger) -> tuple[Row, ...]:
+    """Every row of the ledger; those of the present series without luck."""
+    fair = {row.number: row for row in of(ledger).fair_rows()}
+    return tuple(fair.get(row.number, row) for row in ledger.rows())
