@@ -173,9 +173,9 @@ MIGRATIONS = (
     alter table run add column occasion text not null default 'verdict'
         check (occasion in ('verdict', 'champion', 'replicate'));
     alter table run add column holdout real;
-    alter table run add column curve text check (json_valid(curve));
+    alter table run add column curve text check (curve is null or json_valid(curve));
     alter table run add column schedule integer not null default 0;
-    alter table run add column spared text check (json_valid(spared));
+    alter table run add column spared text check (spared is null or json_valid(spared));
     create table taken_back (
         experiment  integer primary key references experiment(number),
         instead     integer not null references experiment(number),
