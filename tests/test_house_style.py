@@ -35,7 +35,7 @@ LAYERS = (
     "audit cage curves groups lab leash notebook policy rules served",
     "rehearsal",
     "apparatus guest ledger machine pools probe sources walls",
-    "calibration context corpus guidance results simulation standalone",
+    "calibration certificate context corpus guidance results simulation standalone",
     "novelty probing sandbox",
     "books chart evaluator views",
     "proposers",
