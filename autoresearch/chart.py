@@ -1,16 +1,23 @@
 """The progress plot of a night, as inline SVG.
 
 Every experiment is a dot, the running best a step line, failures ticks at the bottom
-edge: they have no value. The axis fits the middle of the scores; what lies beyond is
-drawn at the edge as a triangle and counted, not hidden. Not covered: zooming.
+edge: they have no value. Where the noise is measured, kept scores have a bar: the 95 %
+interval of the mean of their runs. A champion that was taken back is no step of the
+line and drawn hollow; near misses are drawn darker.
+
+The axis fits the middle of the scores; what lies beyond is drawn at the edge as a
+triangle and counted, not hidden. Not covered: zooming.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Collection, Sequence
 from html import escape
 
+from autoresearch import noise
 from autoresearch.ledger import Row
+from autoresearch.noise import Noise
 from autoresearch.notebook import one_line
-from autoresearch.results import change, score
+from autoresearch.results import change, score, word
 
 WIDTH, HEIGHT = 1000, 380
 LEFT, RIGHT, TOP, BOTTOM = 64, 16, 18, 46
@@ -21,9 +28,18 @@ TICKS = 5
 
 
 def progress(
-    rows: Sequence[Row], series: str, metric: str, *, lower_is_better: bool
+    rows: Sequence[Row],
+    series: str,
+    metric: str,
+    *,
+    lower_is_better: bool,
+    known: Noise | None = None,
+    back: Collection[int] = (),
 ) -> str:
-    """The plot of one series; "" when nothing in it was measured."""
+    """The plot of one series; "" when nothing in it was measured.
+
+    `back`: champions that were taken back. Without a known noise there are no bars.
+    """
     mine = [row for row in rows if row.series == series]
     values = [row.value for row in mine if row.value is not None]
     if not values:
@@ -31,15 +47,18 @@ def progress(
     kept = [row.value for row in mine if row.decision == "keep"]
     low, high = limits(values, [value for value in kept if value is not None])
     place = Place(len(mine), low, high)
-    parts = [grid(place), best_line(mine, place)]
+    reigned = [row if row.number not in back else None for row in mine]
+    parts = [grid(place), best_line(reigned, place), bars(mine, place, known)]
     step = max(1, len(mine) // MOST_DOTS)
     for at, row in enumerate(mine):
         if row.decision == "keep" or at % step == 0:
-            parts.append(dot(at, row, place))
+            parts.append(dot(at, row, place, taken_back=row.number in back))
     parts.append(labels(mine, place))
     beyond = sum(not low <= value <= high for value in values)
     words = f"{len(mine)} experiments; {metric}, "
     words += "lower is better" if lower_is_better else "higher is better"
+    if known is not None and known.sd > 0:
+        words += "; bars: 95 % of a kept mean"
     if beyond:
         words += f"; {beyond} beyond the scale, drawn as triangles"
     if step > 1:
@@ -96,12 +115,30 @@ def grid(place: Place) -> str:
     return "".join(parts)
 
 
-def best_line(rows: Sequence[Row], place: Place) -> str:
+def bars(rows: Sequence[Row], place: Place, known: Noise | None) -> str:
+    """How far the true score of what was kept may be from its dot."""
+    parts = []
+    for at, row in enumerate(rows if known is not None and known.sd > 0 else ()):
+        if known is None or row.decision != "keep" or row.value is None:
+            continue
+        half = noise.as_student(noise.NORMAL_95, known.degrees) * known.sd
+        half /= math.sqrt(max(1, row.runs))
+        top, floor = place.y(place.high), place.y(place.low)
+        ends = [place.y(row.value + side * half) for side in (-1, 1)]
+        low, high = (min(floor, max(top, end)) for end in ends)
+        x = place.x(at)
+        parts.append(
+            f"<line class=bar x1={x:.1f} x2={x:.1f} y1={low:.1f} y2={high:.1f} />"
+        )
+    return "".join(parts)
+
+
+def best_line(rows: Sequence[Row | None], place: Place) -> str:
     """The champion's score over the night, as steps."""
     points: list[str] = []
     y = 0.0
     for at, row in enumerate(rows):
-        if row.decision == "keep" and row.value is not None:
+        if row is not None and row.decision == "keep" and row.value is not None:
             if points:
                 points.append(f"{place.x(at):.1f},{y:.1f}")
             y = place.y(row.value)
@@ -110,10 +147,11 @@ def best_line(rows: Sequence[Row], place: Place) -> str:
     return f"<polyline class=best points='{' '.join(points)}' />"
 
 
-def dot(at: int, row: Row, place: Place) -> str:
+def dot(at: int, row: Row, place: Place, *, taken_back: bool = False) -> str:
     """One experiment; hovering says what it was."""
     x, floor = place.x(at), HEIGHT - BOTTOM
-    words = f"{row.number} {row.kind or row.decision} {score(row.value)} "
+    said = word(row, taken_back=taken_back)
+    words = f"{row.number} {row.kind or said} {score(row.value)} "
     words += f"{change(row.delta)} {one_line(row.title)[:80]}"
     tip = f"<title>{escape(words)}</title>"
     if row.value is None:
@@ -128,8 +166,9 @@ def dot(at: int, row: Row, place: Place) -> str:
         corners = f"{x - 4:.1f},{y} {x + 4:.1f},{y} {x:.1f},{nose}"
         return f"<polygon class=faraway points='{corners}'>{tip}</polygon>"
     size = 5 if row.decision == "keep" else 3
+    kind = {"taken back": "back", "unresolved": "near"}.get(said, row.decision)
     return (
-        f"<circle class={row.decision} cx={x:.1f} cy={place.y(row.value):.1f} r={size}>"
+        f"<circle class={kind} cx={x:.1f} cy={place.y(row.value):.1f} r={size}>"
         f"{tip}</circle>"
     )
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -26,6 +26,9 @@ from autoresearch.lab import Lab
 from autoresearch.ledger import Ledger, Row
 from autoresearch.notebook import one_line
 from autoresearch.sandbox import Progress
+
+if TYPE_CHECKING:
+    from autoresearch.morning import Report
 
 DONE, YOURS, NOT_YET, DISCARDED, FAILED = 0, 2, 3, 4, 5
 
@@ -177,12 +180,9 @@ def run_night(lab: Lab, options: night.Options, as_json: bool) -> str:
             now.done(row.number)
             screen.verdict(row)
         counts = books.ledger.counts()
+        books.write_results()  # with the intervals that the whole night tells
     word = "stopped" if stop.soon or stop.now else "done"
-    return (
-        f"{word}: {counts['experiments']} experiments in {counts['runs']} runs so far, "
-        f"{counts['kept']} kept, {counts['discarded']} discarded, "
-        f"{counts['failed']} failed"
-    )
+    return f"{word}, so far {views.counts_words(counts)}"
 
 
 class Screen:
@@ -404,7 +404,7 @@ def log(which: str | None, last: int, as_json: bool) -> None:
     """Every experiment, one a line."""
     lab = Lab.find(Path.cwd())
     ledger = ledger_of(lab)
-    rows = list(ledger.rows())
+    rows, back = views.logged(ledger), views.taken_back(ledger)
     if which == "kept":
         rows = [row for row in rows if row.decision == "keep"]
     elif which == "failed":
@@ -414,10 +414,10 @@ def log(which: str | None, last: int, as_json: bool) -> None:
     rows = rows[-last:] if last else rows
     if as_json:
         for row in rows:
-            tell(views.as_json(row))
+            tell(views.as_json(row, back))
         return
     for row in rows:
-        say(views.verdict_line(row))
+        say(views.verdict_line(row, back))
     following("autoresearch show N")
 
 
@@ -437,11 +437,13 @@ def show(which: str, wait: float, as_json: bool) -> None:
     row = views.pick(ledger, which)
     if as_json:
         log = views.read_log(lab, row)
-        tell({**views.as_json(row), "diff": views.diff(ledger, row), "log": log})
+        told = views.as_json(row, views.taken_back(ledger))
+        tell({**told, "diff": views.diff(ledger, row), "log": log})
         return
     for line in views.show_lines(lab, ledger, row, metric_of(lab)):
         say(line)
-    following(f"git show autoresearch/{row.number} | autoresearch log")
+    in_git = f"git show autoresearch/{row.number} | " if row.commit else ""
+    following(f"{in_git}autoresearch log")
 
 
 @main.command(
@@ -490,10 +492,17 @@ def try_file(
 
 
 @main.command(epilog="example: autoresearch report")
-def report() -> None:
+@json_option
+def report(as_json: bool) -> None:
     """What was found: on the terminal, and as one self-contained HTML page."""
     lab = Lab.find(Path.cwd())
-    for line in write_report(lab):
+    built, lines = write_report(lab)
+    if as_json:
+        from autoresearch import morning
+
+        tell(morning.as_json(built))
+        return
+    for line in lines:
         say(line)
     following(
         "autoresearch run | git diff autoresearch/0 HEAD -- train.py | "
@@ -501,16 +510,16 @@ def report() -> None:
     )
 
 
-def write_report(lab: Lab) -> list[str]:
-    """Write report.html; the headline for the terminal."""
+def write_report(lab: Lab) -> tuple["Report", list[str]]:
+    """Write report.html; what is in it, and the headline for the terminal."""
+    from autoresearch import morning
     from autoresearch import report as reporting
     from autoresearch.lab import write_whole
 
     found, ledger = night.need(lab)
-    built = reporting.build(
+    built = morning.build(
         ledger,
         metric=found.metric,
-        lower_is_better=found.lower_is_better,
         lab_name=lab.folder.name,
         facts=ledger.series_facts(ledger.last_series()),
         notices=(),
@@ -518,7 +527,53 @@ def write_report(lab: Lab) -> list[str]:
     page = lab.path("report.html")
     write_whole(page, reporting.html(built))
     asked = views.asked_lines(ledger)
-    return [*reporting.headline(built), *asked, f"{page} written."]
+    return built, [*morning.headline(built), *asked, f"{page} written."]
+
+
+@main.command(epilog="example: autoresearch replay --policy greedy")
+@click.option("--policy", "name", help="Who decides again. Default: program.md's.")
+@click.option("--series", help="Which night, or how its name begins. Default: last.")
+@json_option
+def replay(name: str | None, series: str | None, as_json: bool) -> None:
+    """Decide a recorded or imported night again under another policy."""
+    from autoresearch import policy, replaying
+
+    lab = Lab.find(Path.cwd())
+    program = lab.program()
+    name = name or program.policy
+    judge = policy.named(
+        name,
+        lower_is_better=lower_is_better(lab),
+        gain_per_20_added_lines=program.gain_per_20_added_lines,
+    )
+    found = replaying.replay(ledger_of(lab), judge, name, series)
+    if as_json:
+        tell(found.as_json())
+        return
+    for line in replaying.lines(found):
+        say(line)
+    following("autoresearch show N | autoresearch replay --policy greedy")
+
+
+@main.command("import", epilog="example: autoresearch import their-results.tsv")
+@click.argument("file", type=click.Path(path_type=Path))
+@json_option
+def import_file(file: Path, as_json: bool) -> None:
+    """Take somebody's results.tsv into the ledger, as claims that nobody measured."""
+    from autoresearch import claims
+
+    lab = Lab.find(Path.cwd())
+    found = claims.read(file)
+    with lab.held():
+        ledger = Ledger(lab.ledger, lower_is_better=lower_is_better(lab))
+        numbers = claims.put(ledger, found)
+        ledger.close()
+    if as_json:
+        tell(claims.as_json(found, numbers))
+        return
+    for line in claims.lines(found, numbers, metric_of(lab)):
+        say(line)
+    following(f"autoresearch replay --series {found.series} | autoresearch log")
 
 
 @main.command(epilog="example: autoresearch replicate --pairs 8")
@@ -663,7 +718,7 @@ def demo(folder: Path, experiments: int) -> None:
     say(lab.results.read_text().rstrip())
     say()
     say("$ autoresearch report")
-    for line in write_report(lab):
+    for line in write_report(lab)[1]:
         say(line)
     following(
         f"open {lab.path('report.html')} | cd {folder} && autoresearch show champion | "

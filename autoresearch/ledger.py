@@ -33,6 +33,7 @@ from autoresearch.experiment import (
     Scores,
     Verdict,
 )
+from autoresearch.policy import UNRESOLVED
 
 MIGRATIONS = (
     """
@@ -449,12 +450,23 @@ class Ledger:
     # -- reading -----------------------------------------------------------------------
 
     def rows(self) -> Sequence[Row]:
-        """Every decided experiment, in the order of decision. Do not change it."""
-        query = f"{ROW} where e.sequence > ? group by e.number order by e.sequence"
+        """Every decided experiment, in the order of decision. Do not change it.
+
+        What others claim is not among them, so nobody who proposes or decides sees it.
+        """
+        query = (
+            f"{ROW} where e.sequence > ? and e.evidence = 'measured'"
+            " group by e.number order by e.sequence"
+        )
         for found in self.db.execute(query, (self._read_up_to,)):
             self._rows.append(row_of(found))
             self._read_up_to = found[-1]
         return self._rows
+
+    def claimed(self) -> tuple[Row, ...]:
+        """What was imported and measured by nobody here, oldest first."""
+        query = f"{ROW} where e.evidence = 'claimed' group by e.number order by 1"
+        return tuple(row_of(found) for found in self.db.execute(query))
 
     def row(self, number: int) -> Row | None:
         """One decided experiment; None when there is none of this number."""
@@ -593,10 +605,17 @@ class Ledger:
 
     def last(self, count: int) -> tuple[Row, ...]:
         """The newest verdicts, oldest of them first."""
-        query = f"{ROW} where e.sequence > ? group by e.number order by e.sequence"
-        (end,) = self.db.execute("select max(sequence) from experiment").fetchone()
-        found = self.db.execute(query, ((end or 0) - count,))
-        return tuple(row_of(line) for line in found)
+        newest = self.db.execute(
+            "select min(sequence) from (select sequence from experiment where sequence"
+            " is not null and evidence = 'measured' order by sequence desc limit ?)",
+            (count,),
+        )
+        (since,) = newest.fetchone()
+        query = (
+            f"{ROW} where e.sequence >= ? and e.evidence = 'measured'"
+            " group by e.number order by e.sequence"
+        )
+        return tuple(row_of(line) for line in self.db.execute(query, (since,)))
 
     def first_keep(self, series: str) -> int | None:
         """The experiment a series started from; None before it did."""
@@ -611,7 +630,7 @@ class Ledger:
         """The champion of whichever series was last; None in a fresh ledger."""
         found = self.db.execute(
             "select number from experiment where decision = 'keep'"
-            " order by sequence desc limit 1"
+            " and evidence = 'measured' order by sequence desc limit 1"
         ).fetchone()
         return self.row(found[0]) if found else None
 
@@ -619,7 +638,7 @@ class Ledger:
         """The series of the last verdict; "" in a fresh ledger."""
         found = self.db.execute(
             "select series from experiment where sequence is not null"
-            " order by sequence desc limit 1"
+            " and evidence = 'measured' order by sequence desc limit 1"
         ).fetchone()
         return found[0] if found else ""
 
@@ -662,23 +681,37 @@ class Ledger:
         return tuple(row_of(found) for found in self.db.execute(query))
 
     def counts(self) -> dict[str, int]:
-        """How many experiments were decided each way, and how many runs there were."""
+        """How many experiments were decided each way, and how many runs there were.
+
+        `discarded` counts neither what stayed unresolved nor what was ended early;
+        what others claim is counted by itself.
+        """
         found = dict(
             self.db.execute(
-                "select decision, count(*) from experiment"
-                " where sequence is not null group by decision"
+                "select case when evidence = 'claimed' then 'claimed'"
+                " when kind = 'ended early' then kind"
+                " when decision = 'discard' and why like ? || '%' then 'unresolved'"
+                " else decision end, count(*)"
+                " from experiment where sequence is not null group by 1",
+                (UNRESOLVED,),
             ).fetchall()
         )
-        (runs,) = self.db.execute("select count(*) from run").fetchone()
-        kept, thrown, failed = (
-            found.get(word, 0) for word in ("keep", "discard", "failed")
-        )
+        (runs,) = self.db.execute(
+            "select count(*) from run join experiment on number = experiment"
+            " where evidence = 'measured'"
+        ).fetchone()
+        (back,) = self.db.execute("select count(*) from taken_back").fetchone()
+        claimed = found.pop("claimed", 0)
         return {
-            "experiments": kept + thrown + failed,
-            "kept": kept,
-            "discarded": thrown,
-            "failed": failed,
+            "experiments": sum(found.values()),
+            "kept": found.get("keep", 0),
+            "taken_back": back,
+            "discarded": found.get("discard", 0),
+            "unresolved": found.get("unresolved", 0),
+            "ended_early": found.get("ended early", 0),
+            "failed": found.get("failed", 0),
             "runs": runs,
+            "claimed": claimed,
         }
 
     def close(self) -> None:

@@ -1,201 +1,38 @@
-"""The morning report: read the ledger, write a page.
+"""The morning report as one self-contained HTML page.
 
-`build` collects every number once; `headline` says it on a terminal; `html` makes one
-self-contained page: no script from elsewhere, no request, everything out of the ledger
-escaped. Only measured things are stated; what is not known is listed as such.
-
-Not covered: intervals (the greedy policy measures no noise) and the holdout's gap.
+No script, no request, everything out of the ledger escaped and cut to size. What it
+says is `morning`'s; the plot is `chart`'s. Not covered: printing on paper.
 """
 
-import difflib
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from html import escape
 from importlib import resources
 
 from autoresearch import chart
-from autoresearch.ledger import Ledger, Row
+from autoresearch.ledger import Row
+from autoresearch.morning import (
+    MOST_NEAR,
+    Report,
+    back_lines,
+    certificate_lines,
+    claimed_lines,
+    clock,
+    counts_line,
+    early_lines,
+    holdout_lines,
+    luck_lines,
+    noise_lines,
+    share,
+    unknowns,
+    way_words,
+    within,
+)
 from autoresearch.notebook import one_line
 from autoresearch.results import change, number, score
 
-LARGEST_DIFF_LINES = 400
 MOST_TABLE_ROWS = 10_000
 MOST_WORDS = 200
-
-
-@dataclass(frozen=True, slots=True)
-class Kept:
-    """One kept change."""
-
-    row: Row
-    diff: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Report:
-    """Everything the views need."""
-
-    lab: str
-    metric: str
-    lower_is_better: bool
-    rows: tuple[Row, ...]  # of all series, in the order of decision
-    series: str  # the present one; the headline is about it
-    baseline: Row | None  # None: no verdict yet
-    champion: Row | None
-    kept: tuple[Kept, ...]
-    total_diff: tuple[str, ...]
-    facts: Mapping[str, object]
-    notices: Sequence[str]
-
-    @property
-    def runs(self) -> int:
-        return sum(row.runs for row in self.rows)
-
-    @property
-    def wall_seconds(self) -> float:
-        """From the first proposal to the last verdict, less long pauses between."""
-        total = 0.0
-        last: float | None = None
-        for row in self.rows:
-            since = row.proposed_at if last is None else max(last, row.proposed_at)
-            total += max(0.0, row.decided_at - since)
-            last = row.decided_at
-        return max(total, self.trained_seconds)
-
-    @property
-    def trained_seconds(self) -> float:
-        return sum(row.seconds for row in self.rows)
-
-    @property
-    def scored_seconds(self) -> float:
-        return sum(row.evaluation_seconds for row in self.rows)
-
-    def count(self, decision: str) -> int:
-        return sum(row.decision == decision for row in self.rows)
-
-    @property
-    def gain(self) -> float | None:
-        """How much better the champion is than its baseline; None before one."""
-        if self.baseline is None or self.champion is None:
-            return None
-        before, after = self.baseline.value, self.champion.value
-        assert before is not None
-        assert after is not None
-        return before - after if self.lower_is_better else after - before
-
-
-def build(
-    ledger: Ledger,
-    *,
-    metric: str,
-    lower_is_better: bool,
-    lab_name: str,
-    facts: Mapping[str, object],
-    notices: Sequence[str],
-) -> Report:
-    """Read all that is needed from the ledger, once."""
-    rows = tuple(ledger.rows())
-    series = ledger.last_series()
-    mine = [r for r in rows if r.series == series and r.decision == "keep"]
-    baseline, champion = (mine[0], mine[-1]) if mine else (None, None)
-    changes = [row for row in mine if row.parent]
-    total: tuple[str, ...] = ()
-    if baseline and champion:
-        total = diff_of(ledger, baseline.blob, champion.blob)
-    return Report(
-        lab_name,
-        metric,
-        lower_is_better,
-        rows,
-        series,
-        baseline,
-        champion,
-        tuple(Kept(row, diff_of(ledger, row.parent, row.blob)) for row in changes),
-        total,
-        facts,
-        notices,
-    )
-
-
-def diff_of(ledger: Ledger, before: str, after: str) -> tuple[str, ...]:
-    """A unified diff of two train.py, bounded."""
-    old, new = (ledger.source(blob).splitlines() for blob in (before, after))
-    lines = list(difflib.unified_diff(old, new, "before", "after", lineterm=""))
-    more = len(lines) - LARGEST_DIFF_LINES
-    shown = lines[:LARGEST_DIFF_LINES]
-    return (*shown, f"... {more} more lines") if more > 0 else tuple(shown)
-
-
-# -- words -----------------------------------------------------------------------------
-
-
-def headline(report: Report) -> list[str]:
-    """The report on a terminal."""
-    if report.baseline is None or report.champion is None:
-        return ["nothing was measured yet"]
-    lines = [
-        f"{report.metric}  {score(report.baseline.value)} -> "
-        f"{score(report.champion.value)}   {gain_words(report)}",
-        counts_line(report),
-        f"time     {clock(report.wall_seconds)}, trained {share(report)} of it",
-    ]
-    for kept in report.kept[-12:]:
-        row = kept.row
-        lines.append(f"{row.number:>4} {change(row.delta):>9}  {one_line(row.title)}")
-    return [*lines, *(f"note     {one_line(words)}" for words in report.notices)]
-
-
-def gain_words(report: Report) -> str:
-    """The gain, and what it rests on."""
-    if report.gain is None or report.champion is report.baseline:
-        return "nothing kept yet"
-    runs = report.champion.runs if report.champion else 0
-    how = "one run each: the noise is not measured" if runs < 2 else f"{runs} runs"
-    return f"gain {score(report.gain)}   ({how})"
-
-
-def counts_line(report: Report) -> str:
-    """Experiments and runs."""
-    kinds = Counter(row.kind for row in report.rows if row.kind)
-    why = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
-    bases = sum(r.decision == "keep" and r.against is None for r in report.rows)
-    return (
-        f"{len(report.rows)} experiments in {report.runs} runs: "
-        f"{report.count('keep') - bases} kept, {bases} to begin with, "
-        f"{report.count('discard')} discarded, "
-        f"{report.count('failed')} failed" + (f" ({why})" if why else "")
-    )
-
-
-def share(report: Report) -> str:
-    """How much of the wall clock went into training."""
-    if not report.wall_seconds:
-        return "0 %"
-    return f"{100 * report.trained_seconds / report.wall_seconds:.0f} %"
-
-
-def clock(seconds: float) -> str:
-    """8 h 05 min, 12 min 30 s."""
-    minutes, second = divmod(round(seconds), 60)
-    hours, minute = divmod(minutes, 60)
-    return f"{hours} h {minute:02} min" if hours else f"{minute} min {second:02} s"
-
-
-def unknowns(report: Report) -> list[str]:
-    """What this report does not know."""
-    return [
-        "How noisy a score is: the greedy policy runs each candidate once. Near the "
-        "end of a night about half of such keeps are luck.",
-        "How far the night overfitted its validation set: the holdout is sealed and "
-        "was not scored.",
-        f"What a train.py at cage level {report.facts.get('cage', 'none')!r} read "
-        "besides its text: it ran as you, with a clock and limits but no walls.",
-        "What it cost in money or energy: neither is measured.",
-    ]
-
-
-# -- the page --------------------------------------------------------------------------
 
 
 def html(report: Report) -> str:
@@ -206,12 +43,16 @@ def html(report: Report) -> str:
         report.series,
         report.metric,
         lower_is_better=report.lower_is_better,
+        known=report.found.noise,
+        back=report.back,
     )
     parts = [
         f"<header><h1>{text(report.lab)}</h1>{summary(report)}</header>",
         *(f"<p class=note>{text(words)}</p>" for words in report.notices),
         f"<section>{plot}</section>",
+        section("How sure that is", bullets(evidence(report))),
         kept_section(report),
+        section("Near misses", near_table(report)),
         section("Experiments", table(report)),
         failures(report),
         section("Who and what brought it", sources(report)),
@@ -241,11 +82,27 @@ def summary(report: Report) -> str:
     """The headline numbers."""
     if report.baseline is None or report.champion is None:
         return "<p class=lead>Nothing was measured yet.</p>"
-    first, best = score(report.baseline.value), score(report.champion.value)
+    found = report.found
+    first, best = score(found.before), score(found.after)
+    certificate = found.certificate
     tiles = [
+        *(
+            [
+                (
+                    change(certificate.gain),
+                    f"replicated on {certificate.pairs} seeds, "
+                    f"{within(certificate.low, certificate.high)}",
+                )
+            ]
+            if certificate
+            else []
+        ),
         (f"{first} → {best}", f"{report.metric}, baseline to champion"),
-        (score(report.gain) or "0", "gain, one run each"),
-        (str(len(report.kept)), f"kept of {len(report.rows)} experiments"),
+        gain_tile(report),
+        (
+            str(len(report.kept)),
+            f"kept of {len(report.rows)} experiments in {report.runs} runs",
+        ),
         (clock(report.wall_seconds), f"trained {share(report)} of it"),
     ]
     cells = "".join(
@@ -254,6 +111,35 @@ def summary(report: Report) -> str:
     return (
         f"<div class=tiles>{cells}</div><p class=lead>{text(counts_line(report))}</p>"
     )
+
+
+def gain_tile(report: Report) -> tuple[str, str]:
+    """The gain and what it rests on, short."""
+    claim = report.found.claim
+    if claim is not None:
+        return score(claim.gain), f"gain, {within(claim.low, claim.high)}"
+    why = report.found.why_no_claim
+    return score(report.gain) or "0", f"plain difference; {why}"
+
+
+def evidence(report: Report) -> list[str]:
+    """The lines of the terminal that say how sure all of it is."""
+    parts = (
+        certificate_lines, luck_lines, noise_lines, holdout_lines, early_lines,
+        back_lines, claimed_lines,
+    )  # fmt: skip
+    return [line for part in parts for line in part(report)]
+
+
+def near_table(report: Report) -> str:
+    """What may be better, but not beyond doubt."""
+    near = report.found.near
+    if not near:
+        return ""
+    rows = "".join(table_row(report, row) for row in near[:MOST_NEAR])
+    more = len(near) - MOST_NEAR
+    rest = f"<p>{more} more are in the table below.</p>" if more > 0 else ""
+    return f"<div class=scroll><table>{table_head(report)}{rows}</table></div>{rest}"
 
 
 def kept_section(report: Report) -> str:
@@ -266,9 +152,10 @@ def kept_section(report: Report) -> str:
         reason = f"<p>{text(row.reason)}</p>" if row.reason else ""
         items.append(
             f"<details id=e{row.number}><summary><span class=num>{row.number}</span>"
-            f"<span class='num good'>{change(row.delta)}</span> {text(row.title)} "
-            f"<small>{text(row.author)}</small></summary>{reason}{coloured(kept.diff)}"
-            "</details>"
+            f"<span class='num good'>{change(row.delta)}</span> "
+            f"{text(row.title + way_words(kept))} "
+            f"<small>{text(row.author)}</small></summary>{reason}"
+            f"{coloured(kept.diff)}</details>"
         )
     whole = (
         "<details><summary><span class=num>all</span> from the baseline to the champion"
@@ -298,28 +185,37 @@ def table(report: Report) -> str:
     """Every experiment."""
     if not report.rows:
         return ""
-    head = (
-        "<th class=num>#<th>verdict<th class=num>"
-        f"{text(report.metric)}<th class=num>Δ<th>what<th>who<th class=num>s"
-        "<th class=num>GB<th class=num>M params<th class=num>M tokens"
-    )
-    rows = "".join(table_row(row) for row in report.rows[-MOST_TABLE_ROWS:])
+    rows = "".join(table_row(report, row) for row in report.rows[-MOST_TABLE_ROWS:])
     buttons = "".join(
         f"<label><input type=radio name=f id=f-{word}{first}>{word}</label>"
-        for word, first in (("all", " checked"), ("kept", ""), ("failed", ""))
+        for word, first in (
+            ("all", " checked"),
+            ("kept", ""),
+            ("near", ""),
+            ("failed", ""),
+        )
     )
     return (
-        f"<div class=filter>{buttons}</div><div class=scroll><table><thead><tr>{head}"
-        f"</tr></thead><tbody>{rows}</tbody></table></div>"
+        f"<div class=filter>{buttons}</div><div class=scroll><table>"
+        f"{table_head(report)}<tbody>{rows}</tbody></table></div>"
     )
 
 
-def table_row(row: Row) -> str:
+def table_head(report: Report) -> str:
+    """The titles of its columns."""
+    return (
+        "<thead><tr><th class=num>#<th>verdict<th class=num>runs<th class=num>"
+        f"{text(report.metric)}<th class=num>Δ<th>what<th>who<th class=num>s"
+        "<th class=num>GB<th class=num>M params<th class=num>M tokens</tr></thead>"
+    )
+
+
+def table_row(report: Report, row: Row) -> str:
     """One line of the table."""
     facts = dict(row.facts)
-    word = row.kind or row.decision
+    said = report.said(row)
     title = text(row.title)
-    if row.decision == "keep" and row.parent:
+    if any(kept.row.number == row.number for kept in report.kept):
         title = f"<a href='#e{row.number}'>{title}</a>"
     millions = [
         number(float(n) / 1e6, ".2f") if isinstance(n := facts.get(key), int) else ""
@@ -327,7 +223,8 @@ def table_row(row: Row) -> str:
     ]
     cells = [
         f"<td class=num>{row.number}",
-        f"<td>{text(word)}",
+        f"<td>{text(said if row.decision != 'failed' else row.kind)}",
+        f"<td class=num>{number(row.runs or None, 'd')}",
         f"<td class=num>{score(row.value)}",
         f"<td class=num>{change(row.delta)}",
         f"<td title='{text(row.why)}'>{title}",
@@ -336,12 +233,13 @@ def table_row(row: Row) -> str:
         f"<td class=num>{number(row.memory_gb, '.1f')}",
         *(f"<td class=num>{words}" for words in millions),
     ]
-    return f"<tr class={row.decision}>" + "".join(cells)
+    kind = "near" if said == "unresolved" else row.decision
+    return f"<tr class={kind}>" + "".join(cells)
 
 
 def failures(report: Report) -> str:
     """What failed, by kind."""
-    failed = [row for row in report.rows if row.kind]
+    failed = [row for row in report.rows if row.decision == "failed"]
     if not failed:
         return ""
     parts = []

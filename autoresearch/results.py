@@ -1,15 +1,24 @@
 """results.tsv: the ledger as people know it. A view; nothing ever reads it back.
 
 Five columns that tools of this kind agree on come first, ours after them. What was
-refused or repeated never ran, and stays in the ledger only.
+refused or repeated never ran, and stays in the ledger only. So does what others claim.
+
+`delta_low` and `delta_high` hold the true difference 95 times in a hundred, for an
+experiment picked blindly: for those picked because they scored well it is smaller (the
+report says by how much). They are filled in by `write`, where the noise of the whole
+night is known; a line added by `append` has them blank until then.
 """
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from autoresearch import noise
 from autoresearch.lab import write_whole
 from autoresearch.ledger import IN_LEDGER_ONLY, Row
+from autoresearch.noise import Noise
 from autoresearch.notebook import one_line
+from autoresearch.policy import near_miss
 
 OURS = ["experiment", "runs", "kind", "delta", "delta_low", "delta_high", "proposed_by"]
 STATUS = {"keep": "keep", "discard": "discard", "failed": "crash"}
@@ -21,8 +30,13 @@ def header(metric: str) -> str:
     return "\t".join(columns) + "\n"
 
 
-def line(row: Row) -> str:
-    """One experiment; a failure's metric is blank."""
+Bounds = tuple[float, float]
+MOMENT_SECONDS = 1.0  # a verdict's time is cut to whole seconds
+
+
+def line(row: Row, bounds: Bounds | None = None) -> str:
+    """One experiment; a failure's metric is blank, and so are bounds nobody knows."""
+    low, high = bounds or (None, None)
     cells = [
         (row.commit or "")[:7],
         number(row.value, ".6f"),
@@ -33,8 +47,8 @@ def line(row: Row) -> str:
         str(row.runs),
         row.kind or "",
         number(row.delta, "+.6f"),
-        "",  # the bounds need a measured noise, which the greedy policy has not
-        "",
+        number(low, "+.6f"),
+        number(high, "+.6f"),
         one_line(row.author),
     ]
     return "\t".join(cells) + "\n"
@@ -61,7 +75,10 @@ def change(delta: float | None) -> str:
 
 def write(path: Path, metric: str, rows: Iterable[Row]) -> None:
     """Write the whole table anew."""
-    write_whole(path, header(metric) + "".join(line(row) for row in shown(rows)))
+    rows = tuple(rows)
+    known = bounds_of(rows)
+    lines = (line(row, known.get(row.number)) for row in shown(rows))
+    write_whole(path, header(metric) + "".join(lines))
 
 
 def append(path: Path, row: Row) -> None:
@@ -74,3 +91,44 @@ def append(path: Path, row: Row) -> None:
 def shown(rows: Iterable[Row]) -> Iterable[Row]:
     """Rows that ran."""
     return (row for row in rows if row.kind not in IN_LEDGER_ONLY)
+
+
+def bounds_of(rows: Sequence[Row]) -> Mapping[int, Bounds]:
+    """The 95 % interval of every delta, by experiment; only where noise is measured.
+
+    It rests on the runs that both sides had when the verdict was made.
+    """
+    by_series: dict[str, list[Sequence[float]]] = {}
+    for row in rows:
+        by_series.setdefault(row.series, []).append(row.values)
+    noises = {series: noise.pooled(values) for series, values in by_series.items()}
+    by_number = {row.number: row for row in rows}
+    found = {}
+    for row in rows:
+        known = noises[row.series]
+        if row.delta is None or row.against not in by_number or known is None:
+            continue
+        half = half_width(known, row, by_number[row.against])
+        found[row.number] = (row.delta - half, row.delta + half)
+    return found
+
+
+def half_width(known: Noise, row: Row, rival: Row) -> float:
+    """Half of the interval of a difference of two means."""
+    until = row.decided_at + MOMENT_SECONDS
+    counts = [max(1, sum(at <= until for at in side.when)) for side in (row, rival)]
+    error = known.sd * math.sqrt(sum(1 / count for count in counts))
+    return error * noise.as_student(noise.NORMAL_95, known.degrees)
+
+
+def word(row: Row, *, taken_back: bool = False) -> str:
+    """A verdict in a word or two, for every view."""
+    if row.evidence == "claimed":
+        return "claimed"
+    if row.kind == "ended early":
+        return "ended"
+    if row.decision == "keep" and row.against is None:
+        return "baseline"
+    if taken_back:
+        return "taken back"
+    return "unresolved" if near_miss(row) else row.decision

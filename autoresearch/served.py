@@ -77,8 +77,10 @@ def replaced(name: str, old: torch.Tensor, saved: Tensor, device: str) -> torch.
     """The saved tensor, as what stood in its place: a parameter or a buffer."""
     if tuple(old.shape) != saved.shape:
         misfit(f"{name} is {tuple(old.shape)} in build_model(), {saved.shape} trained")
-    flat = torch.frombuffer(bytearray(saved.raw), dtype=torch.uint8)
-    new = flat.view(NAMED[saved.dtype]).reshape(saved.shape).to(device)
+    kind, raw = NAMED[saved.dtype], bytearray(saved.raw)
+    # `frombuffer` refuses an empty one, and a buffer of no elements is fine.
+    flat = torch.frombuffer(raw, dtype=torch.uint8).view(kind) if raw else old[:0]
+    new = flat.to(kind).reshape(saved.shape).to(device)
     if isinstance(old, nn.Parameter):
         return nn.Parameter(new, requires_grad=False)
     return new

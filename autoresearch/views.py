@@ -8,7 +8,7 @@ import difflib
 import json
 import os
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +18,19 @@ from autoresearch.experiment import Proposal
 from autoresearch.lab import LARGEST_FILE_BYTES, Lab, git_blob
 from autoresearch.ledger import Asking, Ledger, Row
 from autoresearch.notebook import one_line
+from autoresearch.policy import near_miss
 from autoresearch.results import number
 
 STALE_SECONDS = 20.0  # a note of what runs, with nobody writing it
 LARGEST_LOG_CHARACTERS = 20_000
 
 
-def as_json(row: Row) -> dict[str, Any]:
-    """One experiment, as `--json` shows it everywhere."""
+def as_json(row: Row, back: Collection[int] = ()) -> dict[str, Any]:
+    """One experiment, as `--json` shows it. `back`: who was taken back."""
     return {
         "experiment": row.number,
         "decision": row.decision,
+        "verdict": results.word(row, taken_back=row.number in back),
         "why": one_line(row.why),
         "kind": row.kind,
         "value": row.value,
@@ -51,14 +53,28 @@ def as_json(row: Row) -> dict[str, Any]:
     }
 
 
-def verdict_line(row: Row) -> str:
-    """One experiment on one line of the terminal."""
-    word = "baseline" if row.against is None and row.value is not None else row.decision
+def verdict_line(row: Row, back: Collection[int] = ()) -> str:
+    """One experiment on one line of the terminal. `back`: who was taken back."""
+    word = results.word(row, taken_back=row.number in back)
     score = results.score(row.value) or (row.kind or "")
+    if row.runs > 1:
+        score += f" ({row.runs} runs)"
     delta = results.change(row.delta)
     title = one_line(row.title)
+    if row.evidence == "claimed":
+        title = f"{row.decision}: {title}"
     who = one_line(row.author)
-    return f"{row.number:>4} {word:<8} {score:<14} {delta:>8}  {who:<10} {title}"
+    return f"{row.number:>4} {word:<10} {score:<16} {delta:>8}  {who:<10} {title}"
+
+
+def taken_back(ledger: Ledger) -> frozenset[int]:
+    """Champions that turned out worse, by experiment."""
+    return frozenset(back.experiment for back in ledger.taken_back())
+
+
+def logged(ledger: Ledger) -> list[Row]:
+    """Every experiment for `log`: what others claim first, then what was measured."""
+    return [*ledger.claimed(), *ledger.rows()]
 
 
 def running(lab: Lab) -> dict[str, Any] | None:
@@ -75,13 +91,14 @@ def running(lab: Lab) -> dict[str, Any] | None:
 def status(lab: Lab, ledger: Ledger) -> dict[str, Any]:
     """How the lab stands, as `status --json` shows it."""
     rows = {"baseline": first_of_series(ledger), "champion": champion_row(ledger)}
+    back = taken_back(ledger)
     return {
         **ledger.counts(),
         **{name: as_json(row) if row else None for name, row in rows.items()},
         "waiting": len(ledger.open()),
         "running": running(lab),
         "series": ledger.last_series(),
-        "last": [as_json(row) for row in ledger.last(5)],
+        "last": [as_json(row, back) for row in ledger.last(5)],
     }
 
 
@@ -100,10 +117,11 @@ def first_of_series(ledger: Ledger) -> Row | None:
 def status_lines(metric: str, found: Mapping[str, Any]) -> list[str]:
     """The same for people."""
     champion, baseline = found["champion"], found["baseline"]
-    lines = [
-        f"{found['experiments']} experiments in {found['runs']} runs: {found['kept']} "
-        f"kept, {found['discarded']} discarded, {found['failed']} failed"
-    ]
+    lines = [counts_words(found)]
+    if found["claimed"]:
+        lines.append(
+            f"{found['claimed']} more are claimed by others, measured by nobody"
+        )
     if champion and baseline:
         first, best = (results.score(row["value"]) for row in (baseline, champion))
         which = f"experiment {champion['experiment']}: {champion['title']}"
@@ -111,12 +129,26 @@ def status_lines(metric: str, found: Mapping[str, Any]) -> list[str]:
     for row in found["last"]:
         score = results.score(row["value"]) or row["kind"]
         lines.append(
-            f"{row['experiment']:>4} {row['decision']:<8} {score:<14} "
+            f"{row['experiment']:>4} {row['verdict']:<10} {score:<14} "
             f"{results.change(row['delta']):>8}  {row['title']}"
         )
     if found["waiting"]:
         lines.append(f"{found['waiting']} waiting")
     return lines + running_lines(found["running"])
+
+
+def counts_words(found: Mapping[str, Any]) -> str:
+    """Experiments and runs, and what became of them."""
+    words = [
+        f"{found['kept']} kept",
+        *([f"{found['taken_back']} of them taken back"] if found["taken_back"] else []),
+        f"{found['discarded']} discarded",
+        *([f"{found['unresolved']} unresolved"] if found["unresolved"] else []),
+        *([f"{found['ended_early']} ended early"] if found["ended_early"] else []),
+        f"{found['failed']} failed",
+    ]
+    made = f"{found['experiments']} experiments in {found['runs']} runs"
+    return f"{made}: {', '.join(words)}"
 
 
 def running_lines(found: Mapping[str, Any] | None) -> list[str]:
@@ -224,12 +256,18 @@ def read_log(lab: Lab, row: Row) -> str:
 
 def show_lines(lab: Lab, ledger: Ledger, row: Row, metric: str) -> Iterable[str]:
     """One experiment with diff, scores, verdict and log."""
-    yield verdict_line(row)
+    back = {one.experiment: one for one in ledger.taken_back()}
+    yield verdict_line(row, back)
+    if row.evidence == "claimed":
+        yield "claimed   by somebody else: not measured here, its train.py is not here"
+    if taken := back.get(row.number):
+        yield f"back      {taken.instead} reigns again: {one_line(taken.why)}"
     yield f"why       {one_line(row.why)}"
     if row.reason:
         yield f"idea      {one_line(row.reason)}"
     values = " ".join(f"{value:.6f}" for value in row.values)
-    yield f"{metric:<9} {values or 'none: it failed'}"
+    nothing = "none: it was ended early" if row.kind == "ended early" else ""
+    yield f"{metric:<9} {values or nothing or 'none: it failed'}"
     against = "nothing, it is a baseline" if row.against is None else str(row.against)
     yield f"against   {against}"
     if row.runs:
@@ -256,10 +294,16 @@ def one_end(line: str) -> str:
 
 
 def nearest(rows: Iterable[Row], *, lower_is_better: bool) -> list[Row]:
-    """Discarded experiments, the nearest misses first."""
-    missed = [r for r in rows if r.decision == "discard" and r.delta is not None]
+    """Discarded experiments: near misses first, then the others, each by its gain."""
+    missed = [
+        row
+        for row in rows
+        if row.decision == "discard"
+        and row.delta is not None
+        and row.evidence == "measured"
+    ]
     sign = 1 if lower_is_better else -1
-    return sorted(missed, key=lambda row: sign * (row.delta or 0.0))
+    return sorted(missed, key=lambda row: (not near_miss(row), sign * (row.delta or 0)))
 
 
 def literal(source: str, name: str, default: Any) -> Any:

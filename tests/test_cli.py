@@ -13,7 +13,7 @@ from tests import nights
 from tests.nights import command, line_lab, rate, run
 
 ROW = {
-    "experiment", "decision", "why", "kind", "value", "delta", "against", "runs",
+    "experiment", "decision", "verdict", "why", "kind", "value", "delta", "against", "runs",
     "values", "title", "reason", "proposed_by", "commit", "ran", "program", "series",
     "seconds", "memory_gb", "facts", "evidence", "decided_at",
 }  # fmt: skip
@@ -58,8 +58,9 @@ def test_json_is_a_contract(lab):
     assert logged == verdicts
     assert set(shown) == ROW | {"diff", "log"}
     assert set(status) == {
-        "experiments", "kept", "discarded", "failed", "runs", "baseline", "champion",
-        "waiting", "running", "series", "last",
+        "experiments", "kept", "taken_back", "discarded", "unresolved", "ended_early",
+        "failed", "runs", "claimed", "baseline", "champion", "waiting", "running",
+        "series", "last",
     }  # fmt: skip
     assert status["experiments"] == 2
     assert status["baseline"]["experiment"] == 0

@@ -38,8 +38,8 @@ LAYERS = (
     "apparatus guest ledger machine pools probe sources walls",
     "evidence",
     "calibration certificate context corpus guidance results simulation standalone",
-    "novelty probing sandbox",
-    "books chart evaluator views",
+    "claims findings novelty probing replaying sandbox",
+    "books chart evaluator morning views",
     "proposers",
     "founding loop preflight report serving share",
     "night",
@@ -60,7 +60,7 @@ APART = (
         "apparatus cage evaluator ledger lab sandbox",
     ),
     ("sandbox evaluator books loop night ledger", "guest standalone"),
-    ("report views chart", "cage evaluator sandbox loop"),
+    ("morning report views chart", "cage evaluator sandbox loop"),
 )
 
 # Files that may print, with their reason.

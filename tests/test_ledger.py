@@ -344,9 +344,13 @@ def test_counts_are_of_verdicts_and_runs(ledger):
     assert ledger.counts() == {
         "experiments": 3,
         "kept": 1,
+        "taken_back": 0,
         "discarded": 1,
+        "unresolved": 0,
+        "ended_early": 0,
         "failed": 1,
         "runs": 3,
+        "claimed": 0,
     }
 
 

@@ -1,0 +1,540 @@
+"""The morning after: everything that a report says, as values and lines.
+
+`build` reads the ledger once; `headline` says it on a terminal; `unknowns` lists what
+nobody knows; `as_json` is the contract of `report --json`. The page is `report`.
+
+Promises: only measured things are stated, and an interval only where the noise allows.
+The numbers are `findings`.
+"""
+
+import difflib
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from autoresearch import findings
+from autoresearch.certificate import Certificate
+from autoresearch.findings import Findings
+from autoresearch.ledger import Ledger, Row
+from autoresearch.notebook import one_line
+from autoresearch.results import change, score, word
+
+LARGEST_DIFF_LINES = 400
+MOST_NEAR = 12  # near misses that are named one by one
+FEW_DEGREES = 5  # of freedom: a noise known from fewer is said to be a guess
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """One kept change: everything since the champion before."""
+
+    row: Row
+    diff: tuple[str, ...]
+    changes: int = 1  # experiments on the way, itself included
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Everything the views need."""
+
+    lab: str
+    metric: str
+    lower_is_better: bool
+    rows: tuple[Row, ...]  # of all series, in the order of decision
+    series: str  # the present one; the headline is about it
+    baseline: Row | None  # None: no verdict yet
+    champion: Row | None
+    kept: tuple[Kept, ...]
+    total_diff: tuple[str, ...]
+    facts: Mapping[str, object]
+    notices: Sequence[str]
+    found: Findings
+    claimed: int  # experiments imported from others, measured by nobody here
+    answers_of_unknown_cost: int  # of models and agents
+    dollars: float  # that the others are known to have cost
+
+    @property
+    def runs(self) -> int:
+        return sum(row.runs for row in self.rows)
+
+    @property
+    def wall_seconds(self) -> float:
+        """From the first proposal to the last verdict, less long pauses between."""
+        total = 0.0
+        last: float | None = None
+        for row in self.rows:
+            since = row.proposed_at if last is None else max(last, row.proposed_at)
+            total += max(0.0, row.decided_at - since)
+            last = row.decided_at
+        return max(total, self.trained_seconds)
+
+    @property
+    def trained_seconds(self) -> float:
+        return sum(row.seconds for row in self.rows)
+
+    @property
+    def scored_seconds(self) -> float:
+        return sum(row.evaluation_seconds for row in self.rows)
+
+    @property
+    def back(self) -> frozenset[int]:
+        """Champions that were taken back."""
+        return frozenset(back.experiment for back in self.found.taken_back)
+
+    def said(self, row: Row) -> str:
+        """A verdict in a word or two."""
+        return word(row, taken_back=row.number in self.back)
+
+    @property
+    def counts(self) -> Mapping[str, int]:
+        """Every experiment of every series, by what became of it."""
+        return Counter(map(self.said, self.rows))
+
+    @property
+    def gain(self) -> float | None:
+        """The plain difference to the baseline; None before there is a champion."""
+        return self.found.raw
+
+
+def build(
+    ledger: Ledger,
+    *,
+    metric: str,
+    lab_name: str,
+    facts: Mapping[str, object],
+    notices: Sequence[str],
+) -> Report:
+    """Read all that is needed from the ledger, once."""
+    rows = tuple(ledger.rows())
+    series = ledger.last_series()
+    found = findings.find(ledger)
+    baseline, champion = found.baseline, found.champion
+    total: tuple[str, ...] = ()
+    if baseline and champion:
+        total = diff_of(ledger, baseline.blob, champion.blob)
+    costs = [asking.dollars for asking in ledger.askings()]
+    return Report(
+        lab_name,
+        metric,
+        ledger.lower_is_better,
+        rows,
+        series,
+        baseline,
+        champion,
+        kept_changes(ledger, rows, found),
+        total,
+        facts,
+        notices,
+        found,
+        len(ledger.claimed()),
+        sum(cost is None for cost in costs),
+        sum(cost for cost in costs if cost is not None),
+    )
+
+
+def kept_changes(
+    ledger: Ledger, rows: Sequence[Row], found: Findings
+) -> tuple[Kept, ...]:
+    """What reigned and was not taken back, each against the champion before it."""
+    by_number = {row.number: row for row in rows}
+    kept = []
+    for at, changes in found.reigned:
+        row = by_number[at]
+        if row.against is None:
+            continue
+        rival = by_number.get(row.against)
+        before = row.parent if rival is None else rival.blob
+        kept.append(Kept(row, diff_of(ledger, before, row.blob), changes))
+    return tuple(kept)
+
+
+def diff_of(ledger: Ledger, before: str, after: str) -> tuple[str, ...]:
+    """A unified diff of two train.py, bounded."""
+    old, new = (ledger.source(blob).splitlines() for blob in (before, after))
+    lines = list(difflib.unified_diff(old, new, "before", "after", lineterm=""))
+    more = len(lines) - LARGEST_DIFF_LINES
+    shown = lines[:LARGEST_DIFF_LINES]
+    return (*shown, f"... {more} more lines") if more > 0 else tuple(shown)
+
+
+# -- words -----------------------------------------------------------------------------
+
+
+def headline(report: Report) -> list[str]:
+    """The report on a terminal."""
+    if report.baseline is None or report.champion is None:
+        return ["nothing was measured yet", *claimed_lines(report)]
+    found = report.found
+    lines = [
+        *certificate_lines(report),
+        f"{report.metric}  {score(found.before)} -> "
+        f"{score(found.after)}   {gain_words(report)}",
+        *luck_lines(report),
+        *noise_lines(report),
+        *holdout_lines(report),
+        counts_line(report),
+        *early_lines(report),
+        *back_lines(report),
+        *near_lines(report),
+        *claimed_lines(report),
+        f"time     {clock(report.wall_seconds)}, trained {share(report)} of it",
+    ]
+    for kept in report.kept[-12:]:
+        row = kept.row
+        title = one_line(row.title) + way_words(kept)
+        lines.append(f"{row.number:>4} {change(row.delta):>9}  {title}")
+    return [*lines, *(f"note     {one_line(words)}" for words in report.notices)]
+
+
+def way_words(kept: Kept) -> str:
+    """How many changes a keep consists of, where it is more than one."""
+    return f" ({kept.changes} changes on the way)" if kept.changes > 1 else ""
+
+
+def within(low: float | None, high: float | None) -> str:
+    """An interval in words."""
+    if low is None or high is None:
+        return "no interval"
+    return f"95 %: {change(low)} to {change(high)}"
+
+
+def gain_words(report: Report) -> str:
+    """The gain, and what it rests on."""
+    found = report.found
+    if report.champion is report.baseline or found.raw is None:
+        return "nothing kept yet"
+    if found.claim is not None:
+        claim = found.claim
+        return f"gain {score(claim.gain)}   ({within(claim.low, claim.high)})"
+    runs = report.champion.runs if report.champion else 0
+    if found.noise is None:
+        how = "one run each" if runs < 2 else f"{runs} runs"
+        return f"gain {score(found.raw)}   ({how}: the noise is not measured)"
+    return f"gain {score(found.raw)}   (no interval: {found.why_no_claim})"
+
+
+def luck_lines(report: Report) -> list[str]:
+    """The plain difference, and how much of it is not believed."""
+    raw, luck = report.found.raw, report.found.luck
+    if raw is None or luck is None:
+        return []
+    part = f" ({100 * luck / raw:.0f} %)" if raw > 0 and luck > 0 else ""
+    if luck > 0:
+        return [f"luck     plain difference {change(raw)}, {score(luck)}{part} is luck"]
+    return [f"luck     plain difference {change(raw)}: none of it is taken for luck"]
+
+
+def noise_lines(report: Report) -> list[str]:
+    """How much a score moves when nothing changed."""
+    found = report.found
+    if found.noise is None:
+        return []
+    known = found.noise
+    if known.sd == 0:
+        return ["noise    none: runs of the same train.py score the same"]
+    tails = {
+        None: "too few runs to tell of heavy tails",
+        True: "heavy tails: now and then a run is far out",
+        False: "no heavy tails",
+    }[found.heavy_tails]
+    lines = [
+        f"noise    sd {known.sd:.2g} a run (95 %: {known.low:.2g} to {known.high:.2g}, "
+        f"{known.degrees:.0f} degrees of freedom), {tails}"
+    ]
+    if found.drift is not None:
+        lines.append(
+            f"drift    {found.drift.per_hour:+.2g} an hour: something about this "
+            "machine drifts, so intervals hold less often than they say"
+        )
+    return lines
+
+
+def holdout_lines(report: Report) -> list[str]:
+    """Gain on validation against gain on the holdout."""
+    found = report.found.holdout
+    if found is None:
+        return []
+    told = within(found.low, found.high)
+    if found.low is None:
+        told = "no interval: the scatter between runs is not known"
+    return [
+        f"holdout  gain {change(found.gain)} on validation, "
+        f"{change(found.holdout_gain)} on the holdout; gap {change(found.gap)} ({told})"
+    ]
+
+
+def certificate_lines(report: Report) -> list[str]:
+    """What `replicate` found: on top, because it is the strongest evidence."""
+    found = report.found.certificate
+    if found is None:
+        return []
+    seeds = "1 fresh seed" if found.pairs == 1 else f"{found.pairs} fresh seeds"
+    lines = [
+        f"replicated on {seeds}: gain {change(found.gain)} "
+        f"({within(found.low, found.high)})"
+    ]
+    if found.holdout_gain is not None and found.gap is not None:
+        lines.append(
+            f"         on the holdout {change(found.holdout_gain)} "
+            f"({within(found.holdout_low, found.holdout_high)}), gap "
+            f"{change(found.gap)} ({within(found.gap_low, found.gap_high)})"
+        )
+    return [*lines, certificate_verdict(found, report.found)]
+
+
+def certificate_verdict(found: Certificate, night: Findings) -> str:
+    """Whether the gain came again, and whether the night's claim was right."""
+    if found.low is None or found.high is None:
+        return "         one pair has no interval: replicate on more seeds"
+    if found.low > 0:
+        word = "the gain came again"
+    elif found.high < 0:
+        word = "the champion is worse than the baseline"
+    else:
+        word = "the interval holds 0: the gain is not shown"
+    if night.claim is None:
+        return f"         {word}"
+    held = found.low <= night.claim.gain <= found.high
+    which = "inside" if held else "outside"
+    said = f"the night claimed {change(night.claim.gain)}, {which} this interval"
+    return f"         {word}; {said}"
+
+
+def early_lines(report: Report) -> list[str]:
+    """What ending hopeless runs saved, and what it may have cost."""
+    early = report.found.early
+    if not early.ended and early.false_kills is None:
+        return []
+    saved = f"{clock(early.saved_seconds)} ({early.saved_share:.0%}) of training saved"
+    said = f"early    {early.ended} ended early, {saved}; falsely: "
+    rate = early.false_kills
+    if rate is None:
+        return [f"{said}unknown, none was spared yet"]
+    low, high = f"{100 * rate.low:.0f}", f"{100 * rate.high:.0f}"
+    return [
+        f"{said}{100 * rate.share:.0f} % (95 %: {low} to {high} %, from {rate.spared} "
+        "that were spared)"
+    ]
+
+
+def back_lines(report: Report) -> list[str]:
+    """Champions that turned out worse."""
+    return [
+        f"back     experiment {back.experiment} was taken back, {back.instead} reigns "
+        f"again: {one_line(back.why)}"
+        for back in report.found.taken_back
+    ]
+
+
+def near_lines(report: Report) -> list[str]:
+    """What may be better, but not beyond doubt."""
+    near = report.found.near
+    if not near:
+        return []
+    first = ", ".join(f"{row.number} ({change(row.delta)})" for row in near[:MOST_NEAR])
+    more = f" and {len(near) - MOST_NEAR} more" if len(near) > MOST_NEAR else ""
+    return [f"near     {len(near)} near misses: {first}{more}"]
+
+
+def claimed_lines(report: Report) -> list[str]:
+    """What others claim stands apart."""
+    if not report.claimed:
+        return []
+    return [
+        f"claimed  {report.claimed} experiments were imported: others claim them, "
+        "nobody measured them here, and nothing above counts them"
+    ]
+
+
+def counts_line(report: Report) -> str:
+    """Experiments and runs."""
+    kinds = Counter(row.kind for row in report.rows if row.decision == "failed")
+    why = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
+    counts = report.counts
+    words = [
+        f"{counts['keep']} kept",
+        f"{counts['baseline']} to begin with",
+        *([f"{counts['taken back']} taken back"] if counts["taken back"] else []),
+        f"{counts['discard']} discarded",
+        *([f"{counts['unresolved']} unresolved"] if counts["unresolved"] else []),
+        *([f"{counts['ended']} ended early"] if counts["ended"] else []),
+        f"{counts['failed']} failed" + (f" ({why})" if why else ""),
+    ]
+    made = f"{len(report.rows)} experiments in {report.runs} runs"
+    return f"{made}: {', '.join(words)}"
+
+
+def share(report: Report) -> str:
+    """How much of the wall clock went into training."""
+    if not report.wall_seconds:
+        return "0 %"
+    return f"{100 * report.trained_seconds / report.wall_seconds:.0f} %"
+
+
+def clock(seconds: float) -> str:
+    """8 h 05 min, 12 min 30 s."""
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours} h {minute:02} min" if hours else f"{minute} min {second:02} s"
+
+
+def unknowns(report: Report) -> list[str]:
+    """What this report does not know."""
+    return [
+        *noise_unknowns(report),
+        *holdout_unknowns(report),
+        *other_unknowns(report),
+    ]
+
+
+def noise_unknowns(report: Report) -> list[str]:
+    """What is not known of luck."""
+    found, known = report.found, report.found.noise
+    said = []
+    if known is None:
+        said.append(
+            "How noisy a score is: nothing ran twice. Near the end of a night about "
+            "half of what is kept after one run each is luck."
+        )
+    elif known.degrees < FEW_DEGREES and known.sd > 0:
+        said.append(
+            f"How noisy a score is, well: it rests on {known.degrees:.0f} differences."
+        )
+    if known is not None and known.sd > 0 and found.heavy_tails is None:
+        said.append("Whether the noise has heavy tails: too few runs.")
+    if found.drift is not None:
+        said.append("How much of the gain is the drift of this machine.")
+    if found.champion is not found.baseline and found.certificate is None:
+        said.append(
+            "Whether the gain comes again on fresh seeds: autoresearch replicate was "
+            "not run for this champion."
+        )
+    if any(kept.changes > 1 for kept in report.kept):
+        said.append(
+            "Which of the changes on the way to a champion did it: autoresearch ablate."
+        )
+    return said
+
+
+def holdout_unknowns(report: Report) -> list[str]:
+    """What is not known of the fit to the validation text."""
+    found, certified = report.found.holdout, report.found.certificate
+    if certified is not None and certified.gap_low is not None:
+        return []
+    if found is None and (certified is None or certified.gap is None):
+        return [
+            "How far the night overfitted its validation set: the holdout is sealed "
+            "and was not scored for both the baseline and a champion."
+        ]
+    if found is None or found.low is None:
+        return [
+            "How certain the gap to the holdout is: the scatter between runs is not "
+            "known."
+        ]
+    return []
+
+
+def other_unknowns(report: Report) -> list[str]:
+    """What no night of this kind can know, and what this one did not ask."""
+    early, level = report.found.early, report.facts.get("cage", "none")
+    said = []
+    if early.ended and early.false_kills is None:
+        said.append("How many runs were ended falsely: none was spared yet.")
+    if report.claimed:
+        said.append("Whether what others claim is true: nobody measured it here.")
+    if level == "none":
+        said.append(
+            "What a train.py at cage level 'none' read besides its text: it ran as "
+            "you, with a clock and limits but no walls."
+        )
+    else:
+        said.append(
+            f"What a train.py did inside its cage (level {level!r}): seconds of hidden "
+            "training at start-up and serving remain possible."
+        )
+    if report.answers_of_unknown_cost:
+        count = report.answers_of_unknown_cost
+        said.append(f"What {count} answers of models or agents cost: they do not say.")
+    return [
+        *said,
+        "What it cost in energy: it is not measured.",
+        "Whether the gain holds at another budget, size, text or machine.",
+    ]
+
+
+# -- for machines ----------------------------------------------------------------------
+
+
+def as_json(report: Report) -> dict[str, Any]:
+    """Every number of the report as one object: the `report --json` contract."""
+    found, counts = report.found, report.counts
+    return {
+        "metric": report.metric,
+        "lower_is_better": report.lower_is_better,
+        "series": report.series,
+        "baseline": experiment_json(found.baseline, found.before),
+        "champion": experiment_json(found.champion, found.after),
+        "gain": gain_json(found),
+        "noise": None if found.noise is None else asdict(found.noise),
+        "heavy_tails": found.heavy_tails,
+        "drift": None if found.drift is None else asdict(found.drift),
+        "certificate": found.certificate and found.certificate.as_json(),
+        "holdout": None if found.holdout is None else asdict(found.holdout),
+        "counts": {
+            "experiments": len(report.rows),
+            "runs": report.runs,
+            "kept": counts["keep"],
+            "baselines": counts["baseline"],
+            "taken_back": counts["taken back"],
+            "discarded": counts["discard"],
+            "unresolved": counts["unresolved"],
+            "ended_early": counts["ended"],
+            "failed": counts["failed"],
+            "claimed": report.claimed,
+        },
+        "kept": [
+            {**change_json(kept.row), "changes": kept.changes} for kept in report.kept
+        ],
+        "near_misses": [change_json(row) for row in found.near],
+        "taken_back": [
+            {"experiment": back.experiment, "instead": back.instead, "why": back.why}
+            for back in found.taken_back
+        ],
+        "early_kill": asdict(found.early),
+        "wall_seconds": report.wall_seconds,
+        "trained_seconds": report.trained_seconds,
+        "scored_seconds": report.scored_seconds,
+        "dollars": report.dollars,
+        "unknown": unknowns(report),
+    }
+
+
+def experiment_json(row: Row | None, value: float | None) -> dict[str, Any] | None:
+    """Baseline or champion, by the night's own runs."""
+    if row is None:
+        return None
+    return {"experiment": row.number, "runs": row.runs, "value": value}
+
+
+def gain_json(found: Findings) -> dict[str, Any]:
+    """What is believed of the gain, and the plain difference beside it."""
+    claim = found.claim
+    return {
+        "claimed": None if claim is None else claim.gain,
+        "low": None if claim is None else claim.low,
+        "high": None if claim is None else claim.high,
+        "why_not": found.why_no_claim,
+        "raw": found.raw,
+        "luck": found.luck,
+    }
+
+
+def change_json(row: Row) -> dict[str, Any]:
+    """One change that was tried."""
+    return {
+        "experiment": row.number,
+        "title": one_line(row.title),
+        "delta": row.delta,
+        "runs": row.runs,
+    }
