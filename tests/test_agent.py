@@ -13,6 +13,7 @@ from autoresearch.ledger import Ledger
 from autoresearch.program import Program
 from autoresearch.proposers import agent, named
 from autoresearch.proposers import examined as named_states
+from autoresearch.proposers.acp import Bill
 from autoresearch.proposers.desk import desk_of
 from tests import nights
 from tests.test_context import night as short_night
@@ -224,10 +225,10 @@ def test_costs_are_what_its_json_lines_say_or_unknown():
         '{"type":"step_finish","part":{"cost":0,"tokens":{"input":5,"output":1}}}'
     )
 
-    assert agent.bill(f"{opencode}\n{opencode}\n") == (None, 10, 2)
-    assert agent.bill(f"x\n{claude}\n") == (0.12, 9, 4)
-    assert agent.bill(f"{codex}\n{codex}\n[1]\n{{") == (None, 14, 4)
-    assert agent.bill('{"total_cost_usd": -1}') == (None, None, None)
+    assert agent.bill_of(f"{opencode}\n{opencode}\n") == Bill(None, 10, 2)
+    assert agent.bill_of(f"x\n{claude}\n") == Bill(0.12, 9, 4)
+    assert agent.bill_of(f"{codex}\n{codex}\n[1]\n{{") == Bill(None, 14, 4)
+    assert agent.bill_of('{"total_cost_usd": -1}') == Bill()
 
 
 def test_a_command_that_is_not_there_says_how_to_get_it(lab, monkeypatch):
