@@ -469,7 +469,7 @@ def restore(
         " values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (
             *(number, title, entry.body, tell["Proposed-by"]),
-            *(parent_blob(book, commit, against), tell["Ran"]),
+            *(parent_blob(db, book, commit, against), tell["Ran"]),
             *(rules.fingerprint(source), tell.get("Program", ""), at, sequence),
             *(tell["Series"], decision, why, what, score, delta, against, at, commit),
             share,
@@ -479,9 +479,15 @@ def restore(
         insert_run(db, number, tell["Series"], value, "verdict")
 
 
-def parent_blob(book: Notebook, commit: str, against: int | None) -> str:
-    """The train.py an experiment started from; "" for a baseline."""
-    if against is None:
-        return ""
+def parent_blob(
+    db: sqlite3.Connection, book: Notebook, commit: str, against: int | None
+) -> str:
+    """The train.py an experiment started from, kept; "" for a baseline.
+
+    It may be the human's own, committed between two verdicts.
+    """
     found = book.file_at(f"{commit}^", "train.py")
-    return found[0] if found else ""
+    if against is None or found is None:
+        return ""
+    keep_source(db, found[0], found[1].decode(errors="replace"))
+    return found[0]

@@ -57,7 +57,7 @@ def test_a_client_reads_proposes_waits_and_goes_on(running):
     assert said.startswith("Experiment 2 is queued")
     verdict = asyncio.run(desk.wait_for_verdict(2, 60))
 
-    assert json.loads(verdict.splitlines()[0])["proposed_by"] == "human:mcp:test"
+    assert json.loads(verdict.splitlines()[1])["proposed_by"] == "human:mcp:test"
     assert "Go on: read_context" in verdict
     assert "-MOMENTUM = 0.5" in desk.show_experiment(2)
     assert '"experiment": 2' in desk.list_experiments()
@@ -106,7 +106,7 @@ def test_the_five_tools_are_served_by_stdio(lab):
         "list_experiments", "propose", "read_context", "show_experiment",
         "wait_for_verdict",
     ]  # fmt: skip
-    assert "# train.py of the champion" in text
+    assert "# train.py to start from" in text
 
 
 def test_by_http_nothing_is_said_without_the_token(lab):

@@ -2,9 +2,9 @@
 
 Each asking is one run of the command in a folder of its own, a fresh git repository
 with copies of the three files and the prompt, under a HOME of the agent's own that
-lasts; by the Agent Client Protocol where it speaks it (`acp`). Only train.py counts: whatever else it touched is named in the record and
-dropped. It gets the few variables of its row and no other; nothing of ours that it
-writes is ever executed or trusted.
+lasts; by the Agent Client Protocol where it speaks it (`acp`). Only train.py counts:
+whatever else it touched is named in the record and dropped. It gets the few variables
+of its row and no other; nothing of ours that it writes is ever executed or trusted.
 
 Promises: ends at its limit with everything it started (`leash`); a usage limit lets it
 rest until the time it names; not being logged in is said with the command that helps;
@@ -398,11 +398,16 @@ def need(spec: str, kind: Kind) -> None:
 
 def home_of(spec: str) -> Path:
     """The HOME that is the agent's own, and lasts, so that a login into it does."""
-    root = os.environ.get("XDG_STATE_HOME") or "~/.local/state"
     name = re.sub(r"[^a-z0-9]+", "-", spec.lower())[:40].strip("-")
-    home = Path(root).expanduser() / "autoresearch" / "agents" / name
+    home = homes() / name
     home.mkdir(parents=True, exist_ok=True, mode=0o700)
     return home.resolve()
+
+
+def homes() -> Path:
+    """The folder of all agents' HOMEs."""
+    root = os.environ.get("XDG_STATE_HOME") or "~/.local/state"
+    return Path(root).expanduser().resolve() / "autoresearch" / "agents"
 
 
 def environment(kind: Kind, home: Path) -> dict[str, str]:
@@ -422,10 +427,14 @@ def environment(kind: Kind, home: Path) -> dict[str, str]:
 
 
 def hidden_of(state: Path) -> tuple[Path, ...]:
-    """What an agent must not see: secrets, sealed data, the lab's own records."""
+    """What an agent must not see: secrets, sealed data, the lab's own records.
+
+    Logins too, the person's and other agents': each has its own HOME, bound afterwards.
+    """
     cache = os.environ.get("AUTORESEARCH_CACHE")
-    mine = [Path.home() / name for name in SECRETS]
-    return (*mine, *([Path(cache)] if cache else ()), state)
+    logins = [name for kind in KINDS.values() for name in kind.logged_in]
+    mine = [Path.home() / name for name in (*SECRETS, *logins)]
+    return (*mine, *([Path(cache)] if cache else ()), state, homes())
 
 
 def filled(argv: Iterable[str], folder: Path) -> list[str]:

@@ -217,19 +217,25 @@ class LLM:
         """Ask; where the answer does not fit, say why and ask once more."""
         source = ledger.source(talk.blob)
         deadline = time.monotonic() + ANSWER_SECONDS
-        why = ""
+        why, proposal = "", None
         for words in (prompt, ""):
             said = words or (
-                f"Refused:\n{context.data('reason', visible(why))}\nSend the whole reply again, corrected, in the same "
-                "form. Or another idea that fits."
+                f"Refused:\n{context.data('reason', visible(why))}\nSend the whole "
+                "reply again, corrected, in the same form. Or another idea that fits."
             )
-            reply = talk.ask(self._endpoint, said, deadline)
+            try:
+                reply = talk.ask(self._endpoint, said, deadline)
+            except NoAnswer:
+                if proposal is None:
+                    raise
+                break  # the first answer goes on record with its reason
             proposal, why = proposal_of(reply, self.name, talk.blob, source)
             why = why or self._desk.fault(ledger, proposal)
             if not why or time.monotonic() > deadline - 5:
                 break
             if not words or not self._afford(talk, prompt + reply):
                 break
+        assert proposal is not None, "the first answer came, or NoAnswer did"
         return replace(proposal, refused=one_line(why)[:300])
 
     def _rest(self, ledger: Ledger, talk: "Talk", none: NoAnswer) -> None:
