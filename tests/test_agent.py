@@ -253,6 +253,16 @@ def test_a_command_that_is_gone_in_the_night_is_a_rest_and_no_traceback(lab, tmp
     assert one.resting_until > 0
 
 
+def test_folders_without_end_are_a_rest_and_no_traceback(lab, tmp_path):
+    one, proposal, _ = asked(
+        lab, tmp_path, DEEPER,
+        "for _ in range(1500): os.mkdir('d'); os.chdir('d')",
+    )  # fmt: skip
+
+    assert proposal is None or "DEPTH = 8" in proposal.source
+    assert proposal is not None or one.resting_until > 0
+
+
 @pytest.mark.skipif(not leash.bubblewrap(), reason="no bubblewrap here")
 def test_it_sees_no_other_agents_login(lab, tmp_path):
     other = agent.home_of("codex") / ".codex" / "auth.json"

@@ -25,7 +25,8 @@ import stat
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -271,10 +272,8 @@ class Agent:
         """One run of the command in a fresh folder."""
         limit = limit_seconds or AGENT_SECONDS
         try:
-            with tempfile.TemporaryDirectory(
-                prefix="autoresearch-agent-", ignore_cleanup_errors=True
-            ) as made:
-                folder = Path(made).resolve() / "work"
+            with scratch() as made:
+                folder = made / "work"
                 given = furnish(folder, self._desk, prompt, source)
                 if self._kind.acp:
                     done, bill = self._talked(folder, prompt, limit)
@@ -282,7 +281,8 @@ class Agent:
                     done = self._ran(folder, prompt, limit)
                     bill = bill_of(done.text)
                 return Work(done, taken(folder, given), bill)
-        except OSError as error:  # the command is gone, the disk is full
+        except (OSError, RecursionError) as error:
+            # The command is gone, the disk is full, its folders are a thousand deep.
             words = f"{type(error).__name__}: {one_line(str(error))}"
             done = leash.Ended(1, words.encode(errors="replace"), 0.0)
             return Work(done, Left("", "", ()), acp.Bill())
@@ -444,6 +444,21 @@ def filled(argv: Iterable[str], folder: Path) -> list[str]:
 
 
 # -- its folder ------------------------------------------------------------------------
+
+
+@contextmanager
+def scratch() -> Iterator[Path]:
+    """A folder that is gone afterwards, whatever an agent made of it."""
+    made = tempfile.TemporaryDirectory(
+        prefix="autoresearch-agent-", ignore_cleanup_errors=True
+    )
+    try:
+        yield Path(made.name).resolve()
+    finally:
+        try:
+            made.cleanup()
+        except RecursionError:  # Python gives up at a depth that rm does not know
+            subprocess.run(("rm", "-rf", "--", made.name), check=False)
 
 
 def furnish(folder: Path, desk: Desk, prompt: str, source: str) -> dict[str, bytes]:
