@@ -86,6 +86,7 @@ class Change:
 
     row: Row
     constants: tuple[tuple[str, str], ...]  # (name, new spelling); empty: code
+    back: bool = False  # it was kept, and taken back
 
 
 def build(ledger: Ledger, asked: Asked) -> str:
@@ -269,17 +270,19 @@ def history(
     if not done:
         return "# Tried\n\nNothing yet."
     sign = 1.0 if ledger.lower_is_better else -1.0
-    kept = [c for c in done if c.row.decision == "keep"]
+    kept = [c for c in done if c.row.decision == "keep" and not c.back]
+    back = sum(c.back for c in done)
     missed = [c for c in done if c.row.decision == "discard"]
     scored = [c for c in missed if c.row.delta is not None]  # not: ended early
     near = sorted(scored, key=lambda c: (sign * (c.row.delta or 0.0), c.row.number))
     newest = list(done[-NEWEST:])
     shown = {c.row.number for c in (*newest, *kept)}
     older = [c for c in reversed(done) if c.row.number not in shown]
-    failed = len(done) - len(kept) - len(missed)
+    failed = len(done) - len(kept) - len(missed) - back
+    taken = f", {back} kept and taken back" if back else ""
     head = (
-        f"# Tried\n\n{len(kept)} kept, {len(missed)} discarded, {failed} failed or "
-        "refused. Change of the score against the champion of its time"
+        f"# Tried\n\n{len(kept)} kept{taken}, {len(missed)} discarded, {failed} failed "
+        "or refused. Change of the score against the champion of its time"
         + (" ± 95 %" if noise is not None else "")
         + "; one line each, grouped where there are many."
     )
@@ -318,7 +321,7 @@ def filled(groups: Sequence[tuple[str, list[str], float]], left: int) -> list[st
 def told(change: Change, noise: float | None, *, reason: bool = False) -> str:
     """One experiment on one line."""
     row = change.row
-    outcome: str = row.kind or row.decision
+    outcome: str = "taken back" if change.back else row.kind or row.decision
     if row.delta is not None:
         outcome += f" {row.delta:+.2g}{interval(row, noise)}"
     who = one_line(row.author)[:24]
@@ -380,6 +383,7 @@ class Changes:
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
         self._sources: dict[str, str] = {}
+        self._back = {back.experiment for back in ledger.taken_back()}
 
     def of(self, row: Row) -> Change:
         """An experiment's change against what it started from."""
@@ -387,8 +391,9 @@ class Changes:
         old, new = middle(before, after)
         olds, news = assigned(old), assigned(new)
         if olds is None or news is None or olds.keys() != news.keys():
-            return Change(row, ())
-        return Change(row, tuple((n, v) for n, v in news.items() if olds[n] != v))
+            return Change(row, (), row.number in self._back)
+        changed = tuple((n, v) for n, v in news.items() if olds[n] != v)
+        return Change(row, changed, row.number in self._back)
 
     def _parent(self, blob: str) -> str:
         if blob not in self._sources:

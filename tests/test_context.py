@@ -130,6 +130,17 @@ def test_lines_tell_what_changed_without_parsing(tmp_path):
     assert context.middle("x\n", "x\n")[0] == context.middle("x\n", "x\n")[1]
 
 
+def test_a_champion_that_was_taken_back_is_not_called_kept(tmp_path):
+    ledger = night(tmp_path / "l.db", ("lucky", SOURCE + "x = 1\n", 0.9))
+    lucky, first = ledger.champions()[::-1]
+    ledger.take_back(first, lucky, "worse", "c", 2.0)
+
+    text = context.build(ledger, Asked())
+
+    assert "0 kept, 1 kept and taken back, 0 discarded, 0 failed" in text
+    assert "1 taken back -0.1: lucky" in text
+
+
 def test_a_run_that_was_ended_early_is_no_near_miss(tmp_path):
     ledger = night(tmp_path / "l.db", ("close", SOURCE + "x = 1\n", 1.01))
     champion = ledger.champion
