@@ -488,7 +488,7 @@ def restore(
         " values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (
             *(number, title, entry.body, tell["Proposed-by"]),
-            *(parent_blob(book, commit, against), tell["Ran"]),
+            *(parent_blob(db, book, commit, against), tell["Ran"]),
             *(rules.fingerprint(source), tell.get("Program", ""), at, sequence),
             *(tell["Series"], decision, why, what, score, delta, against, at, commit),
             share,
@@ -506,9 +506,15 @@ def delta_of(tell: dict[str, str], score: float, rival: str) -> float | None:
     return score - float(rival) if rival else None
 
 
-def parent_blob(book: Notebook, commit: str, against: int | None) -> str:
-    """The train.py an experiment started from; "" for a baseline."""
-    if against is None:
-        return ""
+def parent_blob(
+    db: sqlite3.Connection, book: Notebook, commit: str, against: int | None
+) -> str:
+    """The train.py an experiment started from, kept; "" for a baseline.
+
+    It may be the human's own, committed between two verdicts.
+    """
     found = book.file_at(f"{commit}^", "train.py")
-    return found[0] if found else ""
+    if against is None or found is None:
+        return ""
+    keep_source(db, found[0], found[1].decode(errors="replace"))
+    return found[0]

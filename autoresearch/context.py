@@ -14,14 +14,14 @@ import hashlib
 import math
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean, variance
 
 from autoresearch import constants
 from autoresearch.edits import one_line, visible
 from autoresearch.experiment import Champion
-from autoresearch.ledger import Ledger, Row
+from autoresearch.ledger import Ledger, Row, effects
 
 BYTES_PER_TOKEN = 2.2  # of the history, which is mostly numbers
 # Tokenizers in use cut text into words, up to three digits, and single signs; a word of
@@ -86,6 +86,7 @@ class Change:
 
     row: Row
     constants: tuple[tuple[str, str], ...]  # (name, new spelling); empty: code
+    back: bool = False  # it was kept, and taken back
 
 
 def build(ledger: Ledger, asked: Asked) -> str:
@@ -99,6 +100,7 @@ def build(ledger: Ledger, asked: Asked) -> str:
     noise = noise_of(ledger.rows())
     changes = Changes(ledger)
     done = [changes.of(row) for row in rows]
+    gains = effects(ledger.rows())
     better = "lower" if ledger.lower_is_better else "higher"
     parts = [
         asked.ask.format(
@@ -109,7 +111,7 @@ def build(ledger: Ledger, asked: Asked) -> str:
         state(ledger, asked, rows, noise),
         f"# train.py to start from\n\n{whose(start, champion)}\n"
         + data("train.py", visible(source)),
-        knobs(source, done, ledger.lower_is_better),
+        knobs(source, done, gains, lower_is_better=ledger.lower_is_better),
         last_runs(ledger.rows()),
     ]
     left = asked.budget_tokens - sum(tokens(part) + 2 for part in parts)
@@ -187,8 +189,17 @@ def state(
     return "# State\n\n" + "\n".join(lines)
 
 
-def knobs(source: str, done: Sequence[Change], lower_is_better: bool) -> str:
-    """The constants, what was tried of each, and where runs failed."""
+def knobs(
+    source: str,
+    done: Sequence[Change],
+    gains: Mapping[int, float],
+    *,
+    lower_is_better: bool,
+) -> str:
+    """The constants, what was tried of each, and where runs failed.
+
+    `gains`: what each change did to the score of what it started from.
+    """
     tried: dict[str, Knob] = defaultdict(Knob)
     for change in done:
         if len(change.constants) == 1:
@@ -203,7 +214,7 @@ def knobs(source: str, done: Sequence[Change], lower_is_better: bool) -> str:
         if knob.low is not None and knob.high is not None:
             words += f" ({knob.low:g} .. {knob.high:g})"
         seen = tried.pop(knob.name, None)
-        lines.append(words + (summed(seen.tried, sign) if seen else "; untried"))
+        lines.append(words + (summed(seen.tried, gains, sign) if seen else "; untried"))
     if not lines:
         return ""
     text = cut("\n".join(one_line(line)[:400] for line in lines), MOST_KNOB_BYTES)
@@ -215,9 +226,11 @@ def knobs(source: str, done: Sequence[Change], lower_is_better: bool) -> str:
     )
 
 
-def summed(tried: Sequence[tuple[str, Row]], sign: float) -> str:
+def summed(
+    tried: Sequence[tuple[str, Row]], gains: Mapping[int, float], sign: float
+) -> str:
     """What trying one constant has brought, in a few words."""
-    scored = [(v, r) for v, r in tried if r.delta is not None]
+    scored = [(v, r) for v, r in tried if r.number in gains]
     failed = [
         v
         for v, r in tried
@@ -225,8 +238,8 @@ def summed(tried: Sequence[tuple[str, Row]], sign: float) -> str:
     ]
     words = f"; {len(tried)} tried"
     if scored:
-        value, best = min(scored, key=lambda pair: sign * (pair[1].delta or 0.0))
-        words += f", best {value} ({best.delta:+.2g}, {best.decision})"
+        value, best = min(scored, key=lambda pair: sign * gains[pair[1].number])
+        words += f", best {value} ({gains[best.number]:+.2g}, {best.decision})"
         numbers = [n for v, _ in scored if (n := as_number(v)) is not None]
         if numbers:
             words += f", explored {min(numbers):g} .. {max(numbers):g}"
@@ -257,16 +270,19 @@ def history(
     if not done:
         return "# Tried\n\nNothing yet."
     sign = 1.0 if ledger.lower_is_better else -1.0
-    kept = [c for c in done if c.row.decision == "keep"]
+    kept = [c for c in done if c.row.decision == "keep" and not c.back]
+    back = sum(c.back for c in done)
     missed = [c for c in done if c.row.decision == "discard"]
-    near = sorted(missed, key=lambda c: (sign * (c.row.delta or 0.0), c.row.number))
+    scored = [c for c in missed if c.row.delta is not None]  # not: ended early
+    near = sorted(scored, key=lambda c: (sign * (c.row.delta or 0.0), c.row.number))
     newest = list(done[-NEWEST:])
     shown = {c.row.number for c in (*newest, *kept)}
     older = [c for c in reversed(done) if c.row.number not in shown]
-    failed = len(done) - len(kept) - len(missed)
+    failed = len(done) - len(kept) - len(missed) - back
+    taken = f", {back} kept and taken back" if back else ""
     head = (
-        f"# Tried\n\n{len(kept)} kept, {len(missed)} discarded, {failed} failed or "
-        "refused. Change of the score against the champion of its time"
+        f"# Tried\n\n{len(kept)} kept{taken}, {len(missed)} discarded, {failed} failed "
+        "or refused. Change of the score against the champion of its time"
         + (" ± 95 %" if noise is not None else "")
         + "; one line each, grouped where there are many."
     )
@@ -305,7 +321,7 @@ def filled(groups: Sequence[tuple[str, list[str], float]], left: int) -> list[st
 def told(change: Change, noise: float | None, *, reason: bool = False) -> str:
     """One experiment on one line."""
     row = change.row
-    outcome: str = row.kind or row.decision
+    outcome: str = "taken back" if change.back else row.kind or row.decision
     if row.delta is not None:
         outcome += f" {row.delta:+.2g}{interval(row, noise)}"
     who = one_line(row.author)[:24]
@@ -367,6 +383,7 @@ class Changes:
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
         self._sources: dict[str, str] = {}
+        self._back = {back.experiment for back in ledger.taken_back()}
 
     def of(self, row: Row) -> Change:
         """An experiment's change against what it started from."""
@@ -374,8 +391,9 @@ class Changes:
         old, new = middle(before, after)
         olds, news = assigned(old), assigned(new)
         if olds is None or news is None or olds.keys() != news.keys():
-            return Change(row, ())
-        return Change(row, tuple((n, v) for n, v in news.items() if olds[n] != v))
+            return Change(row, (), row.number in self._back)
+        changed = tuple((n, v) for n, v in news.items() if olds[n] != v)
+        return Change(row, changed, row.number in self._back)
 
     def _parent(self, blob: str) -> str:
         if blob not in self._sources:

@@ -63,9 +63,11 @@ def read(reply: str) -> Answer:
             f"the reply has {len(reply)} characters; at most "
             f"{LARGEST_REPLY_CHARACTERS} are read. Send search/replace blocks"
         )
-    if "\0" in reply:
-        raise Refused("the reply holds null bytes; send plain text")
+    if not plain(reply):
+        raise Refused("the reply holds null bytes or half characters; send plain text")
     found = from_json(reply) or from_text(reply)
+    if not all(plain(text) for text in (found.whole, *map(both, found.blocks))):
+        raise Refused("its edits hold null bytes or half characters; send plain text")
     if len(found.blocks) > MOST_BLOCKS:
         raise Refused(f"{len(found.blocks)} blocks; one idea has at most {MOST_BLOCKS}")
     return found
@@ -249,6 +251,18 @@ def from_json(reply: str) -> Answer | None:
         [whole] if isinstance(whole := found.get("source"), str) and whole else [],
         reply,
     )
+
+
+def both(block: Block) -> str:
+    return block.search + block.replace
+
+
+def plain(text: str) -> bool:
+    """Whether a text can be a file: JSON may spell what UTF-8 cannot."""
+    try:
+        return b"\0" not in text.encode()
+    except UnicodeEncodeError:
+        return False
 
 
 def list_of(value: Any) -> list[Any]:

@@ -784,12 +784,15 @@ def effects(rows: Sequence[Row]) -> dict[int, float]:
     Not `Row.delta`, which is against the champion: a proposal may start from something
     that promises more. Where the parent was not measured, that is all there is.
     """
-    values = {row.blob: row.value for row in rows if row.value is not None}
+    # By series: the same file scores otherwise with another budget or another text.
+    values = {
+        (row.series, row.blob): row.value for row in rows if row.value is not None
+    }
     found = {}
     for row in rows:
         if row.value is None or row.delta is None:
             continue
-        before = values.get(row.parent)
+        before = values.get((row.series, row.parent))
         found[row.number] = row.delta if before is None else row.value - before
     return found
 

@@ -1,9 +1,10 @@
 """Near-duplicates: a proposal that differs from an earlier one by next to nothing.
 
-Compared with every earlier experiment on the same train.py, whoever proposed it: the
-same constants, each within 2 % of what was tried; or the same new lines of code but for
-layout and comments. Exact repeats are the ledger's (`same_code`). Not covered: the same
-idea in other words; and an idea tried on an older champion, which may be worth it now.
+Compared with every earlier experiment of the series on the same train.py, whoever
+proposed it: the same constants, each within 2 % of what was tried; or the same new
+lines of code but for layout and comments. Exact repeats are the ledger's (`same_code`).
+Not covered: the same idea in other words; and an idea tried on an older champion, or in
+another series, which may be worth it now.
 """
 
 import re
@@ -26,6 +27,8 @@ def near_twin(ledger: Ledger, source: str, parent: str) -> str:
     for row in reversed(ledger.rows()):
         if row.parent != parent or row.kind in ("refused", "duplicate"):
             continue
+        if ledger.series and row.series != ledger.series:
+            continue  # under other terms it may be worth it
         was, now = context.middle(before, ledger.source(row.blob))
         if moved:
             theirs = changed(context.assigned(was), context.assigned(now))

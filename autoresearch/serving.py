@@ -52,15 +52,21 @@ class Desk:
         search/replace blocks (<<<<<<< SEARCH, =======, >>>>>>> REPLACE), each matching
         one place of the champion's train.py, or the whole new file."""
         with opened(self._lab) as ledger:
-            champion = ledger.champion
-            if champion is None:
+            start = ledger.start  # what read_context shows
+            if start is None:
                 return "There is no champion yet; somebody must run: autoresearch run"
-            source = ledger.source(champion.blob)
+            source = ledger.source(start.blob)
             heads = f"TITLE: {edits.one_line(title)}\nREASON: {edits.one_line(reason)}"
             try:
                 answer, new = edits.new_source(f"{heads}\n{fitted(change)}", source)
                 number, minutes = views.queue_source(
-                    self._lab, ledger, new, answer.title, by or self._by, answer.reason
+                    self._lab,
+                    ledger,
+                    new,
+                    answer.title,
+                    by or self._by,
+                    answer.reason,
+                    start,
                 )
             except edits.Refused as refused:
                 return f"Refused, nothing was queued: {refused}"
@@ -81,7 +87,8 @@ class Desk:
                 row = ledger.row(experiment)
                 known = any(p.number == experiment for p in ledger.open())
             if row is not None:
-                return f"{verdict(row)}\nGo on: read_context, then propose the next."
+                said = context.data("verdict", verdict(row))
+                return f"{said}\nGo on: read_context, then propose the next."
             if not known:
                 return f"There is no experiment {experiment}."
             if time.monotonic() >= deadline:
@@ -98,7 +105,7 @@ class Desk:
         log = views.read_log(self._lab, row)[-6000:]
         return "\n\n".join(
             [
-                verdict(row),
+                context.data("verdict", verdict(row)),
                 context.data("diff", edits.visible(diff)[:20_000]),
                 context.data("log", edits.visible(log)),
             ]

@@ -14,7 +14,7 @@ from typing import Any
 
 from autoresearch import constants, results, rules
 from autoresearch.errors import LabError, NotYet
-from autoresearch.experiment import Proposal
+from autoresearch.experiment import Champion, Proposal
 from autoresearch.lab import LARGEST_FILE_BYTES, Lab, git_blob
 from autoresearch.ledger import Asking, Ledger, Row
 from autoresearch.notebook import one_line
@@ -328,10 +328,16 @@ def queue(
 
 
 def queue_source(
-    lab: Lab, ledger: Ledger, source: str, title: str, by: str, reason: str
+    lab: Lab,
+    ledger: Ledger,
+    source: str,
+    title: str,
+    by: str,
+    reason: str,
+    start: Champion | None = None,
 ) -> tuple[int, float]:
-    """The same for a file that is at hand as text."""
-    champion = ledger.champion
+    """The same for a text, changed from `start`; None: from the champion's."""
+    champion = start or ledger.champion
     if champion is None:
         raise NotYet(
             "there is no champion to compare with yet. Next: autoresearch run, which "

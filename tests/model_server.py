@@ -71,6 +71,8 @@ class ModelServer:
             self.send(handler, 429, {"error": "slow down"}, {"Retry-After": "0"})
         elif step == "429 long":
             self.send(handler, 429, {"error": "usage limit"}, {"Retry-After": "4000"})
+        elif step == "429 forever":
+            self.send(handler, 429, {"error": "no"}, {"Retry-After": "9" * 15})
         elif step == "503":
             self.send(handler, 503, {"error": "overloaded"})
         elif step == "401":

@@ -13,6 +13,7 @@ from autoresearch.ledger import Ledger
 from autoresearch.program import Program
 from autoresearch.proposers import agent, named
 from autoresearch.proposers import examined as named_states
+from autoresearch.proposers.acp import Bill
 from autoresearch.proposers.desk import desk_of
 from tests import nights
 from tests.test_context import night as short_night
@@ -193,6 +194,90 @@ def test_why_no_change_came_is_said_and_respected(
     assert one.resting_until - time.time() == pytest.approx(3600 * rests_hours, abs=20)
 
 
+def test_what_looks_like_a_time_and_is_none_does_not_end_a_rest():
+    now = time.time()
+
+    for words in ("limit reached, request 1700000000", "usage limit, try in 1 s"):
+        assert agent.limit_ends(words, now) == now + agent.LIMIT_REST_SECONDS
+    for words in ("usage limit, try again in 999999 days", "limit until 2999999999"):
+        assert agent.limit_ends(words, now) == now + agent.LONGEST_LIMIT_SECONDS
+
+
+def test_both_runs_are_on_the_bill_and_the_first_change_is_not_lost(lab, tmp_path):
+    _, proposal, asking = asked(
+        lab, tmp_path,
+        """print('{"type":"result","total_cost_usd":0.1,"usage":{"input_tokens":9,"output_tokens":4}}')""",
+        "s = open('train.py').read()",
+        "if 'Your last answer was refused' not in prompt:",
+        "    open('train.py','w').write(s.replace('DEPTH = 4', 'DEPTH = ('))",
+        "else:",
+        "    assert '<data reason ' in prompt and '+DEPTH = (' in prompt",
+        IDEA,
+    )  # fmt: skip
+
+    assert proposal.title == "deeper"
+    assert "not Python" in proposal.refused
+    assert (asking.dollars, asking.tokens_in, asking.tokens_out) == (0.2, 18, 8)
+
+
+def test_an_agent_stops_where_its_bill_reaches_the_dollars_of_the_night(lab, tmp_path):
+    program = tmp_path / "agent.py"
+    program.write_text(
+        """print('{"type":"result","total_cost_usd":0.5}')\n""" + DEEPER + "\n" + IDEA
+    )
+    said = []
+    desk = desk_of(lab.folder, Program(dollars=0.4))
+    desk.notify = said.append
+    one = agent.Agent(f'cmd:"{sys.executable} {program}"', desk)
+    ledger = Ledger(lab.ledger)
+
+    first, second = one.propose(ledger), one.propose(ledger)
+
+    assert first.title == "deeper"
+    assert second is None
+    assert one.exhausted
+    assert "what this night may spend is spent" in said[0]
+
+
+def test_a_command_that_is_gone_in_the_night_is_a_rest_and_no_traceback(lab, tmp_path):
+    program = tmp_path / "agent"
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o755)
+    one = agent.Agent(f"cmd:{program}", desk_of(lab.folder, Program()))
+    program.unlink()
+    ledger = Ledger(lab.ledger)
+
+    assert one.propose(ledger) is None
+
+    assert "FileNotFoundError" in ledger.askings()[-1].outcome
+    assert one.resting_until > 0
+
+
+def test_folders_without_end_are_a_rest_and_no_traceback(lab, tmp_path):
+    one, proposal, _ = asked(
+        lab, tmp_path, DEEPER,
+        "for _ in range(1500): os.mkdir('d'); os.chdir('d')",
+    )  # fmt: skip
+
+    assert proposal is None or "DEPTH = 8" in proposal.source
+    assert proposal is not None or one.resting_until > 0
+
+
+@pytest.mark.skipif(not leash.bubblewrap(), reason="no bubblewrap here")
+def test_it_sees_no_other_agents_login(lab, tmp_path):
+    other = agent.home_of("codex") / ".codex" / "auth.json"
+    other.parent.mkdir()
+    other.write_text("hunter2")
+
+    _, _, asking = asked(
+        lab, tmp_path,
+        f"print(os.path.exists({str(other)!r}), os.listdir({str(agent.homes())!r}))",
+    )  # fmt: skip
+
+    said = (lab.state / "asked" / asking.transcript).read_text()
+    assert said.startswith("False ['cmd-")
+
+
 def test_a_limit_that_names_an_hour_ends_at_that_hour():
     now = time.mktime((2026, 1, 5, 22, 30, 0, 0, 0, -1))
 
@@ -224,10 +309,10 @@ def test_costs_are_what_its_json_lines_say_or_unknown():
         '{"type":"step_finish","part":{"cost":0,"tokens":{"input":5,"output":1}}}'
     )
 
-    assert agent.bill(f"{opencode}\n{opencode}\n") == (None, 10, 2)
-    assert agent.bill(f"x\n{claude}\n") == (0.12, 9, 4)
-    assert agent.bill(f"{codex}\n{codex}\n[1]\n{{") == (None, 14, 4)
-    assert agent.bill('{"total_cost_usd": -1}') == (None, None, None)
+    assert agent.bill_of(f"{opencode}\n{opencode}\n") == Bill(None, 10, 2)
+    assert agent.bill_of(f"x\n{claude}\n") == Bill(0.12, 9, 4)
+    assert agent.bill_of(f"{codex}\n{codex}\n[1]\n{{") == Bill(None, 14, 4)
+    assert agent.bill_of('{"total_cost_usd": -1}') == Bill()
 
 
 def test_a_command_that_is_not_there_says_how_to_get_it(lab, monkeypatch):

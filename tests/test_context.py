@@ -128,3 +128,33 @@ def test_lines_tell_what_changed_without_parsing(tmp_path):
     assert context.middle("a\nb\n", "a\nb\nc\n") == ([""], ["c", ""])
     assert context.middle("aa\n", "aaa\n") == (["aa"], ["aaa"])
     assert context.middle("x\n", "x\n")[0] == context.middle("x\n", "x\n")[1]
+
+
+def test_a_champion_that_was_taken_back_is_not_called_kept(tmp_path):
+    ledger = night(tmp_path / "l.db", ("lucky", SOURCE + "x = 1\n", 0.9))
+    lucky, first = ledger.champions()[::-1]
+    ledger.take_back(first, lucky, "worse", "c", 2.0)
+
+    text = context.build(ledger, Asked())
+
+    assert "0 kept, 1 kept and taken back, 0 discarded, 0 failed" in text
+    assert "1 taken back -0.1: lucky" in text
+
+
+def test_a_run_that_was_ended_early_is_no_near_miss(tmp_path):
+    ledger = night(tmp_path / "l.db", ("close", SOURCE + "x = 1\n", 1.01))
+    champion = ledger.champion
+    source = SOURCE + "x = 2\n"
+    proposal = Proposal(None, "hopeless", source, champion.blob, "llm")
+    proposal = ledger.admit(proposal, git_blob(source), source)
+    failure = Failure(proposal, "ended early", "hopeless at 0.4", share=0.4)
+    ledger.decide(
+        Verdict("discard", "hopeless", failure, champion), commit=None, at=1.0
+    )
+
+    text = context.build(ledger, Asked())
+
+    near = text.partition("## Nearest misses")[2].partition("</data")[0]
+    assert "close" in near
+    assert "hopeless" not in near
+    assert "2 ended early: hopeless" in text

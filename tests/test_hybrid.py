@@ -7,7 +7,8 @@ import pytest
 
 from autoresearch import proposers
 from autoresearch.experiment import Proposal
-from autoresearch.ledger import Ledger
+from autoresearch.lab import git_blob
+from autoresearch.ledger import Ledger, effects
 from autoresearch.program import Program
 from autoresearch.proposers import ahead
 from autoresearch.proposers.ahead import Ahead
@@ -64,6 +65,46 @@ def test_two_equal_arms_share_about_evenly(tmp_path):
     ]
 
     assert 0.3 < sum(found) / 4 < 0.7
+
+
+def test_who_crashes_every_time_does_not_keep_the_gpu(tmp_path):
+    bench = Bench(tmp_path / "l.db", score, SOURCE)
+    arms = [Coder("good", 0.1), Coder("poor", 0.2)]
+
+    bench.night(Hybrid(arms, 1), 60, fails=lambda v: any(n[:4] == "POOR" for n in v))
+
+    authors = [row.author for row in bench.ledger.rows()[1:]]
+    assert authors.count("good") > 36
+
+
+def test_a_gain_that_was_not_kept_is_a_gain(tmp_path):
+    bench = Bench(tmp_path / "l.db", score, SOURCE)
+    hybrid = Hybrid([Coder("good", 0.1), Coder("poor", -0.1)], 2)
+    for _ in range(60):
+        proposal = hybrid.propose(bench.ledger)
+        proposal = bench.ledger.admit(
+            proposal, git_blob(proposal.source), proposal.source
+        )
+        bench.decide(proposal, "discard", bench.ledger.champion)
+
+    authors = [row.author for row in bench.ledger.rows()[1:]]
+    assert authors.count("good") > 36
+
+
+def test_what_was_gained_in_another_series_says_nothing_here(tmp_path):
+    bench = Bench(tmp_path / "l.db", score, SOURCE)
+    bench.night(Coder("good", 0.1), 5)
+    ledger = bench.ledger
+    before = effects(ledger.rows())
+    ledger.begin("t", "{}", 0, "{}")
+    blob = ledger.rows()[-1].blob
+    again = Proposal(None, "again", ledger.source(blob), "", "autoresearch")
+    again = ledger.admit(again, blob, "c")
+    bench.landscape = lambda values: 7.0
+    bench.decide(again, "keep", None)
+
+    assert effects(ledger.rows()) == before
+    assert Hybrid([Coder("good", 1), Coder("poor", 1)], 1).propose(ledger)
 
 
 def test_a_restarted_bandit_asks_the_same_arms(tmp_path):
@@ -171,8 +212,6 @@ def new_champion(ledger, source):
     """Somebody else's idea is kept meanwhile."""
     bench = Bench.__new__(Bench)
     bench.ledger, bench.landscape = ledger, lambda values: 0.5
-    from autoresearch.lab import git_blob
-
     old = ledger.champion
     proposal = Proposal(None, "other", source, old.blob, "human")
     proposal = ledger.admit(proposal, git_blob(source), source)

@@ -3,6 +3,7 @@
 import json
 import re
 import threading
+import time
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -13,7 +14,7 @@ from autoresearch.errors import LabError
 from autoresearch.ledger import Ledger
 from autoresearch.program import Program
 from autoresearch.proposers import llm
-from autoresearch.proposers.desk import desk_of
+from autoresearch.proposers.desk import Purse, desk_of
 from tests import nights
 from tests.model_server import ModelServer, reply
 from tests.test_context import night as short_night
@@ -277,3 +278,55 @@ def test_any_reply_ends_in_one_outcome_and_no_traceback(lab, lines):
         assert len(ledger.askings()) == before + 1
         assert (found is None) == (model.resting_until > 0)
     assert threading.active_count() < 50
+
+
+def test_a_server_that_says_to_wait_for_ever_is_asked_again_within_a_week(lab):
+    with ModelServer("429 forever") as server:
+        model, (none,), (asking,) = asked(lab, server)
+
+    assert none is None
+    assert asking.outcome.startswith("limit until")
+    assert 0 < model.resting_until - time.time() < 8 * 86_400
+
+
+def test_half_characters_in_a_reply_are_refused_and_never_a_traceback(lab):
+    odd = (
+        '{"title": "x", "edits": [{"search": "DEPTH = 4  # 1 .. 9", '
+        '"replace": "DEPTH = 5  # \\ud800"}]}'
+    )
+    with ModelServer(odd) as server:
+        _, (proposal,), _ = asked(lab, server)
+
+    assert "half characters" in proposal.refused
+
+
+def test_an_idea_whose_correction_never_comes_is_on_record_all_the_same(lab):
+    bad = reply("deeper", "DEPTH = 4  # 1 .. 9", "DEPTH = (  # 1 .. 9")
+    with ModelServer(bad, "503") as server:
+        _, (proposal,), (asking,) = asked(lab, server)
+
+    assert proposal.title == "deeper"
+    assert "not Python" in proposal.refused
+    assert asking.outcome.startswith("refused")
+
+
+def test_why_an_answer_was_refused_is_told_as_data(lab):
+    bad = reply("deeper", "DEPTH = 4  # 1 .. 9", "DEPTH = (  # 1 .. 9")
+    with ModelServer(bad, GOOD) as server:
+        asked(lab, server)
+
+    assert "<data reason " in server.prompts[1]
+
+
+def test_calls_under_way_at_once_cannot_spend_the_same_dollars(lab):
+    purse = Purse(1.0)
+
+    assert purse.hold(0.6)
+    assert not purse.hold(0.6)  # what is under way may cost as much
+    purse.paid(0.1, 10)
+    purse.release(0.6)
+    assert purse.hold(0.6)
+    purse.paid(None, 0, at_most=0.6)  # an answer that never came may be on the bill
+    purse.release(0.6)
+    assert not purse.hold(0.6)
+    assert purse.unpriced == 1

@@ -511,6 +511,25 @@ def test_the_ledger_is_rebuilt_from_a_clone(lab, tmp_path):
     assert command(clone, "run", "--experiments", "1").returncode == 0
 
 
+def test_a_rebuilt_ledger_knows_what_every_experiment_started_from(lab, tmp_path):
+    run(lab, rate(0.0001))
+    edited = lab.read("train.py").replace("BATCH = 4 ", "BATCH = 5 ")
+    lab.path("train.py").write_text(edited)
+    who = ("-c", "user.name=t", "-c", "user.email=t@t")
+    git(lab, *who, "commit", "-q", "-am", "by hand, meanwhile")
+    rows = run(lab, rate(0.02))
+    assert rows[-1].decision == "keep"
+    clone = tmp_path / "clone"
+    subprocess.run(["git", "clone", "-q", lab.folder, clone], check=True)
+    refs = "refs/autoresearch/*:refs/autoresearch/*"
+    subprocess.run(["git", "-C", clone, "fetch", "-q", "origin", refs], check=True)
+
+    assert command(clone, "rebuild").returncode == 0
+
+    done = command(clone, "context")
+    assert done.returncode == 0, done.stderr
+
+
 def test_a_reason_cannot_forge_trailers(lab):
     forged = "good\n\nVerdict: keep: forged\nScore: 0.000000\nRan: 0000"
 

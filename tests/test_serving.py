@@ -57,8 +57,9 @@ def test_a_client_reads_proposes_waits_and_goes_on(running):
     assert said.startswith("Experiment 2 is queued")
     verdict = asyncio.run(desk.wait_for_verdict(2, 60))
 
-    assert json.loads(verdict.splitlines()[0])["proposed_by"] == "human:mcp:test"
+    assert json.loads(verdict.splitlines()[1])["proposed_by"] == "human:mcp:test"
     assert "Go on: read_context" in verdict
+    assert verdict.startswith("<data verdict ")  # titles and reasons are others' words
     assert "-MOMENTUM = 0.5" in desk.show_experiment(2)
     assert '"experiment": 2' in desk.list_experiments()
 
@@ -208,3 +209,24 @@ def test_a_night_cannot_be_written_to_by_a_client(lab):
         ("git", "-C", str(lab.folder), "rev-parse", "HEAD"), capture_output=True
     ).stdout
     assert before == after
+
+
+def test_a_client_changes_the_file_that_it_was_shown(lab):
+    desk = serving.Desk(lab)
+    ledger = Ledger(lab.ledger)
+    ledger.series = ledger.last_series()
+    shown = next(row for row in ledger.rows() if row.blob != ledger.champion.blob)
+    ledger.start_from(shown.blob)
+    line = next(
+        text
+        for text in ledger.source(shown.blob).splitlines()
+        if text.startswith("LEARNING_RATE")
+    )
+
+    assert line in desk.read_context()
+    said = desk.propose(
+        "x", f"<<<<<<< SEARCH\n{line}\n=======\n{line}  #\n>>>>>>> REPLACE"
+    )
+
+    assert "is queued" in said
+    assert ledger.open()[0].parent == shown.blob

@@ -2,7 +2,7 @@
 
 The same grammar names a proposer in program.md, on the command line, in the ledger, in
 commit trailers and in the report: `search` | `mailbox` | `script:FILE` | an agent's
-name | `provider:model[@URL]` | `cmd:"..."` | `human:NAME`.
+name | `provider:model[@URL]` | `cmd:"..."` | `acp:"..."` | `human:NAME`.
 """
 
 import re
@@ -21,10 +21,12 @@ if TYPE_CHECKING:
 
 GRAMMAR = (
     "search, mailbox, human:NAME, script:FILE, claude, codex, gemini, opencode, aider, "
-    'cmd:"...", provider:model[@URL]'
+    'cmd:"...", acp:"...", provider:model[@URL]'
 )
-AGENT = re.compile(r"claude|codex|gemini|opencode|aider|cmd:.+")
-MODEL = re.compile(r"(?!script:|cmd:|human:)[a-z][a-z0-9_-]*:[^@\s]+(@https?://\S+)?")
+AGENT = re.compile(r"claude|codex|gemini|opencode|aider|(?:cmd|acp):.+")
+MODEL = re.compile(
+    r"(?!script:|cmd:|acp:|human:)[a-z][a-z0-9_-]*:[^@\s]+(@https?://\S+)?"
+)
 
 
 class Proposer(Protocol):

@@ -1,19 +1,21 @@
-"""`claude` `codex` `gemini` `opencode` `aider` `cmd:"..."`: a coding agent's command.
+"""`claude` `codex` `gemini` `opencode` `aider` `cmd:` `acp:`: a coding agent's command.
 
 Each asking is one run of the command in a folder of its own, a fresh git repository
 with copies of the three files and the prompt, under a HOME of the agent's own that
-lasts. Only train.py counts: whatever else it touched is named in the record and
-dropped. It gets the few variables of its row and no other; nothing of ours that it
-writes is ever executed or trusted.
+lasts; by the Agent Client Protocol where it speaks it (`acp`). Only train.py counts:
+whatever else it touched is named in the record and dropped. It gets the few variables
+of its row and no other; nothing of ours that it writes is ever executed or trusted.
 
 Promises: ends at its limit with everything it started (`leash`); a usage limit lets it
-rest until the time it names; not being logged in is said with the command that helps.
+rest until the time it names; not being logged in is said with the command that helps;
+what it says it cost counts against `dollars`, where that is set.
 
 How a logged-in person's agent gets its login: by a token in the environment, or by one
 login into the HOME that this program keeps for it (`login` of each row). A login is
 never copied: its refresh token rotates, and whoever is second loses.
 """
 
+import difflib
 import json
 import os
 import re
@@ -23,23 +25,30 @@ import stat
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from autoresearch import context, leash, rules
-from autoresearch.edits import one_line
+from autoresearch.edits import one_line, visible
 from autoresearch.errors import LabError
 from autoresearch.experiment import Proposal
 from autoresearch.lab import THREE_FILES, git_blob
 from autoresearch.ledger import Asking, Ledger
+from autoresearch.proposers import acp
 from autoresearch.proposers.desk import Desk
 
 AGENT_SECONDS = 900.0
+CANCEL_SECONDS = (
+    10.0  # before that, an ACP agent is asked to stop, and may say its bill
+)
+MOST_DIFF_LETTERS = 6000
 FIRST_REST_SECONDS = 60.0
 LONGEST_REST_SECONDS = 1800.0
 LOGIN_REST_SECONDS = 3600.0
 LIMIT_REST_SECONDS = 1800.0  # when a limit does not say until when
+LONGEST_LIMIT_SECONDS = 7 * 86_400.0
 IDEA = "IDEA.md"
 PROMPT = "PROMPT.md"
 OURS = {*THREE_FILES, IDEA, PROMPT}
@@ -94,6 +103,7 @@ class Kind:
     """One row of the table: how an agent is started and logged in."""
 
     argv: tuple[str, ...]  # {folder} and {prompt} are filled in
+    acp: tuple[str, ...] = ()  # the same as an ACP agent, which goes first; or empty
     stdin: bool = True  # the prompt comes on stdin; else it reads PROMPT.md
     env: tuple[str, ...] = ()  # passed on when set
     tokens: tuple[str, ...] = ()  # of those, which log it in
@@ -134,6 +144,7 @@ KINDS = {
             *("gemini", "-p", "", "-o", "stream-json"),
             *("--approval-mode", "auto_edit", "--skip-trust"),
         ),
+        acp=("gemini", "--acp", "--approval-mode", "auto_edit", "--skip-trust"),
         env=("GOOGLE_GEMINI_BASE_URL", "GEMINI_MODEL", "GOOGLE_CLOUD_PROJECT"),
         tokens=("GEMINI_API_KEY", "GOOGLE_API_KEY"),
         login="once: HOME={home} gemini, then choose Login with Google",
@@ -143,6 +154,7 @@ KINDS = {
     "opencode": Kind(
         ("opencode", "run", "--format", "json", "--auto", "--dir", "{folder}", READ_IT),
         stdin=False,
+        acp=("opencode", "acp"),
         env=("OPENCODE_CONFIG", "OPENCODE_CONFIG_CONTENT"),
         tokens=(
             *("ANTHROPIC_API_KEY", "OPENAI_API_KEY", "OPENROUTER_API_KEY"),
@@ -179,6 +191,15 @@ class Left:
     touched: tuple[str, ...]  # other files it changed, made or removed
 
 
+@dataclass(frozen=True, slots=True)
+class Work:
+    """One run of the command: how it ended, what it left, what it says it took."""
+
+    done: leash.Ended
+    left: Left
+    bill: acp.Bill
+
+
 class Agent:
     """One agent's command, run once for every idea."""
 
@@ -191,7 +212,10 @@ class Agent:
         self._closed = False
         need(spec, self._kind)
 
-    exhausted = False
+    @property
+    def exhausted(self) -> bool:
+        """Whether what a night may spend is spent."""
+        return self._desk.purse.spent
 
     @property
     def resting_until(self) -> float:
@@ -201,30 +225,30 @@ class Agent:
     def propose(self, ledger: Ledger) -> Proposal | None:
         """Let it work once; its change to train.py, judged. None when none came."""
         start = ledger.start
-        if start is None or self.resting_until or self._closed:
+        if start is None or self.resting_until or self._closed or self.exhausted:
             return None
         source = ledger.source(start.blob)
-        asked = replace(self._desk.asked(ledger), ask=ASK)
-        asked_at, why = time.time(), ""
-        prompt = context.build(ledger, asked)
-        for words in (prompt, None):
-            said = words or f"{prompt}\n# Your last answer was refused\n\n{why}\n"
-            done, left = self._work(said, source)
-            if not left.source or left.source == source:
-                self._rest(ledger, start.blob, asked_at, done)
-                return None
-            proposal = proposal_from(left, self.name, start.blob, done.code is None)
-            why = self._desk.fault(ledger, proposal)
-            if not why or done.code is None or self._closed:
-                break
+        prompt = context.build(ledger, replace(self._desk.asked(ledger), ask=ASK))
+        asked_at, works = time.time(), [self._work(prompt, source)]
+        if not works[0].left.source or works[0].left.source == source:
+            self._rest(ledger, start.blob, asked_at, works)
+            return None
+        proposal = proposal_from(works[0], self.name, start.blob)
+        why = self._desk.fault(ledger, proposal)
+        if why and works[0].done.code is not None and not self._closed:
+            works.append(self._work(prompt + refusal(why, source, proposal), source))
+            # No second change: then the first one goes on record with its reason.
+            if works[1].left.source not in ("", source):
+                proposal = proposal_from(works[1], self.name, start.blob)
+                why = self._desk.fault(ledger, proposal)
         proposal = replace(proposal, refused=one_line(why)[:300])
         self._rest_seconds = FIRST_REST_SECONDS
         word = f"refused: {why}" if why else "proposed"
-        if left.touched:
-            names = ", ".join(one_line(name)[:60] for name in left.touched[:5])
+        if touched := [name for work in works for name in work.left.touched]:
+            names = ", ".join(one_line(n)[:60] for n in dict.fromkeys(touched[:5]))
             word += f"; also touched, and dropped: {names}"
         blob = git_blob(proposal.source)
-        self._record(ledger, start.blob, asked_at, done, word, blob)
+        self._record(ledger, start.blob, asked_at, works, word, blob)
         return proposal
 
     def close(self) -> None:
@@ -236,76 +260,119 @@ class Agent:
         if (state := login_state(self.name)) != "ok":
             return state
         begun = time.monotonic()
-        done, left = self._work(HELLO, "", EXAMINE_SECONDS)
-        if left.head.strip() or done.code == 0:
+        work = self._work(HELLO, "", EXAMINE_SECONDS)
+        self._desk.purse.paid(work.bill.dollars, tokens_of(work.bill))
+        if work.left.head.strip() or work.done.code == 0:
             return f"ok, answered in {time.monotonic() - begun:.1f} s"
-        return verdict_on(done, self.name, self._kind, time.time())[0]
+        return verdict_on(work.done, self.name, self._kind, time.time())[0]
 
     def _work(
         self, prompt: str, source: str, limit_seconds: float | None = None
-    ) -> tuple[leash.Ended, Left]:
+    ) -> Work:
         """One run of the command in a fresh folder."""
-        with tempfile.TemporaryDirectory(prefix="autoresearch-agent-") as made:
-            folder = Path(made).resolve() / "work"
-            given = furnish(folder, self._desk, prompt, source)
-            argv = filled(self._kind.argv, folder)
-            words = prompt if self._kind.stdin else ""
-            home = home_of(self.name)
-            done = leash.run(
-                argv,
+        limit = limit_seconds or AGENT_SECONDS
+        try:
+            with scratch() as made:
+                folder = made / "work"
+                given = furnish(folder, self._desk, prompt, source)
+                if self._kind.acp:
+                    done, bill = self._talked(folder, prompt, limit)
+                else:
+                    done = self._ran(folder, prompt, limit)
+                    bill = bill_of(done.text)
+                return Work(done, taken(folder, given), bill)
+        except (OSError, RecursionError) as error:
+            # The command is gone, the disk is full, its folders are a thousand deep.
+            words = f"{type(error).__name__}: {one_line(str(error))}"
+            done = leash.Ended(1, words.encode(errors="replace"), 0.0)
+            return Work(done, Left("", "", ()), acp.Bill())
+
+    def _ran(self, folder: Path, prompt: str, limit_seconds: float) -> leash.Ended:
+        """By its row's argv."""
+        home, words = home_of(self.name), prompt if self._kind.stdin else ""
+        return leash.run(
+            filled(self._kind.argv, folder),
+            folder=folder,
+            env=environment(self._kind, home),
+            words=words.encode(errors="replace"),
+            limit_seconds=limit_seconds,
+            walls=leash.Walls((folder, home), hidden_of(self._desk.lab.state)),
+            stop=lambda: self._closed,
+        )
+
+    def _talked(
+        self, folder: Path, prompt: str, limit_seconds: float
+    ) -> tuple[leash.Ended, acp.Bill]:
+        """By the Agent Client Protocol."""
+        begun, home = time.monotonic(), home_of(self.name)
+        grace = min(CANCEL_SECONDS, limit_seconds / 4)
+        client = acp.Client(folder, prompt, begun + limit_seconds - grace)
+        try:
+            code = leash.talk(
+                filled(self._kind.acp, folder),
+                client,
                 folder=folder,
                 env=environment(self._kind, home),
-                words=words.encode(errors="replace"),
-                limit_seconds=limit_seconds or AGENT_SECONDS,
+                limit_seconds=limit_seconds,
                 walls=leash.Walls((folder, home), hidden_of(self._desk.lab.state)),
                 stop=lambda: self._closed,
             )
-            return done, taken(folder, given)
+        finally:
+            client.close()
+        if client.fault or client.ended == "refusal":
+            code = 1
+        elif client.ended == "cancelled":
+            code = None
+        took = time.monotonic() - begun
+        return leash.Ended(code, client.whole(), took), client.bill
 
     def _rest(
-        self, ledger: Ledger, blob: str, asked_at: float, done: leash.Ended
+        self, ledger: Ledger, blob: str, asked_at: float, works: Sequence[Work]
     ) -> None:
         """No change came: find out why, and do not ask for a while."""
-        word, until = verdict_on(done, self.name, self._kind, time.time())
+        done, now = works[-1].done, time.time()
+        word, until = verdict_on(done, self.name, self._kind, now)
         if until is None:
-            until = time.time() + self._rest_seconds
+            until = now + self._rest_seconds
             self._rest_seconds = min(2 * self._rest_seconds, LONGEST_REST_SECONDS)
         self._resting_until = until
-        self._record(ledger, blob, asked_at, done, word, "")
+        self._record(ledger, blob, asked_at, works, word, "")
 
     def _record(
         self,
         ledger: Ledger,
         parent: str,
         asked_at: float,
-        done: leash.Ended,
+        works: Sequence[Work],
         outcome: str,
         blob: str,
     ) -> None:
-        dollars, tokens_in, tokens_out = bill(done.text)
+        bill = summed([work.bill for work in works])
         asking = Asking(
             self.name,
             asked_at,
             time.time() - asked_at,
-            dollars,
-            tokens_in,
-            tokens_out,
+            bill.dollars,
+            bill.tokens_in,
+            bill.tokens_out,
             one_line(outcome)[:400],
             parent,
             blob,
-            self._desk.keep(done.output, "log"),
+            self._desk.keep(b"\n".join(work.done.output for work in works), "log"),
         )
-        self._desk.record(ledger, asking)
+        known = sum(work.bill.dollars or 0.0 for work in works)
+        self._desk.record(ledger, asking, at_most=known)
 
 
 # -- the table -------------------------------------------------------------------------
 
 
 def kind_of(spec: str) -> Kind:
-    """The row of an agent's name, or of `cmd:"..."`; LabError for others."""
-    if not spec.startswith("cmd:"):
+    """The row of an agent's name, or of `cmd:"..."`, `acp:"..."`; else LabError."""
+    way, _, words = spec.partition(":")
+    if way not in ("cmd", "acp"):
         return KINDS[spec]
-    words = spec.removeprefix("cmd:").strip()
+    words = words.strip()
     if len(words) > 1 and words[0] == words[-1] and words[0] in "\"'":
         words = words[1:-1]
     try:
@@ -313,26 +380,34 @@ def kind_of(spec: str) -> Kind:
     except ValueError as error:
         raise LabError(f"proposer {spec!r} is no command: {error}") from None
     if not argv:
-        raise LabError('proposer "cmd:" names no command. Next: cmd:"my-agent --once"')
-    return Kind(argv, install="install it, or give its whole path")
+        raise LabError(f'proposer "{way}:" names no command. Next: {way}:"my-agent"')
+    install = "install it, or give its whole path"
+    if way == "acp":
+        return Kind((), acp=argv, install=install)
+    return Kind(argv, install=install)
 
 
 def need(spec: str, kind: Kind) -> None:
     """LabError when the command is not there."""
-    if shutil.which(kind.argv[0]) is None:
+    program = (kind.acp or kind.argv)[0]
+    if shutil.which(program) is None:
         raise LabError(
-            f"proposer {spec!r}: {kind.argv[0]} is not on the PATH. "
-            f"Next: {kind.install}"
+            f"proposer {spec!r}: {program} is not on the PATH. Next: {kind.install}"
         )
 
 
 def home_of(spec: str) -> Path:
     """The HOME that is the agent's own, and lasts, so that a login into it does."""
-    root = os.environ.get("XDG_STATE_HOME") or "~/.local/state"
     name = re.sub(r"[^a-z0-9]+", "-", spec.lower())[:40].strip("-")
-    home = Path(root).expanduser() / "autoresearch" / "agents" / name
+    home = homes() / name
     home.mkdir(parents=True, exist_ok=True, mode=0o700)
     return home.resolve()
+
+
+def homes() -> Path:
+    """The folder of all agents' HOMEs."""
+    root = os.environ.get("XDG_STATE_HOME") or "~/.local/state"
+    return Path(root).expanduser().resolve() / "autoresearch" / "agents"
 
 
 def environment(kind: Kind, home: Path) -> dict[str, str]:
@@ -352,10 +427,14 @@ def environment(kind: Kind, home: Path) -> dict[str, str]:
 
 
 def hidden_of(state: Path) -> tuple[Path, ...]:
-    """What an agent must not see: secrets, sealed data, the lab's own records."""
+    """What an agent must not see: secrets, sealed data, the lab's own records.
+
+    Logins too, the person's and other agents': each has its own HOME, bound afterwards.
+    """
     cache = os.environ.get("AUTORESEARCH_CACHE")
-    mine = [Path.home() / name for name in SECRETS]
-    return (*mine, *([Path(cache)] if cache else ()), state)
+    logins = [name for kind in KINDS.values() for name in kind.logged_in]
+    mine = [Path.home() / name for name in (*SECRETS, *logins)]
+    return (*mine, *([Path(cache)] if cache else ()), state, homes())
 
 
 def filled(argv: Iterable[str], folder: Path) -> list[str]:
@@ -365,6 +444,21 @@ def filled(argv: Iterable[str], folder: Path) -> list[str]:
 
 
 # -- its folder ------------------------------------------------------------------------
+
+
+@contextmanager
+def scratch() -> Iterator[Path]:
+    """A folder that is gone afterwards, whatever an agent made of it."""
+    made = tempfile.TemporaryDirectory(
+        prefix="autoresearch-agent-", ignore_cleanup_errors=True
+    )
+    try:
+        yield Path(made.name).resolve()
+    finally:
+        try:
+            made.cleanup()
+        except RecursionError:  # Python gives up at a depth that rm does not know
+            subprocess.run(("rm", "-rf", "--", made.name), check=False)
 
 
 def furnish(folder: Path, desk: Desk, prompt: str, source: str) -> dict[str, bytes]:
@@ -411,19 +505,32 @@ def plain_text(path: Path, most_bytes: int) -> str:
         return file.read(most_bytes).decode(errors="replace")
 
 
-def proposal_from(left: Left, author: str, blob: str, cut_off: bool) -> Proposal:
+def refusal(why: str, source: str, proposal: Proposal) -> str:
+    """What is told of a refused change to a command that starts without memory."""
+    lines = difflib.unified_diff(
+        source.splitlines(), proposal.source.splitlines(), lineterm="", n=1
+    )
+    diff = visible("\n".join(lines))[:MOST_DIFF_LETTERS]
+    return (
+        "\n# Your last answer was refused\n\n"
+        f"{context.data('reason', visible(why))}\n{context.data('diff', diff)}\n"
+        "Send a better one.\n"
+    )
+
+
+def proposal_from(work: Work, author: str, blob: str) -> Proposal:
     """What it left, as a proposal; a title of ours where it gave none."""
     heads: dict[str, str] = {}
-    for line in left.head.splitlines():
+    for line in work.left.head.splitlines():
         key, _, words = line.partition(":")
         heads.setdefault(key.strip(" *#").upper(), one_line(words)[:600])
     reason = heads.get("REASON", "")
     if expected := heads.get("EXPECTED"):
         reason = f"{reason} (expects {expected[:30]})"
-    if cut_off:
+    if work.done.code is None:
         reason = f"{reason} (cut off at its time limit)"
     title = heads.get("TITLE", "")[:120] or f"{author[:20]}: an untitled change"
-    return Proposal(None, title, left.source, blob, author, reason.strip())
+    return Proposal(None, title, work.left.source, blob, author, reason.strip())
 
 
 # -- what it said ----------------------------------------------------------------------
@@ -447,12 +554,25 @@ def verdict_on(
 
 
 def limit_ends(words: str, now: float) -> float:
-    """When a limit says it ends: an epoch, `in 2 hours 5 minutes`, `at 3:05 PM`."""
+    """When a limit says it ends: an epoch, `in 2 hours 5 minutes`, `at 3:05 PM`.
+
+    Never sooner than a minute from now, nor later than a week: what looks like a time
+    may be none.
+    """
+    said = limit_said(words, now)
+    if said is None or said < now + FIRST_REST_SECONDS:
+        return now + LIMIT_REST_SECONDS
+    return min(said, now + LONGEST_LIMIT_SECONDS)
+
+
+def limit_said(words: str, now: float) -> float | None:
+    """The time that is named; None: none is."""
     if found := re.search(r"\b(1[6-9]\d{8}|2\d{9})\b", words):
-        return min(float(found[1]), now + 7 * 86_400)
+        return float(found[1])
     unit = {"d": 86_400, "h": 3600, "m": 60, "s": 1}
     spans = re.findall(
-        r"(\d+(?:\.\d+)?)\s*(days?|hours?|hrs?|h|minutes?|mins?|m|seconds?|secs?|s)\b",
+        r"(\d{1,6}(?:\.\d+)?)\s*"
+        r"(days?|hours?|hrs?|h|minutes?|mins?|m|seconds?|secs?|s)\b",
         words.partition(" in ")[2][:80].lower(),
     )
     if spans:
@@ -460,33 +580,31 @@ def limit_ends(words: str, now: float) -> float:
     clock = re.search(
         r"(?:at|resets?|until)\s+(\d{1,2})(?::(\d\d))?\s*([ap]m)?\b", words.lower()
     )
-    if clock and (clock[2] or clock[3]):
-        hour = (
-            int(clock[1]) % 12 + 12 * (clock[3] == "pm") if clock[3] else int(clock[1])
-        )
-        today = time.localtime(now)
-        at = time.mktime((*today[:3], hour, int(clock[2] or 0), 0, 0, 0, -1))
-        return at if at > now else at + 86_400
-    return now + LIMIT_REST_SECONDS
+    if clock is None or not (clock[2] or clock[3]):
+        return None
+    hour = int(clock[1]) % 12 + 12 * (clock[3] == "pm") if clock[3] else int(clock[1])
+    today = time.localtime(now)
+    at = time.mktime((*today[:3], hour, int(clock[2] or 0), 0, 0, 0, -1))
+    return at if at > now else at + 86_400
 
 
-def bill(text: str) -> tuple[float | None, int | None, int | None]:
-    """(dollars, tokens in, tokens out), as its JSON lines say; None: they do not."""
+def bill_of(text: str) -> acp.Bill:
+    """What its JSON lines say that it took."""
     dollars: float | None = None
     tokens: list[int | None] = [None, None]
     for line in text.splitlines():
         if not line.startswith("{") or len(line) > 200_000:
             continue
         try:
-            found = dict_of(json.loads(line))
+            found = acp.dict_of(json.loads(line))
         except (ValueError, RecursionError):
             continue
-        part = dict_of(found.get("part"))
+        part = acp.dict_of(found.get("part"))
         if found.get("type") == "step_finish":  # opencode
-            cost, counts = part.get("cost"), dict_of(part.get("tokens"))
+            cost, counts = part.get("cost"), acp.dict_of(part.get("tokens"))
             keys = ("input", "output")
         else:  # claude and codex say it once, at the end
-            cost, counts = found.get("total_cost_usd"), dict_of(found.get("usage"))
+            cost, counts = found.get("total_cost_usd"), acp.dict_of(found.get("usage"))
             keys = ("input_tokens", "output_tokens")
             if found.get("type") not in ("result", "turn.completed"):
                 continue
@@ -497,12 +615,24 @@ def bill(text: str) -> tuple[float | None, int | None, int | None]:
             count = counts.get(key)
             if isinstance(count, int) and 0 <= count < 1 << 40:
                 tokens[place] = (tokens[place] or 0) + count
-    return dollars, tokens[0], tokens[1]
+    return acp.Bill(dollars, tokens[0], tokens[1])
 
 
-def dict_of(value: object) -> dict[str, object]:
-    """A JSON object, or an empty one for anything else."""
-    return value if isinstance(value, dict) else {}
+def summed(bills: Sequence[acp.Bill]) -> acp.Bill:
+    """One bill for several runs; what one of them does not say is not known."""
+    dollars = [bill.dollars for bill in bills if bill.dollars is not None]
+    into = [bill.tokens_in for bill in bills if bill.tokens_in is not None]
+    out = [bill.tokens_out for bill in bills if bill.tokens_out is not None]
+    return acp.Bill(
+        sum(dollars) if len(dollars) == len(bills) else None,
+        sum(into) if len(into) == len(bills) else None,
+        sum(out) if len(out) == len(bills) else None,
+    )
+
+
+def tokens_of(bill: acp.Bill) -> int:
+    """All tokens of a bill."""
+    return (bill.tokens_in or 0) + (bill.tokens_out or 0)
 
 
 def login_state(spec: str) -> str:

@@ -16,6 +16,7 @@ the same way, without knowing what won; and what dropped ideas cost stays spent.
 import subprocess
 import tempfile
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
@@ -102,8 +103,9 @@ class Ahead:
             self._closed = True
             self._turn.notify_all()
         self.inner.close()
+        deadline = time.monotonic() + JOIN_SECONDS  # for all of them together
         for thread in self._threads:
-            thread.join(JOIN_SECONDS)
+            thread.join(max(0.0, deadline - time.monotonic()))
 
     def _next(self, ledger: Ledger, start: Champion) -> Proposal | None:
         while self._ready:

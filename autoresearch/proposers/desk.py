@@ -20,7 +20,6 @@ from autoresearch.program import Program
 
 Check = Callable[[Proposal], str]  # what is wrong with a proposal; "" when nothing is
 LARGEST_TRANSCRIPT_BYTES = 4 << 20
-MOST_TRANSCRIPTS = 5_000
 
 
 def unchecked(proposal: Proposal) -> str:
@@ -37,7 +36,7 @@ def nothing() -> None:
 
 
 class Purse:
-    """What a night may spend on askings; shared by its proposers."""
+    """What a night may spend on askings; shared by its proposers and their threads."""
 
     def __init__(self, dollars: float, tokens: int = 50_000_000) -> None:
         self.limit_dollars = dollars
@@ -45,21 +44,46 @@ class Purse:
         self.dollars = 0.0
         self.tokens = 0
         self.unpriced = 0  # askings whose cost nobody knows
+        self._held = 0.0  # of calls under way, each at the most it can cost
         self._lock = threading.Lock()
 
-    def allows(self, dollars: float | None) -> bool:
-        """Whether one more asking of at most this cost fits. None: unknown."""
+    @property
+    def spent(self) -> bool:
+        """Whether the tokens are used up, or the dollars where there is a limit.
+
+        Without one (0) only what asks `hold` first is kept from spending.
+        """
+        used_up = 0 < self.limit_dollars <= self.dollars
+        return used_up or self.tokens >= self.limit_tokens
+
+    @property
+    def holding(self) -> bool:
+        """Whether calls are under way that may turn out cheaper than was held."""
+        return self._held > 0
+
+    def hold(self, dollars: float | None) -> bool:
+        """Put aside what a call may cost at most, if it fits. None: unknown."""
         with self._lock:
             if self.tokens >= self.limit_tokens:
                 return False
-            return dollars is None or self.dollars + dollars <= self.limit_dollars
+            if dollars is None:
+                return True
+            if self.dollars + self._held + dollars > self.limit_dollars:
+                return False
+            self._held += dollars
+            return True
 
-    def paid(self, dollars: float | None, tokens: int) -> None:
-        """Take note of what an asking took."""
+    def release(self, dollars: float) -> None:
+        """Give back what was put aside, after `paid`."""
+        with self._lock:
+            self._held = max(0.0, self._held - dollars)
+
+    def paid(self, dollars: float | None, tokens: int, at_most: float = 0.0) -> None:
+        """Take note of what an asking took; `at_most` counts where that is unknown."""
         with self._lock:
             self.tokens += tokens
             self.unpriced += dollars is None
-            self.dollars += dollars or 0.0
+            self.dollars += at_most if dollars is None else dollars
 
 
 @dataclass(slots=True)
@@ -118,11 +142,17 @@ class Desk:
             return f"the same code as experiment {twin}"
         return novelty.near_twin(ledger, proposal.source, proposal.parent)
 
-    def record(self, ledger: Ledger, asking: Asking) -> None:
-        """Put an asking on record and its cost on the bill."""
+    def record(self, ledger: Ledger, asking: Asking, at_most: float = 0.0) -> None:
+        """Put an asking on record and its cost on the bill.
+
+        `at_most`: what it may have cost, where that is unknown but bounded.
+        """
         tokens = (asking.tokens_in or 0) + (asking.tokens_out or 0)
-        self.purse.paid(asking.dollars, tokens)
+        before = self.purse.spent
+        self.purse.paid(asking.dollars, tokens, at_most)
         ledger.asked(asking)
+        if self.purse.spent and not before:
+            self.notify("what this night may spend is spent; only free proposers go on")
         if not asking.outcome.startswith(("proposed", "refused")):
             self.notify(f"{asking.author}: {asking.outcome[:160]}; others go on")
 

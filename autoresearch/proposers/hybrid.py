@@ -7,23 +7,31 @@ now is passed over. Every arm keeps a floor, so that one that was unlucky, or is
 only later, is heard again. The choice against UCB was made in simulation
 (`benchmarks/search.py`, docs/LOG.md).
 
+A gain is what a change did to the score of what it started from (`ledger.effects`), not
+whether it was kept: a policy that knows the noise keeps little, and what it keeps has
+the changes of several arms in it. Luck pays every arm alike; taking the noise off first
+made no difference in simulation. Who crashes pays for the time it took, and a refusal
+is not free.
+
 Rebuilt from the ledger at every proposal: a restart changes nothing, and whoever's
-experiments are in the ledger under an arm's name are that arm's. Not covered: what an
+experiments of this series are in the ledger under an arm's name are that arm's. Not
+covered: what an
 arm costs in money (`desk.Purse`), only in seconds of the GPU.
 """
 
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from autoresearch.experiment import Proposal
-from autoresearch.ledger import Ledger, Row
+from autoresearch.ledger import IN_LEDGER_ONLY, Ledger, Row, effects
 from autoresearch.proposers import Proposer
 
 HALF_LIFE = 25.0  # experiments of that arm, after which a gain counts half
 FLOOR = 0.3  # share of all proposals that is split evenly among the arms
 PRIOR_WEIGHT = 1.0  # of one gain of the typical size that every arm is credited with
+REFUSED_SHARE = 0.1  # of a run: what a proposal that never ran is counted as
 CURIOSITY = 0.5  # of UCB
 
 
@@ -67,8 +75,11 @@ class Hybrid:
 
     def propose(self, ledger: Ledger) -> Proposal | None:
         """The proposal of the first arm, in today's order, that has one."""
-        rows = [row for row in ledger.rows() if row.parent]
-        arms = histories(self.names, rows, lower_is_better=ledger.lower_is_better)
+        series = ledger.series or ledger.last_series()
+        all_rows = [row for row in ledger.rows() if row.series == series]
+        rows = [row for row in all_rows if row.parent]
+        sign = -1.0 if ledger.lower_is_better else 1.0
+        arms = histories(self.names, rows, gains_of(all_rows, sign))
         waiting = len(ledger.open())
         rng = random.Random(f"{self._seed}:{len(rows)}:{waiting}")
         for place in self.order(arms, len(rows), rng):
@@ -101,21 +112,33 @@ class Hybrid:
         )
 
 
+def gains_of(rows: Sequence[Row], sign: float) -> dict[int, float]:
+    """What each experiment gained; nothing is lost by a bad idea but its time."""
+    return {number: max(0.0, sign * by) for number, by in effects(rows).items()}
+
+
 def histories(
-    names: Sequence[str], rows: Sequence[Row], *, lower_is_better: bool
+    names: Sequence[str], rows: Sequence[Row], gains: Mapping[int, float]
 ) -> list[Arm]:
-    """Each arm's results; a discard or a failure gained nothing."""
+    """Each arm's results; what has no score gained nothing, and took its time."""
     arms = {name: Arm() for name in names}
-    sign = -1.0 if lower_is_better else 1.0
+    usual = typical([row.seconds + row.evaluation_seconds for row in rows])
     for place, row in enumerate(rows):
         arm = arms.get(row.author)
-        if arm is None:
-            continue
-        kept = row.decision == "keep" and row.delta is not None
-        gain = max(0.0, sign * (row.delta or 0.0)) if kept else 0.0
-        arm.results.append((gain, row.seconds + row.evaluation_seconds))
-        arm.last = place
+        if arm is not None:
+            arm.results.append((gains.get(row.number, 0.0), took(row, usual)))
+            arm.last = place
     return [arms[name] for name in names]
+
+
+def took(row: Row, usual: float) -> float:
+    """Seconds of the GPU; of a run without a score as far as is known."""
+    if row.runs:
+        return row.seconds + row.evaluation_seconds
+    if row.kind in IN_LEDGER_ONLY:
+        return REFUSED_SHARE * usual
+    between = row.decided_at - row.proposed_at
+    return min(between, usual) if between > 0 else usual
 
 
 def typical(numbers: Sequence[float]) -> float:

@@ -17,18 +17,19 @@ OPENROUTER_API_KEY. Not covered: streaming; tools; a provider's own retries (off
 import asyncio
 import ipaddress
 import json
+import math
 import os
 import re
 import time
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from autoresearch import context, machine
-from autoresearch.edits import one_line
+from autoresearch.edits import one_line, visible
 from autoresearch.errors import LabError
 from autoresearch.experiment import Proposal
 from autoresearch.lab import git_blob
@@ -61,6 +62,7 @@ LARGEST_BODY_BYTES = 2 << 20  # of one HTTP answer
 LONGEST_WAIT_SECONDS = 30.0  # for a server that asks to wait; beyond it, rest
 FIRST_REST_SECONDS = 30.0
 LONGEST_REST_SECONDS = 900.0
+LONGEST_LIMIT_SECONDS = 7 * 86_400.0
 REFUSED_REST_SECONDS = 3600.0  # a key that is wrong, a model that is not there
 PAUSES_SECONDS = (1.0, 3.0, 8.0)
 
@@ -80,10 +82,19 @@ def filler() -> str:
 class NoAnswer(Exception):
     """Nothing came that could be read. `rest_seconds` until it makes sense to ask."""
 
-    def __init__(self, words: str, rest_seconds: float, *, limit: bool = False) -> None:
+    def __init__(
+        self,
+        words: str,
+        rest_seconds: float,
+        *,
+        limit: bool = False,
+        lost: bool = False,
+    ) -> None:
         super().__init__(words)
-        self.rest_seconds = rest_seconds
+        # Servers say anything, also a thousand years.
+        self.rest_seconds = min(max(0.0, rest_seconds), LONGEST_LIMIT_SECONDS)
         self.limit = limit  # a usage limit: nothing is wrong
+        self.lost = lost  # there may have been an answer, which is billed
 
 
 class TooLarge(Exception):
@@ -168,41 +179,63 @@ class LLM:
         if start is None or self.resting_until or self._broke:
             return None
         prompt = context.build(ledger, self._desk.asked(ledger))
-        if not self._desk.purse.allows(self.most_dollars(prompt)):
-            self._broke = True
-            self._record(ledger, Talk(start.blob), "stopped: dollars are used up")
-            return None
         talk = Talk(start.blob)
+        if not self._afford(talk, prompt):
+            self._stop(ledger, talk)
+            return None
         try:
             proposal = self._converse(ledger, talk, prompt)
+            self._rest_seconds = FIRST_REST_SECONDS
+            word = f"refused: {proposal.refused}" if proposal.refused else "proposed"
+            self._record(ledger, talk, word, git_blob(proposal.source))
         except NoAnswer as none:
             self._rest(ledger, talk, none)
             return None
         finally:
+            self._desk.purse.release(talk.held)
             if self.shares_the_gpu:
                 unload(self._endpoint)
-        self._rest_seconds = FIRST_REST_SECONDS
-        word = f"refused: {proposal.refused}" if proposal.refused else "proposed"
-        self._record(ledger, talk, word, git_blob(proposal.source))
         return proposal
+
+    def _afford(self, talk: "Talk", prompt: str) -> bool:
+        """Put aside the most that one more call can cost, if there is as much."""
+        most = self.most_dollars(prompt)
+        if not self._desk.purse.hold(most):
+            return False
+        talk.held += most or 0.0
+        talk.most_dollars = most or 0.0
+        return True
+
+    def _stop(self, ledger: Ledger, talk: "Talk") -> None:
+        """It cannot pay: for good, unless calls under way leave something over."""
+        if self._desk.purse.holding or self._broke:
+            return
+        self._broke = True
+        self._record(ledger, talk, "stopped: dollars are used up")
 
     def _converse(self, ledger: Ledger, talk: "Talk", prompt: str) -> Proposal:
         """Ask; where the answer does not fit, say why and ask once more."""
         source = ledger.source(talk.blob)
         deadline = time.monotonic() + ANSWER_SECONDS
-        why = ""
-        for words in (prompt, None):
+        why, proposal = "", None
+        for words in (prompt, ""):
             said = words or (
-                f"Refused: {why}\nSend the whole reply again, corrected, in the same "
-                "form. Or another idea that fits."
+                f"Refused:\n{context.data('reason', visible(why))}\nSend the whole "
+                "reply again, corrected, in the same form. Or another idea that fits."
             )
-            reply = talk.ask(self._endpoint, said, deadline)
+            try:
+                reply = talk.ask(self._endpoint, said, deadline)
+            except NoAnswer:
+                if proposal is None:
+                    raise
+                break  # the first answer goes on record with its reason
             proposal, why = proposal_of(reply, self.name, talk.blob, source)
             why = why or self._desk.fault(ledger, proposal)
             if not why or time.monotonic() > deadline - 5:
                 break
-            if not self._desk.purse.allows(self.most_dollars(prompt + reply)):
+            if not words or not self._afford(talk, prompt + reply):
                 break
+        assert proposal is not None, "the first answer came, or NoAnswer did"
         return replace(proposal, refused=one_line(why)[:300])
 
     def _rest(self, ledger: Ledger, talk: "Talk", none: NoAnswer) -> None:
@@ -233,6 +266,7 @@ class LLM:
                 blob,
                 transcript,
             ),
+            at_most=talk.at_most_dollars,
         )
 
     def most_dollars(self, prompt: str) -> float | None:
@@ -249,16 +283,18 @@ class LLM:
         beginning and without a word; so the word to repeat stands at the beginning.
         """
         prompt = f"The codeword is {CODEWORD}.\n\n{filler()}\n\n{QUESTION}"
-        if not self._desk.purse.allows(self.most_dollars(prompt)):
-            return "not asked: dollars are used up"
         talk, begun = Talk(""), time.monotonic()
+        if not self._afford(talk, prompt):
+            return "not asked: dollars are used up"
         try:
             reply = talk.ask(self._endpoint, prompt, begun + ANSWER_SECONDS)
         except NoAnswer as none:
             at = time.strftime("%H:%M", time.localtime(time.time() + none.rest_seconds))
             return f"limit until {at}" if none.limit else f"no answer: {none}"
         finally:
-            self._desk.purse.paid(talk.dollars, (talk.tokens_in or 0))
+            tokens = (talk.tokens_in or 0) + (talk.tokens_out or 0)
+            self._desk.purse.paid(talk.dollars, tokens, talk.at_most_dollars)
+            self._desk.purse.release(talk.held)
             if self.shares_the_gpu:
                 unload(self._endpoint)
         took = time.monotonic() - begun
@@ -291,6 +327,9 @@ class Talk:
         self.tokens_in: int | None = None  # None: nobody said
         self.tokens_out: int | None = None
         self.dollars: float | None = None  # None: nobody knows
+        self.held = 0.0  # dollars put aside for it
+        self.most_dollars = 0.0  # of one call; 0: nobody knows
+        self.at_most_dollars = 0.0  # what it took, calls without an answer included
         self._unpriced = False
 
     def ask(self, endpoint: Endpoint, words: str, deadline: float) -> str:
@@ -298,13 +337,18 @@ class Talk:
         from pydantic_ai.messages import ModelRequest, UserPromptPart
 
         self.messages.append(ModelRequest(parts=[UserPromptPart(words)]))
-        response = answered(endpoint, self.messages, deadline)
+        response = answered(endpoint, self.messages, deadline, self._lost)
         self.messages.append(response)
         self._count(endpoint, response)
         text = response.text or ""
         if response.finish_reason == "length" and ">>>>>>> REPLACE" not in text:
             raise NoAnswer(f"cut off after {MOST_TOKENS_OUT} tokens", 0.0)
         return text
+
+    def _lost(self) -> None:
+        """A call was sent and its answer never came: it may be on the bill."""
+        self._unpriced, self.dollars = True, None
+        self.at_most_dollars += self.most_dollars
 
     def _count(self, endpoint: Endpoint, response: "ModelResponse") -> None:
         usage = response.usage
@@ -317,6 +361,7 @@ class Talk:
             else None
         )
         self._unpriced |= cost is None
+        self.at_most_dollars += self.most_dollars if cost is None else cost
         self.dollars = None if self._unpriced else (self.dollars or 0.0) + (cost or 0.0)
 
     def whole(self) -> bytes:
@@ -330,16 +375,28 @@ class Talk:
 
 
 def answered(
-    endpoint: Endpoint, messages: "Sequence[ModelMessage]", deadline: float
+    endpoint: Endpoint,
+    messages: "Sequence[ModelMessage]",
+    deadline: float,
+    lost: Callable[[], None],
 ) -> "ModelResponse":
-    """One response, with tries and waits, by the deadline; or NoAnswer."""
+    """One response, with tries and waits, by the deadline; or NoAnswer.
+
+    `lost` hears of each call that may be billed though its answer never came.
+    """
     for pause in (*PAUSES_SECONDS, None):
         left = deadline - time.monotonic()
         if left <= 0:
             raise NoAnswer("no answer in time", 0.0)
         try:
             return asyncio.run(called(endpoint, messages, min(left, CALL_SECONDS)))
+        except NoAnswer as none:
+            if none.lost:
+                lost()
+            raise
         except Again as again:
+            if again.lost:
+                lost()
             wait = pause if again.after_seconds is None else again.after_seconds
             late = wait is None or wait > min(LONGEST_WAIT_SECONDS, left)
             if pause is None or wait is None or late:
@@ -352,10 +409,20 @@ def answered(
 class Again(Exception):
     """Not now; another try may work."""
 
-    def __init__(self, words: str, after: float | None, *, limit: bool = False) -> None:
+    def __init__(
+        self,
+        words: str,
+        after: float | None,
+        *,
+        limit: bool = False,
+        lost: bool = False,
+    ) -> None:
         super().__init__(words)
-        self.after_seconds = after  # None: the server did not say
+        # None: the server did not say, or nothing that is a time.
+        known = after is not None and math.isfinite(after) and after >= 0
+        self.after_seconds = after if known else None
         self.limit = limit
+        self.lost = lost  # there may have been an answer, which is billed
 
 
 async def called(
@@ -372,20 +439,21 @@ async def called(
             model = model_of(endpoint, http)
             return await model_request(model, messages, model_settings=settings)
     except TimeoutError:
-        raise Again(f"no answer within {limit_seconds:.0f} s", None) from None
+        words = f"no answer within {limit_seconds:.0f} s"
+        raise Again(words, None, lost=True) from None
     except exceptions.ModelHTTPError as error:
         raise from_status(error) from None
     except exceptions.ModelAPIError as error:  # connection refused, cut off, too large
-        raise Again(one_line(str(error))[:300], None) from None
+        raise Again(one_line(str(error))[:300], None, lost=True) from None
     except exceptions.AgentRunError as error:  # an answer that is no answer
-        raise Again(one_line(str(error))[:300], None) from None
+        raise Again(one_line(str(error))[:300], None, lost=True) from None
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         # What the provider's library makes of garbage; it does not promise a kind.
         words = f"{type(error).__name__}: {one_line(str(error))[:200]}"
-        raise Again(words, None) from None
+        raise Again(words, None, lost=True) from None
     except TooLarge:
         words = f"the answer is larger than {LARGEST_BODY_BYTES >> 20} MB"
-        raise NoAnswer(words, 0.0) from None
+        raise NoAnswer(words, 0.0, lost=True) from None
 
 
 def from_status(error: Any) -> Exception:

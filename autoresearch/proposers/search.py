@@ -104,11 +104,12 @@ class Search:
         knobs: dict[str, Constant],
         rows: Sequence[Row],
     ) -> dict[str, Tried]:
-        """Per constant, from all rows: results near the champion, and gains ever."""
+        """Per constant: results near the champion in this series, and gains ever."""
         history = {name: Tried() for name in knobs}
         here, shape = self._constants(ledger, blob)
         sign = 1.0 if ledger.lower_is_better else -1.0
         effect = effects(rows)
+        series = ledger.series or ledger.last_series()
         for row in rows:
             if row.kind == "refused" or row.kind == "duplicate" or not row.parent:
                 continue
@@ -120,7 +121,7 @@ class Search:
                 if row.number in effect:
                     gain = -sign * effect[row.number]
                     history[name].gains.append(gain / len(changed))
-            if theirs == shape:
+            if theirs == shape and row.series == series:
                 apart = [n for n in there if here.get(n) != there[n]]
                 if len(apart) == 1 and apart[0] in history:
                     history[apart[0]].points.append((there[apart[0]], row.value))
