@@ -16,10 +16,11 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from statistics import fmean, variance
+from statistics import fmean
 
 from autoresearch import constants
 from autoresearch.edits import one_line, visible
+from autoresearch.evidence import all_rows, of
 from autoresearch.experiment import Champion
 from autoresearch.ledger import Ledger, Row, effects
 
@@ -94,13 +95,15 @@ def build(ledger: Ledger, asked: Asked) -> str:
     champion = ledger.champion
     if champion is None:
         raise LookupError("no champion yet")
-    rows = [row for row in ledger.rows() if row.parent]
+    everything = all_rows(ledger)
+    rows = [row for row in everything if row.parent]
     start = ledger.start or champion
     source = ledger.source(start.blob)
-    noise = noise_of(ledger.rows())
+    known = of(ledger).luck.noise
+    noise = None if known is None else known.sd
     changes = Changes(ledger)
     done = [changes.of(row) for row in rows]
-    gains = effects(ledger.rows())
+    gains = effects(everything)
     better = "lower" if ledger.lower_is_better else "higher"
     parts = [
         asked.ask.format(
@@ -351,15 +354,6 @@ def grouped(changes: Iterable[Change]) -> list[str]:
 
 
 # -- numbers ---------------------------------------------------------------------------
-
-
-def noise_of(rows: Sequence[Row]) -> float | None:
-    """Pooled standard deviation of one run; None before anything ran twice."""
-    several = [row.values for row in rows if len(row.values) > 1]
-    free = sum(len(values) - 1 for values in several)
-    if not free:
-        return None
-    return math.sqrt(sum((len(v) - 1) * variance(v) for v in several) / free)
 
 
 def interval(row: Row, noise: float | None) -> str:

@@ -33,6 +33,9 @@ from autoresearch.policy import Wanted, gain, noise_of
 from autoresearch.policy.greedy import Greedy
 
 BASELINE_RUNS = 3
+# Differences that the noise has to rest on. Until then candidates run twice: a baseline
+# alone cannot tell the luck of its seeds, which all candidates share, from noise.
+LEARNED = 3
 MOST_RUNS = 6  # of one candidate
 # Normal deviates. After one run: what a hundred tries without effect do not reach by
 # luck. After 1, 2, ... fresh runs: a night tests a few candidates, each several times.
@@ -100,6 +103,8 @@ class NoiseAware:
         """The same, for a candidate that has runs and where noise is known."""
         champion = history.champion
         assert champion is not None
+        if len(scores) == 1 < len(champion.values) and known.degrees < LEARNED:
+            return "candidate"  # whatever it is worth, it tells what a run is worth
         price = self.price(history.change or Change(0, 0), known)
         standing = self.standing(scores, history, known, price)
         runs = len(scores)

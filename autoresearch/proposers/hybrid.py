@@ -24,6 +24,7 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from autoresearch import evidence
 from autoresearch.experiment import Proposal
 from autoresearch.ledger import IN_LEDGER_ONLY, Ledger, Row, effects
 from autoresearch.proposers import Proposer
@@ -76,7 +77,7 @@ class Hybrid:
     def propose(self, ledger: Ledger) -> Proposal | None:
         """The proposal of the first arm, in today's order, that has one."""
         series = ledger.series or ledger.last_series()
-        all_rows = [row for row in ledger.rows() if row.series == series]
+        all_rows = evidence.of(ledger, series).fair_rows()
         rows = [row for row in all_rows if row.parent]
         sign = -1.0 if ledger.lower_is_better else 1.0
         arms = histories(self.names, rows, gains_of(all_rows, sign))
