@@ -21,7 +21,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Literal
 
-from autoresearch import curves, levels, noise
+from autoresearch import curves, levels, noise, seeds
 from autoresearch.experiment import (
     Candidate,
     Champion,
@@ -54,9 +54,17 @@ class Noise:
     shape: Shape = "normal"
     # Of shape "drift": how far the machine moves in a night, in sd.
     drift_sd: float = 2.0
+    # Of the variance: what a seed adds to whatever runs with it. A CPU with a token
+    # budget is near 1, a GPU near 0.
+    seed_share: float = 0.0
 
-    def draw(self, rng: random.Random, run: int) -> float:
-        """Positive is better. `run` counts the night's runs."""
+    def draw(self, rng: random.Random, run: int, luck: float) -> float:
+        """Positive is better. `run` counts the night's runs, `luck` is its seed's."""
+        own = math.sqrt(1 - self.seed_share) * self.rest(rng, run)
+        return own + math.sqrt(self.seed_share) * self.sd * luck
+
+    def rest(self, rng: random.Random, run: int) -> float:
+        """What is not the seed's."""
         if self.shape == "heavy":  # Student's t with 3 degrees, scaled to this sd
             square = sum(rng.gauss(0, 1) ** 2 for _ in range(3)) / 3
             return self.sd * rng.gauss(0, 1) / math.sqrt(3 * square)
@@ -100,6 +108,11 @@ class Simulated:
     selected_by: int = 0  # how many of its runs crowned it
     why: str = ""
 
+    @property
+    def runs(self) -> seeds.Runs:
+        """Everything runs on the seeds 1, 2, ... in this order."""
+        return tuple(enumerate(self.values, 1))
+
 
 @dataclass(slots=True)
 class Lab:
@@ -110,29 +123,49 @@ class Lab:
     noise: Noise
     ideas: random.Random  # draws what changes are worth
     luck: random.Random  # draws what runs score: so two policies meet the same ideas
+    fate: random.Random  # draws what seeds are worth
     lower_is_better: bool = True
     start: float = 1.0  # the baseline's true score
     runs: int = 0
     rows: list[Simulated] = field(default_factory=list)
     champions: list[Simulated] = field(default_factory=list)
+    lucky: list[float] = field(default_factory=list)  # what each seed is worth, in sd
     demotions: int = 0
 
-    def measure(self, truth: float) -> float:
-        """One run's score."""
-        value = truth + self.noise.draw(self.luck, self.runs)
+    def measure(self, truth: float, place: int) -> float:
+        """One run's score, of a train.py that had so many runs before."""
+        while len(self.lucky) <= place:
+            self.lucky.append(self.fate.gauss(0, 1))
+        value = truth + self.noise.draw(self.luck, self.runs, self.lucky[place])
         self.runs += 1
         return self.start - value if self.lower_is_better else self.start + value
 
+    def known(self) -> seeds.Luck:
+        """What the runs so far tell of seeds, as `evidence` has it."""
+        return seeds.luck([row.runs for row in self.rows])
+
     def history(self) -> History:
         """What the policy may know."""
-        champions = [seen_as_champion(row) for row in self.champions]
+        luck = self.known()
+        rows = [replace(row, values=luck.without(row.runs)) for row in self.rows]
+        fair = {row.number: row for row in rows}
+        champions = [seen_as_champion(fair[row.number]) for row in self.champions]
         return History(
             champions[-1] if champions else None,
-            tuple([row.values for row in self.rows]),
-            tuple([row.when for row in self.rows]),
-            max(0, len(self.rows) - 1),
+            tuple([row.values for row in rows]),
+            tuple([row.when for row in rows]),
+            max(0, len(rows) - 1),
             tuple(champions[:-1]),
-            rows=tuple(self.rows),
+            rows=tuple(rows),
+            noise=luck.noise,
+        )
+
+    def fair(self, scores: Scores) -> Scores:
+        """The candidate's scores without the luck of their seeds."""
+        of = self.known().of
+        return tuple(
+            replace(score, value=score.value - of.get(score.run.seed, 0.0))
+            for score in scores
         )
 
     def take(self, most_runs: float) -> Simulated | None:
@@ -148,20 +181,22 @@ class Lab:
         scores: Scores = ()
         when: tuple[float, ...] = ()
         while self.runs < most_runs:
-            wanted = self.policy.wants(scores, history)
+            wanted = self.policy.wants(self.fair(scores), history)
             if wanted == "nothing":
                 break
             if wanted == "champion":
                 self.remeasure()
                 history = self.history()
                 continue
-            scores += (score_of(candidate, len(scores), self.measure(truth)),)
+            value = self.measure(truth, len(scores))
+            scores += (score_of(candidate, len(scores) + 1, value),)
             when += (self.runs * RUN_SECONDS,)
         if not scores:
             return None
-        verdict = self.policy.decide(scores, history, NOTHING)
+        verdict = self.policy.decide(self.fair(scores), history, NOTHING)
+        values = tuple(score.value for score in scores)
         row = Simulated(
-            number, str(number), parent, verdict.values, verdict.decision, when,
+            number, str(number), parent, values, verdict.decision, when,
             truth, own, len(scores),
         )  # fmt: skip
         self.rows.append(row)
@@ -175,7 +210,7 @@ class Lab:
         row = self.champions[-1]
         fresh = replace(
             row,
-            values=(*row.values, self.measure(row.truth)),
+            values=(*row.values, self.measure(row.truth, len(row.values))),
             when=(*row.when, self.runs * RUN_SECONDS),
         )
         self.champions[-1] = self.rows[self.rows.index(row)] = fresh
@@ -226,6 +261,7 @@ def night(
         luck,
         random.Random(f"ideas {seed}"),
         random.Random(f"luck {seed}"),
+        random.Random(f"seeds {seed}"),
         lower_is_better,
     )
     kept_truth = [0.0]
@@ -244,7 +280,8 @@ def night(
 def outcome(lab: Lab, keeps: int, false: int) -> Outcome:
     """A finished night, counted."""
     first, last = lab.rows[0], lab.champions[-1]
-    difference = fmean(first.values) - fmean(last.values)
+    luck = lab.known()
+    difference = fmean(luck.without(first.runs)) - fmean(luck.without(last.runs))
     inside = lineage(lab.rows, last)
     return Outcome(
         last.truth,
@@ -282,12 +319,14 @@ def score_of(candidate: Candidate, seed: int, value: float) -> Score:
 
 def claim(night: Outcome, *, lower_is_better: bool = True) -> noise.Claim | None:
     """What the ledger of a simulated night says its champion gained."""
-    known = noise.pooled([row.values for row in night.rows])
+    luck = seeds.luck([row.runs for row in night.rows])
+    known = luck.noise
     if known is None:
         return None
+    rows = [replace(row, values=luck.without(row.runs)) for row in night.rows]
     champion, baseline = night.champions[-1].blob, night.rows[0].blob
     return levels.claim(
-        night.rows, champion, baseline, known, lower_is_better=lower_is_better
+        rows, champion, baseline, known, lower_is_better=lower_is_better
     )
 
 

@@ -33,7 +33,8 @@ SDS = (0.0003, 0.0005, 0.001, 0.002)  # measured in different labs
 SIGNALS = (0.5, 1.0, 2.0, 4.0, 8.0)  # mean real gain, in sd
 LOW_SIGNALS = (0.5, 1.0, 2.0)  # most real gains are below two sd
 FITTED = 1.0  # mean real gain late in recorded nights, in sd
-SHAPES = ("normal", "heavy", "drift")
+SHAPES = ("normal", "heavy", "drift", "seeds")
+SEED_SHARE = 0.8  # of the variance, in shape "seeds": a CPU with a token budget
 MAIN = ["greedy", "noise-aware"]
 OTHERS = ["anneal", "islands", "group-sequential", "e-value"]  # a quarter of the nights
 RUNS, EXPERIMENTS, SHARE = 120, 100, 0.15
@@ -108,6 +109,13 @@ def policy_named(name):
 # -- nights ----------------------------------------------------------------------------
 
 
+def noise_of(sd, shape):
+    """Of runs; in shape "seeds" most of it is what a seed adds to every train.py."""
+    if shape == "seeds":
+        return lab.Noise(sd, seed_share=SEED_SHARE)
+    return lab.Noise(sd, shape)
+
+
 def rates(job):
     """A/A nights, and nights with effects of one size -> what was kept."""
     name, size, shape, first, count = job
@@ -118,7 +126,7 @@ def rates(job):
         night = lab.night(
             policy_named(name),
             effects,
-            lab.Noise(sd, shape),
+            noise_of(sd, shape),
             seed,
             experiments=EXPERIMENTS,
         )
@@ -144,7 +152,7 @@ def gains(job):
         night = lab.night(
             policy_named(name),
             lab.spike_and_slab(SHARE, signal * SD),
-            lab.Noise(SD, shape),
+            noise_of(SD, shape),
             seed,
             runs=RUNS,
         )
