@@ -248,6 +248,11 @@ def remedy(missed: str) -> str:
     """What to type so that bubblewrap works, by what the kernel says it forbids."""
     if "Unknown option" in missed:
         return f"install bubblewrap 0.8 or newer (this is {bubblewrap_version()})"
+    if "SECCOMP" in missed:  # bubblewrap's own words for it
+        return (
+            "boot a kernel with CONFIG_SECCOMP_FILTER (every distribution's has it; a "
+            'hand-made or sandboxed one may not), or cage = "none" in program.md'
+        )
     if os.geteuid() != 0 and setting(APPARMOR) == "1":
         return PROFILE  # Ubuntu 24.04 and whoever else ships this AppArmor rule
     if (

@@ -1,5 +1,6 @@
 """Walls: what a hostile guest gets through, level by level, and what a human is told."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -13,7 +14,7 @@ from autoresearch import fence, groups, probing, walls
 from autoresearch.cage import Guest, Limits, NoWalls, Slot, Stop
 from autoresearch.lab import Lab
 from tests import nights
-from tests.nights import command, line_lab, rate, run
+from tests.nights import AUTORESEARCH, command, line_lab, rate, run
 
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="Linux's own means")
 
@@ -188,6 +189,36 @@ def test_refused_namespaces_come_with_the_kernels_words_and_a_remedy(lab, tmp_pa
     assert done.returncode == 2
     assert words in done.stderr
     assert "Next: " in done.stderr
+
+
+@linux_only
+def test_a_kernel_without_seccomp_is_named(lab, tmp_path):
+    with_cage(lab, "full")
+    words = "bwrap: prctl(PR_SET_SECCOMP): Invalid argument"
+
+    done = command(lab, "check", env=fake_bwrap(tmp_path / "no", words))
+
+    assert done.returncode == 2
+    assert words in done.stderr
+    assert "Next: boot a kernel with CONFIG_SECCOMP_FILTER" in done.stderr
+
+
+@linux_only
+def test_a_tiny_shared_memory_of_the_host_is_no_matter(lab):
+    """Data and weights travel in sealed memory, and a cage brings its own /dev/shm."""
+    tiny = "mount -t tmpfs -o size=4k tmpfs /dev/shm && exec "
+    words = " ".join((*AUTORESEARCH, "run", "--experiments", "1", "--json"))
+    done = subprocess.run(
+        ("unshare", "--mount", "sh", "-c", tiny + words),
+        cwd=lab.folder,
+        capture_output=True,
+        text=True,
+    )
+    if "unshare" in done.stderr or "mount:" in done.stderr:
+        pytest.skip("needs a mount namespace")
+
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [row["kind"] for row in rows] == [None, None], done.stderr
 
 
 def test_each_system_that_refuses_namespaces_gets_its_own_remedy(monkeypatch):

@@ -133,10 +133,10 @@ class NoiseAware:
             return unmeasured(won, scores, champion)
         price = self.price(change, known)
         standing = self.standing(scores, history, known, price)
-        times = "run" if len(scores) == 1 else f"{len(scores)} runs"
+        times = "one run" if len(scores) == 1 else f"{len(scores)} runs"
         said = f"gain {won:.6f} in {times}, noise {known.sd:.6f} a run"
         if known.degrees < BASELINE_RUNS:
-            said += f" (from {known.degrees:.0f} differences only)"
+            said += f" (not yet sure: degrees of freedom {known.degrees:.0f})"
         if proven(standing, len(scores)):
             if stale(history):
                 why = f"unresolved: {said}; scores drift, the champion's runs are old"
