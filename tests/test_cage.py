@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -678,7 +678,8 @@ def test_no_single_file_grows_beyond_the_limit(lab):
         + "    link.send({'errno': error.errno})\n"
     )
 
-    with running(lab, source, disk_gb=0.01) as guest:
+    # The watch over the whole folder may see the full file before the guest says so.
+    with running(lab, source, disk_gb=0.01) as guest, suppress(OverLimit):
         assert hear(guest) == {"errno": 27}  # EFBIG
 
     assert (lab / "guest" / "large").stat().st_size <= 10_000_000

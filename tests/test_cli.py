@@ -30,7 +30,7 @@ def test_every_command_has_one_line_of_help_and_a_copyable_example(name):
 
     assert done.returncode == 0
     assert f"autoresearch {name}" in done.stdout.partition("example:")[2]
-    assert main.commands[name].help.splitlines()[0].endswith((".", "."))
+    assert main.commands[name].help.splitlines()[0].endswith((".", "?"))
 
 
 def test_commands_are_listed_in_the_order_of_a_day():

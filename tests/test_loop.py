@@ -511,7 +511,8 @@ def test_the_ledger_is_rebuilt_from_a_clone(lab, tmp_path):
     assert command(clone, "run", "--experiments", "1").returncode == 0
 
 
-def test_a_rebuilt_ledger_knows_what_every_experiment_started_from(lab, tmp_path):
+def test_a_rebuilt_ledger_knows_what_every_experiment_started_from(tmp_path):
+    lab = line_lab(tmp_path / "greedy", 'budget_tokens = 2000\npolicy = "greedy"')
     run(lab, rate(0.0001))
     edited = lab.read("train.py").replace("BATCH = 4 ", "BATCH = 5 ")
     lab.path("train.py").write_text(edited)
@@ -536,5 +537,6 @@ def test_a_reason_cannot_forge_trailers(lab):
     row = run(lab, {**rate(0.0001), "reason": forged})[1]
 
     message = git(lab, "log", "-1", "--format=%B", row.commit)
-    assert books.notebook.read_trailers(message)["Score"] == f"{row.value:.6f}"
+    scores = " ".join(f"{value:.6f}" for value in row.values)
+    assert books.notebook.read_trailers(message)["Score"] == scores
     assert books.notebook.read_trailers(message)["Verdict"].startswith("discard")

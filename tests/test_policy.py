@@ -46,6 +46,7 @@ def champion(*values: float) -> Champion:
 
 
 BEFORE = History(champion(*THREE), (THREE,))
+LATER = History(champion(*THREE), (THREE, THREE))  # the noise rests on enough
 
 
 @dataclass(frozen=True)
@@ -280,12 +281,16 @@ class TestNoiseAware:
         assert wanted == ["candidate"] * 3 + ["nothing"]
 
     def test_a_clear_loser_gets_one_run(self):
-        assert NOISE_AWARE.wants(scores(1.01), BEFORE) == "nothing"
-        assert NOISE_AWARE.decide(scores(1.01), BEFORE, NONE).reason.startswith("worse")
+        assert NOISE_AWARE.wants(scores(1.01), LATER) == "nothing"
+        assert NOISE_AWARE.decide(scores(1.01), LATER, NONE).reason.startswith("worse")
+
+    def test_the_first_candidates_run_twice_to_tell_what_a_run_is_worth(self):
+        assert NOISE_AWARE.wants(scores(1.01), BEFORE) == "candidate"
+        assert NOISE_AWARE.wants(scores(1.01, 1.011), BEFORE) == "nothing"
 
     def test_a_winner_beyond_all_luck_needs_no_second_run(self):
-        assert NOISE_AWARE.wants(scores(0.98), BEFORE) == "nothing"
-        assert NOISE_AWARE.decide(scores(0.98), BEFORE, NONE).decision == "keep"
+        assert NOISE_AWARE.wants(scores(0.98), LATER) == "nothing"
+        assert NOISE_AWARE.decide(scores(0.98), LATER, NONE).decision == "keep"
 
     def test_what_is_promising_is_run_on_fresh_seeds(self):
         assert NOISE_AWARE.wants(scores(0.9963), BEFORE) == "candidate"
@@ -371,9 +376,9 @@ class TestNoiseAware:
         assert "the noise is unknown" in verdict.reason
 
     def test_noise_known_from_few_runs_is_said(self):
-        assert (
-            "2 differences only" in NOISE_AWARE.decide(scores(1.1), BEFORE, NONE).reason
-        )
+        reason = NOISE_AWARE.decide(scores(1.1), BEFORE, NONE).reason
+
+        assert "not yet sure: degrees of freedom 2" in reason
 
     @given(FINITE, FINITE, st.integers(-100, 100))
     def test_without_noise_it_decides_as_greedy(self, value, other, lines):

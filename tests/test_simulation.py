@@ -102,8 +102,8 @@ def test_the_claim_of_a_night_is_not_too_good_to_be_true():
 @pytest.mark.parametrize("shape", ["normal", "heavy", "drift"])
 def test_noise_has_the_shape_and_the_size_it_is_said_to_have(shape):
     rng, made = random.Random(1), Noise(sd=2.0, shape=shape)
-    drawn = [made.draw(rng, 0) for _ in range(20_000)]
-    late = fmean(made.draw(rng, 120) for _ in range(2000))
+    drawn = [made.draw(rng, 0, rng.gauss(0, 1)) for _ in range(20_000)]
+    late = fmean(made.draw(rng, 120, 0.0) for _ in range(2000))
 
     assert stdev(drawn) == pytest.approx(2.0, rel=0.15)
     assert late == pytest.approx(-4.0 if shape == "drift" else 0.0, abs=0.3)

@@ -343,7 +343,7 @@ def test_a_hopeless_run_is_ended_early_and_is_a_discard_without_a_score(tmp_path
     assert row.runs == 0
     ledger = Ledger(lab.ledger)
     assert ledger.ended_early(row.series) == (pytest.approx(0.15, abs=0.2),)
-    assert ledger.counts()["discarded"] == 1
+    assert ledger.counts()["ended_early"] == 1
     verified(lab)
     assert command(lab, "rebuild").returncode == 0
     again = Ledger(lab.ledger).row(row.number)
