@@ -39,6 +39,7 @@ from autoresearch.errors import Stopped
 MARK = "AUTORESEARCH_GUEST_OF"
 
 LOG_HEAD_BYTES, LOG_TAIL_BYTES = 32 * 1024, 64 * 1024
+COMPILED = ".compiled"  # what of a run's folder it may write; see `compiled`
 LARGEST_LOG_BYTES = 100 << 20
 MOST_MESSAGES = 100_000
 TICK_SECONDS = 0.05
@@ -92,7 +93,10 @@ class Slot:
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """What one guest is given. Its folder holds train.py and what else it may read."""
+    """What one guest is given. Its folder holds train.py and what else it may read;
+
+    what lies in its folder COMPILED it may write, too.
+    """
 
     folder: Path
     lab: Path
@@ -406,6 +410,7 @@ def environment(room: Room, home: str | None = None) -> dict[str, str]:
         **card,
         "HOME": where,
         "TMPDIR": where,
+        "TORCHINDUCTOR_CACHE_DIR": f"{where}/{COMPILED}",
         "USER": "guest",  # torch names its caches by it; there may be no /etc/passwd
         "OMP_NUM_THREADS": str(slot.threads),
         "PYTHONDONTWRITEBYTECODE": "1",

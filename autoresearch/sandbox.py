@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from autoresearch import weights
+from autoresearch import compiled, weights
 from autoresearch.apparatus import Apparatus
 from autoresearch.cage import Exited, Guest, Limits, OverLimit, Slot, Stop, Walls
 from autoresearch.calibration import PROBE_SECONDS, Place
@@ -104,10 +104,13 @@ def train(
     folder = bench.lab.run_folder(number, seed)
     log = bench.lab.logs / f"{number}-{seed}.log"
     furnish(folder, bench, candidate.proposal.source)
+    compiled.lend(bench.lab, candidate.proposal, folder / "scratch")
     guest = enter(bench, folder, slot)
     try:
         with guest:
-            return attend(bench, candidate, guest, seed, slot, log, outlook)
+            run = attend(bench, candidate, guest, seed, slot, log, outlook)
+        compiled.keep(bench.lab, candidate.proposal, folder / "scratch")
+        return run
     finally:
         log.write_bytes(guest.log.whole())
         shutil.rmtree(folder / "scratch", ignore_errors=True)

@@ -28,7 +28,7 @@ from pathlib import Path
 
 import autoresearch
 from autoresearch import channel, fence, groups
-from autoresearch.cage import Entry, NoWalls, Room, Slot, Walls, environment
+from autoresearch.cage import COMPILED, Entry, NoWalls, Room, Slot, Walls, environment
 from autoresearch.fence import GUEST_ID, Fence
 
 SCRATCH = "/scratch"
@@ -143,7 +143,8 @@ class Bubblewrap:
         size = int(room.limits.disk_gb * 1e9)
         yield from ("--perms", "1777", "--size", str(size), "--tmpfs", SCRATCH)
         for path in sorted(room.folder.iterdir()):
-            yield from ("--ro-bind", str(path), f"{SCRATCH}/{path.name}")
+            bind = "--bind" if path.name == COMPILED else "--ro-bind"
+            yield from (bind, str(path), f"{SCRATCH}/{path.name}")
         # Without these two the root and /dev are memory without a limit.
         yield from ("--remount-ro", "/dev", "--remount-ro", "/")
 

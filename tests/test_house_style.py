@@ -34,7 +34,7 @@ LAYERS = (
     "errors seeds",
     "chain channel chips constants fence levels metric program warden weights",
     "audit cage curves groups lab leash notebook policy rules served",
-    "rehearsal",
+    "compiled rehearsal",
     "apparatus guest ledger machine pools probe sources walls",
     "evidence",
     "calibration certificate context corpus guidance results simulation standalone",
