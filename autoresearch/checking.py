@@ -189,7 +189,7 @@ def short_run(
         terms = replace(terms, budget_tokens=tokens, wall_seconds=60.0)
     bench = Bench(lab, found, terms, Stop(), lambda candidate, progress: None, walls)
     source = lab.read("train.py")
-    candidate = Candidate(Proposal(0, "check", source, "", "human"), git_blob(source))
+    candidate = Candidate(Proposal(0, "check", source, "", "check"), git_blob(source))
     begun = time.monotonic()
     try:
         run = sandbox.train(bench, candidate, seed=0, slot=slot)

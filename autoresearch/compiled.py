@@ -18,7 +18,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from autoresearch.cage import COMPILED
-from autoresearch.experiment import Proposal
+from autoresearch.experiment import PERSON, Proposal
 from autoresearch.lab import Lab
 
 LARGEST_BYTES = 1 << 30
@@ -68,8 +68,8 @@ def keep(lab: Lab, proposal: Proposal, scratch: Path) -> None:
 
 
 def persons(proposal: Proposal) -> bool:
-    """Whether the person wrote it: the baseline of the lab's first series."""
-    return proposal.number == 0 and proposal.author == "human"
+    """Whether the person wrote it: the first thing a lab measures, before any keep."""
+    return proposal.author == PERSON
 
 
 def plain_files(place: Path) -> list[Path]:

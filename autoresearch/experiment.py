@@ -31,6 +31,7 @@ Decision = Literal["keep", "discard", "failed"]
 # What train.py resolved its constants to (width, depth, parameters, tokens, ...).
 # Untrusted: shown and stored, never used to decide.
 Facts = tuple[tuple[str, float | int | str], ...]
+PERSON = "human"  # author of what a lab begins with, and of nothing else
 Curve = tuple[tuple[float, float], ...]  # (share of the budget, loss), oldest first
 
 

@@ -26,6 +26,7 @@ from autoresearch.errors import Failed, LabError, Stopped
 from autoresearch.evaluator import with_holdout
 from autoresearch.evidence import Evidence
 from autoresearch.experiment import (
+    PERSON,
     Candidate,
     Champion,
     Change,
@@ -155,7 +156,7 @@ def baseline(night: Night) -> Row:
     fresh = books.ledger.last_keep() is None
     title = "baseline" if fresh else "champion again"
     number = 0 if fresh and books.ledger.row(0) is None else None
-    author = "human" if fresh else "autoresearch"
+    author = PERSON if fresh else "autoresearch"
     proposal = books.admit(Proposal(number, title, source, "", author, why))
     try:
         candidate = books.write_down(proposal)

@@ -41,6 +41,8 @@ from autoresearch.notebook import one_line
 LARGEST_WEIGHTS_BYTES = 4 << 30
 LARGEST_PROBE_BYTES = 1 << 22
 MOST_FACTS = 40
+AN_ERROR = re.compile(r"[\w.]*(?:Error|Exception): ")
+ADVICE_LINES = 12
 OUT_OF_MEMORY = re.compile(rb"OutOfMemoryError|out of memory|MemoryError|bad_alloc")
 
 
@@ -397,6 +399,10 @@ def json_safe(value: float | int) -> bool:
 
 
 def last_line(printed: bytes) -> str:
-    """The last thing a run said, safe to print."""
+    """The last error a run named, or else the last thing it said; safe to print.
+
+    Compilers print advice after their errors.
+    """
     lines = [one_line(line) for line in printed.decode(errors="replace").splitlines()]
-    return next((line[:300] for line in reversed(lines) if line), "")
+    errors = [line for line in lines[-ADVICE_LINES:] if AN_ERROR.match(line)]
+    return next((line[:300] for line in reversed(errors or lines) if line), "")

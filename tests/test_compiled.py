@@ -8,6 +8,7 @@ import pytest
 
 from autoresearch import compiled
 from autoresearch.experiment import Proposal
+from autoresearch.sandbox import last_line
 from tests.nights import line_lab, run
 
 LOOKS = """
@@ -18,7 +19,7 @@ print("FOUND", *sorted(path.name for path in _place.iterdir()), "END")
 (_place / "own").write_text("x")
 """
 OWN = Proposal(0, "baseline", "", "", "human")
-OTHERS = Proposal(3, "idea", "", "", "llm")
+OTHERS = Proposal(0, "check", "", "", "check")  # of a champion somebody else wrote
 
 
 def found(lab, number):
@@ -83,3 +84,11 @@ def test_nobody_elses_is_ever_kept(tmp_path):
     compiled.keep(lab, OTHERS, scratch)
 
     assert not compiled.store(lab).exists()
+
+
+def test_a_failure_is_named_by_its_error_and_not_by_the_advice_after_it():
+    log = b"step 3\ntorch._inductor.exc.InductorError: no compiler\n\nSet VERBOSE=1\n\n"
+
+    assert last_line(log) == "torch._inductor.exc.InductorError: no compiler"
+    assert last_line(b"Error: early\n" + b"step\n" * 20) == "step"
+    assert last_line(b"\n\n") == ""
