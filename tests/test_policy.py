@@ -285,8 +285,11 @@ class TestNoiseAware:
         assert NOISE_AWARE.decide(scores(1.01), LATER, NONE).reason.startswith("worse")
 
     def test_the_first_candidates_run_twice_to_tell_what_a_run_is_worth(self):
-        assert NOISE_AWARE.wants(scores(1.01), BEFORE) == "candidate"
-        assert NOISE_AWARE.wants(scores(1.01, 1.011), BEFORE) == "nothing"
+        twice = (1.0, 1.001)
+        early = History(champion(*twice), (twice,))  # one difference is all there is
+
+        assert NOISE_AWARE.wants(scores(1.01), early) == "candidate"
+        assert NOISE_AWARE.wants(scores(1.01, 1.011), early) == "nothing"
 
     def test_a_winner_beyond_all_luck_needs_no_second_run(self):
         assert NOISE_AWARE.wants(scores(0.98), LATER) == "nothing"

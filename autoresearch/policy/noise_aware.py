@@ -35,7 +35,7 @@ from autoresearch.policy.greedy import Greedy
 BASELINE_RUNS = 3
 # Differences that the noise has to rest on. Until then candidates run twice: a baseline
 # alone cannot tell the luck of its seeds, which all candidates share, from noise.
-LEARNED = 3
+LEARNED = 2
 MOST_RUNS = 6  # of one candidate
 # Normal deviates. After one run: what a hundred tries without effect do not reach by
 # luck. After 1, 2, ... fresh runs: a night tests a few candidates, each several times.
