@@ -239,6 +239,7 @@ class Books:
             ("Delta", "" if verdict.delta is None else f"{verdict.delta:+.6f}"),
             ("Runs", str(len(verdict.values))),
             ("Against", "" if against is None else against_words(verdict)),
+            ("On-the-way", " ".join(map(str, self.on_the_way(verdict)))),
             ("Ended-at", ended_at(verdict)),
             ("Remeasured", remeasured(again)),
             ("Proposed-by", proposal.author),
@@ -290,7 +291,22 @@ class Books:
             if delta is None:
                 delta = mean(verdict.values) - mean(verdict.against.values)
             outcome = f"Δ{metric}={results.change(delta)}"
+            if before := self.on_the_way(verdict):
+                outcome += f", {len(before) + 1} changes"
         return f"[AutoResearch] {what} | {outcome}"
+
+    def on_the_way(self, verdict: Verdict) -> tuple[int, ...]:
+        """What a keep brings besides its own change: the unresolved it began from."""
+        if verdict.decision != "keep" or verdict.against is None:
+            return ()
+        rows = {row.blob: row for row in self.ledger.rows()}
+        found: list[int] = []
+        blob = verdict.proposal.parent
+        while blob in rows and blob != verdict.against.blob:
+            row = rows.pop(blob)
+            found.append(row.number)
+            blob = row.parent
+        return tuple(sorted(found))
 
     # -- where a night begins ----------------------------------------------------------
 

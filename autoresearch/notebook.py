@@ -37,7 +37,8 @@ SUMMARY_LETTERS = 50
 KNOWN = ("Experiment", "Verdict", "Score", "Runs", "Against", "Proposed-by")
 TRAILERS = (
     *(*KNOWN, "Program", "Ran", "Series", "Chain"),
-    *("Seeds", "Delta", "Remeasured", "Ended-at", "Taken-back", "Instead"),
+    *("Seeds", "Delta", "On-the-way", "Remeasured", "Ended-at"),
+    *("Taken-back", "Instead"),
 )
 BACK = "taken-back"  # refs/autoresearch/taken-back/N
 

@@ -298,6 +298,21 @@ def test_proposals_start_where_the_policy_says_and_are_judged_against_the_champi
     assert "It is experiment 1's: believed better than the champion's" in said
 
 
+def test_a_keep_names_every_change_that_it_brings_with_it(lab):
+    policy = Told(keeps=("x",))
+    rows, _ = told_night(lab, policy, rate(0.02))
+    policy.starts.append(rows[1].blob)
+    more, _ = told_night(lab, policy, {"title": "x", "set": {"MOMENTUM": 0.6}})
+
+    message = Notebook(lab.folder).git("log", "-1", "--format=%B", more[0].commit)
+    assert more[0].decision == "keep"
+    assert message.splitlines()[0].endswith(", 2 changes")
+    assert "\nOn-the-way: 1\n" in message
+    verified(lab)
+    assert command(lab, "rebuild").returncode == 0
+    assert Ledger(lab.ledger).row(more[0].number).title == "x"
+
+
 # -- hopeless runs ---------------------------------------------------------------------
 
 SLOW = "run.report(sum(e * e for e in errors) / BATCH)\n"
