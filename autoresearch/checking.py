@@ -29,6 +29,9 @@ from autoresearch.views import duration, rate
 TRAIN_SECONDS = 12.0
 TRAIN_TOKENS_SHARE = 0.1
 DECIDE_SECONDS = 0.3  # harness overhead of one experiment (benchmarks/overhead.py)
+# Fresh seeds for what is promising, the champion again (benchmarks/verdicts.py).
+RUNS_PER_EXPERIMENT = {"greedy": 1.0}
+OTHERWISE = 1.16
 CAGES = {
     "full": "no network, no files but its own, another user; {facts}",
     "landlock": "no network, no files but its own, by the kernel's Landlock; {facts}",
@@ -49,7 +52,7 @@ class Checked:
     proposers: dict[str, str]  # and how each does
     constants: int
     hours: float
-    run_seconds: float  # one whole experiment, forecast
+    run_seconds: float  # one whole run, forecast
     slots: int
 
     @property
@@ -65,7 +68,13 @@ class Checked:
     @property
     def experiments(self) -> int:
         """How many fit into the hours."""
-        return int(self.hours * 3600 / self.run_seconds) * self.slots
+        each = self.run_seconds * self.runs_per_experiment
+        return int(self.hours * 3600 / each) * self.slots
+
+    @property
+    def runs_per_experiment(self) -> float:
+        """On average, as simulated."""
+        return RUNS_PER_EXPERIMENT.get(self.program.policy, OTHERWISE)
 
     def as_json(self) -> dict[str, object]:
         """The contract of `check --json`."""
@@ -81,7 +90,8 @@ class Checked:
             "proposers": list(self.proposers),
             "proposer_states": self.proposers,
             "constants": self.constants,
-            "experiment_seconds": self.run_seconds,
+            "run_seconds": self.run_seconds,
+            "experiment_seconds": self.run_seconds * self.runs_per_experiment,
             "hours": self.hours,
             "experiments": self.experiments,
         }
@@ -113,7 +123,7 @@ class Checked:
             f"rules      enforced: {budget(program)}; train.py only; {limits}.  "
             f"Advice: {advice} lines of program.md",
             f"{self.hours:g} hours    about {self.experiments} experiments of "
-            f"{duration(self.run_seconds)}, one run each, $0",
+            f"{self.runs_per_experiment:.3g} runs, {duration(self.run_seconds)} each",
         ]
 
     def proposer_lines(self) -> list[str]:

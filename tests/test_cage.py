@@ -269,7 +269,14 @@ def test_the_environment_is_the_allow_list_and_nothing_else(lab, monkeypatch):
     assert set(seen) - {"LC_CTYPE"} <= {
         *cage.ALLOWED,
         *cage.THREADS,
-        *("HOME", "TMPDIR", "USER", "OMP_NUM_THREADS", cage.MARK),
+        *(
+            "HOME",
+            "TMPDIR",
+            "TORCHINDUCTOR_CACHE_DIR",
+            "USER",
+            "OMP_NUM_THREADS",
+            cage.MARK,
+        ),
         *("PYTHONDONTWRITEBYTECODE", "PYTHONUNBUFFERED"),
     }
     assert seen["HOME"] == seen["TMPDIR"] == str(lab / "guest")

@@ -155,6 +155,18 @@ def test_a_compiled_wrapped_or_half_precision_model_is_served_as_trained(lab):
     assert 0 < found.value < 9
 
 
+def test_a_model_with_a_buffer_of_no_elements_is_served(lab):
+    plain = lab.read("train.py")
+    source = plain.replace(
+        "        self.wte = ",
+        "        self.register_buffer('none', torch.zeros(0, 3))\n        self.wte = ",
+        1,
+    )
+    assert source != plain
+
+    assert 0 < score(bench_of(lab, 4000), source).value < 9
+
+
 def test_what_the_model_process_prints_reaches_nobody(lab):
     source = lab.read("train.py").replace(
         "        return self.lm_head",
