@@ -337,6 +337,10 @@ class Guest:
             self.memory_gb, counted or tree_memory_gb(self._process.pid)
         )
 
+    def pids(self) -> set[int]:
+        """Its processes at this moment, as this namespace numbers them."""
+        return {process.pid for process in descendants(self._process.pid)}
+
     @property
     def out_of_memory(self) -> bool:
         """Whether the kernel ended something of it for want of memory."""
@@ -425,16 +429,20 @@ def mark(lab: Path, folder: Path | None = None) -> str:
     return "/".join(hashlib.sha256(name.encode()).hexdigest()[:16] for name in names)
 
 
+def descendants(pid: int) -> list[psutil.Process]:
+    """All of a process's; none when it has just exited (noticed elsewhere)."""
+    try:
+        return psutil.Process(pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
+
+
 def tree_memory_gb(pid: int) -> float:
     """Resident memory of all descendants of a process; what they share counts twice."""
     total = 0
-    try:
-        top = psutil.Process(pid)
-        for process in top.children(recursive=True):
-            with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
-                total += process.memory_info().rss
-    except psutil.NoSuchProcess:
-        pass  # it has just exited, and will be noticed elsewhere
+    for process in descendants(pid):
+        with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+            total += process.memory_info().rss
     return total / 1e9
 
 

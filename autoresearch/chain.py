@@ -53,13 +53,16 @@ RUN = (  # named one by one: a column that a later version adds changes no old d
     "select id, experiment, series, seed, value, error, seconds, startup_seconds,"
     " evaluation_seconds, memory_gb, facts, log from run where id = ?"
 )
-# Columns that came later count where they say something.
+# Columns that came later count where they say something: (from which format on, query).
 LATER = {
-    "run": "select ended_at, occasion, holdout from run where id = ?",
-    "verdict": "select ended_at_share from experiment where number = ?",
+    "run": (
+        (5, "select ended_at, occasion, holdout from run where id = ?"),
+        (6, "select health from run where id = ?"),
+    ),
+    "verdict": ((5, "select ended_at_share from experiment where number = ?"),),
 }
 UNSAID = (None, "verdict")
-LATER_FORMAT = 5  # of the ledger, from which on there are such columns
+TAKEN_BACK_FORMAT = 5  # of the ledger, from which on champions can be taken back
 TAKEN_BACK = (
     "select experiment, instead, series, why, at, commit_name from taken_back"
     " where experiment = ?"
@@ -91,7 +94,7 @@ def adopt(db: sqlite3.Connection) -> None:
         extend(db, "verdict", number, adopted=True)
         if digest_of(db, "commit", number) is not None:
             extend(db, "commit", number, adopted=True)
-    if format_of(db) >= LATER_FORMAT:
+    if format_of(db) >= TAKEN_BACK_FORMAT:
         query = "select experiment from taken_back order by at, experiment"
         for (number,) in db.execute(query).fetchall():
             extend(db, "taken back", number, adopted=True)
@@ -129,10 +132,12 @@ def digest_of(db: sqlite3.Connection, kind: str, ref: int) -> str | None:
 
 def later(db: sqlite3.Connection, kind: str, ref: int) -> list[object]:
     """What a row says in columns that older ledgers had not; nothing if unsaid."""
-    if kind not in LATER or format_of(db) < LATER_FORMAT:
-        return []
-    row = db.execute(LATER[kind], (ref,)).fetchone()
-    return [] if all(said in UNSAID for said in row) else list(row)
+    found: list[object] = []
+    for since, query in LATER.get(kind, ()):
+        if format_of(db) >= since:
+            row = db.execute(query, (ref,)).fetchone()
+            found += () if all(said in UNSAID for said in row) else row
+    return found
 
 
 def format_of(db: sqlite3.Connection) -> int:

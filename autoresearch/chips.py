@@ -123,27 +123,33 @@ def number(answer: Answer) -> int | None:
     return answer if isinstance(answer, int) else None
 
 
-def void(
-    samples: Sequence[Health],
-    ours: Collection[int],
-    tokens_per_second: float,
-    usual: Sequence[float],
-) -> str | None:
-    """Why a run does not count, or None.
+def harm(samples: Sequence[Health], ours: Collection[int]) -> str | None:
+    """What may have slowed a run down that is not its own doing, or None.
 
-    ours: the run's own processes; usual: tokens per second of earlier sound runs of the
-    same candidate or its champion here. Slow alone is the candidate's business, heat
-    alone nobody's: both must come together.
+    ours: all processes the run ever had. Where the driver counts processes in another
+    namespace (a container), one that nobody knows is taken for the run.
     """
-    if len(usual) < FEWEST_RUNS or tokens_per_second >= min(usual):
-        return None
     harmed = {w for sample in samples for w in sample.slowdowns} & HARMFUL
     if harmed:
         return ", ".join(sorted(harmed))
-    others = {pid for sample in samples for pid in sample.compute_pids} - set(ours)
-    if others:
+    seen = {pid for sample in samples for pid in sample.compute_pids}
+    others = seen - set(ours)
+    if len(others) > (1 if others == seen else 0):
         return f"another process computed on the GPU (pid {min(others)})"
     return None
+
+
+def void(
+    harmed: str | None, tokens_per_second: float, usual: Sequence[float]
+) -> str | None:
+    """Why a run does not count, or None.
+
+    usual: tokens per second of earlier runs of its champion here. Slow alone is the
+    candidate's business, heat alone nobody's: both must come together.
+    """
+    if len(usual) < FEWEST_RUNS or tokens_per_second >= min(usual):
+        return None
+    return harmed
 
 
 def told(samples: Sequence[Health]) -> dict[str, float | str]:
@@ -151,6 +157,8 @@ def told(samples: Sequence[Health]) -> dict[str, float | str]:
     busy = sorted(s.clock_mhz for s in samples if s.clock_mhz is not None)
     watts = [s.power_watts for s in samples if s.power_watts is not None]
     heat = [s.temperature_celsius for s in samples if s.temperature_celsius is not None]
+    if not samples:
+        return {}
     found: dict[str, float | str] = {
         "gpu_slowdowns": ", ".join(sorted({w for s in samples for w in s.slowdowns}))
     }
@@ -160,4 +168,7 @@ def told(samples: Sequence[Health]) -> dict[str, float | str]:
         found["gpu_watts"] = round(sum(watts) / len(watts), 1)
     if heat:
         found["gpu_celsius"] = max(heat)
+    ecc = [s.ecc_errors for s in samples if s.ecc_errors is not None]
+    if ecc:
+        found["gpu_ecc_errors"] = ecc[-1]
     return found

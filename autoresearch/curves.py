@@ -89,6 +89,12 @@ class Outlook:
         self._window: list[tuple[float, float]] = []
         self._samples: list[tuple[float, float]] = []
 
+    def forget(self) -> None:
+        """The run is made again from its start."""
+        self.spared = None
+        self._window.clear()
+        self._samples.clear()
+
     @property
     def curve(self) -> Curve:
         """The mean loss before each look: all that later runs are compared with."""

@@ -90,6 +90,16 @@ class Run:
     curve: Curve = ()  # of the losses it reported
     schedule: bool = False  # whether its change touches the schedule
     spared: Hopeless | None = None  # it would have been ended early, but for a coin
+    health: Facts = ()  # how the GPU was while it trained; the harness's own finding
+    harm: str | None = None  # what may have slowed it down that is not its own doing
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """By its own count; None where it gives none."""
+        tokens = dict(self.facts).get("tokens")
+        if not isinstance(tokens, int | float) or self.seconds <= 0:
+            return None
+        return tokens / self.seconds
 
 
 @dataclass(frozen=True, slots=True)

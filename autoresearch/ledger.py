@@ -26,6 +26,7 @@ from autoresearch.errors import LabError
 from autoresearch.experiment import (
     Champion,
     Decision,
+    Facts,
     Failure,
     Kind,
     Proposal,
@@ -192,6 +193,10 @@ MIGRATIONS = (
     ) strict;
     """,
     chain.WIDER,
+    # How the GPU was during a run. NULL: nobody looked, or there is none.
+    """
+    alter table run add column health text check (health is null or json_valid(health));
+    """,
 )
 IN_LEDGER_ONLY = ("refused", "duplicate")  # no train.py of theirs ever ran
 # Why a run was made: for its own verdict, because its experiment is the champion that
@@ -226,7 +231,8 @@ class Row:
     seconds: float  # trained, over all runs
     evaluation_seconds: float
     memory_gb: float | None  # None: no run came to its end
-    facts: tuple[tuple[str, float | int | str], ...]  # of the last run
+    facts: Facts  # of the last run, by its own word
+    health: Facts  # of the GPU in the last run; or empty
     proposed_at: float
     decided_at: float
     commit: str | None  # None: in the ledger only
@@ -282,6 +288,8 @@ ROW = """
            json_group_array(r.seed) filter (where r.id is not null),
            total(r.seconds), total(r.evaluation_seconds), max(r.memory_gb),
            (select facts from run where experiment = e.number order by id desc limit 1),
+           (select health from run where experiment = e.number
+            order by id desc limit 1),
            e.proposed_at, e.decided_at, e.commit_name, e.log, e.evidence, e.sequence
     from experiment e left join run r on r.experiment = e.number
 """
@@ -563,6 +571,18 @@ class Ledger:
             for number, instead, why, at, commit, in_git in found
         )
 
+    def paces(self, number: int) -> tuple[float, ...]:
+        """Tokens per second of an experiment's runs, by their own count."""
+        found = self.db.execute(
+            "select facts, seconds from run where experiment = ? order by id", (number,)
+        )
+        told = ((dict(facts_in(facts)).get("tokens"), took) for facts, took in found)
+        return tuple(
+            float(tokens) / took
+            for tokens, took in told
+            if isinstance(tokens, int | float) and took > 0
+        )
+
     def seeds(self, number: int) -> set[int]:
         """What an experiment was run with."""
         found = self.db.execute("select seed from run where experiment = ?", (number,))
@@ -737,14 +757,15 @@ class Ledger:
         added = db.execute(
             "insert into run (experiment, series, seed, value, error, seconds,"
             " startup_seconds, evaluation_seconds, memory_gb, facts, log, ended_at,"
-            " occasion, holdout, curve, schedule, spared)"
-            " values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            " occasion, holdout, curve, schedule, spared, health)"
+            " values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
                 *(run.candidate.proposal.number, self.series, run.seed),
                 *(score.value, score.error, run.seconds, run.startup_seconds),
                 *(score.seconds, run.memory_gb, json.dumps(run.facts)),
                 *(run.log.name, score.at, occasion, score.holdout),
                 *(curves.packed(run.curve), run.schedule, spared),
+                json.dumps(run.health) if run.health else None,
             ),
         )
         assert added.lastrowid is not None
@@ -877,10 +898,14 @@ def numbered(proposal: Proposal, number: int) -> Proposal:
     )
 
 
+def facts_in(text: str | None) -> Facts:
+    """Facts as a column holds them."""
+    return tuple((key, value) for key, value in json.loads(text or "[]"))
+
+
 def row_of(found: tuple[Any, ...]) -> Row:
     """A line of the ROW query -> Row."""
     values, when = tuple(json.loads(found[15])), tuple(json.loads(found[16]))
-    facts = json.loads(found[21] or "[]")
     fields = (
         *found[:11],
         fmean(values) if values else found[11],
@@ -889,7 +914,8 @@ def row_of(found: tuple[Any, ...]) -> Row:
         when if len(when) == len(values) else (),
         tuple(json.loads(found[17])),
         *found[18:21],
-        tuple((key, value) for key, value in facts),
-        *found[22:27],
+        facts_in(found[21]),
+        facts_in(found[22]),
+        *found[23:28],
     )
     return Row(*fields)

@@ -17,7 +17,7 @@ from functools import partial
 from itertools import count
 from statistics import fmean
 
-from autoresearch import evaluator, evidence, noise, rules, sandbox
+from autoresearch import chips, evaluator, evidence, noise, rules, sandbox
 from autoresearch.books import Books
 from autoresearch.cage import Slot
 from autoresearch.context import PLATEAU
@@ -50,6 +50,7 @@ IDLE_SECONDS = 0.5  # between two looks for a proposal, when there is none
 # took, so that a change cannot buy its gain with unlimited seconds.
 SHORTEST_WALL_SECONDS = 60.0
 WALL_FACTOR = 3.0
+REPEATS_OF_VOID = 2  # of one run; then it counts, with what harmed it on record
 NO_CHANGE = Change(0, 0)
 
 
@@ -73,6 +74,7 @@ class Asked:
     rival: Candidate | None  # the champion, to run again; None: this is the baseline
     seeds: Iterator[int]  # fresh ones for the champion, never the same twice
     past: tuple[Finished, ...]  # runs whose learning curves this one is compared with
+    paces: tuple[float, ...]  # tokens per second of the champion's runs
     schedule: bool  # whether the change touches the schedule
 
 
@@ -161,7 +163,9 @@ def baseline(night: Night) -> Row:
     try:
         candidate = books.write_down(proposal)
         nothing = Evidence((), ())
-        first = Asked(candidate, nothing, NO_CHANGE, None, iter(()), (), schedule=False)
+        first = Asked(
+            candidate, nothing, NO_CHANGE, None, iter(()), (), (), schedule=False
+        )
         night.pool.submit(partial(trial, night, first))
         done = night.pool.next()
         assert done is not None
@@ -193,6 +197,7 @@ def asked(night: Night, candidate: Candidate, seeds: "Seeds") -> Asked:
         Candidate(again, champion.blob),
         seeds.of(champion.number),
         past,
+        ledger.paces(champion.number),
         touches_schedule(ledger.source(proposal.parent), proposal.source),
     )
 
@@ -221,7 +226,8 @@ def trial(night: Night, asked: Asked, slot: Slot) -> Trial:
                     continue
             seed = seed_of(night.seed, len(scores))
             outlook = outlook_for(night, asked) if not scores else None
-            scores += (measured(night, asked.candidate, seed, slot, outlook),)
+            paces = asked.paces
+            scores += (measured(night, asked.candidate, seed, slot, outlook, paces),)
         verdict = policy.decide(
             known.fair(scores), known.history(asked.change), asked.change
         )
@@ -247,9 +253,31 @@ def measured(
     seed: int,
     slot: Slot,
     outlook: Outlook | None = None,
+    paces: tuple[float, ...] = (),
 ) -> Score:
-    """Train once and score; the weights stay until the trial is over."""
-    run = sandbox.train(night.bench, candidate, seed=seed, slot=slot, outlook=outlook)
+    """Train once and score; the weights stay until the trial is over.
+
+    paces: tokens per second of the champion's runs so far. A run that the machine
+    slowed down is void: made again, before anybody knows what it would have scored.
+    """
+    train = partial(
+        sandbox.train, night.bench, candidate, seed=seed, slot=slot, outlook=outlook
+    )
+    run = train()
+    for _ in range(REPEATS_OF_VOID):
+        pace = run.tokens_per_second
+        why = chips.void(run.harm, pace, paces) if pace is not None else None
+        if why is None:
+            break
+        number = number_of(candidate.proposal)
+        night.books.say_once(
+            f"a run of experiment {number} was void and is repeated: {why}, and "
+            f"{pace:.0f} tokens a second where the champion had {min(paces):.0f}",
+            f"void {number} {seed}",
+        )
+        if outlook is not None:
+            outlook.forget()
+        run = train()
     try:
         return evaluator.score(night.bench, run, slot=slot)
     except BaseException:
@@ -261,7 +289,8 @@ def champion_again(night: Night, asked: Asked, slot: Slot) -> Score | None:
     """One more run of the champion, with the holdout; None when it failed this time."""
     assert asked.rival is not None, "a baseline has no champion to run"
     try:
-        score = measured(night, asked.rival, next(asked.seeds), slot)
+        seed = next(asked.seeds)
+        score = measured(night, asked.rival, seed, slot, paces=asked.paces)
         try:
             return evaluator.with_holdout(night.bench, score, slot=slot)
         finally:

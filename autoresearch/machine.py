@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 
 from autoresearch.cage import Slot
-from autoresearch.chips import Answer, Health, Nvml, health
+from autoresearch.chips import Answer, Nvml
 
 GIB = 1 << 30
 
@@ -73,10 +73,9 @@ def driver(index: int) -> Nvml | None:
     return ask
 
 
-def gpu_health(slot: Slot) -> Health | None:
-    """How the slot's GPU is now; None for other devices and without NVML."""
-    ask = driver(slot.index or 0) if slot.device == "cuda" else None
-    return None if ask is None else health(ask)
+def nvml_of(slot: Slot) -> Nvml | None:
+    """NVML of the slot's GPU; None for other devices and without NVML."""
+    return driver(slot.index or 0) if slot.device == "cuda" else None
 
 
 def cores() -> int:

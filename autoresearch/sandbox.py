@@ -20,11 +20,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from autoresearch import compiled, weights
+from autoresearch import compiled, machine, weights
 from autoresearch.apparatus import Apparatus
 from autoresearch.cage import Exited, Guest, Limits, OverLimit, Slot, Stop, Walls
 from autoresearch.calibration import PROBE_SECONDS, Place
 from autoresearch.channel import Junk, Message, sealed, unseal
+from autoresearch.chips import Nvml
 from autoresearch.curves import Outlook
 from autoresearch.errors import Failed
 from autoresearch.experiment import (
@@ -37,6 +38,7 @@ from autoresearch.experiment import (
 )
 from autoresearch.lab import Lab
 from autoresearch.notebook import one_line
+from autoresearch.vitals import Monitor
 
 LARGEST_WEIGHTS_BYTES = 4 << 30
 LARGEST_PROBE_BYTES = 1 << 22
@@ -89,6 +91,7 @@ class Bench:
     stop: Stop
     watch: Watch
     walls: Walls
+    nvml: Callable[[Slot], Nvml | None] = machine.nvml_of  # None: no GPU to ask
 
 
 def train(
@@ -172,9 +175,10 @@ def attend(
         stage.name, stage.seconds = "training", terms.last_second
         started = time.monotonic()
         guest.send({"say": "go"}, bench.apparatus.training())
-        submitted, descriptors = until_submitted(
-            bench, candidate, guest, started, started + stage.seconds, outlook
-        )
+        with Monitor(bench.nvml(slot), guest.pids) as monitor:
+            submitted, descriptors = until_submitted(
+                bench, candidate, guest, started, started + stage.seconds, outlook
+            )
         seconds = time.monotonic() - started
         guest.measure()
         too_early(candidate, terms, seconds, submitted, log)
@@ -187,6 +191,7 @@ def attend(
     on_card = dict(facts).get("gpu_memory_gb") or 0.0
     memory_gb = float(on_card) if slot.device == "cuda" else guest.memory_gb
     run = Run(candidate, seed, seconds, started - begun, memory_gb, file, facts, log)
+    run = replace(run, health=monitor.told, harm=monitor.harm)
     if outlook is None:
         return run
     return replace(

@@ -48,6 +48,7 @@ def as_json(row: Row, back: Collection[int] = ()) -> dict[str, Any]:
         "seconds": row.seconds,
         "memory_gb": row.memory_gb,
         "facts": dict(row.facts),
+        "health": dict(row.health),
         "evidence": row.evidence,
         "decided_at": row.decided_at,
     }
@@ -277,6 +278,9 @@ def show_lines(lab: Lab, ledger: Ledger, row: Row, metric: str) -> Iterable[str]
         )
     if row.facts:
         yield "resolved  " + ", ".join(f"{key} {value}" for key, value in row.facts)
+    if row.health:
+        words = (f"{key} {value}" for key, value in row.health if value != "")
+        yield "health    " + ", ".join(words).replace("gpu_", "")
     at = time.strftime("%Y-%m-%d %H:%M", time.localtime(row.decided_at))
     yield f"decided   {at}, commit {(row.commit or 'none')[:10]}, series {row.series}"
     if changed := diff(ledger, row):

@@ -57,7 +57,7 @@ def test_what_a_card_does_not_tell_is_missing():
 
 
 def test_a_machine_without_a_gpu_has_no_health():
-    assert machine.gpu_health(Slot("cpu", None, 2)) is None
+    assert machine.nvml_of(Slot("cpu", None, 2)) is None
 
 
 @pytest.mark.parametrize(
@@ -93,14 +93,23 @@ OURS = TRAINING.compute_pids
 USUAL = (1.14e6, 1.15e6, 1.16e6)
 
 
+def void(samples, ours, rate, usual):
+    return chips.void(chips.harm(samples, ours), rate, usual)
+
+
 def test_a_hot_and_slow_run_is_void():
-    assert (
-        chips.void([TRAINING, HOT], OURS, 0.9e6, USUAL) == "hardware thermal slowdown"
-    )
+    assert void([TRAINING, HOT], OURS, 0.9e6, USUAL) == "hardware thermal slowdown"
 
 
 def test_a_neighbour_and_a_slow_run_is_void():
-    assert "another process" in chips.void([TRAINING], OURS[:1], 0.9e6, USUAL)
+    assert "another process" in void([TRAINING], OURS[:1], 0.9e6, USUAL)
+
+
+def test_where_the_driver_numbers_processes_otherwise_one_stranger_is_the_run():
+    alone = replace(TRAINING, compute_pids=OURS[:1])
+
+    assert void([alone], {1, 2}, 0.9e6, USUAL) is None
+    assert "another process" in void([TRAINING], {1, 2}, 0.9e6, USUAL)
 
 
 @pytest.mark.parametrize(
@@ -110,16 +119,22 @@ def test_a_neighbour_and_a_slow_run_is_void():
         ([HOT], OURS, 1.15e6, USUAL),  # hot, and as fast as ever
         ([TRAINING], (), 1.15e6, USUAL),  # a neighbour that did no harm
         ([HOT], OURS, 0.9e6, USUAL[:2]),  # too few runs to know what is usual
+        ([], OURS, 0.9e6, USUAL),  # nobody looked
     ],
 )
 def test_a_run_counts_when_heat_and_slowness_do_not_meet(samples, ours, rate, usual):
-    assert chips.void(samples, ours, rate, usual) is None
+    assert void(samples, ours, rate, usual) is None
 
 
-def test_a_row_keeps_clock_power_heat_and_slowdowns():
+def test_a_row_keeps_clock_power_heat_errors_and_slowdowns():
     found = chips.told([TRAINING, TRAINING, HOT])
 
     assert found["gpu_clock_mhz"] == 1650
     assert found["gpu_watts"] == pytest.approx(692.4)
     assert found["gpu_celsius"] == TRAINING.temperature_celsius
+    assert found["gpu_ecc_errors"] == 0
     assert found["gpu_slowdowns"] == "hardware thermal slowdown, software power cap"
+
+
+def test_without_samples_there_is_nothing_to_keep():
+    assert chips.told([]) == {}
