@@ -114,52 +114,59 @@ def causal(backend=None):
     return attend
 
 
-def varlen(q, k, v, window):
+# The next three import as late as this: two of them load torch's compiler, for seconds
+# that a CPU, and a process that serves, would only wait for.
+
+
+def varlen():
     """FlashAttention 2 over packed rows: the one fused window that comes with torch."""
-    b, t = q.shape[:2]
-    ends = torch.arange(0, (b + 1) * t, t, device=q.device, dtype=torch.int32)
-    packed = (x.flatten(0, 1) for x in (q, k, v))
-    return varlen_attn(*packed, ends, ends, t, t, window_size=(window - 1, 0)).view(q.shape)
-
-
-def flash3(q, k, v, window):
-    return flash_attn_3(q, k, v, causal=True, window_size=(window - 1, 0))
-
-
-def flex(q, k, v, window):
-    """Compiled FlexAttention: last, because trying it costs ten seconds."""
-    if (q.shape[1], window) not in BLOCKS:
-
-        def near(b, h, query, key):
-            return (query >= key) & (query - key < window)
-
-        BLOCKS[q.shape[1], window] = create_block_mask(near, None, None, q.shape[1], q.shape[1], device=q.device)
-    block = BLOCKS[q.shape[1], window]
-    return compiled_flex(*(x.transpose(1, 2) for x in (q, k, v)), block_mask=block).transpose(1, 2)
-
-
-BLOCKS = {}
-CANDIDATES = {  # of each kind of layer on CUDA; a later group is tried when the one before has none that works
-    "L": [{"cuDNN": causal(SDPBackend.CUDNN_ATTENTION), "flash": causal(SDPBackend.FLASH_ATTENTION)},
-          {"efficient": causal(SDPBackend.EFFICIENT_ATTENTION), "math": causal(SDPBackend.MATH)}],
-    "S": [{}, {}, {"masked": masked}],
-}
-try:
     from torch.nn.attention.varlen import varlen_attn
-    CANDIDATES["S"][0]["varlen"] = varlen
-except ImportError:
-    pass
-try:
-    from flash_attn_interface import flash_attn_func as flash_attn_3
-    CANDIDATES["L"][0]["FA3"] = CANDIDATES["S"][0]["FA3"] = flash3
-except ImportError:
-    pass
-try:
+
+    def attend(q, k, v, window):
+        b, t = q.shape[:2]
+        ends = torch.arange(0, (b + 1) * t, t, device=q.device, dtype=torch.int32)
+        packed = (x.flatten(0, 1) for x in (q, k, v))
+        return varlen_attn(*packed, ends, ends, t, t, window_size=(window - 1, 0)).view(q.shape)
+
+    return attend
+
+
+def flash3():
+    from flash_attn_interface import flash_attn_func
+
+    return lambda q, k, v, window: flash_attn_func(q, k, v, causal=True, window_size=(window - 1, 0))
+
+
+def flex(compiled=True):
+    """FlexAttention: last, because compiling it costs ten seconds."""
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
-    compiled_flex = torch.compile(flex_attention, dynamic=False)
-    CANDIDATES["S"][1]["flex"] = flex
-except ImportError:
-    pass
+
+    fused = torch.compile(flex_attention, dynamic=False) if compiled else flex_attention
+    blocks = {}
+
+    def attend(q, k, v, window):
+        if (q.shape[1], window) not in blocks:
+
+            def near(b, h, query, key):
+                return (query >= key) & (query - key < window)
+
+            blocks[q.shape[1], window] = create_block_mask(near, None, None, q.shape[1], q.shape[1], device=q.device)
+        block = blocks[q.shape[1], window]
+        return fused(*(x.transpose(1, 2) for x in (q, k, v)), block_mask=block).transpose(1, 2)
+
+    return attend
+
+
+def backend(name):
+    return lambda: causal(getattr(SDPBackend, name))
+
+
+# Of each kind of layer on CUDA: name -> what makes it. A later group is tried when the one before has none that works
+CANDIDATES = {
+    "L": [{"cuDNN": backend("CUDNN_ATTENTION"), "flash": backend("FLASH_ATTENTION"), "FA3": flash3},
+          {"efficient": backend("EFFICIENT_ATTENTION"), "math": backend("MATH")}],
+    "S": [{"varlen": varlen, "FA3": flash3}, {"flex": flex}, {"masked": lambda: masked}],
+}
 
 
 @torch.inference_mode(False)
@@ -183,18 +190,19 @@ def seconds_of(attend, q, k, v, window):
 def fastest(groups, window, device):
     """(name, function) of the fastest right candidate of the first group that has any."""
     for group in groups:
-        times = {}
-        for name, attend in group.items():
+        times, attends = {}, {}
+        for name, make in group.items():
             shape = max(1, 2**15 // T), T, HEADS, HEAD_SIZE
             dice = torch.Generator(device).manual_seed(0)  # its own: the run's seed is for the run
             q, k, v = (torch.randn(shape, device=device, dtype=HALF[device], generator=dice) for _ in range(3))
             try:
-                times[name] = seconds_of(attend, q, k, v, window)
+                attends[name] = make()
+                times[name] = seconds_of(attends[name], q, k, v, window)
             except Exception as error:  # whatever this GPU, its driver or its compiler cannot do
                 print(f"attention: {name} does not work here: {str(error)[:200]}")
         if times:
             name = min(times, key=times.get)
-            return name, group[name]
+            return name, attends[name]
     raise RuntimeError("no attention works on this machine")
 
 
