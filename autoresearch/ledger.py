@@ -824,7 +824,7 @@ def connect(path: Path) -> sqlite3.Connection:
         db = sqlite3.connect(
             path, isolation_level=None, timeout=30, check_same_thread=False
         )
-        db.execute("pragma journal_mode = wal")
+        write_ahead(db)
         db.execute("pragma synchronous = full")
         migrate(db)  # may replace tables that others refer to
         db.execute("pragma foreign_keys = on")
@@ -836,6 +836,26 @@ def connect(path: Path) -> sqlite3.Connection:
     except sqlite3.DatabaseError as error:
         raise damaged(path, str(error)) from None
     return db
+
+
+def write_ahead(db: sqlite3.Connection, patience: float = 30.0) -> None:
+    """Switch to the write-ahead log; OperationalError if others hold the file too long.
+
+    SQLite does not wait for a lock here, however long its timeout: where two open a fresh
+    file at once, one is told at once that it is locked.
+    """
+    until = time.monotonic() + patience
+    while True:
+        try:
+            db.execute("pragma journal_mode = wal")
+            return
+        except sqlite3.OperationalError as error:
+            if (
+                error.sqlite_errorcode != sqlite3.SQLITE_BUSY
+                or time.monotonic() > until
+            ):
+                raise
+        time.sleep(0.01)
 
 
 def damaged(path: Path, how: str) -> LabError:
