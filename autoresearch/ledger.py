@@ -841,8 +841,8 @@ def connect(path: Path) -> sqlite3.Connection:
 def write_ahead(db: sqlite3.Connection, patience: float = 30.0) -> None:
     """Switch to the write-ahead log; OperationalError if others hold the file too long.
 
-    SQLite does not wait for a lock here, however long its timeout: where two open a fresh
-    file at once, one is told at once that it is locked.
+    SQLite does not wait for a lock here, however long its timeout: where two open a
+    fresh file at once, one is told at once that it is locked.
     """
     until = time.monotonic() + patience
     while True:
