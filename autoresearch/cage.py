@@ -53,7 +53,7 @@ THREADS = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0", "KMP_BLOCKTIME":
 GUEST_PYTHON = (sys.executable, "-I", "-B", "-u", "-c")
 GUEST = (
     "import sys; from autoresearch.guest import main;"
-    " main(int(sys.argv[1]), sys.argv[2])"
+    " main(int(sys.argv[1]), *sys.argv[2:])"
 )
 
 
@@ -203,7 +203,9 @@ class Guest:
         stop: "Stop",
         walls: Walls | None = None,
         code: str = GUEST,
+        ahead: tuple[str, ...] = (),
     ) -> None:
+        """ahead: modules to import before it is told anything."""
         self.folder = folder
         self.log = Log()
         self.memory_gb = 0.0  # peak of the tree so far
@@ -222,7 +224,7 @@ class Guest:
         self._control, control = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         self._reads, writes = os.pipe()
         os.set_blocking(self._reads, False)
-        command = (*GUEST_PYTHON, code, str(theirs.fileno()), entry.fence)
+        command = (*GUEST_PYTHON, code, str(theirs.fileno()), entry.fence, *ahead)
         self._process = start(
             room, entry, command, control.fileno(), theirs.fileno(), writes
         )
@@ -336,6 +338,11 @@ class Guest:
         self.memory_gb = max(
             self.memory_gb, counted or tree_memory_gb(self._process.pid)
         )
+
+    @property
+    def running(self) -> bool:
+        """Whether it has not ended by itself."""
+        return self._process.poll() is None
 
     def pids(self) -> set[int]:
         """Its processes at this moment, as this namespace numbers them."""

@@ -34,12 +34,12 @@ def store(lab: Lab) -> Path:
     return lab.state / "compiled" / name
 
 
-def lend(lab: Lab, proposal: Proposal, scratch: Path) -> None:
+def lend(lab: Lab, scratch: Path, *, own: bool) -> None:
     """Put a private copy into a run's folder, or an empty one for the person's own."""
     kept, place = store(lab), scratch / COMPILED
     if kept.is_dir():
         shutil.copytree(kept, place)
-    elif persons(proposal):
+    elif own:
         place.mkdir()
     else:
         return

@@ -108,14 +108,13 @@ def model(
     *shared: int,
 ) -> Iterator[Guest]:
     """A fresh guest that serves the run's weights, ready to answer."""
-    folder = run.weights.parent / "served"
-    sandbox.furnish(folder, bench, run.candidate.proposal.source)
+    proposal = run.candidate.proposal
     file = channel.sealed(run.weights.read_bytes(), "weights")
     try:
-        with sandbox.enter(bench, folder, slot) as guest:
+        with sandbox.entered(bench, slot, "serve", proposal) as guest:
             greeting = {"mode": "serve", "device": slot.device, **hello}
             try:
-                guest.send(greeting, file, *shared)
+                sandbox.greet(guest, greeting, proposal.source, file, *shared)
                 expect(guest, "ready", allowed.start_seconds)
                 yield guest
             except Exited:

@@ -10,6 +10,8 @@ Nothing here decides a score, a seed or a second. Code in the same process can c
 any of it and gains nothing: the harness keeps its own clock and does its own sums.
 """
 
+import contextlib
+import importlib
 import os
 import socket
 import sys
@@ -332,17 +334,23 @@ _hello: Message = {}
 _descriptors: list[int] = []
 
 
-def main(descriptor: int, words: str = "") -> None:
+def main(descriptor: int, words: str = "", *ahead: str) -> None:
     """Entry of every guest process: hear the terms, then run the lab's train.py.
 
     First it shuts itself in: nothing of train.py has run yet, and nothing of it can
-    take that back.
+    take that back. Then it may import what most of them will, and wait.
     """
     global _link, _hello, _descriptors
     if words:
         Fence.of(words).close()
+    for module in ahead:
+        with contextlib.suppress(ImportError):  # train.py may do without
+            importlib.import_module(module)
     _link = Channel(socket.socket(fileno=descriptor))
     _hello, _descriptors = _link.receive()
+    if _hello["mode"] != "rehearse":
+        with open("train.py", "wb") as file:
+            file.write(channel.view(_descriptors.pop(0)))
     sys.path.insert(0, os.getcwd())
     sys.argv = ["train.py"]
     if _hello["mode"] == "rehearse":

@@ -226,8 +226,9 @@ def trial(night: Night, asked: Asked, slot: Slot) -> Trial:
                     continue
             seed = seed_of(night.seed, len(scores))
             outlook = outlook_for(night, asked) if not scores else None
-            paces = asked.paces
-            scores += (measured(night, asked.candidate, seed, slot, outlook, paces),)
+            splits = 1 if asked.rival is not None else 2
+            train = partial(measured, night, asked.candidate, seed, slot, outlook)
+            scores += (train(asked.paces, splits),)
         verdict = policy.decide(
             known.fair(scores), known.history(asked.change), asked.change
         )
@@ -254,15 +255,16 @@ def measured(
     slot: Slot,
     outlook: Outlook | None = None,
     paces: tuple[float, ...] = (),
+    splits: int = 1,
 ) -> Score:
     """Train once and score; the weights stay until the trial is over.
 
     paces: tokens per second of the champion's runs so far. A run that the machine
     slowed down is void: made again, before anybody knows what it would have scored.
+    splits: how many it will be scored on, here and by `with_holdout`.
     """
-    train = partial(
-        sandbox.train, night.bench, candidate, seed=seed, slot=slot, outlook=outlook
-    )
+    train = partial(sandbox.train, night.bench, candidate, seed=seed, slot=slot)
+    train = partial(train, outlook=outlook, splits=splits)
     run = train()
     for _ in range(REPEATS_OF_VOID):
         pace = run.tokens_per_second
@@ -290,7 +292,7 @@ def champion_again(night: Night, asked: Asked, slot: Slot) -> Score | None:
     assert asked.rival is not None, "a baseline has no champion to run"
     try:
         seed = next(asked.seeds)
-        score = measured(night, asked.rival, seed, slot, paces=asked.paces)
+        score = measured(night, asked.rival, seed, slot, paces=asked.paces, splits=2)
         try:
             return evaluator.with_holdout(night.bench, score, slot=slot)
         finally:

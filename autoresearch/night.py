@@ -13,10 +13,19 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from autoresearch import apparatus, cage, machine, policy, probing, proposers
+from autoresearch import (
+    apparatus,
+    cage,
+    machine,
+    policy,
+    probing,
+    proposers,
+    sandbox,
+)
 from autoresearch.apparatus import Apparatus
 from autoresearch.books import Books
 from autoresearch.cage import Limits, Slot, Stop
@@ -35,6 +44,7 @@ from autoresearch.proposers import Proposer
 from autoresearch.proposers.desk import desk_of
 from autoresearch.proposers.hybrid import Hybrid
 from autoresearch.sandbox import Bench, Progress, Terms
+from autoresearch.waiting import Waiting
 
 FIRST_WALL_SECONDS = 3600.0  # for a baseline with a token budget; then `loop.paced`
 WRITE_EVERY_SECONDS = 0.5
@@ -114,13 +124,17 @@ def opened(lab: Lab, options: Options, stop: Stop) -> Iterator[tuple[Night, Now]
         found = apparatus.load(lab, Notebook(lab.folder))
         ledger = Ledger(lab.ledger, lower_is_better=found.lower_is_better)
         thinking: Proposer | None = None  # None: the night could not be put together
+        waiting: Waiting | None = None
         try:
             found_night, now = night_of(lab, options, stop, found, ledger)
             thinking = found_night.proposer
+            waiting = found_night.bench.waiting
             yield found_night, now
         finally:
             if isinstance(thinking, Hybrid):
                 thinking.close()
+            if waiting is not None:
+                waiting.close()
             lab.now.unlink(missing_ok=True)
             shutil.rmtree(lab.state / "runs", ignore_errors=True)
             ledger.close()
@@ -157,6 +171,8 @@ def night_of(
     hours = options.hours if options.hours is not None else program.hours
     now.until = None if hours is None else time.time() + 3600 * hours
     bench = Bench(lab, found, terms_of(program, readonly), stop, now, walls)
+    if found.causal and slots[0].device == "cuda" and walls.level == "full":
+        bench = replace(bench, waiting=Waiting(partial(sandbox.ahead, bench)))
     specs = options.proposers or program.proposers
     if options.dollars is not None:
         program = replace(program, dollars=options.dollars)

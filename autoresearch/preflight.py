@@ -70,7 +70,6 @@ class Preflight:
         self._lower_is_better = ledger.lower_is_better
         self._series = ledger.series
         self._champions: dict[str, Rehearsed] = {}
-        self._count = 0
         self._stop = Stop()  # its own: a night may stop soon and still want answers
         self._lock = threading.Lock()  # two at once would take each other's seconds
 
@@ -129,14 +128,13 @@ class Preflight:
 
     def rehearse(self, source: str) -> Rehearsed:
         """Run it in miniature, in a cage of its own."""
-        self._count += 1
         bench = quiet(self._bench, self._stop)
-        folder = bench.lab.state / "runs" / f"preflight-{self._count}"
-        sandbox.furnish(folder, bench, source)
-        (folder / "scratch" / "small.py").write_text(small(source))
+        folder = sandbox.furnished(bench)
+        (folder / "train.py").write_text(source)
+        (folder / "small.py").write_text(small(source))
         deadline = time.monotonic() + LIMIT_SECONDS
         try:
-            with sandbox.enter(bench, folder, Slot(threads=2)) as guest:
+            with sandbox.started(bench, folder, Slot(threads=2)) as guest:
                 guest.send(
                     {
                         "mode": "rehearse",

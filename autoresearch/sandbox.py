@@ -15,9 +15,11 @@ import os
 import re
 import shutil
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from autoresearch import compiled, machine, weights
@@ -34,17 +36,25 @@ from autoresearch.experiment import (
     Failure,
     Hopeless,
     Kind,
+    Proposal,
     Run,
 )
 from autoresearch.lab import Lab
 from autoresearch.notebook import one_line
 from autoresearch.vitals import Monitor
+from autoresearch.waiting import Task, Waiting
 
 LARGEST_WEIGHTS_BYTES = 4 << 30
 LARGEST_PROBE_BYTES = 1 << 22
 MOST_FACTS = 40
 AN_ERROR = re.compile(r"[\w.]*(?:Error|Exception): ")
 ADVICE_LINES = 12
+# What a guest that waits imports: what serving needs, and what training needs as well.
+SERVING = ("torch", "torch.nn.attention.varlen", "autoresearch.served")
+AHEAD: dict[Task, tuple[str, ...]] = {
+    "serve": SERVING,
+    "train": (*SERVING, "torch._dynamo", "torch._inductor.compile_fx"),
+}
 OUT_OF_MEMORY = re.compile(rb"OutOfMemoryError|out of memory|MemoryError|bad_alloc")
 
 
@@ -92,6 +102,7 @@ class Bench:
     watch: Watch
     walls: Walls
     nvml: Callable[[Slot], Nvml | None] = machine.nvml_of  # None: no GPU to ask
+    waiting: Waiting | None = None  # None: every guest starts when it is needed
 
 
 def train(
@@ -101,50 +112,91 @@ def train(
     seed: int,
     slot: Slot,
     outlook: Outlook | None = None,
+    splits: int = 1,
 ) -> Run:
-    """Candidate -> Run, or Failed, or Stopped. `outlook` may end a hopeless one."""
-    number = candidate.proposal.number
-    assert number is not None
+    """Candidate -> Run, or Failed, or Stopped. `outlook` may end a hopeless one.
+
+    splits: how many it will be scored on.
+    """
+    proposal = candidate.proposal
+    assert proposal.number is not None
     bench.apparatus.unchanged()
-    folder = bench.lab.run_folder(number, seed)
-    log = bench.lab.logs / f"{number}-{seed}.log"
-    furnish(folder, bench, candidate.proposal.source)
-    compiled.lend(bench.lab, candidate.proposal, folder / "scratch")
-    guest = enter(bench, folder, slot)
+    folder = bench.lab.run_folder(proposal.number, seed)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    with entered(bench, slot, "train", proposal) as guest:
+        try:
+            run = attend(bench, candidate, guest, seed, slot, folder, outlook, splits)
+        finally:
+            guest.kill()
+            log_of(bench, folder).write_bytes(guest.log.whole())
+            bench.apparatus.unchanged()
+        compiled.keep(bench.lab, proposal, guest.folder)
+    return run
+
+
+@contextmanager
+def entered(
+    bench: Bench, slot: Slot, task: Task, proposal: Proposal
+) -> Iterator[Guest]:
+    """A guest to `greet`, which may have waited; its folder goes when it does."""
+    guest = None
+    if bench.waiting is not None:
+        guest = bench.waiting.take(slot, task, proposal.source)
+    if guest is None:
+        folder = furnished(bench)
+        if task == "train":
+            compiled.lend(bench.lab, folder, own=compiled.persons(proposal))
+        guest = started(bench, folder, slot)
     try:
-        with guest:
-            run = attend(bench, candidate, guest, seed, slot, log, outlook)
-        compiled.keep(bench.lab, candidate.proposal, folder / "scratch")
-        return run
+        yield guest
     finally:
-        log.write_bytes(guest.log.whole())
-        shutil.rmtree(folder / "scratch", ignore_errors=True)
-        bench.apparatus.unchanged()
+        guest.kill()
+        shutil.rmtree(guest.folder, ignore_errors=True)
 
 
-def enter(bench: Bench, folder: Path, slot: Slot) -> Guest:
-    """A guest in the folder's scratch, its first process just started."""
+def ahead(bench: Bench, slot: Slot, task: Task) -> Guest | None:
+    """A guest that will wait; None where what it is to be lent is not there yet."""
+    if task == "train" and not compiled.store(bench.lab).is_dir():
+        return None
+    folder = furnished(bench)
+    if task == "train":
+        compiled.lend(bench.lab, folder, own=False)
+    return started(bench, folder, slot, AHEAD[task])
+
+
+def started(
+    bench: Bench, folder: Path, slot: Slot, modules: tuple[str, ...] = ()
+) -> Guest:
+    """A guest in this folder, its first process just started."""
     return Guest(
-        folder / "scratch",
+        folder,
         lab=bench.lab.folder,
         slot=slot,
         limits=bench.terms.limits,
         stop=bench.stop,
         walls=bench.walls,
+        ahead=modules,
     )
 
 
-def furnish(folder: Path, bench: Bench, source: str) -> None:
-    """A fresh folder with all that a guest may read: three files and the readonly."""
-    shutil.rmtree(folder, ignore_errors=True)
-    scratch = folder / "scratch"
+def greet(guest: Guest, message: Message, source: str, *descriptors: int) -> None:
+    """Tell a guest its terms, and what train.py is."""
+    file = sealed(source.encode(), "train.py")
+    guest.send(message, file, *descriptors)
+    os.close(file)
+
+
+def furnished(bench: Bench) -> Path:
+    """A fresh folder with all that a guest may read before it is greeted."""
+    scratch = bench.lab.state / "runs" / f"guest-{uuid.uuid4().hex}"
     scratch.mkdir(parents=True)
-    (scratch / "train.py").write_text(source)
     (scratch / "prepare.py").write_bytes(bench.apparatus.source)
     for name, content in bench.terms.readonly:
         path = scratch / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
+    return scratch
 
 
 def discard(*runs: Run) -> None:
@@ -159,15 +211,16 @@ def attend(
     guest: Guest,
     seed: int,
     slot: Slot,
-    log: Path,
+    folder: Path,
     outlook: Outlook | None,
+    splits: int,
 ) -> Run:
     """Hand over the data, keep the clock, take the weights."""
-    terms, begun = bench.terms, time.monotonic()
+    terms, begun, log = bench.terms, time.monotonic(), log_of(bench, folder)
     place = Place(bench.lab, bench.apparatus.blob, bench.walls.level, slot)
     stage = Stage("start-up", place.startup_limit(terms.budget_seconds or 0.0))
     with failing(candidate, guest, stage, log):
-        guest.send(greeting(terms, seed, slot))
+        greet(guest, greeting(terms, seed, slot), candidate.proposal.source)
         bench.watch(candidate, Progress("starting", 0.0, 0.0))
         message, _ = guest.receive(begun + stage.seconds)
         if message.get("say") != "start":
@@ -175,14 +228,17 @@ def attend(
         stage.name, stage.seconds = "training", terms.last_second
         started = time.monotonic()
         guest.send({"say": "go"}, bench.apparatus.training())
-        with Monitor(bench.nvml(slot), guest.pids) as monitor:
+        waiting = bench.waiting
+        if waiting is not None:  # what comes next gets ready while the GPU trains
+            waiting.want(slot, 2 * splits)
+        with Monitor(bench.nvml(slot), partial(pids, bench, guest)) as monitor:
             submitted, descriptors = until_submitted(
                 bench, candidate, guest, started, started + stage.seconds, outlook
             )
         seconds = time.monotonic() - started
         guest.measure()
         too_early(candidate, terms, seconds, submitted, log)
-        file = take_weights(candidate, descriptors, guest.folder.parent, log)
+        file = take_weights(candidate, descriptors, folder, log)
         stage.name, stage.seconds = "the probe", PROBE_SECONDS
         probe, answer = probed(bench, guest)
     file.with_name("probe.u2").write_bytes(probe)
@@ -197,6 +253,17 @@ def attend(
     return replace(
         run, curve=outlook.curve, schedule=outlook.schedule, spared=outlook.spared
     )
+
+
+def log_of(bench: Bench, folder: Path) -> Path:
+    """Where what a run printed is kept, by its folder."""
+    return bench.lab.logs / f"{folder.name}.log"
+
+
+def pids(bench: Bench, guest: Guest) -> set[int]:
+    """The processes on this machine that are ours: no strangers to a run."""
+    others = bench.waiting.pids() if bench.waiting is not None else set()
+    return guest.pids() | others
 
 
 def greeting(terms: Terms, seed: int, slot: Slot) -> Message:

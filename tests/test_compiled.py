@@ -61,7 +61,7 @@ def test_a_persons_compiled_code_reaches_every_run_and_a_candidates_none(lab):
 def test_links_and_too_much_are_not_kept(tmp_path):
     lab, scratch = line_lab(tmp_path / "lab"), tmp_path / "scratch"
     scratch.mkdir()
-    compiled.lend(lab, OWN, scratch)
+    compiled.lend(lab, scratch, own=True)
     (scratch / ".compiled" / "link").symlink_to("/etc/passwd")
     os.mkfifo(scratch / ".compiled" / "pipe")
 
@@ -76,7 +76,7 @@ def test_links_and_too_much_are_not_kept(tmp_path):
 def test_nobody_elses_is_ever_kept(tmp_path):
     lab, scratch = line_lab(tmp_path / "lab"), tmp_path / "scratch"
     scratch.mkdir()
-    compiled.lend(lab, OTHERS, scratch)
+    compiled.lend(lab, scratch, own=False)
     assert not (scratch / ".compiled").exists()
     (scratch / ".compiled").mkdir()
     (scratch / ".compiled" / "planted").write_text("x")

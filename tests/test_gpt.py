@@ -173,9 +173,9 @@ def test_the_loss_and_its_gradients_are_those_of_whole_logits(monkeypatch):
     expected = [p.grad.clone() for p in model.parameters()]
     model.zero_grad()
 
-    (2 * train.loss_of(model, model.hidden, ids, y)).backward()
+    (2 * train.loss_of(model, ids, y)).backward()
 
-    loss = train.loss_of(model, model.hidden, ids, y)
+    loss = train.loss_of(model, ids, y)
     assert loss.item() == pytest.approx(whole.item(), rel=1e-5)
     for p, gradient in zip(model.parameters(), expected, strict=True):
         assert torch.allclose(p.grad, 2 * gradient, atol=1e-5)
@@ -224,7 +224,7 @@ def test_the_loss_falls_in_twenty_steps(monkeypatch):
     text = torch.arange(33).repeat(8, 1)
     losses = []
     for _ in range(20):
-        loss = train.loss_of(model, model.hidden, text[:, :-1], text[:, 1:])
+        loss = train.loss_of(model, text[:, :-1], text[:, 1:])
         loss.backward()
         for group in adam.param_groups:
             group["lr"] = group["base"]

@@ -38,7 +38,7 @@ LAYERS = (
     "apparatus guest ledger machine pools probe sources walls",
     "evidence",
     "calibration certificate context corpus guidance results simulation standalone",
-    "claims findings novelty probing replaying vitals",
+    "claims findings novelty probing replaying vitals waiting",
     "sandbox",
     "books chart evaluator morning views",
     "proposers",

@@ -5,7 +5,10 @@ and commit it, and a new series begins: scores of different series are never com
 """
 
 import functools
+import os
 import time
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # torch's threads that spin ran 8x slower beside a busy neighbour
 
 from autoresearch import corpus
 from autoresearch.guest import begin  # noqa: F401  (train.py calls it)

@@ -8,10 +8,7 @@ weights and on tokens up to t of the same row. Seed, clock and score are the har
 import collections
 import gc
 import math
-import os
 import time
-
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin ran 8x slower beside a busy neighbour
 
 import prepare
 import torch
@@ -277,32 +274,45 @@ class GPT(nn.Module):
             x = x + F.embedding(key % len(self.ngrams), self.ngrams)
         return x
 
-    def look(self, layer, x, weights, table, ids):
+    def look(self, kind, x, weights, gate, table, ids):
         """Attention of one layer: (B, T, WIDTH) -> the same."""
         b, t, _ = x.shape
         q, k, v = (x @ weights[:3].flatten(0, 1).mT).view(b, t, 3, HEADS, HEAD_SIZE).unbind(2)
-        gate = self.gates[layer].to(x.dtype)
         gate = 2 * torch.sigmoid(x[..., : gate.shape[-1]] @ gate.mT)
         open_values, open_heads = gate[..., None].chunk(2, dim=-2)
         if table is not None:  # the token speaks for itself, as far as its gate is open
             v = v + open_values * F.embedding(ids, table).view(v.shape)
         cos, sin = self.cos[:t].to(x.dtype), self.sin[:t].to(x.dtype)
         q, k = (rotate(norm(y), cos, sin) * QK_SCALE for y in (q, k))
-        if KINDS[layer] == "L":  # still channels ask what came before: one layer finds the end of a known phrase
+        if kind == "L":  # still channels ask what came before: one layer finds the end of a known phrase
             k = torch.where(self.still, torch.cat((k[:, :1], k[:, :-1]), dim=1), k)
-        y = attention_of(KINDS[layer], x.device.type)(q, k, v, WINDOWS[KINDS[layer]])
+        y = attention_of(kind, x.device.type)(q, k, v, WINDOWS[kind])
         return (y * open_heads).reshape(b, t, WIDTH) @ weights[3].mT
 
+    def opening(self, ids):
+        """ids (B, T) -> (B, T, WIDTH)"""
+        return norm(self.embedded(ids).to(HALF[ids.device.type]))
+
+    def layer(self, kind, x, late, x0, mix, weights, gate, up, down, table, ids):
+        """One layer: (x, what the MLP before adds to it) -> the same. So that sum is made where it is read."""
+        x = mix[0] * (x + late) + mix[1] * x0
+        x = x + self.look(kind, norm(x), weights, gate, table, ids)
+        return x, F.relu(norm(x) @ up.mT).square() @ down
+
+    def closing(self, x, late):
+        """-> what the unembedding reads, (B * T, WIDTH)"""
+        return norm(x + late).view(-1, WIDTH)
+
     def hidden(self, ids):
-        """ids (B, T) -> what the unembedding reads, (B * T, WIDTH)"""
         half = HALF[ids.device.type]
-        attend, up, down, values = (p.to(half).unbind() for p in (self.attend, self.up, self.down, self.values))
-        x = x0 = norm(self.embedded(ids).to(half))
-        for i in range(DEPTH):
-            x = self.residual[i].to(half) * x + self.x0[i].to(half) * x0
-            x = x + self.look(i, norm(x), attend[i], values[VALUED.index(i)] if i in VALUED else None, ids)
-            x = x + F.relu(norm(x) @ up[i].mT).square() @ down[i]
-        return norm(x).view(-1, WIDTH)
+        attend, gates, up, down, values = (p.to(half).unbind() for p in (self.attend, self.gates, self.up, self.down, self.values))
+        mixes = torch.stack((self.residual, self.x0), dim=1).to(half).unbind()
+        x = x0 = self.opening(ids)
+        late = torch.zeros_like(x)
+        for i, kind in enumerate(KINDS):
+            table = values[VALUED.index(i)] if i in VALUED else None
+            x, late = self.layer(kind, x, late, x0, mixes[i], attend[i], gates[i], up[i], down[i], table, ids)
+        return self.closing(x, late)
 
     def forward(self, ids):
         """ids (B, T) -> logits (B, T, V), float32"""
@@ -355,9 +365,8 @@ class Unembed(torch.autograd.Function):
 piece_loss = capped_loss  # compiled where that pays, see below
 
 
-def loss_of(model, hidden, x, y):
-    """hidden: model.hidden, compiled or not"""
-    return Unembed.apply(hidden(x), model.head, y.flatten())
+def loss_of(model, x, y):
+    return Unembed.apply(model.hidden(x), model.head, y.flatten())
 
 
 # -----------------------------------------------------------------------------
@@ -480,9 +489,10 @@ model = build_model().to(run.device)
 stacks, adam_groups = groups_of(model)
 muon = Muon(stacks)
 adam = torch.optim.AdamW(adam_groups, lr=0.0, betas=(BETA1, BETA2), eps=1e-10, fused=cuda)
-hidden = model.hidden
-if cuda:
-    hidden, piece_loss = torch.compile(hidden, dynamic=False), torch.compile(capped_loss, dynamic=False)
+if cuda:  # layers of a kind share a graph: a third of the time that compiling all of them as one takes
+    piece_loss = torch.compile(capped_loss, dynamic=False)
+    for part in ("opening", "layer", "closing"):
+        setattr(model, part, torch.compile(getattr(model, part), dynamic=False))
 
 rows = max(1, min(DEVICE_BATCH, TOTAL_BATCH) // T)
 passes = max(1, TOTAL_BATCH // (rows * T))  # forward passes in one step
@@ -492,7 +502,7 @@ boost = 2.0**12 if HALF[run.device] == torch.float16 else 1.0
 
 def learn(x, y):
     """One forward and backward pass."""
-    loss = loss_of(model, hidden, x, y)
+    loss = loss_of(model, x, y)
     (loss * boost / passes).backward()
     return loss.detach()
 

@@ -1,0 +1,140 @@
+"""Guests that wait: they score the same, know nothing, and nobody stays behind."""
+
+import os
+import signal
+from dataclasses import replace
+from functools import partial
+
+import pytest
+
+from autoresearch import apparatus, evaluator, night, sandbox
+from autoresearch.cage import Limits, Slot, Stop
+from autoresearch.errors import Failed
+from autoresearch.experiment import Candidate, Proposal
+from autoresearch.lab import git_blob
+from autoresearch.notebook import Notebook
+from autoresearch.sandbox import Bench, Terms
+from autoresearch.waiting import Waiting
+from tests import nights
+
+SLOT = Slot()
+SOURCE = "an empty train.py"
+
+
+@pytest.fixture
+def bench(tmp_path):
+    """Lab `line`, whose guests wait, on a processor as well."""
+    lab = nights.line_lab(tmp_path / "lab")
+    # As if the first baseline had compiled something: only then a training guest waits.
+    sandbox.compiled.store(lab).mkdir(parents=True)
+    found = apparatus.load(lab, Notebook(lab.folder))
+    terms = Terms(None, 100, 1.0, 60.0, Limits(4.0))
+    made = Bench(lab, found, terms, Stop(), lambda c, p: None, nights.walls())
+    made = replace(made, waiting=Waiting(partial(sandbox.ahead, made)))
+    yield made
+    made.waiting.close()
+
+
+def wait_for(bench, count):
+    def there():
+        return sum(map(len, bench.waiting._guests.values())) == count
+
+    nights.wait_for(there, what=f"{count} waiting guests")
+
+
+def score(bench, source, seed):
+    candidate = Candidate(Proposal(0, "t", source, "", "test"), git_blob(source))
+    run = sandbox.train(bench, candidate, seed=seed, slot=SLOT)
+    found = evaluator.score(bench, run, slot=SLOT)
+    sandbox.discard(run)
+    return found.value
+
+
+def test_a_guest_that_waited_scores_like_one_that_did_not(bench):
+    source = bench.lab.read("train.py")
+
+    alone = score(replace(bench, waiting=None), source, seed=3)
+    bench.waiting.want(SLOT, 2)
+    wait_for(bench, 3)
+    waited = score(bench, source, seed=3)
+
+    assert waited == alone
+
+
+def test_while_a_run_trains_those_after_it_get_ready(bench):
+    score(bench, bench.lab.read("train.py"), seed=3)
+
+    wait_for(bench, 2)  # of two that were to serve one did; one is there to train
+    assert len(bench.waiting._guests[SLOT, "train"]) == 1
+
+
+def test_who_waits_has_not_been_told_what_it_will_run(bench):
+    bench.waiting.want(SLOT, 1)
+    wait_for(bench, 2)
+
+    guest = bench.waiting.take(SLOT, "serve", SOURCE)
+
+    assert sorted(path.name for path in guest.folder.iterdir()) == ["prepare.py"]
+    guest.kill()
+
+
+def test_one_that_died_while_it_waited_is_not_given_out(bench):
+    bench.waiting.want(SLOT, 1)
+    wait_for(bench, 2)
+    (guest,) = bench.waiting._guests[SLOT, "serve"]
+    nights.wait_for(guest.pids, what="its first process")
+    for pid in guest.pids():
+        os.kill(pid, signal.SIGKILL)
+    nights.wait_for(lambda: not guest.running, what="its end")
+
+    assert bench.waiting.take(SLOT, "serve", SOURCE) is None
+
+
+def test_a_train_py_that_sets_variables_starts_before_torch_is_there(bench):
+    bench.waiting.want(SLOT, 1)
+    wait_for(bench, 2)
+
+    sets = "import os; os.environ['PYTORCH_ALLOC_CONF'] = 'expandable_segments:True'"
+
+    assert bench.waiting.take(SLOT, "serve", sets) is None
+
+
+def test_nobody_trains_ahead_before_there_is_something_to_lend(bench):
+    sandbox.compiled.store(bench.lab).rmdir()
+
+    assert sandbox.ahead(bench, SLOT, "train") is None
+
+
+def test_all_go_home_with_the_night(bench):
+    bench.waiting.want(SLOT, 2)
+    wait_for(bench, 3)
+
+    bench.waiting.close()
+
+    assert nights.guests_of(bench.lab) == []
+
+
+def test_who_is_started_while_the_night_closes_goes_home_too(bench):
+    bench.waiting.want(SLOT, 2)
+
+    bench.waiting.close()
+
+    assert nights.guests_of(bench.lab) == []
+
+
+def test_what_a_run_leaves_in_its_folder_goes_with_it(bench):
+    source = bench.lab.read("train.py")
+
+    score(replace(bench, waiting=None), source, seed=3)
+    with pytest.raises(Failed):
+        score(replace(bench, waiting=None), "raise SystemExit(3)", seed=3)
+
+    assert list((bench.lab.state / "runs").glob("guest-*")) == []
+
+
+def test_on_a_processor_nobody_waits(tmp_path):
+    lab = nights.line_lab(tmp_path / "lab")
+    options = night.Options(proposers=(nights.script(lab),), seed=1)
+
+    with night.opened(lab, options, Stop()) as (opened, _):
+        assert opened.bench.waiting is None
