@@ -40,7 +40,7 @@ def state_of(model: nn.Module) -> dict[str, Tensor]:
     state: dict[str, Tensor] = {}
     for name, tensor in every(model):
         whole = tensor.detach().cpu().contiguous()
-        raw = whole.reshape(-1).view(torch.uint8).numpy().tobytes()
+        raw = memoryview(whole.reshape(-1).view(torch.uint8).numpy())
         state[plain(name)] = Tensor(DTYPES[whole.dtype], tuple(whole.shape), raw)
     return state
 
