@@ -3,6 +3,7 @@
 A short real run in the real cage, scored by the real evaluator; nothing is recorded.
 """
 
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -28,6 +29,10 @@ from autoresearch.views import duration, rate
 
 TRAIN_SECONDS = 12.0
 TRAIN_TOKENS_SHARE = 0.1
+# Below so many training tokens a parameter a run ends before it has learned much; the
+# proposed budget. Compute-optimal training takes about twenty (Hoffmann et al. 2022),
+# the best known five-minute recipes three to seven.
+FEWEST_TOKENS, PROPOSED_TOKENS = 0.5, 2.0
 DECIDE_SECONDS = 0.3  # harness overhead of one experiment (benchmarks/overhead.py)
 # Fresh seeds for what is promising, the champion again (benchmarks/verdicts.py).
 RUNS_PER_EXPERIMENT = {"greedy": 1.0}
@@ -54,6 +59,7 @@ class Checked:
     hours: float
     run_seconds: float  # one whole run, forecast
     slots: int
+    text_tokens: int  # of training text; 0 where the lab has none
 
     @property
     def run(self) -> Run:
@@ -64,6 +70,34 @@ class Checked:
         """Of the short run; 0 where the run did not say."""
         tokens = dict(self.run.facts).get("tokens", 0)
         return float(tokens) / self.run.seconds if self.run.seconds else 0.0
+
+    @property
+    def run_tokens(self) -> float:
+        """What a whole run will see."""
+        if self.program.budget_seconds is None:
+            return float(self.program.budget_tokens or 0)
+        return self.tokens_per_second * self.program.budget_seconds
+
+    @property
+    def epochs(self) -> float | None:
+        """How often a run reads its text; None where there is none."""
+        return self.run_tokens / self.text_tokens if self.text_tokens else None
+
+    @property
+    def too_short(self) -> str:
+        """What to say of a budget in which little is learned; "" where it is enough."""
+        size = dict(self.run.facts).get("parameters", 0)
+        if not isinstance(size, int) or not self.tokens_per_second or not self.epochs:
+            return ""
+        if self.run_tokens >= FEWEST_TOKENS * size:
+            return ""
+        tokens = int(PROPOSED_TOKENS * size)
+        each = duration(tokens / self.tokens_per_second)
+        return (
+            f"too short to learn much: {self.run_tokens / size:.2g} tokens a "
+            f"parameter. Next: budget_tokens = {tokens} in program.md (about {each} a "
+            "run), or a smaller DEPTH"
+        )
 
     @property
     def experiments(self) -> int:
@@ -83,6 +117,10 @@ class Checked:
             "cage": self.cage["level"],
             "cage_facts": self.cage,
             "tokens_per_second": self.tokens_per_second,
+            "run_tokens": self.run_tokens,
+            "epochs": self.epochs,
+            "too_short": self.too_short,
+            "mfu_percent": self.mfu_percent,
             "memory_gb": self.run.memory_gb,
             "startup_seconds": self.run.startup_seconds,
             "evaluation_seconds": self.score.seconds,
@@ -97,6 +135,12 @@ class Checked:
         }
 
     @property
+    def mfu_percent(self) -> float | None:
+        """Share of the GPU's peak; None where it is not known."""
+        found = dict(self.run.facts).get("mfu_percent")
+        return float(found) if isinstance(found, int | float) else None
+
+    @property
     def caged(self) -> str:
         """What the cage is made of."""
         seen = {key: words for key, words in self.cage.items() if words}
@@ -107,6 +151,8 @@ class Checked:
         """The same for people."""
         program = self.program
         run, scored = self.run, f"scored in {self.score.seconds:.1f} s"
+        known = self.mfu_percent
+        mfu = "" if known is None else f"MFU {known:.1f} %, "
         limits = (
             f"{program.max_constants} constant or {program.max_changed_lines} lines; "
             f"20 added lines must gain {program.gain_per_20_added_lines:g}"
@@ -116,15 +162,26 @@ class Checked:
         return [
             f"machine    {machine_line}",
             f"cage       {self.program.cage}: {self.caged}",
-            f"train.py   {rate(self.tokens_per_second)} tok/s, {run.memory_gb:.1f} GB, "
-            f"start-up {run.startup_seconds:.1f} s, {scored}",
-            "           trained and served model agree",
+            f"train.py   {rate(self.tokens_per_second)} tok/s, {mfu}"
+            f"{run.memory_gb:.1f} GB, start-up {run.startup_seconds:.1f} s, {scored}",
+            f"           trained and served model agree{self.reading}",
+            *([f"           {self.too_short}"] if self.too_short else []),
             *self.proposer_lines(),
             f"rules      enforced: {budget(program)}; train.py only; {limits}.  "
             f"Advice: {advice} lines of program.md",
             f"{self.hours:g} hours    about {self.experiments} experiments of "
             f"{self.runs_per_experiment:.3g} runs, {duration(self.run_seconds)} each",
         ]
+
+    @property
+    def reading(self) -> str:
+        """How much of its text a run reads, in words."""
+        if self.epochs is None:
+            return ""
+        seconds = self.program.budget_seconds
+        words = f"{seconds:g} s = " if seconds is not None else ""
+        tokens = self.run_tokens / 1e6
+        return f"; {words}{tokens:.3g}M tokens = {self.epochs:.2g} epochs"
 
     def proposer_lines(self) -> list[str]:
         """One line each; the optimiser with what it may turn."""
@@ -174,6 +231,7 @@ def check(lab: Lab, specs: Sequence[str], hours: float) -> Checked:
         hours,
         whole,
         len(slots),
+        os.fstat(found.training()).st_size // 2 if found.causal else 0,
     )
 
 
