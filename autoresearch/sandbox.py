@@ -13,7 +13,6 @@ the run gets that much text and a wall, but could read the text twice before it.
 import json
 import os
 import re
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,7 +21,16 @@ from pathlib import Path
 
 from autoresearch import compiled, machine, weights
 from autoresearch.apparatus import Apparatus
-from autoresearch.cage import Exited, Guest, Limits, OverLimit, Slot, Stop, Walls
+from autoresearch.cage import (
+    Exited,
+    Guest,
+    Limits,
+    OverLimit,
+    Slot,
+    Stop,
+    Walls,
+    erase,
+)
 from autoresearch.calibration import PROBE_SECONDS, Place
 from autoresearch.channel import Junk, Message, sealed, unseal
 from autoresearch.chips import Nvml
@@ -118,7 +126,7 @@ def train(
         return run
     finally:
         log.write_bytes(guest.log.whole())
-        shutil.rmtree(folder / "scratch", ignore_errors=True)
+        erase(folder / "scratch")
         bench.apparatus.unchanged()
 
 
@@ -136,7 +144,7 @@ def enter(bench: Bench, folder: Path, slot: Slot) -> Guest:
 
 def furnish(folder: Path, bench: Bench, source: str) -> None:
     """A fresh folder with all that a guest may read: three files and the readonly."""
-    shutil.rmtree(folder, ignore_errors=True)
+    erase(folder)
     scratch = folder / "scratch"
     scratch.mkdir(parents=True)
     (scratch / "train.py").write_text(source)
@@ -150,7 +158,7 @@ def furnish(folder: Path, bench: Bench, source: str) -> None:
 def discard(*runs: Run) -> None:
     """Throw away what is kept of runs that have been measured."""
     for run in runs:
-        shutil.rmtree(run.weights.parent, ignore_errors=True)
+        erase(run.weights.parent)
 
 
 def attend(
