@@ -15,6 +15,7 @@ warden and then hides its environment.
 
 import contextlib
 import hashlib
+import itertools
 import os
 import selectors
 import signal
@@ -22,6 +23,7 @@ import socket
 import subprocess
 import sys
 import time
+import uuid
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -44,6 +46,8 @@ LARGEST_LOG_BYTES = 100 << 20
 MOST_MESSAGES = 100_000
 TICK_SECONDS = 0.05
 LOOK_EVERY_SECONDS = 0.5  # at memory and disk: a walk over the process tree
+SEND_SECONDS = 5.0  # for the kernel to take a message; a guest that reads takes none
+MOST_FILES = 100_000  # below its folder: empty ones take no space, but time to list
 
 # Passed on to guests when set: where CUDA and shared libraries are found, and language.
 ALLOWED = ("PATH", "LD_LIBRARY_PATH", "CUDA_HOME", "LANG", "LC_ALL", "TZ")
@@ -214,6 +218,7 @@ class Guest:
         self._limits = limits
         self._stop = stop
         self._looked = 0.0
+        self._look_seconds = 0.0  # what the last look took
         self._messages = 0
         self._code: int | None = None  # None: it is running
         room = Room(folder, lab, slot, limits)
@@ -221,6 +226,7 @@ class Guest:
         self._group = entry.group
         self._launched = bool(entry.before)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        ours.settimeout(SEND_SECONDS)  # one that never reads must not hold up a night
         self._control, control = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         self._reads, writes = os.pipe()
         os.set_blocking(self._reads, False)
@@ -266,7 +272,7 @@ class Guest:
             if left <= 0:
                 raise TimeoutError
             self._pump(min(left, TICK_SECONDS))
-            self._look()
+            self._look(deadline)
         self._messages += 1
         if self._messages > MOST_MESSAGES:
             raise Junk(f"more than {MOST_MESSAGES} messages")
@@ -316,19 +322,33 @@ class Guest:
             for _ in range(64):
                 self.channel.read()
 
-    def _look(self) -> None:
-        """Compare the tree's memory, disk and log with what it may have."""
+    def _look(self, deadline: float) -> None:
+        """Compare the tree's memory, disk and log with what it may have.
+
+        Not where that could go on past the deadline: a guest can make looking slow.
+        """
         if self.log.total_bytes > self._limits.log_bytes:
             mb = self._limits.log_bytes / 1e6
             raise OverLimit("other", f"printed more than {mb:.0f} MB")
-        if time.monotonic() - self._looked < LOOK_EVERY_SECONDS:
+        now = time.monotonic()
+        if now - self._looked < LOOK_EVERY_SECONDS + self._look_seconds:
             return
+        if now + 2 * self._look_seconds > deadline:
+            return
+        self._compare()
         self._looked = time.monotonic()
+        self._look_seconds = self._looked - now
+
+    def _compare(self) -> None:
+        """Memory and disk against their limits."""
         self.measure()
         if self.memory_gb > self._limits.memory_gb:
             allowed = self._limits.memory_gb
             raise OverLimit("memory", f"took more than {allowed:g} GB of memory")
-        if folder_bytes(self.folder) > self._limits.disk_gb * 1e9:
+        size_bytes, files = contents(self.folder)
+        if files > MOST_FILES:
+            raise OverLimit("other", f"made more than {MOST_FILES} files")
+        if size_bytes > self._limits.disk_gb * 1e9:
             allowed = self._limits.disk_gb
             raise OverLimit("other", f"wrote more than {allowed:g} GB to disk")
 
@@ -453,18 +473,52 @@ def tree_memory_gb(pid: int) -> float:
     return total / 1e9
 
 
-def folder_bytes(folder: Path) -> int:
-    """Bytes of all files below a folder; files that vanish meanwhile count nothing."""
-    total, waiting = 0, [folder]
-    while waiting:
+def contents(folder: Path) -> tuple[int, int]:
+    """(bytes, number) of all that is below a folder, up to one more than MOST_FILES.
+
+    Files that vanish meanwhile count nothing.
+    """
+    size_bytes, files, waiting = 0, 0, [folder]
+    while waiting and files <= MOST_FILES:
         with contextlib.suppress(OSError), os.scandir(waiting.pop()) as entries:
             for entry in entries:
+                files += 1
+                if files > MOST_FILES:
+                    break
                 with contextlib.suppress(OSError):
                     if entry.is_dir(follow_symlinks=False):
                         waiting.append(Path(entry.path))
                     else:
-                        total += entry.stat(follow_symlinks=False).st_blocks * 512
-    return total
+                        size_bytes += entry.stat(follow_symlinks=False).st_blocks * 512
+    return size_bytes, files
+
+
+def erase(folder: Path) -> None:
+    """Remove a folder, whatever a guest made of it; what cannot go stays.
+
+    Folders a thousand deep end `shutil.rmtree` in a RecursionError: here each is lifted
+    to the top before it is emptied.
+    """
+    fresh = (folder / f"{uuid.uuid4().hex}-{n}" for n in itertools.count())
+    waiting = [folder]
+    while waiting:
+        place = waiting.pop()
+        with contextlib.suppress(OSError):
+            place.chmod(0o700)
+            with os.scandir(place) as entries:
+                found = list(entries)
+            for entry in found:
+                with contextlib.suppress(OSError):
+                    if not entry.is_dir(follow_symlinks=False):
+                        os.unlink(entry.path)
+                    elif place == folder:
+                        waiting.append(Path(entry.path))
+                    else:
+                        waiting.append(Path(entry.path).rename(next(fresh)))
+            if place != folder:
+                place.rmdir()
+    with contextlib.suppress(OSError):
+        folder.rmdir()
 
 
 def sweep(lab: Path, folder: Path | None = None) -> int:

@@ -50,7 +50,10 @@ class Channel:
         self._descriptors: list[int] = []
 
     def send(self, message: Message, *descriptors: int) -> None:
-        """Send one message; blocks until the kernel took it."""
+        """Send one message; blocks until the kernel took it.
+
+        On a socket with a time limit: Junk from one that does not read.
+        """
         body = json.dumps({**message, "descriptors": len(descriptors)}).encode()
         if len(body) > LARGEST_MESSAGE_BYTES:
             raise ValueError(f"a message of {len(body)} bytes is too large to send")
@@ -64,6 +67,8 @@ class Channel:
             self.socket.sendall(packet[sent:])
         except (BrokenPipeError, ConnectionResetError):
             raise Closed from None
+        except (TimeoutError, BlockingIOError):
+            raise Junk("it does not read what it is sent") from None
 
     def receive(self, limit_seconds: float | None = None) -> tuple[Message, list[int]]:
         """Wait for the next message, or raise TimeoutError, Closed or Junk."""

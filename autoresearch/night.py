@@ -7,7 +7,6 @@ killed left behind; decides nothing about experiments.
 import hashlib
 import json
 import os
-import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -136,14 +135,14 @@ def opened(lab: Lab, options: Options, stop: Stop) -> Iterator[tuple[Night, Now]
             if waiting is not None:
                 waiting.close()
             lab.now.unlink(missing_ok=True)
-            shutil.rmtree(lab.state / "runs", ignore_errors=True)
+            cage.erase(lab.state / "runs")
             ledger.close()
 
 
 def leave_nothing_behind(lab: Lab) -> None:
     """End what a killed night left: processes, run folders, the note of what ran."""
     cage.sweep(lab.folder)
-    shutil.rmtree(lab.state / "runs", ignore_errors=True)
+    cage.erase(lab.state / "runs")
     lab.now.unlink(missing_ok=True)
     Notebook(lab.folder).exclude(*VIEWS_OF_OURS)
 

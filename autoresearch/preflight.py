@@ -11,12 +11,11 @@ passes, since slow on a CPU is not wrong. Not covered: see `rehearsal`.
 """
 
 import ast
-import shutil
 import threading
 import time
 from dataclasses import dataclass, replace
 
-from autoresearch import constants, rules, sandbox
+from autoresearch import cage, constants, rules, sandbox
 from autoresearch.cage import Exited, OverLimit, Slot, Stop
 from autoresearch.channel import Junk
 from autoresearch.errors import LabError, Stopped
@@ -158,7 +157,7 @@ class Preflight:
         except Junk as junk:
             return Rehearsed(f"spoke out of turn: {junk}")
         finally:
-            shutil.rmtree(folder, ignore_errors=True)
+            cage.erase(folder)
 
 
 def quiet(bench: Bench, stop: Stop) -> Bench:

@@ -129,7 +129,7 @@ def probed(candidate: Walls, lab: Lab, slot: Slot) -> Findings:
     if isinstance(candidate, NoWalls):
         return Findings(candidate, ())  # it promises nothing
     folder = lab.state / "runs" / f"probe-{os.getpid()}"
-    shutil.rmtree(folder, ignore_errors=True)
+    cage.erase(folder)
     (folder / "scratch").mkdir(parents=True)
     guest = None
     try:
@@ -152,7 +152,7 @@ def probed(candidate: Walls, lab: Lab, slot: Slot) -> Findings:
         last = said.strip().splitlines()[-1] if said.strip() else str(error)
         return Findings(candidate, (), broken=last[:300])
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        cage.erase(folder)
 
 
 @contextmanager

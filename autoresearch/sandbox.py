@@ -13,7 +13,6 @@ the run gets that much text and a wall, but could read the text twice before it.
 import json
 import os
 import re
-import shutil
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -24,7 +23,16 @@ from pathlib import Path
 
 from autoresearch import compiled, machine, weights
 from autoresearch.apparatus import Apparatus
-from autoresearch.cage import Exited, Guest, Limits, OverLimit, Slot, Stop, Walls
+from autoresearch.cage import (
+    Exited,
+    Guest,
+    Limits,
+    OverLimit,
+    Slot,
+    Stop,
+    Walls,
+    erase,
+)
 from autoresearch.calibration import PROBE_SECONDS, Place
 from autoresearch.channel import Junk, Message, sealed, unseal
 from autoresearch.chips import Nvml
@@ -122,7 +130,7 @@ def train(
     assert proposal.number is not None
     bench.apparatus.unchanged()
     folder = bench.lab.run_folder(proposal.number, seed)
-    shutil.rmtree(folder, ignore_errors=True)
+    erase(folder)
     folder.mkdir(parents=True)
     with entered(bench, slot, "train", proposal) as guest:
         try:
@@ -152,7 +160,7 @@ def entered(
         yield guest
     finally:
         guest.kill()
-        shutil.rmtree(guest.folder, ignore_errors=True)
+        erase(guest.folder)
 
 
 def ahead(bench: Bench, slot: Slot, task: Task) -> Guest | None:
@@ -202,7 +210,7 @@ def furnished(bench: Bench) -> Path:
 def discard(*runs: Run) -> None:
     """Throw away what is kept of runs that have been measured."""
     for run in runs:
-        shutil.rmtree(run.weights.parent, ignore_errors=True)
+        erase(run.weights.parent)
 
 
 def attend(

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
-from autoresearch import apparatus, evaluator, machine, night, probing, weights
+from autoresearch import apparatus, cage, evaluator, machine, night, probing, weights
 from autoresearch.cage import Slot, Stop
 from autoresearch.errors import Failed, LabError
 from autoresearch.experiment import Candidate, Proposal, Run, Score
@@ -63,4 +63,4 @@ def score_folder(lab: Lab, found: apparatus.Apparatus, folder: Path) -> Score:
     try:
         return evaluator.score(bench, run, slot=slot)
     finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        cage.erase(scratch)

@@ -699,8 +699,77 @@ def test_links_and_sparse_files_count_what_they_take(tmp_path):
     with (tmp_path / "sparse").open("wb") as file:
         file.truncate(1 << 40)
 
-    assert 100_000 <= cage.folder_bytes(tmp_path) < 300_000
-    assert cage.folder_bytes(tmp_path / "none") == 0
+    size_bytes, files = cage.contents(tmp_path)
+
+    assert 100_000 <= size_bytes < 300_000
+    assert files == 4
+    assert cage.contents(tmp_path / "none") == (0, 0)
+
+
+def test_empty_files_without_number_end_the_run(lab, monkeypatch):
+    """They take no space, and a walk over a million of them takes seconds."""
+    monkeypatch.setattr(cage, "LOOK_EVERY_SECONDS", 0.05)
+    monkeypatch.setattr(cage, "MOST_FILES", 500)
+    source = (
+        "import os, time\n"
+        "for number in range(1000):\n"
+        "    os.close(os.open(str(number), os.O_CREAT | os.O_WRONLY))\n"
+        "time.sleep(30)\n"
+    )
+
+    with (
+        running(lab, source) as found,
+        pytest.raises(OverLimit, match="more than 500 files"),
+    ):
+        found.receive(time.monotonic() + 20)
+
+
+def test_a_look_that_takes_long_is_not_taken_where_the_wall_is_near(lab, monkeypatch):
+    monkeypatch.setattr(cage, "LOOK_EVERY_SECONDS", 0.01)
+    looks = []
+
+    def slowly(folder):
+        looks.append(time.monotonic())
+        time.sleep(0.3)
+        return 0, 0
+
+    monkeypatch.setattr(cage, "contents", slowly)
+    with running(lab, "import time; time.sleep(30)") as found:
+        deadline = time.monotonic() + 2
+        with pytest.raises(TimeoutError):
+            found.receive(deadline)
+
+    assert len(looks) >= 2
+    assert max(looks) + 0.3 <= deadline
+
+
+def test_a_folder_too_deep_for_recursion_is_removed(tmp_path):
+    place, here = tmp_path / "deep", os.open(".", os.O_RDONLY)
+    place.mkdir()
+    (place / "locked").mkdir(mode=0)
+    (place / "away").symlink_to(tmp_path)
+    os.chdir(place)
+    for _ in range(3000):
+        os.mkdir("down")
+        os.chdir("down")
+    os.fchdir(here)
+    os.close(here)
+
+    cage.erase(place)
+    cage.erase(tmp_path / "none")
+
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_guest_that_never_reads_does_not_hold_up_its_harness(lab, monkeypatch):
+    monkeypatch.setattr(cage, "SEND_SECONDS", 0.2)
+
+    with (
+        running(lab, "import time; time.sleep(30)") as found,
+        pytest.raises(Junk, match="does not read"),
+    ):
+        for _ in range(100_000):
+            found.send({"say": "claim"})
 
 
 # -- the log ---------------------------------------------------------------------------
