@@ -23,11 +23,13 @@ from autoresearch.experiment import Candidate, Proposal, Run, Score
 from autoresearch.lab import Lab, git_blob
 from autoresearch.notebook import Notebook, one_line
 from autoresearch.program import Program
+from autoresearch.proposers import Examined
 from autoresearch.sandbox import Bench
 from autoresearch.views import duration, rate
 
 TRAIN_SECONDS = 12.0
 TRAIN_TOKENS_SHARE = 0.1
+SHORT_SECONDS = 60.0  # below this, seconds are shown with a decimal
 DECIDE_SECONDS = 0.3  # harness overhead of one experiment (benchmarks/overhead.py)
 # Fresh seeds for what is promising, the champion again (benchmarks/verdicts.py).
 RUNS_PER_EXPERIMENT = {"greedy": 1.0}
@@ -49,7 +51,7 @@ class Checked:
     program: Program
     cage: dict[str, object]
     score: Score
-    proposers: dict[str, str]  # and how each does
+    proposers: dict[str, Examined]  # and how each does
     constants: int
     hours: float
     run_seconds: float  # one whole run, forecast
@@ -66,9 +68,20 @@ class Checked:
         return float(tokens) / self.run.seconds if self.run.seconds else 0.0
 
     @property
+    def ready(self) -> bool:
+        """Whether anybody who was named will propose."""
+        return any(found.ready for found in self.proposers.values())
+
+    @property
+    def waiting_seconds(self) -> float:
+        """That the GPU waits for ideas, per experiment, were all asked as often."""
+        every = [found.waiting_seconds for found in self.proposers.values()]
+        return sum(every) / len(every)
+
+    @property
     def experiments(self) -> int:
         """How many fit into the hours."""
-        each = self.run_seconds * self.runs_per_experiment
+        each = self.run_seconds * self.runs_per_experiment + self.waiting_seconds
         return int(self.hours * 3600 / each) * self.slots
 
     @property
@@ -88,13 +101,30 @@ class Checked:
             "evaluation_seconds": self.score.seconds,
             "value": self.score.value,
             "proposers": list(self.proposers),
-            "proposer_states": self.proposers,
+            "proposer_states": {n: found.state for n, found in self.proposers.items()},
+            "waiting_seconds": self.waiting_seconds,
             "constants": self.constants,
             "run_seconds": self.run_seconds,
-            "experiment_seconds": self.run_seconds * self.runs_per_experiment,
+            "experiment_seconds": self.run_seconds * self.runs_per_experiment
+            + self.waiting_seconds,
             "hours": self.hours,
             "experiments": self.experiments,
         }
+
+    @property
+    def run_words(self) -> str:
+        """How long one run takes."""
+        if self.run_seconds < SHORT_SECONDS:
+            return f"{self.run_seconds:.1f} s"
+        return duration(self.run_seconds)
+
+    @property
+    def waiting_words(self) -> str:
+        """What it costs to ask a model that needs the GPU which trains."""
+        if not self.waiting_seconds:
+            return ""
+        seconds = f"{self.waiting_seconds:.0f}"
+        return f", and at least {seconds} s an experiment of waiting for ideas"
 
     @property
     def caged(self) -> str:
@@ -123,15 +153,16 @@ class Checked:
             f"rules      enforced: {budget(program)}; train.py only; {limits}.  "
             f"Advice: {advice} lines of program.md",
             f"{self.hours:g} hours    about {self.experiments} experiments of "
-            f"{self.runs_per_experiment:.3g} runs, {duration(self.run_seconds)} each",
+            f"{self.runs_per_experiment:.3g} runs, {self.run_words} each"
+            + self.waiting_words,
         ]
 
     def proposer_lines(self) -> list[str]:
         """One line each; the optimiser with what it may turn."""
         words = [
-            f"{name}  {state}"
+            f"{name}  {found.state}"
             + (f", {self.constants} constants" if name == "search" else "")
-            for name, state in self.proposers.items()
+            for name, found in self.proposers.items()
         ]
         return [
             f"{'proposers' if not place else '':<11}{one_line(line)}"

@@ -136,7 +136,7 @@ class Preflight:
         (folder / "scratch" / "small.py").write_text(small(source))
         deadline = time.monotonic() + LIMIT_SECONDS
         try:
-            with sandbox.enter(bench, folder, Slot(threads=2)) as guest:
+            with sandbox.enter(bench, folder, Slot()) as guest:
                 guest.send(
                     {
                         "mode": "rehearse",
