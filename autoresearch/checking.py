@@ -24,6 +24,7 @@ from autoresearch.experiment import Candidate, Proposal, Run, Score
 from autoresearch.lab import Lab, git_blob
 from autoresearch.notebook import Notebook, one_line
 from autoresearch.program import Program
+from autoresearch.proposers import Examined
 from autoresearch.sandbox import Bench
 from autoresearch.views import duration, rate
 
@@ -33,6 +34,7 @@ TRAIN_TOKENS_SHARE = 0.1
 # proposed budget. Compute-optimal training takes about twenty (Hoffmann et al. 2022),
 # the best known five-minute recipes three to seven.
 FEWEST_TOKENS, PROPOSED_TOKENS = 0.5, 2.0
+SHORT_SECONDS = 60.0  # below this, seconds are shown with a decimal
 DECIDE_SECONDS = 0.3  # harness overhead of one experiment (benchmarks/overhead.py)
 # Fresh seeds for what is promising, the champion again (benchmarks/verdicts.py).
 RUNS_PER_EXPERIMENT = {"greedy": 1.0}
@@ -54,7 +56,7 @@ class Checked:
     program: Program
     cage: dict[str, object]
     score: Score
-    proposers: dict[str, str]  # and how each does
+    proposers: dict[str, Examined]  # and how each does
     constants: int
     hours: float
     run_seconds: float  # one whole run, forecast
@@ -100,9 +102,20 @@ class Checked:
         )
 
     @property
+    def ready(self) -> bool:
+        """Whether anybody who was named will propose."""
+        return any(found.ready for found in self.proposers.values())
+
+    @property
+    def waiting_seconds(self) -> float:
+        """That the GPU waits for ideas, per experiment, were all asked as often."""
+        every = [found.waiting_seconds for found in self.proposers.values()]
+        return sum(every) / len(every)
+
+    @property
     def experiments(self) -> int:
         """How many fit into the hours."""
-        each = self.run_seconds * self.runs_per_experiment
+        each = self.run_seconds * self.runs_per_experiment + self.waiting_seconds
         return int(self.hours * 3600 / each) * self.slots
 
     @property
@@ -126,10 +139,12 @@ class Checked:
             "evaluation_seconds": self.score.seconds,
             "value": self.score.value,
             "proposers": list(self.proposers),
-            "proposer_states": self.proposers,
+            "proposer_states": {n: found.state for n, found in self.proposers.items()},
+            "waiting_seconds": self.waiting_seconds,
             "constants": self.constants,
             "run_seconds": self.run_seconds,
-            "experiment_seconds": self.run_seconds * self.runs_per_experiment,
+            "experiment_seconds": self.run_seconds * self.runs_per_experiment
+            + self.waiting_seconds,
             "hours": self.hours,
             "experiments": self.experiments,
         }
@@ -139,6 +154,21 @@ class Checked:
         """Share of the GPU's peak; None where it is not known."""
         found = dict(self.run.facts).get("mfu_percent")
         return float(found) if isinstance(found, int | float) else None
+
+    @property
+    def run_words(self) -> str:
+        """How long one run takes."""
+        if self.run_seconds < SHORT_SECONDS:
+            return f"{self.run_seconds:.1f} s"
+        return duration(self.run_seconds)
+
+    @property
+    def waiting_words(self) -> str:
+        """What it costs to ask a model that needs the GPU which trains."""
+        if not self.waiting_seconds:
+            return ""
+        seconds = f"{self.waiting_seconds:.0f}"
+        return f", and at least {seconds} s an experiment of waiting for ideas"
 
     @property
     def caged(self) -> str:
@@ -170,7 +200,8 @@ class Checked:
             f"rules      enforced: {budget(program)}; train.py only; {limits}.  "
             f"Advice: {advice} lines of program.md",
             f"{self.hours:g} hours    about {self.experiments} experiments of "
-            f"{self.runs_per_experiment:.3g} runs, {duration(self.run_seconds)} each",
+            f"{self.runs_per_experiment:.3g} runs, {self.run_words} each"
+            + self.waiting_words,
         ]
 
     @property
@@ -186,9 +217,9 @@ class Checked:
     def proposer_lines(self) -> list[str]:
         """One line each; the optimiser with what it may turn."""
         words = [
-            f"{name}  {state}"
+            f"{name}  {found.state}"
             + (f", {self.constants} constants" if name == "search" else "")
-            for name, state in self.proposers.items()
+            for name, found in self.proposers.items()
         ]
         return [
             f"{'proposers' if not place else '':<11}{one_line(line)}"

@@ -139,7 +139,11 @@ def check(proposer: tuple[str, ...], hours: float, as_json: bool) -> None:
         return
     for line in found.lines():
         say(line)
-    following(f"autoresearch run --hours {hours:g}")
+    if found.ready:
+        following(f"autoresearch run --hours {hours:g}")
+        return
+    following("mend what is said of the proposers, then autoresearch check")
+    click.get_current_context().exit(NOT_YET)
 
 
 @main.command(epilog="example: autoresearch run --hours 8 --proposer search")
@@ -344,7 +348,12 @@ def pause() -> None:
     """Begin no new run until `resume`; the run in hand goes on to its verdict."""
     lab = Lab.find(Path.cwd())
     lab.pause.touch()
-    say("paused: a night that runs begins nothing new")
+    runs = lab.holder() is not None
+    say(
+        "paused: the run in hand goes on to its verdict, and nothing new begins"
+        if runs
+        else "paused: nothing runs here now, and a night would begin nothing"
+    )
     following("autoresearch resume")
 
 
@@ -364,7 +373,8 @@ def guide() -> None:
     from autoresearch import guidance
 
     lab = Lab.find(Path.cwd())
-    say(guidance.guide(lab.program(), running=lab.holder() is not None))
+    running, paused = lab.holder() is not None, lab.pause.exists()
+    say(guidance.guide(lab.program(), running=running, paused=paused))
     following("autoresearch context")
 
 
@@ -434,6 +444,8 @@ def show(which: str, wait: float, as_json: bool) -> None:
         which.isdigit() and not ledger.row(int(which)) and time.monotonic() < deadline
     ):
         time.sleep(0.2)
+    if which.isdigit() and not ledger.row(int(which)):
+        raise views.not_yet(lab, ledger, int(which))
     row = views.pick(ledger, which)
     if as_json:
         log = views.read_log(lab, row)
@@ -471,21 +483,21 @@ def try_file(
         when = f"a verdict in about {minutes:.0f} min"
         if lab.holder() is None:
             when = "nothing runs now, so it waits for autoresearch run"
+        elif lab.pause.exists():
+            when = "the night is paused, so it waits for autoresearch resume"
         say(f"experiment {number} is queued; {when}")
-        following(f"autoresearch show {number}")
+        following(f"autoresearch show {number} --wait 100")
         return
     deadline = time.monotonic() + wait
     while (row := ledger.row(number)) is None and time.monotonic() < deadline:
         time.sleep(0.2)
     if row is None:
-        raise NotYet(
-            f"no verdict on experiment {number} within {wait:g} s. "
-            f"Next: autoresearch show {number}"
-        )
+        raise views.not_yet(lab, ledger, number)
     if as_json:
         tell(views.as_json(row))
     else:
         say(views.verdict_line(row))
+        say(f"     {one_line(row.why)}")  # of a refusal, all there is to learn from
         following(f"autoresearch show {number} | the next idea: autoresearch try ...")
     code = {"keep": DONE, "discard": DISCARDED, "failed": FAILED}[row.decision]
     click.get_current_context().exit(code)
@@ -526,8 +538,7 @@ def write_report(lab: Lab) -> tuple["Report", list[str]]:
     )
     page = lab.path("report.html")
     write_whole(page, reporting.html(built))
-    asked = views.asked_lines(ledger)
-    return built, [*morning.headline(built), *asked, f"{page} written."]
+    return built, [*morning.headline(built), *built.asked, f"{page} written."]
 
 
 @main.command(epilog="example: autoresearch replay --policy greedy")

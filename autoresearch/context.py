@@ -21,7 +21,7 @@ from statistics import fmean
 from autoresearch import constants
 from autoresearch.edits import one_line, visible
 from autoresearch.evidence import all_rows, of
-from autoresearch.experiment import Champion
+from autoresearch.experiment import Champion, Curve
 from autoresearch.ledger import Ledger, Row, effects
 
 BYTES_PER_TOKEN = 2.2  # of the history, which is mostly numbers
@@ -33,6 +33,8 @@ BUDGET_TOKENS = 24_000
 MOST_PROGRAM_BYTES = 9_000
 MOST_KNOB_BYTES = 12_000
 LAST_RUNS = 4
+CURVE_AT = (0.1, 0.25, 0.5, 0.75, 0.97)  # shares of the budget at which it is shown
+CURVE_WINDOW = 0.03  # of the budget, over which the loss is averaged
 NEAR_MISSES = 8
 NEWEST = 25  # experiments shown with their reasons
 PLATEAU = 20  # experiments without a keep
@@ -115,7 +117,7 @@ def build(ledger: Ledger, asked: Asked) -> str:
         f"# train.py to start from\n\n{whose(start, champion)}\n"
         + data("train.py", visible(source)),
         knobs(source, done, gains, lower_is_better=ledger.lower_is_better),
-        last_runs(ledger.rows()),
+        last_runs(ledger),
     ]
     left = asked.budget_tokens - sum(tokens(part) + 2 for part in parts)
     parts.append(history(done, ledger, noise, int(left * BYTES_PER_TOKEN)))
@@ -251,19 +253,40 @@ def summed(
     return words
 
 
-def last_runs(rows: Sequence[Row]) -> str:
-    """What the newest runs said of themselves."""
-    ran = [row for row in rows if row.runs][-LAST_RUNS:]
+def last_runs(ledger: Ledger) -> str:
+    """Where the time of the newest runs went, how their loss fell, what they said."""
+    ran = [row for row in ledger.rows() if row.runs][-LAST_RUNS:]
     lines = []
     for row in ran:
-        facts = ", ".join(
+        run = ledger.last_run(row.number)
+        assert run is not None, "it has runs"
+        tokens = dict(row.facts).get("tokens")
+        parts = [
+            f"start-up {run.startup_seconds:.1f} s, trained {run.seconds:.1f} s, "
+            f"scored in {run.evaluation_seconds:.1f} s"
+        ]
+        if isinstance(tokens, int | float) and run.seconds > 0:
+            parts.append(f"{tokens / run.seconds:.3g} tokens a second")
+        if row.memory_gb is not None:
+            parts.append(f"{row.memory_gb:.2f} GB")
+        if shape := falling(run.curve):
+            parts.append(f"loss {shape}")
+        parts += [
             f"{k} {v:.5g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.facts
-        )
-        memory = "" if row.memory_gb is None else f", {row.memory_gb:.2f} GB"
-        lines.append(
-            one_line(f"{row.number}: {row.seconds:.1f} s{memory}; {facts}")[:900]
-        )
+        ]
+        lines.append(one_line(f"{row.number}: {', '.join(parts)}")[:900])
     return "# Last runs\n\n" + data("runs", "\n".join(lines)) if lines else ""
+
+
+def falling(curve: Curve) -> str:
+    """A curve in five numbers: the loss at shares of the budget; "" where none is."""
+    shown = []
+    for share in CURVE_AT:
+        losses = [loss for at, loss in curve if abs(at - share) <= CURVE_WINDOW]
+        losses = [loss for loss in losses if math.isfinite(loss)]
+        if losses:
+            shown.append(f"{fmean(losses):.4g} at {share:.0%}")
+    return ", ".join(shown)
 
 
 def history(

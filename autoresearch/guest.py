@@ -348,7 +348,7 @@ def main(descriptor: int, words: str = "", *ahead: str) -> None:
             importlib.import_module(module)
     _link = Channel(socket.socket(fileno=descriptor))
     _hello, _descriptors = _link.receive()
-    if _hello["mode"] != "rehearse":
+    if _hello.pop("source", False):  # else it lay here from the start
         with open("train.py", "wb") as file:
             file.write(channel.view(_descriptors.pop(0)))
     sys.path.insert(0, os.getcwd())

@@ -25,6 +25,7 @@ from autoresearch import __version__, chain, curves
 from autoresearch.errors import LabError
 from autoresearch.experiment import (
     Champion,
+    Curve,
     Decision,
     Facts,
     Failure,
@@ -277,6 +278,16 @@ class Measured:
     value: float
     holdout: float | None  # None: it was not scored there
     error: float
+
+
+@dataclass(frozen=True, slots=True)
+class LastRun:
+    """Where the time of one run went, and how its loss fell."""
+
+    seconds: float  # trained
+    startup_seconds: float
+    evaluation_seconds: float
+    curve: Curve  # as it reported it; empty where it did not
 
 
 # The columns are Row's fields in Row's order; the plural ones are JSON here.
@@ -582,6 +593,19 @@ class Ledger:
             for tokens, took in told
             if isinstance(tokens, int | float) and took > 0
         )
+
+    def last_run(self, number: int) -> LastRun | None:
+        """An experiment's newest run, for whoever proposes; None: it made none."""
+        found = self.db.execute(
+            "select seconds, startup_seconds, evaluation_seconds, curve from run"
+            " where experiment = ? order by id desc limit 1",
+            (number,),
+        ).fetchone()
+        if found is None:
+            return None
+        trained, started, scored, curve = found
+        points = curves.unpacked(curve) if curve else ()
+        return LastRun(trained, started, scored, points)
 
     def seeds(self, number: int) -> set[int]:
         """What an experiment was run with."""

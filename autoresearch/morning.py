@@ -8,6 +8,7 @@ The numbers are `findings`.
 """
 
 import difflib
+import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -16,11 +17,13 @@ from typing import Any
 from autoresearch import findings
 from autoresearch.certificate import Certificate
 from autoresearch.findings import Findings
-from autoresearch.ledger import Ledger, Row
+from autoresearch.ledger import Asking, Ledger, Row
 from autoresearch.notebook import one_line
 from autoresearch.results import change, score, word
 
 LARGEST_DIFF_LINES = 400
+CAME = ("proposed", "refused")  # how the outcome of an asking begins that had an idea
+MOST_AWAY = 12  # times that a proposer was away, named one by one
 MOST_NEAR = 12  # near misses that are named one by one
 FEW_DEGREES = 5  # of freedom: a noise known from fewer is said to be a guess
 
@@ -53,6 +56,7 @@ class Report:
     claimed: int  # experiments imported from others, measured by nobody here
     answers_of_unknown_cost: int  # of models and agents
     dollars: float  # that the others are known to have cost
+    asked: tuple[str, ...]  # who was asked, what it cost, and when they were away
 
     @property
     def runs(self) -> int:
@@ -130,7 +134,37 @@ def build(
         len(ledger.claimed()),
         sum(cost is None for cost in costs),
         sum(cost for cost in costs if cost is not None),
+        tuple(asked_lines(ledger)),
     )
+
+
+def asked_lines(ledger: Ledger) -> list[str]:
+    """What was asked of models and agents, what it cost, and when they were away."""
+    lines = []
+    by_author: dict[str, list[Asking]] = {}
+    for asking in ledger.askings():
+        by_author.setdefault(asking.author, []).append(asking)
+    for author, all_of_them in by_author.items():
+        came = sum(asking.blob != "" for asking in all_of_them)
+        known = [a.dollars for a in all_of_them if a.dollars is not None]
+        unknown = len(all_of_them) - len(known)
+        cost = f"${sum(known):.2f}" if known else ""
+        parts = [cost, f"{unknown} of unknown cost" if unknown else ""]
+        words = ", ".join(part for part in parts if part)
+        times, ideas = plural(len(all_of_them), "time"), plural(came, "idea")
+        lines.append(f"{one_line(author)}: asked {times}, {ideas}; {words}")
+        away = [a for a in all_of_them if not a.outcome.startswith(CAME)]
+        for asking in away[-MOST_AWAY:]:
+            at = time.strftime("%H:%M", time.localtime(asking.asked_at))
+            lines.append(f"  from {at}: {one_line(asking.outcome)[:120]}")
+        if len(away) > MOST_AWAY:
+            lines.append(f"  and {plural(len(away) - MOST_AWAY, 'time')} before that")
+    return lines
+
+
+def plural(count: int, word: str) -> str:
+    """`1 idea`, `2 ideas`"""
+    return f"{count} {word}" + ("" if count == 1 else "s")
 
 
 def kept_changes(

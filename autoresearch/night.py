@@ -167,6 +167,8 @@ def night_of(
             "train.py in your folder is not the champion's and is left alone; to have "
             'it measured: autoresearch try train.py "what is new"'
         )
+    if lab.pause.exists():
+        now.notice("this lab is paused; to begin: autoresearch resume")
     hours = options.hours if options.hours is not None else program.hours
     now.until = None if hours is None else time.time() + 3600 * hours
     bench = Bench(lab, found, terms_of(program, readonly), stop, now, walls)

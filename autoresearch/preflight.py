@@ -133,7 +133,7 @@ class Preflight:
         (folder / "small.py").write_text(small(source))
         deadline = time.monotonic() + LIMIT_SECONDS
         try:
-            with sandbox.started(bench, folder, Slot(threads=2)) as guest:
+            with sandbox.started(bench, folder, Slot()) as guest:
                 guest.send(
                     {
                         "mode": "rehearse",

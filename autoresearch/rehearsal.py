@@ -11,6 +11,7 @@ and would gain nothing, since the real run is measured elsewhere. Not covered: w
 CUDA does, what needs the whole size to go wrong, and whether the idea is any good.
 """
 
+import ast
 import importlib
 import math
 import os
@@ -30,12 +31,14 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor, nn
 
-MOST_CONTEXT = 256
+MOST_CONTEXT = 128
+MOST_VOCABULARY = 512  # where the file does not write down its number itself
 MOST_ROWS = 2
 MOST_BATCHES = 12
 LONGEST_SECONDS = 2.5  # of batches; then progress is 1
 GRACE_SECONDS = 8.0  # after that, for the last step and what stands behind the loop
 TOKENS = 20_000
+MOST_POWER = 64  # of a number that a file writes as a power
 BIG_PARAMETERS = 6_000_000  # from here on the small file is used
 WRONG_SHAPES = re.compile(
     r"shape|size|dimension|must match|divisible|broadcast|invalid for input|mat1",
@@ -328,7 +331,7 @@ def rehearsed(hello: Message, give_up: Callable[[str], None]) -> dict[str, objec
     big = isinstance(parameters, int) and parameters > BIG_PARAMETERS
     file = "small.py" if big and os.path.exists("small.py") else "train.py"
     if prepare.CAUSAL:
-        prepare.CONTEXT = min(int(prepare.CONTEXT), MOST_CONTEXT)
+        turn_down(prepare, Path(file).read_text())
     made: list[Rehearsal] = []
 
     def begin(build: Callable[[], Any]) -> Rehearsal:
@@ -346,6 +349,35 @@ def rehearsed(hello: Message, give_up: Callable[[str], None]) -> dict[str, objec
     if not made:
         raise Found("it never calls prepare.begin(build_model)")
     raise Found("it ends without run.submit(model)")
+
+
+def turn_down(prepare: Any, source: str) -> None:
+    """A short context and a small vocabulary, of which most of the time would go.
+
+    A file that has either number written into it is left with it.
+    """
+    written = numbers_in(source)
+    for name, most in (("CONTEXT", MOST_CONTEXT), ("VOCABULARY", MOST_VOCABULARY)):
+        value = int(getattr(prepare, name))
+        if value > most and value not in written:
+            setattr(prepare, name, most)
+
+
+def numbers_in(source: str) -> set[int]:
+    """Whole numbers a file spells out, powers like 2**13 and 1 << 13 included."""
+    found: set[int] = set()
+    for node in ast.walk(ast.parse(source)):
+        match node:
+            case ast.Constant(value=int(number)):
+                found.add(number)
+            case ast.BinOp(
+                left=ast.Constant(value=int(base)),
+                op=ast.Pow() | ast.LShift() as how,
+                right=ast.Constant(value=int(power)),
+            ) if 0 <= power <= MOST_POWER and 0 <= base <= MOST_POWER:
+                raised = isinstance(how, ast.Pow)
+                found.add(base**power if raised else base << power)
+    return found
 
 
 def first_pass(prepare: Any) -> dict[str, object]:

@@ -56,6 +56,7 @@ def html(report: Report) -> str:
         section("Experiments", table(report)),
         failures(report),
         section("Who and what brought it", sources(report)),
+        section("Who was asked", bullets(report.asked)) if report.asked else "",
         section("What it ran on", facts_table(report)),
         section("Take the champion away", takeaway(report)),
         section("What this report does not know", bullets(unknowns(report))),

@@ -191,7 +191,7 @@ def started(
 def greet(guest: Guest, message: Message, source: str, *descriptors: int) -> None:
     """Tell a guest its terms, and what train.py is."""
     file = sealed(source.encode(), "train.py")
-    guest.send(message, file, *descriptors)
+    guest.send({**message, "source": True}, file, *descriptors)
     os.close(file)
 
 

@@ -16,7 +16,7 @@ from autoresearch import constants, results, rules
 from autoresearch.errors import LabError, NotYet
 from autoresearch.experiment import Champion, Proposal
 from autoresearch.lab import LARGEST_FILE_BYTES, Lab, git_blob
-from autoresearch.ledger import Asking, Ledger, Row
+from autoresearch.ledger import Ledger, Row
 from autoresearch.notebook import one_line
 from autoresearch.policy import near_miss
 from autoresearch.results import number
@@ -98,6 +98,7 @@ def status(lab: Lab, ledger: Ledger) -> dict[str, Any]:
         **{name: as_json(row) if row else None for name, row in rows.items()},
         "waiting": len(ledger.open()),
         "running": running(lab),
+        "paused": lab.pause.exists(),
         "series": ledger.last_series(),
         "last": [as_json(row, back) for row in ledger.last(5)],
     }
@@ -135,6 +136,8 @@ def status_lines(metric: str, found: Mapping[str, Any]) -> list[str]:
         )
     if found["waiting"]:
         lines.append(f"{found['waiting']} waiting")
+    if found["paused"]:
+        lines.append("paused: nothing new begins before autoresearch resume")
     return lines + running_lines(found["running"])
 
 
@@ -194,28 +197,6 @@ def duration(seconds: float) -> str:
     return f"{minute}:{second:02}"
 
 
-def asked_lines(ledger: Ledger) -> list[str]:
-    """What was asked of models and agents, what it cost, and when they were away."""
-    lines = []
-    by_author: dict[str, list[Asking]] = {}
-    for asking in ledger.askings():
-        by_author.setdefault(asking.author, []).append(asking)
-    for author, all_of_them in by_author.items():
-        came = sum(asking.blob != "" for asking in all_of_them)
-        known = [a.dollars for a in all_of_them if a.dollars is not None]
-        unknown = len(all_of_them) - len(known)
-        cost = f"${sum(known):.2f}" if known else ""
-        parts = [cost, f"{unknown} of unknown cost" if unknown else ""]
-        words = ", ".join(part for part in parts if part)
-        name = one_line(author)
-        lines.append(f"{name}: asked {len(all_of_them)} times, {came} ideas; {words}")
-        for asking in all_of_them:
-            if not asking.outcome.startswith(("proposed", "refused")):
-                at = time.strftime("%H:%M", time.localtime(asking.asked_at))
-                lines.append(f"  from {at}: {one_line(asking.outcome)[:120]}")
-    return lines
-
-
 def pick(ledger: Ledger, which: str) -> Row:
     """The experiment that `show` was asked for, or NotYet."""
     found: Row | None
@@ -235,6 +216,19 @@ def pick(ledger: Ledger, which: str) -> Row:
     if found is None:
         raise NotYet(f"there is no verdict on {which} yet. Next: autoresearch log")
     return found
+
+
+def not_yet(lab: Lab, ledger: Ledger, number: int) -> NotYet:
+    """Why there is no verdict on an experiment, and what to type."""
+    if all(proposal.number != number for proposal in ledger.open()):
+        return NotYet(f"there is no experiment {number}. Next: autoresearch log")
+    if lab.holder() is None:
+        why, then = "; nothing runs now, so it waits", "autoresearch run"
+    elif lab.pause.exists():
+        why, then = "; the night is paused, so it waits", "autoresearch resume"
+    else:
+        why, then = " yet", f"autoresearch show {number} --wait 100"
+    return NotYet(f"no verdict on experiment {number}{why}. Next: {then}")
 
 
 def diff(ledger: Ledger, row: Row) -> str:
@@ -328,7 +322,30 @@ def queue(
     lab: Lab, ledger: Ledger, file: Path, title: str, by: str, reason: str
 ) -> tuple[int, float]:
     """Put a person's train.py on record: (experiment, minutes to its verdict)."""
-    return queue_source(lab, ledger, read_candidate(file), title, by, reason)
+    source = read_candidate(file)
+    return queue_source(
+        lab, ledger, source, title, by, reason, changed_from(ledger, source)
+    )
+
+
+def changed_from(ledger: Ledger, source: str) -> Champion | None:
+    """What a file was made of: the champion's, or what `context` shows to start from.
+
+    A person copies train.py, which is the champion's; an agent may have taken the file
+    that it read. Whichever is nearer. None: there is no champion.
+    """
+    champion, start = ledger.champion, ledger.start
+    if champion is None or start is None or start.blob == champion.blob:
+        return champion
+    return min(
+        (champion, start), key=lambda one: lines_apart(ledger.source(one.blob), source)
+    )
+
+
+def lines_apart(before: str, after: str) -> int:
+    """How many lines two files differ by."""
+    lines = difflib.unified_diff(before.splitlines(), after.splitlines(), n=0)
+    return sum(line[0] in "+-" for line in lines)
 
 
 def queue_source(

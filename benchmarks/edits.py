@@ -145,13 +145,90 @@ SOUND_CODE = (
     ("tokens read by hand", (LOOP, "import numpy as np\nrng = np.random.default_rng(run.seed)\n\n\ndef drawn():\n    while run.progress < 1:\n        at = rng.integers(0, len(run.tokens) - T - 1, rows)\n        cut = np.stack([run.tokens[a : a + T + 1] for a in at]).astype(np.int64)\n        run.spent(rows * T)\n        both = torch.from_numpy(cut).to(run.device)\n        yield both[:, :-1], both[:, 1:]\n\n\nfor x, y in drawn():")),
 )  # fmt: skip
 
+# A second set, on the flagship as it was on 2026-11-25: written from the file and from what
+# language models get wrong, by somebody who had not read how a rehearsal checks.
+LATER_BROKEN = (
+    # -- names from another script, and files that are not whole
+    ("a schedule from another script", ("    left = min(1.0, (1 - progress) / WARMDOWN) if WARMDOWN else 1.0",
+     "    left = 0.5 * (1 + math.cos(math.pi * min(1.0, it / lr_decay_iters)))")),
+    ("rest unchanged", ("    momentum.lerp_(g, 1 - beta)\n    update = orthogonalise(g.lerp(momentum, beta))",
+     "    # ... (unchanged)")),
+    ("copy was never imported", ("gc.collect(), gc.freeze(), gc.disable()", "ema = copy.deepcopy(model)\ngc.collect(), gc.freeze(), gc.disable()"),
+     ("    model, depth=DEPTH, width=WIDTH,", "    ema, depth=DEPTH, width=WIDTH,")),
+    ("a window nobody defined", ("KINDS = [WINDOW_PATTERN[i % len(WINDOW_PATTERN)] for i in range(DEPTH - 1)]", 'KINDS = ["SMSL"[i % 4] for i in range(DEPTH - 1)]')),
+    # -- shapes
+    ("SwiGLU, down left as it was", ("            x = x + F.relu(norm(x) @ up[i].mT).square() @ down[i]",
+     "            a, b = (norm(x) @ up[i].mT).chunk(2, dim=-1)\n            x = x + (F.silu(a) * b) @ down[i]")),
+    ("fewer keys, view left as it was", ("        self.attend = uniform(DEPTH, 4, WIDTH, WIDTH)",
+     "        self.keys = uniform(DEPTH, 2, WIDTH // 2, WIDTH)\n        self.attend = uniform(DEPTH, 2, WIDTH, WIDTH)"),
+     ("            self.attend[:, 3].zero_()", "            self.attend[:, 1].zero_()"), ("@ weights[3].mT", "@ weights[1].mT")),
+    ("rows longer than the angles", ("for done, (x, y) in enumerate(run.batches(rows, T), 1):", "for done, (x, y) in enumerate(run.batches(max(1, rows // 2), 2 * T), 1):")),
+    ("columns' variance where rows' is kept", ("    variance.lerp_(update.square().mean(dim=-1, keepdim=True), 1 - VARIANCE_BETA)",
+     "    variance.lerp_(update.square().mean(dim=-2, keepdim=True), 1 - VARIANCE_BETA)")),
+    ("first layer's values before there are any", ("    def look(self, layer, x, weights, table, ids):", "    first = None\n\n    def look(self, layer, x, weights, table, ids):"),
+     ("        cos, sin = self.cos[:t].to(x.dtype), self.sin[:t].to(x.dtype)", "        v = 0.5 * v + 0.5 * self.first\n        cos, sin = self.cos[:t].to(x.dtype), self.sin[:t].to(x.dtype)")),
+    # -- arithmetic
+    ("warm-up of nothing", ("    if progress < WARMUP:\n        return progress / WARMUP", "    warm = min(1.0, progress / WARMUP)"),
+     ("    return FINAL_LR + (1 - FINAL_LR) * left", "    return warm * (FINAL_LR + (1 - FINAL_LR) * left)")),
+    ("batches that grow from nothing", ("    if done % passes == 0:", "    if done % int(passes * min(1.0, 2 * run.progress)) == 0:")),
+    ("norm of nothing", ("            x = x + F.relu(norm(x) @ up[i].mT).square() @ down[i]",
+     "            y = F.relu(norm(x) @ up[i].mT).square() @ down[i]\n            x = x + y / y.norm(dim=-1, keepdim=True)")),
+    ("weights normalised in place", ("    adam.step()", "    adam.step()\n    model.attend /= model.attend.norm(dim=-1, keepdim=True)\n")),
+    # -- who is stepped
+    ("a tied head, in two groups", ("        self.head = normal(HEAD_INIT, V, WIDTH)", "        self.head = self.embed")),
+    ("a stack without a gradient", ("        x = x0 = norm(self.embedded(ids).to(half))", "        x = x0 = norm(self.embedded(ids).to(half))\n        up = [u.detach() for u in up]")),
+    # -- what the evaluator finds
+    ("dropout while it serves", ("        x = x0 = norm(self.embedded(ids).to(half))", "        x = x0 = F.dropout(norm(self.embedded(ids).to(half)), 0.1)")),
+    ("a shift from the future", ("        x = x0 = norm(self.embedded(ids).to(half))",
+     "        x = norm(self.embedded(ids).to(half))\n        x = x0 = x + 0.3 * (torch.cat((x[:, 1:], x[:, -1:]), dim=1) - x)")),
+    ("experts choose their tokens", ("        self.head = normal(HEAD_INIT, V, WIDTH)", "        self.router = normal(0.02, DEPTH, WIDTH)\n        self.head = normal(HEAD_INIT, V, WIDTH)"),
+     ("            x = x + F.relu(norm(x) @ up[i].mT).square() @ down[i]",
+      "            score = norm(x) @ self.router[i].to(half)\n            chosen = score >= score.topk(max(1, score.shape[1] // 2), dim=1).values[:, -1:]\n"
+      "            x = x + (torch.sigmoid(score) * chosen)[..., None] * (F.relu(norm(x) @ up[i].mT).square() @ down[i])"),
+     ("[model.gates, model.residual, model.x0]", "[model.gates, model.residual, model.x0, model.router]")),
+    ("the last position's logits are dropped", ("        return (SOFTCAP * torch.tanh(logits / SOFTCAP)).view(*ids.shape, V)",
+     "        return (SOFTCAP * torch.tanh(logits / SOFTCAP)).view(*ids.shape, V)[:, :-1]")),
+    ("a tensor among the facts", ("    model, depth=DEPTH, width=WIDTH,", "    model, depth=DEPTH, final_loss=loss, width=WIDTH,")),
+    # -- the card
+    ("positions indexed on the host", ("        self.head = normal(HEAD_INIT, V, WIDTH)", "        self.places = normal(0.02, T, WIDTH)\n        self.head = normal(HEAD_INIT, V, WIDTH)"),
+     ("        x = x0 = norm(self.embedded(ids).to(half))", "        places = F.embedding(torch.arange(ids.shape[1]), self.places)\n        x = x0 = norm((self.embedded(ids) + places).to(half))"),
+     ("[model.gates, model.residual, model.x0]", "[model.gates, model.residual, model.x0, model.places]")),
+    ("a table of all pairs of tokens", ("torch.zeros(NGRAM_ROWS * V, WIDTH)", "torch.zeros(V * V, WIDTH)"), ("            key = (key * 40503 ^ last * 30011) % 2**31", "            key = key * V + last")),
+)  # fmt: skip
 
-def flagship(profile):
+LATER_SOUND = (
+    ("SwiGLU", ("        self.up = uniform(DEPTH, MLP_RATIO * WIDTH, WIDTH)", "        self.up = uniform(DEPTH, 2 * MLP_RATIO * WIDTH, WIDTH)"),
+     ("            x = x + F.relu(norm(x) @ up[i].mT).square() @ down[i]",
+      "            a, b = (norm(x) @ up[i].mT).chunk(2, dim=-1)\n            x = x + (F.silu(a) * b) @ down[i]")),
+    ("short rows first", ("for done, (x, y) in enumerate(run.batches(rows, T), 1):", "for done, (x, y) in enumerate(run.batches(2 * rows, T // 2), 1):")),
+    ("clipped gradients", ("    adam.step()", "    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)\n    adam.step()\n")),
+    ("a scale that nobody steps", ("        self.head = normal(HEAD_INIT, V, WIDTH)", "        self.sharp = nn.Parameter(torch.ones(DEPTH))\n        self.head = normal(HEAD_INIT, V, WIDTH)"),
+     ("* QK_SCALE for y in (q, k))", "* QK_SCALE * self.sharp[layer] for y in (q, k))")),
+    ("learned positions", ("        self.head = normal(HEAD_INIT, V, WIDTH)", "        self.places = normal(0.02, T, WIDTH)\n        self.head = normal(HEAD_INIT, V, WIDTH)"),
+     ("        x = x0 = norm(self.embedded(ids).to(half))", "        x = x0 = norm((self.embedded(ids) + self.places[: ids.shape[1]]).to(half))"),
+     ("[model.gates, model.residual, model.x0]", "[model.gates, model.residual, model.x0, model.places]")),
+    ("batches that grow", ("    if done % passes == 0:", "    if done % max(1, int(passes * min(1.0, 2 * run.progress))) == 0:")),
+    ("a mean of the weights", ("gc.collect(), gc.freeze(), gc.disable()", "import copy\nmean = copy.deepcopy(model)\ngc.collect(), gc.freeze(), gc.disable()"),
+     ("    if done % passes == 0:", "    with torch.no_grad():\n        torch._foreach_lerp_(list(mean.parameters()), list(model.parameters()), 0.02)\n    if done % passes == 0:"),
+     ("    model, depth=DEPTH, width=WIDTH,", "    mean, depth=DEPTH, width=WIDTH,")),
+    ("no late keys", ('        if KINDS[layer] == "L":', '        if False and KINDS[layer] == "L":')),
+    ("a running mean of the past", ("        x = x0 = norm(self.embedded(ids).to(half))",
+     "        x = norm(self.embedded(ids).to(half))\n        x = x0 = x + 0.1 * x.cumsum(dim=1) / torch.arange(1, x.shape[1] + 1, device=x.device)[:, None]")),
+    ("experts by token", ("        self.head = normal(HEAD_INIT, V, WIDTH)", "        self.router = normal(0.02, DEPTH, 4, WIDTH)\n        self.head = normal(HEAD_INIT, V, WIDTH)"),
+     ("            x = x + F.relu(norm(x) @ up[i].mT).square() @ down[i]",
+      "            share = torch.softmax(norm(x) @ self.router[i].to(half).mT, dim=-1)\n"
+      "            x = x + share.amax(-1, keepdim=True) * (F.relu(norm(x) @ up[i].mT).square() @ down[i])"),
+     ("[model.gates, model.residual, model.x0]", "[model.gates, model.residual, model.x0, model.router]")),
+)  # fmt: skip
+
+
+def flagship(profile, later=False):
     """The train.py that these edits were written for, as sized by one of its profiles.
 
-    Kept here as it was: the shipped one moves on, and edits of it would have to.
+    Kept here as it was: the shipped one moves on, and edits of it would have to. There
+    are two, each with a set of edits of its own.
     """
-    folder = Path(__file__).parent / "edited"
+    folder = Path(__file__).parent / "edited" / ("later" if later else "")
     source = (folder / "train.py").read_text()
     for name, value in tomllib.loads((folder / "profiles.toml").read_text())[
         profile
@@ -176,6 +253,11 @@ def edited(source, edit):
 def broken(source):
     """(name, train.py) of every broken edit."""
     return [edited(source, edit) for edit in BROKEN]
+
+
+def later(source, edits):
+    """(name, train.py) of every edit of one of the two later lists."""
+    return [edited(source, edit) for edit in edits]
 
 
 def sound(source):

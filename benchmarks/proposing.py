@@ -5,7 +5,8 @@
 context_*    a ledger of a thousand experiments over the flagship's train.py, read anew
 preflight_*  the edits of `benchmarks/edits.py` on the flagship as sized for a GPU:
              share of the broken caught, share of the sound refused, median seconds of
-             one (wall, and of CPU time, which a busy machine does not stretch)
+             one (wall, and of CPU time, which a busy machine does not stretch);
+             `later`: of the edits that were written without knowing the checks
 
 idle_share   the GPU's time between two runs on lab `line` stretched to 20 s a run, with
              a model that takes 60 s to answer: share of the night, baseline left out
@@ -22,7 +23,7 @@ import statistics
 import sys
 import tempfile
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -131,20 +132,65 @@ def context_of(count):
 
 
 def preflight_of(every):
-    """How many of the broken and of the sound edits are refused, and in what time."""
+    """How many of the broken and of the sound edits are refused, and in what time.
+
+    The second set is reported by itself as well: it was written by somebody who did not
+    know how a rehearsal checks.
+    """
+    first, second = edits.flagship("gpu"), edits.flagship("gpu", later=True)
+    tried = [
+        *rehearsals(first, "broken", edits.broken(first)[::every]),
+        *rehearsals(first, "sound", edits.sound(first)[::every]),
+        *rehearsals(second, "broken later", edits.later(second, edits.LATER_BROKEN)),
+        *rehearsals(second, "sound later", edits.later(second, edits.LATER_SOUND)),
+    ]
+    broken = [t for t in tried if t.part.startswith("broken")]
+    sound = [t for t in tried if t.part.startswith("sound")]
+    later = [t for t in broken if t.part.endswith("later")]
+    return {
+        "preflight_broken": len(broken),
+        "preflight_caught": share(broken),
+        "preflight_later": len(later),
+        "preflight_caught_later": share(later),
+        "preflight_sound": len(sound),
+        "preflight_false": share(sound),
+        "preflight_seconds": round(statistics.median(t.seconds for t in tried), 2),
+        "preflight_cpu_seconds": round(statistics.median(t.cpu for t in tried), 2),
+        "preflight_longest_seconds": round(max(t.seconds for t in tried), 2),
+        "preflight_missed": [t.name for t in broken if not t.why],
+        "preflight_wrong": [t.name for t in sound if t.why],
+    }
+
+
+@dataclass(frozen=True)
+class Tried:
+    """One edit, rehearsed."""
+
+    part: str
+    name: str
+    why: str  # "": it passed
+    seconds: float
+    cpu: float
+
+
+def share(tried):
+    """Of those that were refused."""
+    return round(statistics.fmean(bool(t.why) for t in tried), 3)
+
+
+def rehearsals(source, part, files):
+    """Every file rehearsed against a champion, as in a night on a large card."""
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made) / "lab"
         founding.found(folder, "gpt", None, None, "gpu")
         lab = Lab.find(folder)
-        source = edits.flagship("gpu")
         ledger = Ledger(lab.ledger)
         ledger.begin("series", "{}", 0, "{}")
         baseline = Proposal(0, "baseline", source, "", "human")
         baseline = ledger.admit(baseline, git_blob(source), "code")
         scores = (score_of(baseline, 1.0),)
         ledger.decide(Verdict("keep", "", scores, None), commit=None, at=0.0)
-        limits = Limits(memory_gb=80.0)
-        terms = Terms(300.0, None, 15.0, 3600.0, limits)
+        terms = Terms(300.0, None, 15.0, 3600.0, Limits(memory_gb=80.0))
         found = apparatus.load(lab, Notebook(folder))
         walls, _ = probing.best(lab, Slot())
         bench = Bench(
@@ -152,31 +198,13 @@ def preflight_of(every):
         )
         check = preflight.Preflight(bench, ledger)
         check(baseline)  # the champion itself
-        parts = {"broken": edits.broken(source), "sound": edits.sound(source)}
-        refused, seconds, cpu = {}, [], []
-        for part, files in parts.items():
-            refused[part] = []
-            for name, text in files[::every]:
-                begun, used = time.monotonic(), cpu_seconds()
-                proposal = Proposal(None, name, text, git_blob(source), "x")
-                why = check(proposal)
-                seconds.append(time.monotonic() - begun)
-                cpu.append(cpu_seconds() - used)
-                refused[part].append((name, why))
-                print(f"{part:<7} {cpu[-1]:5.1f} s  {name}: {why}", file=sys.stderr)
-    caught = [bool(why) for _, why in refused["broken"]]
-    wrong = [bool(why) for _, why in refused["sound"]]
-    return {
-        "preflight_broken": len(caught),
-        "preflight_caught": round(statistics.fmean(caught), 3),
-        "preflight_sound": len(wrong),
-        "preflight_false": round(statistics.fmean(wrong), 3),
-        "preflight_seconds": round(statistics.median(seconds), 2),
-        "preflight_cpu_seconds": round(statistics.median(cpu), 2),
-        "preflight_longest_cpu_seconds": round(max(cpu), 2),
-        "preflight_missed": [name for name, why in refused["broken"] if not why],
-        "preflight_wrong": [name for name, why in refused["sound"] if why],
-    }
+        for name, text in files:
+            begun, used = time.monotonic(), cpu_seconds()
+            why = check(Proposal(None, name, text, git_blob(source), "x"))
+            cpu = cpu_seconds() - used
+            yield Tried(part, name, why, time.monotonic() - begun, cpu)
+            print(f"{part:<12} {cpu:5.1f} s  {name}: {why}", file=sys.stderr)
+        check.close()
 
 
 class Timed:

@@ -215,7 +215,10 @@ def test_the_names_in_the_table_are_started_by_their_own_flag():
 def test_check_asks_it_once(lab):
     states = examined((spec("greets"), spec("locked")), Program(), lab.folder)
 
-    assert [words.split()[0].strip(",.") for words in states.values()] == ["ok", "not"]
+    assert [
+        words.split()[0].strip(",.")
+        for words in (found.state for found in states.values())
+    ] == ["ok", "not"]
 
 
 def test_an_acp_agent_that_is_not_there_is_said_before_the_night(lab):

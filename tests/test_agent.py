@@ -291,7 +291,7 @@ def test_check_says_how_an_agent_does_before_the_night(lab, tmp_path, monkeypatc
         program.write_text(f"#!/bin/sh\n{code}\n")
         program.chmod(0o755)
         monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-        return named_states((name,), Program(), lab.folder)[name]
+        return named_states((name,), Program(), lab.folder)[name].state
 
     assert "HOME=" in state("codex", "true")
     assert "codex login" in state("codex", "true")

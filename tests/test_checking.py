@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from autoresearch import checking, program
+from autoresearch import checking, program, proposers
 from autoresearch.experiment import Candidate, Proposal, Run, Score
 
 
@@ -15,7 +15,7 @@ def checked(tokens_per_second, parameters, fence="budget_seconds = 300", **facts
     asked = program.parse(f"```toml\n{fence}\n```\n")
     score = Score(run, 1.0, 0.0, 2.0, 0.0)
     return checking.Checked(
-        {}, asked, {"level": "full"}, score, {"search": "ok"}, 30, 8.0, 305.0, 1, 90_000_000
+        {}, asked, {"level": "full"}, score, {"search": proposers.Examined("ok")}, 30, 8.0, 305.0, 1, 90_000_000
     )  # fmt: skip
 
 

@@ -60,7 +60,7 @@ def test_json_is_a_contract(lab):
     assert set(status) == {
         "experiments", "kept", "taken_back", "discarded", "unresolved", "ended_early",
         "failed", "runs", "claimed", "baseline", "champion", "waiting", "running",
-        "series", "last",
+        "series", "last", "paused",
     }  # fmt: skip
     assert status["experiments"] == 2
     assert status["baseline"]["experiment"] == 0

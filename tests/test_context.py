@@ -159,3 +159,21 @@ def test_a_run_that_was_ended_early_is_no_near_miss(tmp_path):
     assert "close" in near
     assert "hopeless" not in near
     assert "2 ended early: hopeless" in text
+
+
+def test_a_curve_is_told_in_five_numbers():
+    points = tuple((n / 100, 10 - n / 20) for n in range(101))
+
+    assert context.falling(points) == (
+        "9.5 at 10%, 8.775 at 25%, 7.5 at 50%, 6.25 at 75%, 5.15 at 97%"
+    )
+    assert context.falling(()) == ""
+    assert context.falling(((0.5, float("nan")),)) == ""
+
+
+def test_the_last_runs_say_where_the_time_went(tmp_path):
+    text = context.build(night(tmp_path / "l.db"), context.Asked())
+    runs = text.partition("# Last runs")[2]
+
+    for words in ("start-up ", "trained ", "scored in "):
+        assert words in runs

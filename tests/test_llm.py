@@ -4,14 +4,17 @@ import json
 import re
 import threading
 import time
+from dataclasses import replace
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from autoresearch import proposers, views
+from autoresearch import checking, morning, night, proposers
+from autoresearch.cage import Stop
 from autoresearch.errors import LabError
 from autoresearch.ledger import Ledger
+from autoresearch.loop import research
 from autoresearch.program import Program
 from autoresearch.proposers import llm
 from autoresearch.proposers.desk import Purse, desk_of
@@ -93,9 +96,9 @@ def test_the_report_says_what_it_cost_and_from_when_to_when_it_was_away(lab):
     with ModelServer(GOOD, "429 long") as server:
         asked(lab, server, times=2)
 
-    first, second = views.asked_lines(Ledger(lab.ledger))
+    first, second = morning.asked_lines(Ledger(lab.ledger))
 
-    assert first == f"{server.spec}: asked 2 times, 1 ideas; 2 of unknown cost"
+    assert first == f"{server.spec}: asked 2 times, 1 idea; 2 of unknown cost"
     assert re.match(r"  from \d\d:\d\d: limit until \d\d:\d\d: 429", second)
 
 
@@ -250,7 +253,7 @@ def test_check_says_how_a_model_does_before_the_night(lab, step, state):
     with ModelServer(step) as server:
         found = proposers.examined((server.spec,), Program(), lab.folder)
 
-    assert state in found[server.spec]
+    assert state in found[server.spec].state
     assert len(server.prompts[0]) > 60_000
 
 
@@ -330,3 +333,72 @@ def test_calls_under_way_at_once_cannot_spend_the_same_dollars(lab):
     purse.release(0.6)
     assert not purse.hold(0.6)
     assert purse.unpriced == 1
+
+
+@pytest.mark.parametrize(
+    ("spec", "said"),
+    [
+        ("ollama:small@http://127.0.0.1:9", "Next: ollama serve"),
+        ("vllm:org/m@http://127.0.0.1:9", "Next: vllm serve org/m"),
+    ],
+)
+def test_a_server_that_is_not_there_is_said_with_what_starts_it(lab, spec, said):
+    found = proposers.examined((spec,), Program(), lab.folder)[spec]
+
+    assert said in found.state
+    assert not found.ready
+
+
+def test_check_ends_with_not_yet_where_nobody_who_was_named_can_propose(lab):
+    done = nights.command(lab, "check", "--proposer", "ollama:small@http://127.0.0.1:9")
+
+    assert done.returncode == 3
+    assert "Next: mend what is said of the proposers" in done.stdout
+
+
+def test_a_model_on_the_gpu_that_trains_costs_the_forecast_what_it_takes(
+    lab, monkeypatch
+):
+    monkeypatch.setattr(llm.machine, "nvidia", lambda: ["a GPU"])
+
+    def slowly(prompt):
+        time.sleep(0.5)
+        return prompt.partition("codeword is ")[2][:11]
+
+    with ModelServer(slowly) as server:
+        found = checking.check(lab, (server.spec, "search"), 1.0)
+
+    assert "asked between runs" in found.proposers[server.spec].state
+    assert 0.25 < found.waiting_seconds < 10  # half of the proposals wait for it
+    assert "of waiting for ideas" in found.lines()[-1]
+    without = replace(found, proposers={"search": proposers.Examined("ok")})
+    assert found.experiments < without.experiments
+
+
+REPLY = st.lists(st.one_of(LINES, st.text(max_size=20)), max_size=10).map("\n".join)
+
+
+@settings(
+    max_examples=2,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(st.lists(REPLY, min_size=6, max_size=12))
+def test_every_reply_that_is_taken_gets_one_verdict_in_a_night(tmp_path_factory, said):
+    lab = nights.line_lab(tmp_path_factory.mktemp("night") / "lab")
+    plan = [text.encode(errors="replace").decode() for text in said]
+    with ModelServer(*plan) as server:
+        asked = night.Options(experiments=8, proposers=(server.spec,), seed=1)
+        with night.opened(lab, asked, Stop()) as (opened, _):
+            list(research(opened))
+            ledger = opened.books.ledger
+            rows, waiting = ledger.rows(), ledger.open()
+
+    numbers = [row.number for row in rows]
+    assert len(numbers) == len(set(numbers))
+    assert not waiting
+    by_model = sum(row.author == server.spec for row in rows)
+    came = sum(asking.blob != "" for asking in Ledger(lab.ledger).askings())
+    assert by_model <= came
+    for row in rows:
+        assert row.decision in ("keep", "discard", "failed")

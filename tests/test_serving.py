@@ -11,7 +11,7 @@ import urllib.request
 
 import pytest
 
-from autoresearch import night, serving
+from autoresearch import night, serving, views
 from autoresearch.cage import Stop
 from autoresearch.ledger import Ledger
 from autoresearch.loop import research
@@ -156,7 +156,7 @@ def test_the_guide_says_every_step_and_what_is_enforced(lab):
 
     for words in ("autoresearch context", "--wait 100", "never ask"):
         assert words in said
-    assert "at most 1 constant(s)" in said
+    assert "change one constant, or else at most 80 lines" in said
     assert "nohup autoresearch run --proposer mailbox" in said  # nothing runs here
 
 
@@ -230,3 +230,54 @@ def test_a_client_changes_the_file_that_it_was_shown(lab):
 
     assert "is queued" in said
     assert ledger.open()[0].parent == shown.blob
+
+
+def test_a_refused_try_says_why_at_once(running):
+    done = nights.command(
+        running, "try", str(running.path("train.py")), "nothing new", "--wait", "60"
+    )
+
+    assert done.returncode == 5
+    assert "nothing changed" in done.stdout
+
+
+def test_whoever_waits_for_a_paused_night_is_told_so(running):
+    said = nights.command(running, "pause").stdout
+    idea = running.state / "idea.py"
+    idea.write_text(
+        running.read("train.py").replace("MOMENTUM = 0.5", "MOMENTUM = 0.7")
+    )
+    done = nights.command(running, "try", str(idea), "momentum", "--wait", "0.5")
+    shown = nights.command(running, "show", "2")
+    status = nights.command(running, "status").stdout
+    guide = nights.command(running, "guide").stdout
+
+    assert "the run in hand goes on" in said
+    for waiting in (done, shown):
+        assert waiting.returncode == 3
+        assert "paused" in waiting.stderr
+        assert "Next: autoresearch resume" in waiting.stderr
+    assert "paused" in status
+    assert "do not resume it yourself" in guide
+
+
+def test_an_experiment_that_nobody_proposed_is_not_waited_for_in_words(lab):
+    done = nights.command(lab, "show", "77")
+
+    assert done.returncode == 3
+    assert "there is no experiment 77" in done.stderr
+
+
+def test_a_file_is_compared_with_what_it_was_made_of(lab):
+    ledger = Ledger(lab.ledger)
+    ledger.series = ledger.last_series()
+    champion = ledger.source(ledger.champion.blob)
+    other = next(row for row in ledger.rows() if row.blob != ledger.champion.blob)
+    ledger.start_from(other.blob)
+    shown = ledger.source(other.blob)
+
+    of_shown = shown.replace("MOMENTUM = 0.5", "MOMENTUM = 0.7")
+    of_champion = champion.replace("MOMENTUM = 0.5", "MOMENTUM = 0.7")
+
+    assert views.changed_from(ledger, of_shown).blob == other.blob
+    assert views.changed_from(ledger, of_champion).blob == ledger.champion.blob

@@ -6,7 +6,9 @@ name | `provider:model[@URL]` | `cmd:"..."` | `acp:"..."` | `human:NAME`.
 """
 
 import re
+import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -72,8 +74,23 @@ def named(
     return Hybrid(found, seed, spare=spare, closing=partial(dismiss, found, desk))
 
 
-def examined(specs: Sequence[str], program: Program, folder: Path) -> dict[str, str]:
-    """Each proposer and how it does: `ok ...`, or what to type; LabError for others.
+@dataclass(frozen=True, slots=True)
+class Examined:
+    """How a proposer does, asked once before the night."""
+
+    state: str  # `ok ...`, `limit until HH:MM`, or what is wrong and what to type
+    waiting_seconds: float = 0.0  # at least, that the GPU waits for each of its ideas
+
+    @property
+    def ready(self) -> bool:
+        """Whether the night will hear of it without anybody doing anything."""
+        return self.state.startswith(("ok", "limit until"))
+
+
+def examined(
+    specs: Sequence[str], program: Program, folder: Path
+) -> dict[str, Examined]:
+    """Each proposer and how it does; LabError for one that cannot be.
 
     Asks models and agents once, so it may take a minute and some money.
     """
@@ -85,10 +102,14 @@ def examined(specs: Sequence[str], program: Program, folder: Path) -> dict[str, 
     for spec in dict.fromkeys(specs):
         proposer = one(spec, program, desk, seed=0)
         match proposer:
-            case Ahead(inner=thinker) | (LLM() as thinker):
-                found[spec] = thinker.examine()
+            case Ahead(inner=thinker):
+                found[spec] = Examined(thinker.examine())
+            case LLM() as model:  # asked between two runs
+                begun = time.monotonic()
+                state = model.examine()
+                found[spec] = Examined(state, time.monotonic() - begun)
             case _:
-                found[spec] = "ok"
+                found[spec] = Examined("ok")
     return found
 
 

@@ -391,8 +391,9 @@ def need(spec: str, kind: Kind) -> None:
     """LabError when the command is not there."""
     program = (kind.acp or kind.argv)[0]
     if shutil.which(program) is None:
+        where = "there, or may not be run" if "/" in program else "on the PATH"
         raise LabError(
-            f"proposer {spec!r}: {program} is not on the PATH. Next: {kind.install}"
+            f"proposer {spec!r}: {program} is not {where}. Next: {kind.install}"
         )
 
 
@@ -550,7 +551,8 @@ def verdict_on(
     if NOT_LOGGED_IN.search(tail):
         words = kind.login.format(home=home_of(name)) or "see its own documentation"
         return f"not logged in. Next: {words}", now + LOGIN_REST_SECONDS
-    return f"no change (exit code {done.code}): {tail[-200:]}", None
+    said = f": {tail[-200:]}" if tail else " and said nothing"
+    return f"no change (exit code {done.code}){said}", None
 
 
 def limit_ends(words: str, now: float) -> float:

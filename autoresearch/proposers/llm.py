@@ -54,6 +54,12 @@ HOMES = {
     "llamacpp": "http://localhost:8080/v1",
     "openrouter": "https://openrouter.ai/api/v1",
 }
+# How a server of one's own is started, and how it gets a model.
+SERVERS = {
+    "ollama": ("ollama serve", "ollama pull {model}"),
+    "vllm": ("vllm serve {model}", ""),
+    "llamacpp": ("llama-server -m {model}", ""),
+}
 PROVIDERS = (*KEYS, "ollama", "vllm", "llamacpp")
 ANSWER_SECONDS = 300.0  # of one asking, tries and waits included
 CALL_SECONDS = 180.0
@@ -290,7 +296,9 @@ class LLM:
             reply = talk.ask(self._endpoint, prompt, begun + ANSWER_SECONDS)
         except NoAnswer as none:
             at = time.strftime("%H:%M", time.localtime(time.time() + none.rest_seconds))
-            return f"limit until {at}" if none.limit else f"no answer: {none}"
+            if none.limit:
+                return f"limit until {at}"
+            return f"no answer: {none}{self._remedy(str(none))}"
         finally:
             tokens = (talk.tokens_in or 0) + (talk.tokens_out or 0)
             self._desk.purse.paid(talk.dollars, tokens, talk.at_most_dollars)
@@ -303,9 +311,21 @@ class LLM:
         words = f"ok, read {context.BUDGET_TOKENS} tokens in {took:.1f} s"
         if self.shares_the_gpu:
             words += (
-                "; on the GPU that trains, so asked between runs, which wait for it"
+                "; on the GPU that trains, so asked between runs, which wait for it, "
+                "and unloaded after each answer"
             )
         return words
+
+    def _remedy(self, said: str) -> str:
+        """What to type where a server of one's own does not answer, or has no such
+        model; "" where nobody knows."""
+        start, get = SERVERS.get(self._endpoint.provider, ("", ""))
+        model = self._endpoint.model
+        if get and said.startswith("404"):
+            return f". Next: {get.format(model=model)}"
+        if not start or not self._endpoint.local or not said.startswith("Connection"):
+            return ""
+        return f" Nothing is at {self._endpoint.url}. Next: {start.format(model=model)}"
 
     @property
     def _window(self) -> str:
