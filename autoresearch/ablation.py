@@ -79,6 +79,10 @@ class AtLeast:
         """As the policy."""
         return self.policy.demoted(history)
 
+    def closing(self, history: History, left: float) -> str | None:
+        """As the policy."""
+        return self.policy.closing(history, left)
+
     def parent(self, history: History, rows: Sequence[Tried]) -> str | None:
         """As the policy."""
         return self.policy.parent(history, rows)

@@ -19,6 +19,7 @@ from autoresearch import chain, notebook, novelty, program, results, rules
 from autoresearch.apparatus import Apparatus
 from autoresearch.errors import Failed, LabError
 from autoresearch.experiment import (
+    HARNESS,
     Candidate,
     Champion,
     Failure,
@@ -94,9 +95,10 @@ class Books:
     def write_down(self, proposal: Proposal) -> Candidate:
         """Proposal -> Candidate, written into git; or Failed("refused" | "duplicate").
 
-        A baseline is the human's own and is only required to be Python.
+        A baseline is the human's own and is only required to be Python; a second look
+        at an experiment is the same code on purpose.
         """
-        if proposal.parent:
+        if proposal.parent and proposal.author != HARNESS:
             self._check(proposal)
         elif why := rules.not_python(proposal.source):
             raise Failed(Failure(proposal, "refused", why))

@@ -9,7 +9,7 @@ luck of the seeds is taken out (`seeds`). Never the holdout.
 from dataclasses import dataclass, replace
 from statistics import fmean
 
-from autoresearch import seeds
+from autoresearch import gains, seeds
 from autoresearch.experiment import Champion, Change, History, Score, Scores
 from autoresearch.ledger import Ledger, Row
 from autoresearch.policy import near_miss
@@ -61,6 +61,20 @@ class Evidence:
             change,
             luck.noise,
         )
+
+    @property
+    def told(self) -> tuple[gains.Told, ...]:
+        """The same for `gains`: every experiment that has a score."""
+        return tuple(
+            gains.Told(row, runs_of(row), row.when) for row in self.rows if row.values
+        )
+
+    def need(self, *, lower_is_better: bool) -> gains.Closing | None:
+        """What a claim on the champion still needs; None: nothing."""
+        if len(self.champions) < 2:
+            return None
+        last, first = self.champions[-1].blob, self.champions[0].blob
+        return gains.wanted(self.told, last, first, lower_is_better=lower_is_better)
 
     def with_champion_run(self, score: Score) -> "Evidence":
         """The same after one more run of the champion, which the ledger has not yet."""

@@ -32,6 +32,7 @@ Decision = Literal["keep", "discard", "failed"]
 # Untrusted: shown and stored, never used to decide.
 Facts = tuple[tuple[str, float | int | str], ...]
 PERSON = "human"  # author of what a lab begins with, and of nothing else
+HARNESS = "autoresearch"  # author of what the loop itself runs once more
 Curve = tuple[tuple[float, float], ...]  # (share of the budget, loss), oldest first
 
 

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 
-from autoresearch import certificate, curves, evidence, levels, noise
+from autoresearch import certificate, curves, evidence, gains, noise
 from autoresearch.certificate import Certificate
 from autoresearch.curves import FalseKills
 from autoresearch.evidence import Evidence
@@ -89,8 +89,9 @@ def find(ledger: Ledger) -> Findings:
     scored = [row for row in told.fair_rows() if row.values]
     replicates = [row.values for row in scored]
     known = told.luck.noise
-    tonight = Evidence(of_the_night(ledger, rows), champions).fair_rows()
-    before, after = (mean_of(tonight, row) for row in (baseline, champion))
+    tonight = Evidence(of_the_night(ledger, rows), champions)
+    fair = tonight.fair_rows()
+    before, after = (mean_of(fair, row) for row in (baseline, champion))
     raw = None
     if before is not None and after is not None:
         raw = before - after if ledger.lower_is_better else after - before
@@ -127,8 +128,9 @@ def of_the_night(ledger: Ledger, rows: Sequence[Row]) -> tuple[Row, ...]:
 def without_replicates(ledger: Ledger, row: Row) -> Row:
     """An experiment as the night itself knows it."""
     runs = own_runs(ledger, row.number)
-    values = tuple(run.value for run in runs)
-    return replace(row, values=values, seeds=tuple(run.seed for run in runs), when=())
+    values, seeds = (tuple(run.value for run in runs), tuple(run.seed for run in runs))
+    when = tuple(run.at for run in runs if run.at is not None)
+    return replace(row, values=values, seeds=seeds, when=when)
 
 
 def own_runs(ledger: Ledger, number: int) -> list[Measured]:
@@ -145,7 +147,7 @@ def mean_of(rows: Sequence[Row], wanted: Row | None) -> float | None:
 
 
 def claimed(
-    rows: Sequence[Row],
+    tonight: Evidence,
     baseline: Row | None,
     champion: Row | None,
     known: Noise | None,
@@ -160,8 +162,8 @@ def claimed(
         return None, "nothing ran twice, so the noise is not measured"
     if known.sd == 0:
         return None, "runs of the same train.py do not differ: the difference is exact"
-    found = levels.claim(
-        rows, champion.blob, baseline.blob, known, lower_is_better=lower_is_better
+    found = gains.claim(
+        tonight.told, champion.blob, baseline.blob, lower_is_better=lower_is_better
     )
     return found, "" if found else "baseline or champion has no score here"
 

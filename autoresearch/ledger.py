@@ -278,6 +278,7 @@ class Measured:
     value: float
     holdout: float | None  # None: it was not scored there
     error: float
+    at: float | None  # seconds since 1970, at its end; None: unknown
 
 
 @dataclass(frozen=True, slots=True)
@@ -607,15 +608,25 @@ class Ledger:
         points = curves.unpacked(curve) if curve else ()
         return LastRun(trained, started, scored, points)
 
+    @property
+    def runs_made(self) -> int:
+        """How many runs there are, of all series."""
+        (count,) = self.db.execute("select count(*) from run").fetchone()
+        return int(count)
+
     def seeds(self, number: int) -> set[int]:
-        """What an experiment was run with."""
-        found = self.db.execute("select seed from run where experiment = ?", (number,))
+        """What an experiment's train.py was run with, under this number or others."""
+        found = self.db.execute(
+            "select seed from run where experiment in (select number from experiment"
+            " where blob = (select blob from experiment where number = ?))",
+            (number,),
+        )
         return {seed for (seed,) in found}
 
     def measured(self, number: int) -> tuple[Measured, ...]:
         """An experiment's runs, with the holdout. For reports, never for a policy."""
         found = self.db.execute(
-            "select seed, occasion, value, holdout, error from run"
+            "select seed, occasion, value, holdout, error, ended_at from run"
             " where experiment = ? order by id",
             (number,),
         )

@@ -9,6 +9,7 @@ is one writer, and one arrow that points back, `policy.wants`.
 """
 
 import hashlib
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -26,6 +27,7 @@ from autoresearch.errors import Failed, LabError, Stopped
 from autoresearch.evaluator import with_holdout
 from autoresearch.evidence import Evidence
 from autoresearch.experiment import (
+    HARNESS,
     PERSON,
     Candidate,
     Champion,
@@ -51,6 +53,7 @@ IDLE_SECONDS = 0.5  # between two looks for a proposal, when there is none
 SHORTEST_WALL_SECONDS = 60.0
 WALL_FACTOR = 3.0
 REPEATS_OF_VOID = 2  # of one run; then it counts, with what harmed it on record
+CLOSING_RUNS = 10  # that may come after the last idea of a night
 NO_CHANGE = Change(0, 0)
 
 
@@ -76,6 +79,7 @@ class Asked:
     past: tuple[Finished, ...]  # runs whose learning curves this one is compared with
     paces: tuple[float, ...]  # tokens per second of the champion's runs
     schedule: bool  # whether the change touches the schedule
+    before: int = 0  # runs of the same train.py under another number
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +94,7 @@ class Night:
     slots: tuple[Slot, ...]  # the devices behind the pool
     seed: int  # what the seeds of all runs are drawn from
     over: Callable[[int], bool]  # given how many experiments were taken so far
+    left: Callable[[], float] = lambda: math.inf  # runs, until its hours are over
 
 
 def research(night: Night) -> Iterator[Row]:
@@ -103,9 +108,11 @@ def research(night: Night) -> Iterator[Row]:
     stop = night.bench.stop
     in_hand: set[int] = set()
     seeds = Seeds(night)
-    taken = 0
+    ending, taken = Ending(night, seeds), 0
     while True:
         while night.pool.free and not stop.soon and not night.over(taken):
+            if ending.wants():
+                break  # what is in hand ends first, then the night closes
             proposal = next_proposal(night, in_hand)
             if proposal is None:
                 break
@@ -126,7 +133,11 @@ def research(night: Night) -> Iterator[Row]:
         if done is not None:
             yield record(night, done)
             in_hand.discard(number_of(done.candidate.proposal))
-        elif stop.soon or night.over(taken) or night.proposer.exhausted:
+        elif stop.soon:
+            return
+        elif step := ending.wants(night.over(taken)):
+            yield from ending.run(step)
+        elif night.over(taken) or night.proposer.exhausted:
             return
         else:
             time.sleep(IDLE_SECONDS)
@@ -158,7 +169,7 @@ def baseline(night: Night) -> Row:
     fresh = books.ledger.last_keep() is None
     title = "baseline" if fresh else "champion again"
     number = 0 if fresh and books.ledger.row(0) is None else None
-    author = PERSON if fresh else "autoresearch"
+    author = PERSON if fresh else HARNESS
     proposal = books.admit(Proposal(number, title, source, "", author, why))
     try:
         candidate = books.write_down(proposal)
@@ -189,7 +200,10 @@ def asked(night: Night, candidate: Candidate, seeds: "Seeds") -> Asked:
     past: tuple[Finished, ...] = ()
     if night.books.program.early_kill:
         past = tuple(run for run, _ in ledger.finished(ledger.series))
-    again = Proposal(champion.number, "champion", reigning, "", "autoresearch")
+    again = Proposal(champion.number, "champion", reigning, "", HARNESS)
+    before = 0
+    if proposal.author == HARNESS:  # a second look: on fresh seeds, and to its end
+        before, past = len(ledger.seeds(number_of(proposal))), ()
     return Asked(
         candidate,
         evidence.of(ledger),
@@ -198,8 +212,84 @@ def asked(night: Night, candidate: Candidate, seeds: "Seeds") -> Asked:
         seeds.of(champion.number),
         past,
         ledger.paces(champion.number),
-        touches_schedule(ledger.source(proposal.parent), proposal.source),
+        bool(proposal.parent)
+        and touches_schedule(ledger.source(proposal.parent), proposal.source),
+        before,
     )
+
+
+@dataclass(slots=True)
+class Ending:
+    """The last runs of a night: the proof of its best idea, then what its claim needs.
+
+    They are a few on top of the experiments that were asked for, and inside the hours.
+    """
+
+    night: Night
+    seeds: "Seeds"
+    made: int = 0
+
+    def wants(self, over: bool = False) -> str | None:
+        """The blob to run once more; None: no need, or not yet.
+
+        over: no further ideas are to be tried.
+        """
+        left = 0.0 if over else self.night.left()
+        if left > CLOSING_RUNS or self.made >= CLOSING_RUNS:
+            return None
+        known = evidence.of(self.night.books.ledger)
+        better = self.night.bench.apparatus.lower_is_better
+        need = known.need(lower_is_better=better)
+        first = left - need.runs if need and not over else left
+        again = self.night.policy.closing(known.history(), first)
+        if again is None and need is not None and (over or first <= 0):
+            return need.blob
+        return again
+
+    def run(self, blob: str) -> Iterator[Row]:
+        """Run it, and yield the row if it was a second look."""
+        night, ledger = self.night, self.night.books.ledger
+        rows = [row for row in evidence.of(ledger).rows if row.blob == blob]
+        reigned = {champion.number for champion in ledger.champions()}
+        row = next((row for row in rows if row.number in reigned), rows[0])
+        again = second_look(ledger.source(blob), row)
+        if row.number in reigned:
+            candidate = Candidate(replace(again, number=row.number), blob)
+            known = asked(night, candidate, self.seeds)
+            seeds = self.seeds.of(row.number)
+            known = replace(known, rival=candidate, seeds=seeds)
+            night.pool.submit(partial(once_more, night, known))
+        else:
+            candidate = night.books.write_down(night.books.admit(again))
+            known = asked(night, candidate, self.seeds)
+            night.pool.submit(partial(trial, night, known))
+        try:
+            done = night.pool.next()
+        except Stopped:
+            self.made = CLOSING_RUNS
+            return
+        assert done is not None, "a trial was just submitted"
+        runs = () if isinstance(done.result, Failure) else done.result
+        self.made += max(1, len(runs) + len(done.again))
+        if row.number not in reigned:
+            yield record(night, done)
+        elif done.again:
+            ledger.add_runs(done.again, "champion")
+            night.books.write_results()
+            demote(night)
+
+
+def second_look(source: str, row: Row) -> Proposal:
+    """An experiment once more, under a number of its own."""
+    why = "the night ends, and this promises more than the champion"
+    title = f"again: {row.title}"[:200]
+    return Proposal(None, title, source, row.parent, HARNESS, why)
+
+
+def once_more(night: Night, asked: Asked, slot: Slot) -> Trial:
+    """One more run of somebody who reigned."""
+    score = champion_again(night, asked, slot)
+    return Trial(asked.candidate, (), None, () if score is None else (score,))
 
 
 def trial(night: Night, asked: Asked, slot: Slot) -> Trial:
@@ -224,7 +314,7 @@ def trial(night: Night, asked: Asked, slot: Slot) -> Trial:
                     again += (score,)
                     known = known.with_champion_run(score)
                     continue
-            seed = seed_of(night.seed, len(scores))
+            seed = seed_of(night.seed, asked.before + len(scores))
             outlook = outlook_for(night, asked) if not scores else None
             splits = 1 if asked.rival is not None else 2
             train = partial(measured, night, asked.candidate, seed, slot, outlook)
@@ -372,13 +462,19 @@ def settled(night: Night, verdict: Verdict, again: Scores = ()) -> Row:
     books = night.books
     row = books.record(verdict, again)
     evaluator.settle(night.bench.lab, row.number, kept=row.decision == "keep")
+    notice(night, demote(night))
+    return row
+
+
+def demote(night: Night) -> History:
+    """Put a former champion back, if what was run since says so -> what is known."""
+    books = night.books
     history = evidence.of(books.ledger).history()
     champion, former = history.champion, night.policy.demoted(history)
-    if champion is not None and former is not None:
-        books.take_back(champion, former, worse_than(former, champion))
-        history = evidence.of(books.ledger).history()
-    notice(night, history)
-    return row
+    if champion is None or former is None:
+        return history
+    books.take_back(champion, former, worse_than(former, champion))
+    return evidence.of(books.ledger).history()
 
 
 def worse_than(former: Champion, champion: Champion) -> str:

@@ -6,6 +6,7 @@ killed left behind; decides nothing about experiments.
 
 import hashlib
 import json
+import math
 import os
 import threading
 import time
@@ -192,7 +193,8 @@ def night_of(
         pool_of(slots),
         slots,
         ledger.seed,
-        Over(books, options, now),
+        over := Over(books, options, now),
+        lambda: over.left() / len(slots),
     )
     return night, now
 
@@ -209,6 +211,15 @@ class Over:
         self._books = books
         self._options = options
         self._now = now
+        self._began, self._runs = time.time(), books.ledger.runs_made
+
+    def left(self) -> float:
+        """How many runs fit until the hours are over, at tonight's pace."""
+        made = self._books.ledger.runs_made - self._runs
+        if self._now.until is None or not made:
+            return math.inf
+        each = (time.time() - self._began) / made
+        return max(0.0, self._now.until - time.time()) / each
 
     def __call__(self, taken: int) -> bool:
         most = self.experiments

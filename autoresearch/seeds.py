@@ -38,6 +38,8 @@ class Luck:
 
     of: Mapping[int, float]
     noise: Noise | None  # None: nothing ran twice
+    seeds: float = 0.0  # variance of what seeds add
+    rest: float = 0.0  # of what they do not explain
 
     def without(self, runs: Runs) -> tuple[float, ...]:
         """The scores without the luck of their seeds."""
@@ -66,12 +68,12 @@ def estimated(told: tuple[Runs, ...]) -> Luck:
     rest = (left + WEIGHT * SHARE * whole) / (degrees + WEIGHT)
     seeds = whole - rest
     if seeds <= 0:
-        return Luck({}, plain)
+        return Luck({}, plain, 0.0, whole)
     shrink = rest / seeds
     of, _ = fitted(told, shrink, plain.sd)
     most = max(sum(seed in dict(runs) for runs in told) for seed in of)
     sd = math.sqrt(rest * (1 + 1 / (most + shrink)))
-    return Luck(of, noise.known(sd, degrees + WEIGHT))
+    return Luck(of, noise.known(sd, degrees + WEIGHT), seeds, rest)
 
 
 def fitted(

@@ -21,7 +21,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Literal
 
-from autoresearch import curves, levels, noise, seeds
+from autoresearch import curves, gains, noise, seeds
 from autoresearch.experiment import (
     Candidate,
     Champion,
@@ -41,6 +41,9 @@ from autoresearch.policy import Policy
 NOTHING = Change(0, 0)
 NOWHERE = Path("simulated")
 RUN_SECONDS = 330.0
+CLOSING_RUNS = 10  # that may come after the last idea of a night
+ANEW = 0.1  # of a train.py's own answers to seeds, what a change draws anew
+MOST_LEFT = 12  # runs left of a night when it is first asked what its end is for
 
 Effects = Callable[[random.Random], float]
 Shape = Literal["normal", "heavy", "drift"]
@@ -57,6 +60,9 @@ class Noise:
     # Of the variance: what a seed adds to whatever runs with it. A CPU with a token
     # budget is near 1, a GPU near 0.
     seed_share: float = 0.0
+    # Of that: what a seed adds to this train.py and no other. A change draws a part of
+    # it anew, so relatives answer to a seed alike.
+    interaction: float = 0.0
 
     def draw(self, rng: random.Random, run: int, luck: float) -> float:
         """Positive is better. `run` counts the night's runs, `luck` is its seed's."""
@@ -107,11 +113,12 @@ class Simulated:
     own: float  # true effect of its own change
     selected_by: int = 0  # how many of its runs crowned it
     why: str = ""
+    before: int = 0  # runs of the same train.py under another number
 
     @property
     def runs(self) -> seeds.Runs:
         """Everything runs on the seeds 1, 2, ... in this order."""
-        return tuple(enumerate(self.values, 1))
+        return tuple(enumerate(self.values, 1 + self.before))
 
 
 @dataclass(slots=True)
@@ -121,7 +128,7 @@ class Lab:
     policy: Policy
     effects: Effects
     noise: Noise
-    ideas: random.Random  # draws what changes are worth
+    ideas_of: random.Random  # draws what changes are worth
     luck: random.Random  # draws what runs score: so two policies meet the same ideas
     fate: random.Random  # draws what seeds are worth
     lower_is_better: bool = True
@@ -131,23 +138,44 @@ class Lab:
     champions: list[Simulated] = field(default_factory=list)
     lucky: list[float] = field(default_factory=list)  # what each seed is worth, in sd
     demotions: int = 0
+    answers: dict[tuple[str, int], float] = field(default_factory=dict)
+    ideas: int = 0  # tried so far
+    end: int = 0  # runs when the last idea was done
+    last_luck: seeds.Luck | None = None  # what `made` is made with; None: nothing yet
+    made: dict[int, tuple[Simulated, Simulated]] = field(default_factory=dict)
 
-    def measure(self, truth: float, place: int) -> float:
+    def measure(self, row: Simulated, place: int) -> float:
         """One run's score, of a train.py that had so many runs before."""
         while len(self.lucky) <= place:
             self.lucky.append(self.fate.gauss(0, 1))
-        value = truth + self.noise.draw(self.luck, self.runs, self.lucky[place])
+        lucky = self.lucky[place]
+        if self.noise.interaction:
+            own = self.noise.interaction
+            lucky = math.sqrt(1 - own) * lucky
+            lucky += math.sqrt(own) * self.answer(row.blob, row.parent, place)
+        value = row.truth + self.noise.draw(self.luck, self.runs, lucky)
         self.runs += 1
         return self.start - value if self.lower_is_better else self.start + value
 
+    def answer(self, blob: str, parent: str, place: int) -> float:
+        """What a seed does to this train.py alone, in standard deviations."""
+        if (blob, place) not in self.answers:
+            drawn = self.fate.gauss(0, 1)
+            if parent:
+                before = self.rows[int(parent)]
+                kept = self.answer(parent, before.parent, place)
+                drawn = math.sqrt(1 - ANEW) * kept + math.sqrt(ANEW) * drawn
+            self.answers[blob, place] = drawn
+        return self.answers[blob, place]
+
     def known(self) -> seeds.Luck:
         """What the runs so far tell of seeds, as `evidence` has it."""
-        return seeds.luck([row.runs for row in self.rows])
+        return seeds.luck([row.runs for row in self.rows if len(row.values) > 1])
 
     def history(self) -> History:
         """What the policy may know."""
         luck = self.known()
-        rows = [replace(row, values=luck.without(row.runs)) for row in self.rows]
+        rows = self.fair_rows(luck)
         fair = {row.number: row for row in rows}
         champions = [seen_as_champion(fair[row.number]) for row in self.champions]
         return History(
@@ -160,6 +188,20 @@ class Lab:
             noise=luck.noise,
         )
 
+    def fair_rows(self, luck: seeds.Luck) -> list[Simulated]:
+        """Every row without the luck of its seeds; the same object if nothing is new.
+
+        Levels are then worked out for the new rows only.
+        """
+        if luck is not self.last_luck:
+            self.last_luck, self.made = luck, {}
+        for row in self.rows:
+            old = self.made.get(row.number)
+            if old is None or old[0] is not row:
+                fresh = replace(row, values=luck.without(row.runs))
+                self.made[row.number] = (row, fresh)
+        return [self.made[row.number][1] for row in self.rows]
+
     def fair(self, scores: Scores) -> Scores:
         """The candidate's scores without the luck of their seeds."""
         of = self.known().of
@@ -168,16 +210,53 @@ class Lab:
             for score in scores
         )
 
-    def take(self, most_runs: float) -> Simulated | None:
-        """One experiment, from its parent to its verdict; None: no runs were left."""
+    def take(self, most_runs: float, ideas: float) -> Simulated | None:
+        """One experiment, from its parent to its verdict; None: the night is over."""
         history = self.history()
+        left = most_runs - self.runs
+        over = self.ideas >= ideas
+        if over:
+            most_runs = min(most_runs, self.end + CLOSING_RUNS)
+        if self.runs >= most_runs:
+            return None
+        need = None if left > MOST_LEFT and not over else self.need()
+        first = left - need.runs if need else left
+        again = self.policy.closing(history, 0 if over else first)
+        if again is not None:
+            return self.tried(self.rows[int(again)], history, most_runs)
+        if need is not None and (over or first <= 0):
+            best, start = self.champions[-1], self.champions[0]
+            self.remeasure(best if need.blob == best.blob else start)
+            return self.take(most_runs, ideas)
+        if over:
+            return None
         parent, truth, own = "", 0.0, 0.0
         if history.champion is not None:
             parent = self.policy.parent(history, history.rows) or history.champion.blob
-            own = self.effects(self.ideas)
+            own = self.effects(self.ideas_of)
             truth = self.truth_of(parent) + own
         number = len(self.rows)
-        candidate = Candidate(Proposal(number, "", "", parent, ""), str(number))
+        idea = Simulated(number, str(number), parent, (), "discard", (), truth, own)
+        found = self.tried(idea, history, most_runs)
+        self.ideas += found is not None and bool(parent)
+        self.end = self.runs
+        return found
+
+    def need(self) -> gains.Closing | None:
+        """What the claim still needs, as far as this night measures its noise."""
+        if len(self.champions) < 2:
+            return None
+        best, first = self.champions[-1].blob, self.champions[0].blob
+        rows, lower = told(self.rows), self.lower_is_better
+        return gains.wanted(rows, best, first, lower_is_better=lower)
+
+    def tried(
+        self, idea: Simulated, history: History, most_runs: float
+    ) -> Simulated | None:
+        """An idea, or an experiment once more; None: no runs were left."""
+        number = len(self.rows)
+        before = sum(len(row.values) for row in self.rows if row.blob == idea.blob)
+        candidate = Candidate(Proposal(number, "", "", idea.parent, ""), idea.blob)
         scores: Scores = ()
         when: tuple[float, ...] = ()
         while self.runs < most_runs:
@@ -185,19 +264,20 @@ class Lab:
             if wanted == "nothing":
                 break
             if wanted == "champion":
-                self.remeasure()
+                self.remeasure(self.champions[-1])
                 history = self.history()
                 continue
-            value = self.measure(truth, len(scores))
-            scores += (score_of(candidate, len(scores) + 1, value),)
+            place = before + len(scores)
+            value = self.measure(idea, place)
+            scores += (score_of(candidate, place + 1, value),)
             when += (self.runs * RUN_SECONDS,)
         if not scores:
             return None
         verdict = self.policy.decide(self.fair(scores), history, NOTHING)
         values = tuple(score.value for score in scores)
-        row = Simulated(
-            number, str(number), parent, values, verdict.decision, when,
-            truth, own, len(scores),
+        row = replace(
+            idea, number=number, values=values, decision=verdict.decision, when=when,
+            selected_by=len(scores), before=before,
         )  # fmt: skip
         self.rows.append(row)
         if verdict.decision == "keep":
@@ -205,15 +285,18 @@ class Lab:
         self.demote()
         return row
 
-    def remeasure(self) -> None:
-        """One more run of the champion."""
-        row = self.champions[-1]
+    def remeasure(self, row: Simulated) -> None:
+        """One more run of a champion, or of the baseline."""
+        place = row.before + len(row.values)
         fresh = replace(
             row,
-            values=(*row.values, self.measure(row.truth, len(row.values))),
+            values=(*row.values, self.measure(row, place)),
             when=(*row.when, self.runs * RUN_SECONDS),
         )
-        self.champions[-1] = self.rows[self.rows.index(row)] = fresh
+        self.rows[row.number] = fresh
+        self.champions = [
+            fresh if one.number == row.number else one for one in self.champions
+        ]
 
     def demote(self) -> None:
         """Put a former champion back, if the policy says so."""
@@ -266,10 +349,7 @@ def night(
     )
     kept_truth = [0.0]
     keeps = false = 0
-    while lab.runs < runs and len(lab.rows) <= experiments:
-        row = lab.take(runs)
-        if row is None:
-            break
+    while (row := lab.take(runs, experiments)) is not None:
         if row.decision == "keep" and row.number:
             keeps += 1
             false += row.truth <= kept_truth[-1]
@@ -288,9 +368,9 @@ def outcome(lab: Lab, keeps: int, false: int) -> Outcome:
         difference if lab.lower_is_better else -difference,
         keeps,
         false,
-        sum(row.own > 0 for row in lab.rows),
+        sum(row.own > 0 for row in lab.rows if not row.before),
         sum(row.own > 0 for row in inside),
-        len(lab.rows) - 1,
+        lab.ideas,
         lab.runs,
         lab.demotions,
         tuple(lab.rows),
@@ -319,15 +399,15 @@ def score_of(candidate: Candidate, seed: int, value: float) -> Score:
 
 def claim(night: Outcome, *, lower_is_better: bool = True) -> noise.Claim | None:
     """What the ledger of a simulated night says its champion gained."""
-    luck = seeds.luck([row.runs for row in night.rows])
-    known = luck.noise
-    if known is None:
-        return None
-    rows = [replace(row, values=luck.without(row.runs)) for row in night.rows]
     champion, baseline = night.champions[-1].blob, night.rows[0].blob
-    return levels.claim(
-        rows, champion, baseline, known, lower_is_better=lower_is_better
+    return gains.claim(
+        told(night.rows), champion, baseline, lower_is_better=lower_is_better
     )
+
+
+def told(rows: Sequence[Simulated]) -> list[gains.Told]:
+    """The rows as a ledger has them."""
+    return [gains.Told(row, row.runs, row.when) for row in rows]
 
 
 # -- a recorded night, decided again ---------------------------------------------------

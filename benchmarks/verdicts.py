@@ -35,6 +35,7 @@ LOW_SIGNALS = (0.5, 1.0, 2.0)  # most real gains are below two sd
 FITTED = 1.0  # mean real gain late in recorded nights, in sd
 SHAPES = ("normal", "heavy", "drift", "seeds")
 SEED_SHARE = 0.8  # of the variance, in shape "seeds": a CPU with a token budget
+INTERACTION = 0.4  # of that, no other train.py's: as on the recorded night
 MAIN = ["greedy", "noise-aware"]
 OTHERS = ["anneal", "islands", "group-sequential", "e-value"]  # a quarter of the nights
 RUNS, EXPERIMENTS, SHARE = 120, 100, 0.15
@@ -94,6 +95,9 @@ class OneByOne:
     def demoted(self, history):
         return None
 
+    def closing(self, history, left):
+        return None
+
     def parent(self, history, rows):
         return None
 
@@ -112,7 +116,7 @@ def policy_named(name):
 def noise_of(sd, shape):
     """Of runs; in shape "seeds" most of it is what a seed adds to every train.py."""
     if shape == "seeds":
-        return lab.Noise(sd, seed_share=SEED_SHARE)
+        return lab.Noise(sd, seed_share=SEED_SHARE, interaction=INTERACTION)
     return lab.Noise(sd, shape)
 
 

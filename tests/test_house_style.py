@@ -33,7 +33,7 @@ LAYERS = (
     "experiment",
     "errors seeds",
     "chain channel chips constants fence levels metric program warden weights",
-    "audit cage curves groups lab leash notebook policy rules served",
+    "audit cage curves gains groups lab leash notebook policy rules served",
     "compiled rehearsal",
     "apparatus guest ledger machine pools probe sources walls",
     "evidence",

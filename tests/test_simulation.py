@@ -23,7 +23,7 @@ def test_every_policy_spends_its_runs_and_no_more(name):
     done = night(policy(name), spike_and_slab(0.2, 0.001), Noise(), 1, runs=60)
 
     assert done.runs == 60
-    assert done.experiments + 1 == len(done.rows) <= 60
+    assert done.experiments + 1 <= len(done.rows) <= 60  # second looks are no ideas
 
 
 @pytest.mark.parametrize("name", POLICIES)
@@ -168,16 +168,6 @@ def test_failures_and_numbers_that_are_none_leave_levels_alone():
     rows = recorded(("a", "", 0.0, 0.1), ("b", "a"), ("c", "a", float("nan")))
 
     assert set(levels.levels(rows, 1.0)) == {"a"}
-
-
-def test_the_baseline_gained_nothing_over_itself():
-    rows = recorded(("a", "", 0.0, 0.1))
-    known = noise.pooled([row.values for row in rows])
-
-    told = levels.claim(rows, "a", "a", known, lower_is_better=True)
-
-    assert (told.gain, told.low, told.high) == (0.0, 0.0, 0.0)
-    assert levels.claim(rows, "x", "a", known, lower_is_better=True) is None
 
 
 # -- replay ----------------------------------------------------------------------------

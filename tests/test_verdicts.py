@@ -62,6 +62,9 @@ class Told:
         fell = row.title == self.back_after and history.former
         return history.former[-1] if fell else None
 
+    def closing(self, history, left):
+        return None
+
     def parent(self, history, rows):
         return self.starts[-1] if self.starts else None
 
@@ -275,6 +278,54 @@ def test_somebody_who_edits_what_was_taken_back_is_found(lab):
     done = command(lab, "verify-ledger", "--json")
     assert done.returncode == 5
     assert "what was taken back, experiment 1 was changed" in done.stdout
+
+
+# -- how a night ends ------------------------------------------------------------------
+
+
+@dataclass
+class Closing(Told):
+    """Gives the first thing that it did not keep a second look."""
+
+    def closing(self, history, left):
+        looked = [row for row in history.rows if row.title.startswith("again")]
+        return None if looked or left > 0 else history.rows[1].blob
+
+
+def test_a_second_look_is_an_experiment_of_its_own_on_seeds_of_its_own(lab):
+    asked = night.Options(
+        proposers=(script(lab, rate(0.02), rate(0.03)),), seed=1, experiments=1
+    )
+    with night.opened(lab, asked, Stop()) as (opened, _):
+        policy = Closing(keeps=("again: rate 0.02",))
+        rows = list(research(replace(opened, policy=policy)))
+
+    assert [row.title for row in rows] == ["baseline", "rate 0.02", "again: rate 0.02"]
+    assert [row.decision for row in rows] == ["keep", "discard", "keep"]
+    assert rows[2].blob == rows[1].blob
+    assert rows[2].parent == rows[1].parent
+    assert not set(rows[2].seeds) & set(rows[1].seeds)
+    assert Ledger(lab.ledger).champion.number == rows[2].number
+    verified(lab)
+
+
+def test_the_last_runs_of_a_night_make_its_claim_surer(lab):
+    run(lab, rate(0.02), experiments=1)
+
+    ledger = Ledger(lab.ledger)
+    runs = [m for number in (0, 1) for m in ledger.measured(number)]
+    closing = [m for m in runs if m.occasion == "champion"]
+    assert 0 < len(closing) <= loop.CLOSING_RUNS
+    assert all(m.holdout is not None for m in closing)
+    assert len(ledger.rows()) == 2  # they are no experiments
+    verified(lab)
+
+
+def test_a_night_whose_proposers_have_nothing_left_does_not_linger(lab):
+    run(lab, rate(0.02))
+
+    runs = Ledger(lab.ledger).measured(0)
+    assert [m.occasion for m in runs] == ["verdict"] * 3
 
 
 # -- where proposals start -------------------------------------------------------------

@@ -39,6 +39,15 @@ class Policy(Protocol):
         """
         ...
 
+    def closing(self, history: History, left: float) -> str | None:
+        """The blob to run once more now that so many runs are left of the night.
+
+        None: go on (or end, where no ideas are to be tried any more). A blob that is
+        neither champion nor baseline gets a second look: an experiment of its own,
+        on seeds that it has not run with.
+        """
+        ...
+
     def parent(self, history: History, rows: Sequence[Tried]) -> str | None:
         """The blob that the next proposal should start from; None: the champion's.
 
@@ -76,6 +85,12 @@ def named(
 def noise_of(history: History) -> Noise | None:
     """The noise of one score; None: nothing ran twice."""
     return history.noise or pooled(history.replicates)
+
+
+def looked_at_before(scores: Scores, history: History) -> bool:
+    """Whether this train.py has an experiment already, so that all runs are fresh."""
+    blob = scores[0].run.candidate.blob
+    return any(row.blob == blob and row.values for row in history.rows)
 
 
 def near_miss(row: Tried) -> bool:

@@ -51,6 +51,10 @@ class Anneal:
         """As noise-aware."""
         return self.verdicts.demoted(history)
 
+    def closing(self, history: History, left: float) -> str | None:
+        """As noise-aware."""
+        return self.verdicts.closing(history, left)
+
     def parent(self, history: History, rows: Sequence[Tried]) -> str | None:
         """Where the walk stands."""
         unit = unit_of(history, lower_is_better=self.lower_is_better)

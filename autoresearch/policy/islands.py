@@ -47,6 +47,10 @@ class Islands:
         """As noise-aware."""
         return self.verdicts.demoted(history)
 
+    def closing(self, history: History, left: float) -> str | None:
+        """As noise-aware."""
+        return self.verdicts.closing(history, left)
+
     def parent(self, history: History, rows: Sequence[Tried]) -> str | None:
         """The head of the line whose turn it is."""
         unit = unit_of(history, lower_is_better=self.lower_is_better)

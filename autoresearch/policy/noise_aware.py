@@ -29,7 +29,7 @@ from autoresearch import levels, noise
 from autoresearch.experiment import Champion, Change, History, Scores, Tried, Verdict
 from autoresearch.levels import Level
 from autoresearch.noise import Noise
-from autoresearch.policy import Wanted, gain, noise_of
+from autoresearch.policy import Wanted, gain, looked_at_before, noise_of
 from autoresearch.policy.greedy import Greedy
 
 BASELINE_RUNS = 3
@@ -55,6 +55,8 @@ PRIOR_DEGREES = 20
 REMEASURED_EVERY = 30  # experiments, times its runs: a champion is run once more
 DEMOTED_AT = 1.645  # normal deviate: the champion before was better, 95 % sure
 LARGEST_MARGIN = 1.5  # noise units that a removal may cost, however much it removes
+PROOF_RUNS = 3  # that are left of a night when the head of the line gets its proof
+WORTH_A_LOOK = 0.5  # its believed gain over its standard deviation
 SIDE_BY_SIDE = 2  # champion runs during the candidate's, when the night drifts
 
 
@@ -108,9 +110,10 @@ class NoiseAware:
         price = self.price(history.change or Change(0, 0), known)
         standing = self.standing(scores, history, known, price)
         runs = len(scores)
-        if proven(standing, runs):
+        again = looked_at_before(scores, history)
+        if proven(standing, runs + again):
             return "champion" if stale(history) else "nothing"
-        if runs > 1:
+        if runs + again > 1:
             lost = not standing.believed >= HOPELESS
         elif price < 0:
             lost = not standing.believed >= PROMISING_REMOVAL
@@ -137,7 +140,7 @@ class NoiseAware:
         said = f"gain {won:.6f} in {times}, noise {known.sd:.6f} a run"
         if known.degrees < BASELINE_RUNS:
             said += f" (not yet sure: degrees of freedom {known.degrees:.0f})"
-        if proven(standing, len(scores)):
+        if proven(standing, len(scores) + looked_at_before(scores, history)):
             if stale(history):
                 why = f"unresolved: {said}; scores drift, the champion's runs are old"
                 return Verdict("discard", why, scores, champion)
@@ -171,9 +174,14 @@ class NoiseAware:
         mean = fmean(champion.values) / unit
         reigning = found.get(champion.blob) or Level(mean, 1 / len(champion.values))
         start = found.get(scores[0].run.candidate.proposal.parent, reigning)
-        candidate = levels.after(start, fmean(values), len(values), shares)[1]
+        before = found.get(scores[0].run.candidate.blob)
+        if before is None:
+            candidate = levels.after(start, fmean(values), len(values), shares)[1]
+            voting = values[1:] or values
+        else:  # a second look: all of its runs are fresh
+            candidate = before.measured(fmean(values), len(values))
+            voting = values
         price /= known.sd
-        voting = values[1:] or values
         error = math.sqrt(1 / len(voting) + reigning.variance)
         z = (fmean(voting) - reigning.mean - price) / error
         ahead = candidate.mean - reigning.mean - price
@@ -200,6 +208,25 @@ class NoiseAware:
         now, then = found[champion.blob], found[former.blob]
         z = (then.mean - now.mean) / math.sqrt(then.variance + now.variance)
         return former if z >= DEMOTED_AT else None
+
+    def closing(self, history: History, left: float) -> str | None:
+        """The head of the line, while there is time to prove it."""
+        champion = history.champion
+        unit = unit_of(history, lower_is_better=self.lower_is_better)
+        if champion is None or not unit or left > PROOF_RUNS:
+            return None
+        found = levels.levels(history.rows, unit)
+        head = levels.best(found)
+        if head is None or head == champion.blob or champion.blob not in found:
+            return None
+        if sum(row.blob == head for row in history.rows) > 1:
+            return None
+        now, then = found[head], found[champion.blob]
+        ahead, spread = now.mean - then.mean, math.sqrt(now.variance + then.variance)
+        first = next(iter(found.values()))
+        rate = max(0.0, now.mean - first.mean) / sum(map(len, history.replicates))
+        worth = ahead >= WORTH_A_LOOK * spread and ahead > rate * max(0.0, left)
+        return head if worth else None
 
     def parent(self, history: History, rows: Sequence[Tried]) -> str | None:
         """The train.py that is believed best."""
