@@ -31,6 +31,7 @@ else:
 
 PR_SET_CHILD_SUBREAPER = 36
 GIVE_UP_SECONDS = 5.0
+MOST_PROCESSES = 8192  # threads count too, and so do the user's others
 
 
 def main() -> None:
@@ -82,7 +83,9 @@ def become(command: list[str], keep: list[int], file_bytes: int, groups: str) ->
     for name in (signal.SIGCHLD, signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(name, signal.SIG_DFL)
     os.setsid()
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    # 1, not 0: where the kernel pipes dumps to a program, only 1 byte means none.
+    resource.setrlimit(resource.RLIMIT_CORE, (1, 1))
+    limit_processes()
     resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, file_bytes))
     # When memory runs out, take the guest first. Only Linux has the file.
     write("/proc/self/oom_score_adj", "500")
@@ -91,6 +94,13 @@ def become(command: list[str], keep: list[int], file_bytes: int, groups: str) ->
     for descriptor in keep:
         os.set_inheritable(descriptor, True)
     os.execv(command[0], command)
+
+
+def limit_processes() -> None:
+    """Leave some of a user's processes to the harness, which may be the same user."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NPROC)
+    allowed = MOST_PROCESSES if hard < 0 else min(MOST_PROCESSES, hard * 3 // 4)
+    resource.setrlimit(resource.RLIMIT_NPROC, (allowed, allowed))
 
 
 def write(path: str, words: str) -> None:
