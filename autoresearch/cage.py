@@ -22,6 +22,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import uuid
 from collections import deque
@@ -238,6 +239,8 @@ class Guest:
             end.close()
         for descriptor in (writes, *entry.descriptors):
             os.close(descriptor)
+        self._thread = threading.get_native_id()
+        urgent(self._thread)
         self.channel = Channel(ours)
         self._selector = selectors.DefaultSelector()
         self._selector.register(ours, selectors.EVENT_READ, "channel")
@@ -392,6 +395,18 @@ class Guest:
             os.close(self._reads)
             self._reads = -1
         self.channel.close()
+        urgent(self._thread, False)
+
+
+def urgent(thread: int, wanted: bool = True) -> None:
+    """Let this thread of ours run before any guest, where the system lets us (root).
+
+    Spinning guests on two busy cores kept the harness from its deadline for 40 ms.
+    """
+    if sys.platform == "linux":
+        rank = (os.SCHED_RR | os.SCHED_RESET_ON_FORK, 1) if wanted else (0, 0)
+        with contextlib.suppress(OSError):
+            os.sched_setscheduler(thread, rank[0], os.sched_param(rank[1]))
 
 
 def start(

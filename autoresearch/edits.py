@@ -374,16 +374,23 @@ def ended(text: str) -> str:
     return text.rstrip("\n") + "\n"
 
 
+# Letters and marks that show nothing: a whole text fits into variation selectors.
+INVISIBLE = re.compile(
+    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u3164\ufe00-\ufe0f\uffa0"
+    "\U000e0000-\U000e0fff]"
+)
+
+
 def one_line(text: str) -> str:
     """Text from outside on one line: nothing a terminal or a reader would obey."""
     return " ".join(visible(text).split())
 
 
 def visible(text: str) -> str:
-    """Without escapes, control characters, bidi marks and lone surrogates."""
+    """Without escapes, control characters, bidi marks, surrogates and hidden text."""
     if text.isascii() and text.isprintable():
         return text
-    bare = ESCAPES.sub("", text)
+    bare = ESCAPES.sub("", INVISIBLE.sub("", text))
     return "".join(c if keeps(c) else " " if c.isspace() else "" for c in bare)
 
 

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
 BATCH_TOKENS = {"cpu": 4096, "mps": 8192, "cuda": 65536}
 LARGEST_OUTPUT_BYTES = 64 << 20
+LARGEST_CLAIM = 6e4  # in nats; logits of 1e4 cannot lose more, and half floats hold it
 
 NOT_TRAINED = (
     "on a text neither had seen it is {:.2f} nats a token off; usual causes: state "
@@ -193,12 +194,12 @@ def audited(bench: Bench, run: Run, slot: Slot, split: str) -> tuple[float, floa
     known = place.read()
     allowed = known.allowed if known else Pace()
     claims, on_probe, pace = claimed(bench, run, slot, sheet, allowed)
-    if not (claims >= -1e-6).all():
-        raise Junk("losses that are negative or not finite")
+    if not ((claims >= -1e-6) & (claims < LARGEST_CLAIM)).all():
+        raise Junk("losses that are negative, not finite or absurd")
     rng = np.random.default_rng(int.from_bytes(os.urandom(16), "little"))
     reference = expected_losses(bench, sheet, split)
     chance = audit.chances(claims, sheet.scored, reference)
-    drawn = audit.draw(chance, audit.how_many(len(claims)), rng)
+    drawn = audit.draw(chance, audit.how_many(len(claims), slot.device), rng)
     truth = opened(bench, run, slot, sheet, drawn.places, allowed)
     said = claims.ravel()[drawn.places].astype("float64")
     far_nats = known.far_nats if known else audit.FAR_NATS

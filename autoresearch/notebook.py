@@ -20,6 +20,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from autoresearch.edits import INVISIBLE
 from autoresearch.errors import LabError
 
 REFS = "refs/autoresearch"
@@ -334,7 +335,8 @@ def summary(title: str) -> str:
 
 
 def one_line(text: str) -> str:
-    """Text without line breaks, control characters and terminal escapes."""
+    """Text without line breaks, control characters, escapes and hidden text."""
+    text = INVISIBLE.sub("", text)
     text = re.sub(r"\x1b(\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(\x07|\x1b\\)|.)", "", text)
     kept = (
         letter

@@ -31,6 +31,7 @@ else:
 
 PR_SET_CHILD_SUBREAPER = 36
 GIVE_UP_SECONDS = 5.0
+MOST_PROCESSES = 8192  # threads count too, and so do the user's others
 
 
 def main() -> None:
@@ -49,6 +50,7 @@ def main() -> None:
     guest = os.fork()
     if guest == 0:
         become(command, keep, file_bytes, groups)
+    run_first()
     for descriptor in keep:
         os.close(descriptor)  # else the harness would never see the guest hang up
     code = wait(guest, control, woken)
@@ -66,13 +68,24 @@ def adopt_orphans() -> None:
         ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
+def run_first() -> None:
+    """Run before any guest where root may ask for it: spinning ones delay their end."""
+    if sys.platform == "linux":
+        try:
+            os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
+        except OSError:
+            pass
+
+
 def become(command: list[str], keep: list[int], file_bytes: int, groups: str) -> None:
     """In the child: limits, a session of its own, then the guest."""
     signal.set_wakeup_fd(-1)
     for name in (signal.SIGCHLD, signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(name, signal.SIG_DFL)
     os.setsid()
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    # 1, not 0: where the kernel pipes dumps to a program, only 1 byte means none.
+    resource.setrlimit(resource.RLIMIT_CORE, (1, 1))
+    limit_processes()
     resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, file_bytes))
     # When memory runs out, take the guest first. Only Linux has the file.
     write("/proc/self/oom_score_adj", "500")
@@ -81,6 +94,13 @@ def become(command: list[str], keep: list[int], file_bytes: int, groups: str) ->
     for descriptor in keep:
         os.set_inheritable(descriptor, True)
     os.execv(command[0], command)
+
+
+def limit_processes() -> None:
+    """Leave some of a user's processes to the harness, which may be the same user."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NPROC)
+    allowed = MOST_PROCESSES if hard < 0 else min(MOST_PROCESSES, hard * 3 // 4)
+    resource.setrlimit(resource.RLIMIT_NPROC, (allowed, allowed))
 
 
 def write(path: str, words: str) -> None:

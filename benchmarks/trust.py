@@ -28,6 +28,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -37,16 +38,24 @@ sys.path.insert(0, str(ROOT))
 
 import numpy as np  # noqa: E402
 
-from autoresearch import (  # noqa: E402  # noqa: E402
+from autoresearch import (  # noqa: E402
     apparatus,
     audit,
+    cage,
     evaluator,
     founding,
     machine,
     probing,
     sandbox,
 )
-from autoresearch.cage import Exited, Guest, Limits, Slot, Stop  # noqa: E402
+from autoresearch.cage import (  # noqa: E402
+    Exited,
+    Guest,
+    Limits,
+    OverLimit,
+    Slot,
+    Stop,
+)
 from autoresearch.calibration import Pace  # noqa: E402
 from autoresearch.channel import Junk  # noqa: E402
 from autoresearch.experiment import Candidate, Proposal  # noqa: E402
@@ -177,32 +186,52 @@ def cage_cost(lab, walls, repeats=40):
 
 
 def kills(lab, walls, count=100):
-    """Hostile guests at a wall of 0.4 s: how late the kill, what is left 100 ms on."""
+    """Hostile guests at a wall of 0.4 s: how late the kill, what is left 100 ms on.
+
+    The overrun is from the wall until the harness kills: nothing that a guest says
+    after the wall is heard, whatever it still computes. `left` is counted 100 ms after
+    the wall, whether or not the kill has returned by then.
+    """
     late, gone, left = [], [], 0
     for turn in range(count):
-        deadline = time.monotonic() + 0.4
         guest = guest_of(lab, walls, HOSTILE[turn % len(HOSTILE)])
-        try:
-            while True:
-                guest.receive(deadline)
-        except TimeoutError:
-            pass
-        except (Exited, Junk):  # a flood is cut off before the wall
-            time.sleep(max(0.0, deadline - time.monotonic()))
-        inside = namespaces_below(guest._process.pid)
-        sent = time.monotonic()
-        guest.kill()
-        gone.append(time.monotonic() - sent)
-        late.append(max(0.0, sent - deadline))
-        time.sleep(max(0.0, sent + 0.1 - time.monotonic()))
+        deadline = time.monotonic() + 0.4
+        listening = heard(guest, deadline - 0.15)
+        inside = namespaces_below(guest._process.pid)  # slow, so before the wall
+        if listening and heard(guest, deadline):
+            late.append(time.monotonic() - deadline)
+        sent = time.monotonic()  # a flood is cut off before the wall
+        killing = threading.Thread(target=timed_kill, args=(guest, gone))
+        killing.start()
+        time.sleep(max(0.0, max(sent, deadline) + 0.1 - time.monotonic()))
         left += len(alive_in(inside))
+        killing.join()
     return {
-        "overrun_ms": 1000 * statistics.median(late),
-        "overrun_ms_worst": 1000 * max(late),
+        "overrun_ms": 1000 * max(late),
+        "overrun_ms_median": 1000 * statistics.median(late),
+        "overruns": len(late),
         "gone_ms": 1000 * statistics.median(gone),
         "gone_ms_worst": 1000 * max(gone),
         "left": left,
     }
+
+
+def timed_kill(guest, gone):
+    """Kill a guest, and note how long it took until nothing of it was left."""
+    sent = time.monotonic()
+    guest.kill()
+    gone.append(time.monotonic() - sent)
+
+
+def heard(guest, deadline):
+    """Listen to a guest until then; whether it is still worth it."""
+    try:
+        while True:
+            guest.receive(deadline)
+    except TimeoutError:
+        return True
+    except (Exited, Junk, OverLimit):
+        return False
 
 
 def namespaces_below(pid):
@@ -290,15 +319,7 @@ def evaluation(bench, run, slot, repeats):
         once = replace(run, weights=again / run.weights.name)
         score = evaluator.score(bench, once, slot=slot)
         start = 2 * evaluator.calibration_of(bench, slot).read().start_seconds
-        command = (sys.executable, "-c", ONE_PROCESS, str(run.weights))
-        done = subprocess.run(
-            (*command, str(slot.threads)),
-            cwd=bench.lab.folder,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        value, alone = json.loads(done.stdout.splitlines()[-1])
+        value, alone = in_one_process(bench, run, slot)
         ratios.append((score.seconds - start) / alone)
         starts.append(start)
         seconds.append(alone)
@@ -313,6 +334,24 @@ def evaluation(bench, run, slot, repeats):
     }
 
 
+def in_one_process(bench, run, slot):
+    """(score, seconds) without guests, cages or audits, on as many threads.
+
+    With a guest's settings for threads: such as spin while they wait took ten times as
+    long on a busy machine, and the first try of this part was killed in the middle.
+    """
+    command = (sys.executable, "-c", ONE_PROCESS, str(run.weights), str(slot.threads))
+    done = subprocess.run(
+        command,
+        cwd=bench.lab.folder,
+        env={**os.environ, **cage.THREADS, "OMP_NUM_THREADS": str(slot.threads)},
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    return json.loads(done.stdout.splitlines()[-1])
+
+
 # -- which cheats the audit refuses ----------------------------------------------------
 
 
@@ -324,54 +363,62 @@ def refusals(bench, runs, slot, options):
         claims, _, _ = evaluator.claimed(bench, run, slot, sheet, Pace())
         losses.append(claims.astype("float64"))
         tell(options, f"claims of seed {run.seed}")
-    honest, champion = losses
-    far_nats = audit.far_for(0.0)
-    judge = Judge(honest, champion, sheet, far_nats, options.draws)
-    found = {"audits": audit.how_many(len(honest))}
+    return judged(*losses, sheet, options)
+
+
+def judged(honest, champion, sheet, options):
+    """The same from the honest losses of a candidate and of the champion."""
+    judge = Judge(honest, champion, sheet, audit.far_for(0.0))
+    scored = sheet.scored
+    found = {"audits": judge.count}
+    found["models_differ_nats"] = float((honest - champion)[scored].std())
     shapes = {}
     for size in (0.003, 0.001):
-        per_shape = {
-            name: judge.refused(make(honest, sheet, size))
-            for name, make in SHAPES.items()
+        shares = {
+            name: judge.refused(cheat, options.draws // 10)[0]
+            for name, cheat in cheats(honest, sheet, size)
         }
-        worst = min(per_shape, key=lambda name: per_shape[name][0])
+        worst = min(shares, key=shares.get)
         key = f"refused_{size:.3f}".replace("0.", "")
-        found[key], found[f"{key}_low"], _ = per_shape[worst]
-        shapes[key] = {name: shares[0] for name, shares in per_shape.items()}
-        tell(options, {key: shapes[key]})
-    judge.draws = 5 * options.draws
-    share, _, high = judge.refused(honest)
+        cheat = dict(cheats(honest, sheet, size))[worst]
+        found[key], found[f"{key}_low"], _ = judge.refused(cheat, options.draws)
+        found[f"{key}_worst"], found[f"{key}_shapes"] = worst, len(shares)
+        shapes[key] = shares
+        tell(options, {key: found[key], "worst": worst})
+    many = 5 * options.draws
+    share, _, high = judge.refused(honest, many)
     found["refused_honest"], found["refused_honest_high"] = share, high
-    noisy = judge.refused(honest, noise=HONEST_SD_NATS)
+    noisy = judge.refused(honest, many, noise=HONEST_SD_NATS)
     found["refused_honest_bf16"], _, found["refused_honest_bf16_high"] = noisy
     informed = against_reference(honest, champion, sheet, 0.003)
-    judge.draws = options.draws
-    found["refused_003_knowing_the_champion"] = judge.refused(informed)[0]
+    found["refused_003_knowing_the_champion"] = judge.refused(informed, options.draws)[
+        0
+    ]
     return {**found, "shapes": shapes}
 
 
 class Judge:
     """The real audit's arithmetic over arrays of losses."""
 
-    def __init__(self, truth, champion, sheet, far_nats, draws):
+    def __init__(self, truth, champion, sheet, far_nats):
         self.truth, self.champion = truth, champion
-        self.sheet, self.far_nats, self.draws = sheet, far_nats, draws
+        self.sheet, self.far_nats = sheet, far_nats
+        self.count = audit.how_many(len(truth), "cpu")
         self.rng = np.random.default_rng(1)
 
-    def refused(self, claims, noise=1e-6):
+    def refused(self, claims, draws, noise=1e-6):
         """(share refused, 95 % low, 95 % high) over many draws of positions."""
         scored = self.sheet.scored
-        chance = audit.chances(claims, scored, self.champion)
-        count = audit.how_many(len(claims))
+        lots = audit.Lots(audit.chances(claims, scored, self.champion), self.count)
         off = (self.truth - claims).ravel()
         total, size = int(scored.sum()), self.sheet.text_bytes
         refused = 0
-        for _ in range(self.draws):
-            drawn = audit.draw(chance, count, self.rng)
+        for _ in range(draws):
+            drawn = lots.draw(self.rng)
             seen = off[drawn.places] + noise * self.rng.normal(size=len(drawn.places))
             found = audit.estimate(drawn, seen, total, size, self.far_nats)
             refused += audit.objection(found) is not None
-        return (refused / self.draws, *wilson(refused, self.draws))
+        return (refused / draws, *wilson(refused, draws))
 
 
 def nats_of(size, sheet):
@@ -379,38 +426,45 @@ def nats_of(size, sheet):
     return size * math.log(2) * sheet.text_bytes
 
 
-def shaved(honest, sheet, size):
-    """A hair off every token."""
-    return honest - sheet.scored * nats_of(size, sheet) / sheet.scored.sum()
+def cheats(honest, sheet, size):
+    """(name, claims) of every shape of a cheat worth so many bits per byte.
 
-
-def peeked(honest, sheet, size):
-    """Some tokens, drawn blindly, claimed as certain."""
-    rng = np.random.default_rng(5)
-    order = rng.permutation(np.flatnonzero(sheet.scored))
-    return lowered(honest, order, lambda loss: loss, nats_of(size, sheet))
-
-
-def worst_halved(honest, sheet, size):
-    """The worst tokens, claimed at half their loss."""
-    order = np.argsort(-np.where(sheet.scored, honest, 0).ravel())
-    return lowered(honest, order, lambda loss: loss / 2, nats_of(size, sheet))
-
-
-def worst_gone(honest, sheet, size):
-    """The very worst tokens, claimed as certain: as few positions as can be."""
-    order = np.argsort(-np.where(sheet.scored, honest, 0).ravel())
-    return lowered(honest, order, lambda loss: loss, nats_of(size, sheet))
-
-
-def few_small(honest, sheet, size):
-    """A tenth of the tokens, just under what counts as far."""
-    rng = np.random.default_rng(6)
-    order = rng.permutation(np.flatnonzero(sheet.scored))
+    All tokens by a hair; many by just less than counts as far; and tokens of one kind,
+    by how much they cost the model, each lowered by one amount: the worst first, or
+    drawn blindly from a band.
+    """
+    nats = nats_of(size, sheet)
+    flat = np.where(sheet.scored, honest, 0.0).ravel()
+    yield "a hair off all", honest - sheet.scored * nats / sheet.scored.sum()
+    order = np.random.default_rng(5).permutation(np.flatnonzero(sheet.scored))
     just = 0.9 * audit.FAR_NATS_CALIBRATED
-    return lowered(
-        honest, order, lambda loss: np.minimum(loss, just), nats_of(size, sheet)
-    )
+    yield "many, just under far", lowered(honest, order, by(just), nats)
+    kinds = {"the worst": np.argsort(-flat)}
+    for low, high in BANDS:
+        inside = (flat[order] >= low) & (flat[order] < high)
+        kinds[f"of {low} to {high} nats"] = order[inside]
+    for kind, places in kinds.items():
+        for name, amount in AMOUNTS.items():
+            if amount(flat[places]).sum() > nats:
+                yield f"{kind}: {name}", lowered(honest, places, amount, nats)
+
+
+def by(nats):
+    """Lower a loss by so much, as far as there is any."""
+    return lambda loss: np.minimum(loss, nats)
+
+
+BANDS = ((0, 99), (1, 2), (2, 4), (4, 6), (6, 8), (8, 99))
+AMOUNTS = {
+    "0.45 nats": by(0.45),  # one such difference alone is forgiven
+    "0.6 nats": by(0.6),
+    "1 nat": by(1),
+    "2 nats": by(2),
+    "3 nats": by(3),
+    "5 nats": by(5),
+    "half": lambda loss: loss / 2,
+    "all": lambda loss: loss,
+}
 
 
 def lowered(honest, order, amount, nats):
@@ -430,15 +484,6 @@ def against_reference(honest, champion, sheet, size):
     upto = int(np.searchsorted(np.cumsum(room[order]), nats_of(size, sheet))) + 1
     flat[order[:upto]] -= room[order[:upto]]
     return flat.reshape(honest.shape)
-
-
-SHAPES = {
-    "a hair off every token": shaved,
-    "blind peeks": peeked,
-    "the worst halved": worst_halved,
-    "the worst gone": worst_gone,
-    "many, just under far": few_small,
-}
 
 
 def wilson(hits, count):

@@ -341,7 +341,7 @@ def test_a_guest_works_in_its_own_folder_without_core_dumps(lab):
     source = (
         LINK
         + "import resource\n"
-        + "limits = [resource.getrlimit(x) for x in (4, 1)]  # core, file size\n"
+        + "limits = [resource.getrlimit(x) for x in (4, 1, 6)]  # core, file size, processes\n"
         + "link.send({'cwd': os.getcwd(), 'limits': limits, 'argv': sys.argv})\n"
     )
 
@@ -351,7 +351,10 @@ def test_a_guest_works_in_its_own_folder_without_core_dumps(lab):
     assert said["cwd"] == str(lab / "guest")
     assert said["argv"] == ["train.py"]
     if sys.platform == "linux":
-        assert said["limits"] == [[0, 0], [500_000_000, 500_000_000]]
+        core, size, processes = said["limits"]
+        assert core == [1, 1]  # of one byte: not even to a program that collects them
+        assert size == [500_000_000, 500_000_000]
+        assert 0 < processes[1] <= 8192
 
 
 # -- the tree dies whole ---------------------------------------------------------------
