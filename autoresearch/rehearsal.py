@@ -1,7 +1,8 @@
 """A run in miniature, in the guest: does train.py get through two steps and a submit?
 
-The harness's `preflight` starts it in a cage, on a CPU, with random tokens. Twice
-through the file: up to `begin` at full size, where the model is built and called on the
+The harness's `preflight` starts it in a cage, on a CPU, ahead of time: it imports what
+takes seconds, says so, and waits for a file. Then, with random tokens, twice through
+the file: up to `begin` at full size, where the model is built and called on the
 meta device (shapes and counts, no memory); then whole, in a small size, through some
 batches to `submit`, where the model is served again from its weights and asked whether
 a later token changes an earlier logit.
@@ -25,7 +26,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from autoresearch.channel import Channel, Message
+from autoresearch.channel import Channel, Closed, Message
 
 if TYPE_CHECKING:
     import numpy as np
@@ -299,7 +300,10 @@ def kept_bytes(build: Callable[[], Any], prepare: Any) -> float:
 
 
 def main(link: Channel, hello: Message) -> NoReturn:
-    """Entry in the guest: rehearse, say what was found, end."""
+    """Entry in the guest: wait for a file, rehearse it, say what was found, end."""
+    if hello["tensors"]:
+        warm_up()
+    wait(link)
     outcome: dict[str, object] = {}
 
     def give_up(words: str) -> None:
@@ -317,8 +321,27 @@ def main(link: Channel, hello: Message) -> NoReturn:
         fault = said(error)
     sys.stdout.flush()
     sys.stderr.flush()
-    link.send({"say": "rehearsed", "fault": fault[:300], **outcome})
+    used = {"cpu_seconds": time.process_time()}
+    link.send({"say": "rehearsed", "fault": fault[:300], **used, **outcome})
     os._exit(0)
+
+
+def warm_up() -> None:
+    """What every rehearsal of a model imports: two seconds of three."""
+    try:
+        import torch
+        import torch._dynamo  # the meta device and every optimiser load it  # noqa: F401
+    except ImportError:
+        pass  # a lab without torch; whoever needs it will say so
+
+
+def wait(link: Channel) -> None:
+    """Say that all is ready, and wait until the file has been put in its place."""
+    link.send({"say": "waiting"})
+    try:
+        link.receive()
+    except Closed:
+        os._exit(0)  # it was never needed
 
 
 def rehearsed(hello: Message, give_up: Callable[[str], None]) -> dict[str, object]:
