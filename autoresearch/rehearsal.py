@@ -38,6 +38,7 @@ MOST_ROWS = 2
 MOST_BATCHES = 12
 LONGEST_SECONDS = 2.5  # of batches; then progress is 1
 GRACE_SECONDS = 8.0  # after that, for the last step and what stands behind the loop
+MOST_REPORTS = 2  # of a loss, that an honest loop makes after its budget is used
 TOKENS = 20_000
 MOST_POWER = 64  # of a number that a file writes as a power
 BIG_PARAMETERS = 6_000_000  # from here on the small file is used
@@ -71,6 +72,7 @@ class Rehearsal:
         self._causal = bool(prepare.CAUSAL)
         self._begun: float | None = None
         self._loss: float | None = None
+        self._reports = 0
         self.batch_tokens = 0  # as train.py asked for them, before they are cut
         self.tokens_seen = 0
         self.steps = 0
@@ -113,14 +115,23 @@ class Rehearsal:
 
     def _watch(self) -> None:
         """End a loop that does not look at its budget. Of CPU time as well as of the
-        clock: on a busy machine an honest step may take long."""
+        clock: on a busy machine an honest step may take long. Where nothing was heard
+        of it meanwhile, it is in the middle of a large step, and passes."""
         used = time.process_time()
+        while self.seconds < LONGEST_SECONDS:
+            time.sleep(0.2)
+        heard = self._reports
         while (
             self.seconds < LONGEST_SECONDS + GRACE_SECONDS
             or time.process_time() - used < LONGEST_SECONDS + GRACE_SECONDS
         ):
             time.sleep(0.2)
-        self._give_up("it trains on after its budget is used (run.progress is 1)")
+        trains_on = self._reports - heard > MOST_REPORTS
+        self._give_up(
+            "it trains on after its budget is used (run.progress is 1)"
+            if trains_on
+            else ""
+        )
 
     def spent(self, tokens: int) -> None:
         self.tokens_seen += tokens
@@ -128,6 +139,7 @@ class Rehearsal:
 
     def report(self, loss: float) -> None:
         self._loss = float(loss)
+        self._reports += 1
 
     def batches(self, rows: int, context: int) -> "Iterator[tuple[Tensor, Tensor]]":
         """Few and small ones: at most two rows, and not for long."""
