@@ -5,6 +5,10 @@ model can be built and called at full size on the meta device; that a small size
 through some steps to `submit`, is served again with the same logits, is causal and
 finite (`rehearsal`); and that its memory, scaled from what the champion took, can fit.
 
+Each rehearsal has a caged process of its own, started ahead of time: it has imported
+torch and waits. While one is used the next gets ready, so a proposal costs a second or
+two. None is used twice: what a file does to its process dies with it.
+
 Promises: at most `LIMIT_SECONDS`; the champion goes first, and where it does not pass,
 nothing is refused, since then this lab cannot be rehearsed; whoever runs out of time
 passes, since slow on a CPU is not wrong. Not covered: see `rehearsal`.
@@ -24,6 +28,7 @@ from autoresearch.ledger import Ledger
 from autoresearch.notebook import one_line
 from autoresearch.sandbox import Bench
 
+FILES = ("train.py", "small.py")  # of a rehearsal, the second in a small size
 LIMIT_SECONDS = 60.0  # of the clock; on a free CPU it takes a tenth of it
 MOST_MEMORY_GB = 6.0
 BYTES_PER_PARAMETER = 16.0  # weights, gradients, two moments, in float32
@@ -49,6 +54,7 @@ class Rehearsed:
     parameters: int = 0  # at full size; 0: unknown
     bytes_per_token: float = 0.0
     batch_tokens: int = 0
+    cpu_seconds: float = 0.0  # by its own count, what was done ahead included
     in_time: bool = True
 
     @property
@@ -71,6 +77,7 @@ class Preflight:
         self._champions: dict[str, Rehearsed] = {}
         self._stop = Stop()  # its own: a night may stop soon and still want answers
         self._lock = threading.Lock()  # two at once would take each other's seconds
+        self._waiting: Understudy | None = None  # None: none was started yet
 
     def __call__(self, proposal: Proposal) -> str:
         """One line on what is wrong, or "". Takes some seconds."""
@@ -88,8 +95,12 @@ class Preflight:
         return self._too_large(found, *champion)
 
     def close(self) -> None:
-        """End what is being rehearsed; everything passes from now on."""
+        """End what is being rehearsed and what waits; everything passes from now on."""
         self._stop.now = True
+        with self._lock:
+            if self._waiting is not None:
+                self._waiting.close()
+                self._waiting = None
 
     def _champion(self) -> tuple[Champion, Rehearsed] | None:
         """The champion and its own rehearsal, done once; None before there is one."""
@@ -127,26 +138,64 @@ class Preflight:
 
     def rehearse(self, source: str) -> Rehearsed:
         """Run it in miniature, in a cage of its own."""
-        bench = quiet(self._bench, self._stop)
-        folder = sandbox.furnished(bench)
-        (folder / "train.py").write_text(source)
-        (folder / "small.py").write_text(small(source))
         deadline = time.monotonic() + LIMIT_SECONDS
+        waiting = self._waiting or self._another()
+        self._waiting = None
         try:
-            with sandbox.started(bench, folder, Slot()) as guest:
-                guest.send(
-                    {
-                        "mode": "rehearse",
-                        "seed": 7,
-                        "device": "cpu",
-                        "budget_seconds": bench.terms.budget_seconds,
-                        "budget_tokens": bench.terms.budget_tokens,
-                    }
-                )
-                message, _ = guest.receive(deadline)
-            return read(message)
+            if not waiting.ready(deadline):  # it died while nobody looked
+                waiting.close()
+                waiting = self._another()
+                if not waiting.ready(deadline):
+                    return Rehearsed("", in_time=False)
+            if not self._stop.now:
+                self._waiting = self._another()
+            return waiting.rehearsed(source, deadline)
         except (TimeoutError, Stopped):
             return Rehearsed("", in_time=False)
+        finally:
+            waiting.close()
+
+    def _another(self) -> "Understudy":
+        """A guest for the next rehearsal, just started."""
+        return Understudy(quiet(self._bench, self._stop))
+
+
+class Understudy:
+    """A caged guest that imports what takes time, and runs one file when it comes."""
+
+    def __init__(self, bench: Bench) -> None:
+        self._folder = sandbox.furnished(bench)
+        for name in FILES:  # made readable now, filled when they are known
+            (self._folder / name).write_text("")
+        self._guest = sandbox.started(bench, self._folder, Slot())
+        self._guest.send(
+            {
+                "mode": "rehearse",
+                "tensors": bench.apparatus.causal,
+                "seed": 7,
+                "device": "cpu",
+                "budget_seconds": bench.terms.budget_seconds,
+                "budget_tokens": bench.terms.budget_tokens,
+            }
+        )
+
+    def ready(self, deadline: float) -> bool:
+        """Wait until it is; False when it ended instead."""
+        try:
+            self._guest.receive(deadline)
+        except (Exited, OverLimit, Junk):
+            return False
+        return bool(self._guest.pids())
+
+    def rehearsed(self, source: str, deadline: float) -> Rehearsed:
+        """What becomes of a file. Raises TimeoutError and Stopped."""
+        guest = self._guest
+        for name, text in zip(FILES, (source, small(source)), strict=True):
+            (self._folder / name).write_text(text)
+        try:
+            guest.send({"say": "go"})
+            message, _ = guest.receive(deadline)
+            return read(message)
         except Exited as gone:
             guest.kill()
             words = sandbox.last_line(guest.log.whole()) or f"exit code {gone.code}"
@@ -156,8 +205,11 @@ class Preflight:
             return Rehearsed("" if over.what == "memory" else str(over), in_time=False)
         except Junk as junk:
             return Rehearsed(f"spoke out of turn: {junk}")
-        finally:
-            cage.erase(folder)
+
+    def close(self) -> None:
+        """Kill it, with everything it started, and remove its folder."""
+        self._guest.kill()
+        cage.erase(self._folder)
 
 
 def quiet(bench: Bench, stop: Stop) -> Bench:
@@ -176,11 +228,12 @@ def read(message: dict[str, object]) -> Rehearsed:
         value if isinstance(value, int | float) and 0 <= value < 1e15 else 0
         for value in (
             message.get(name)
-            for name in ("parameters", "bytes_per_token", "batch_tokens")
+            for name in ("parameters", "bytes_per_token", "batch_tokens", "cpu_seconds")
         )
     ]
     words = one_line(fault)[:300] if isinstance(fault, str) else "said nothing"
-    return Rehearsed(words, int(numbers[0]), float(numbers[1]), int(numbers[2]))
+    count, each, batch, used = numbers
+    return Rehearsed(words, int(count), float(each), int(batch), float(used))
 
 
 def broken_contract(source: str) -> str:

@@ -18,7 +18,6 @@ import argparse
 import itertools
 import json
 import random
-import resource
 import statistics
 import sys
 import tempfile
@@ -138,11 +137,16 @@ def preflight_of(every):
     know how a rehearsal checks.
     """
     first, second = edits.flagship("gpu"), edits.flagship("gpu", later=True)
+    sets = (
+        (first, "broken", edits.broken(first)),
+        (first, "sound", edits.sound(first)),
+        (second, "broken later", edits.later(second, edits.LATER_BROKEN)),
+        (second, "sound later", edits.later(second, edits.LATER_SOUND)),
+    )
     tried = [
-        *rehearsals(first, "broken", edits.broken(first)[::every]),
-        *rehearsals(first, "sound", edits.sound(first)[::every]),
-        *rehearsals(second, "broken later", edits.later(second, edits.LATER_BROKEN)),
-        *rehearsals(second, "sound later", edits.later(second, edits.LATER_SOUND)),
+        one
+        for source, part, files in sets
+        for one in rehearsals(source, part, files[::every])
     ]
     broken = [t for t in tried if t.part.startswith("broken")]
     sound = [t for t in tried if t.part.startswith("sound")]
@@ -173,6 +177,17 @@ class Tried:
     cpu: float
 
 
+class Counting(preflight.Preflight):
+    """Preflight that remembers how much CPU time its last rehearsal took."""
+
+    cpu_seconds = 0.0
+
+    def rehearse(self, source):
+        found = super().rehearse(source)
+        self.cpu_seconds = found.cpu_seconds
+        return found
+
+
 def share(tried):
     """Of those that were refused."""
     return round(statistics.fmean(bool(t.why) for t in tried), 3)
@@ -196,14 +211,15 @@ def rehearsals(source, part, files):
         bench = Bench(
             lab, found, terms, Stop(), lambda candidate, progress: None, walls
         )
-        check = preflight.Preflight(bench, ledger)
+        check = Counting(bench, ledger)
         check(baseline)  # the champion itself
         for name, text in files:
-            begun, used = time.monotonic(), cpu_seconds()
+            begun = time.monotonic()
             why = check(Proposal(None, name, text, git_blob(source), "x"))
-            cpu = cpu_seconds() - used
-            yield Tried(part, name, why, time.monotonic() - begun, cpu)
-            print(f"{part:<12} {cpu:5.1f} s  {name}: {why}", file=sys.stderr)
+            seconds = time.monotonic() - begun
+            yield Tried(part, name, why, seconds, check.cpu_seconds)
+            said = f"{seconds:5.1f} s ({check.cpu_seconds:.1f} CPU)"
+            print(f"{part:<12} {said}  {name}: {why}", file=sys.stderr)
         check.close()
 
 
@@ -258,16 +274,6 @@ def idle_of(runs, think_seconds, run_seconds):
         "idle_by_the_model": authors.count(server.spec),
         "idle_by_search": authors.count("search"),
     }
-
-
-def cpu_seconds():
-    """Of this process and of all it has waited for."""
-    return sum(
-        used.ru_utime + used.ru_stime
-        for used in map(
-            resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
-        )
-    )
 
 
 def main():

@@ -1,8 +1,11 @@
 """Preflight: the broken are caught before they cost a run, the sound pass."""
 
+import os
+import signal
+
 import pytest
 
-from autoresearch import apparatus, founding, night, preflight
+from autoresearch import apparatus, founding, night, preflight, rehearsal
 from autoresearch.cage import Stop
 from autoresearch.experiment import Proposal
 from autoresearch.lab import Lab
@@ -47,7 +50,9 @@ def flight(lab):
     bench = Bench(
         lab, found, terms, Stop(), lambda candidate, progress: None, nights.walls()
     )
-    return preflight.Preflight(bench, Ledger(lab.ledger))
+    found = preflight.Preflight(bench, Ledger(lab.ledger))
+    yield found
+    found.close()
 
 
 @pytest.mark.parametrize("name", CAUGHT)
@@ -149,3 +154,54 @@ def test_a_forged_answer_is_read_as_what_it_is():
     assert len(said.fault) <= 300
     assert said.parameters == 0
     assert preflight.read({}).fault == "said nothing"
+
+
+@pytest.fixture
+def small_flight(tmp_path):
+    """Preflight of lab line: (it, a file that passes)."""
+    lab = nights.line_lab(tmp_path / "lab")
+    asked = night.Options(proposers=("mailbox",))
+    with night.opened(lab, asked, Stop()) as (opened, _):
+        flight = preflight.Preflight(opened.bench, opened.books.ledger)
+        yield flight, lab.read("train.py")
+        flight.close()
+
+
+def test_no_file_runs_in_a_process_that_ran_another(small_flight):
+    flight, good = small_flight
+    leaves = "import builtins\nbuiltins.mark = 1\nopen('mark', 'w').close()\n"
+    looks = "import builtins, os\nassert not hasattr(builtins, 'mark')\nassert not os.path.exists('mark')\n"
+
+    assert flight.rehearse(leaves + good).fault == ""
+    assert flight.rehearse(looks + good).fault == ""
+
+
+def test_a_guest_that_died_while_it_waited_is_not_the_fault_of_a_file(small_flight):
+    flight, good = small_flight
+    assert flight.rehearse(good).fault == ""
+
+    for pid in flight._waiting._guest.pids():
+        os.kill(pid, signal.SIGKILL)
+
+    found = flight.rehearse(good)
+    assert found.fault == ""
+    assert found.in_time
+
+
+def test_a_night_that_is_over_leaves_nobody_waiting(small_flight):
+    flight, good = small_flight
+    flight.rehearse(good)
+    lab = flight._bench.lab
+    assert nights.guests_of(lab)
+
+    flight.close()
+
+    nights.wait_for(lambda: not nights.guests_of(lab), what="the end of all guests")
+    assert flight(Proposal(None, "x", good, "", "m")) == ""
+
+
+def test_numbers_that_a_file_writes_down_are_not_changed_under_it():
+    found = rehearsal.numbers_in("a = 2**13\nb = 1 << 9\nc = nn.Embedding(4096, 8)\n")
+
+    assert {8192, 512, 4096, 8} <= found
+    assert len(rehearsal.numbers_in("x = 9 ** 9 ** 9 ** 9\n")) == 2  # and ends

@@ -31,7 +31,7 @@ from autoresearch.proposers import Proposer
 
 HALF_LIFE = 25.0  # experiments of that arm, after which a gain counts half
 FLOOR = 0.3  # share of all proposals that is split evenly among the arms
-PRIOR_WEIGHT = 1.0  # of one gain of the typical size that every arm is credited with
+PRIOR_WEIGHT = 2.0  # gains of the typical size that every arm is credited with
 REFUSED_SHARE = 0.1  # of a run: what a proposal that never ran is counted as
 CURIOSITY = 0.5  # of UCB
 
