@@ -5,6 +5,7 @@ import re
 import sys
 import tomllib
 import types
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -99,16 +100,28 @@ def test_a_back_end_whose_window_is_one_off_is_not_chosen(monkeypatch):
     first = {"wrong": one_more, "absent": absent}
     groups = [first, {"right": lambda: train.masked}, {"never tried": None}]
 
-    assert train.fastest(groups, 8, "cpu")[0] == "right"
+    assert train.fastest(groups, 8, "cpu", False)[0] == "right"
     with pytest.raises(RuntimeError, match="no attention works"):
-        train.fastest([first], 8, "cpu")
+        train.fastest([first], 8, "cpu", False)
+
+
+def test_processes_that_serve_take_the_first_that_is_right_however_fast_another_is(
+    monkeypatch,
+):
+    train = load(monkeypatch)
+    taken = {"slow": 2.0, "quick": 1.0}
+    train.fastest.__globals__["seconds_of"] = lambda attend, *_: taken[attend]
+    group = {name: partial(str, name) for name in taken}
+
+    assert train.fastest([group], 8, "cpu", False)[0] == "quick"
+    assert train.fastest([group], 8, "cpu", True)[0] == "slow"
 
 
 def test_back_ends_are_chosen_while_a_model_is_served(monkeypatch):
     train = load(monkeypatch)
 
     with torch.inference_mode():
-        name, _ = train.fastest([{"plain": train.causal}], 32, "cpu")
+        name, _ = train.fastest([{"plain": train.causal}], 32, "cpu", True)
 
     assert name == "plain"
 
@@ -117,7 +130,7 @@ def test_choosing_back_ends_spends_none_of_the_runs_randomness(monkeypatch):
     train = load(monkeypatch)
     state = torch.get_rng_state()
 
-    train.fastest([{"plain": train.causal}], 32, "cpu")
+    train.fastest([{"plain": train.causal}], 32, "cpu", True)
 
     assert torch.equal(state, torch.get_rng_state())
 
