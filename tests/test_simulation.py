@@ -6,7 +6,7 @@ from statistics import fmean, stdev
 
 import pytest
 
-from autoresearch import levels, noise, simulation
+from autoresearch import levels, simulation
 from autoresearch.policy import named
 from autoresearch.program import POLICIES
 from autoresearch.simulation import Noise, night, replayed, same_effect, spike_and_slab

@@ -48,6 +48,8 @@ HOPELESS = 0.5
 # settle the matter for free in about 5 / rate runs; what is lost if the night (of some
 # 100 runs) ends before is the gain at stake. So: stake * 5 / rate / 100 > 1.5 * rate.
 STAKE = 30.0
+RATE, RATE_RUNS = 0.45, 10
+AT_ONCE_UNTOLD = 4.5
 # Student's correction alone would ask 20 standard deviations of the first large gains
 # (three baseline runs leave 2 degrees of freedom) and cost a night 4 % of its gain. The
 # false keeps that the milder one lets through are in the measured rate.
@@ -105,11 +107,12 @@ class NoiseAware:
         """The same, for a candidate that has runs and where noise is known."""
         champion = history.champion
         assert champion is not None
-        if len(scores) == 1 < len(champion.values) and known.degrees < LEARNED:
-            return "candidate"  # whatever it is worth, it tells what a run is worth
         price = self.price(history.change or Change(0, 0), known)
         standing = self.standing(scores, history, known, price)
         runs = len(scores)
+        if runs == 1 < len(champion.values) and known.degrees < LEARNED:
+            if AT_ONCE <= standing.deviate < AT_ONCE_UNTOLD:
+                return "candidate"
         again = looked_at_before(scores, history)
         if proven(standing, runs + again):
             return "champion" if stale(history) else "nothing"
@@ -188,7 +191,8 @@ class NoiseAware:
         spread = math.sqrt(candidate.variance + reigning.variance)
         first = next(iter(found.values()), reigning)
         gained = max(reigning.mean, start.mean) - first.mean
-        rate = max(0.0, gained) / max(1, sum(map(len, history.replicates)))
+        runs = sum(map(len, history.replicates))
+        rate = (max(0.0, gained) + RATE * RATE_RUNS) / (runs + RATE_RUNS)
         return Standing(
             noise.as_normal(z, known.degrees + PRIOR_DEGREES),
             ahead / spread,
