@@ -6,8 +6,9 @@ The nights are decided by the package's own policies (autoresearch/simulation.py
 textbook designs that test each candidate alone stand beside them: a group-sequential
 one (its boundaries by dynamic programming) and an always-valid e-value. 120 runs a
 night for gains, 100 experiments for rates. Intervals are 95 %, over nights; ratios to
-greedy are of nights with the same ideas. Runs that close a night are in its 120; after
-100 experiments they come on top, and are counted as runs. --curve adds the trade-off to choose from.
+greedy are of nights with the same ideas. Runs that close a night are among its 120;
+after 100 experiments they come on top, and are counted as runs. --curve adds the
+trade-off to choose from.
 """
 
 import argparse
