@@ -3,8 +3,8 @@
 The final score is predicted from the loss so far, and from what the train.py that it
 started from scored on that seed, by what this ledger's finished runs show, with the
 scatter they show. A run ends when even a prediction that is wrong by more than any
-before would leave it worse than what it has to beat. Where losses tell nothing, a run
-is held to be as good as its parent and is not ended.
+before would leave it worse than what it has to beat. Where losses told nothing of
+scores so far, no run is ended.
 
 Promises: off until FEWEST runs of this series have finished. train.py's losses are
 claims, but they can only end its own run, never win. A tenth of the runs that would
@@ -38,6 +38,7 @@ LOOKS = (0.1, 0.2, 0.3, 0.45, 0.6)
 WINDOW = 0.08  # of the budget, over which the reported losses are averaged
 FEWEST = 9  # finished runs with a curve
 SURE_Z = 3.0  # normal deviate of the prediction: one in a thousand
+FORETELLS_Z = 3.0  # standard errors that losses have to tell of scores at all
 SPARED = 0.1  # share of the would-be-killed that run on
 MOST_POINTS = 4096  # of a curve; more are thinned out
 
@@ -186,7 +187,7 @@ def hopeless(
     if here is None or len(known) < FEWEST:
         return None
     fit = plane(known)
-    if fit is None:
+    if fit is None or not fit.foretells(lower_is_better=lower_is_better):
         return None
     predicted, error = fit.at(here, parent)
     worse = predicted - bar if lower_is_better else bar - predicted
@@ -211,6 +212,11 @@ class Plane:
     degrees: int
     worst: float  # how much the luckiest past run ended below its prediction
     best: float  # how much one ended above it
+
+    def foretells(self, *, lower_is_better: bool) -> bool:
+        """Whether lower losses did end better, beyond doubt."""
+        slope = self.slope[0] if lower_is_better else -self.slope[0]
+        return slope > FORETELLS_Z * self.sd * math.sqrt(self.inverse[0])
 
     def at(self, loss: float, parent: float) -> tuple[float, float]:
         """(predicted score, standard error of one run around it)."""
