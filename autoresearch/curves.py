@@ -1,8 +1,10 @@
 """End a hopeless run early, on the learning curve that train.py reports.
 
-The final score is predicted from the loss so far by what this ledger's finished runs
-show, with the scatter they show. A run ends when even a prediction that is wrong by
-more than any before would leave it worse than what it has to beat.
+The final score is predicted from the loss so far, and from what the train.py that it
+started from scored on that seed, by what this ledger's finished runs show, with the
+scatter they show. A run ends when even a prediction that is wrong by more than any
+before would leave it worse than what it has to beat. Where losses told nothing of
+scores so far, no run is ended.
 
 Promises: off until FEWEST runs of this series have finished. train.py's losses are
 claims, but they can only end its own run, never win. A tenth of the runs that would
@@ -32,10 +34,11 @@ from autoresearch import noise
 from autoresearch.experiment import Curve, Hopeless
 
 # When a run is looked at, as a share of its budget. Few looks: each is a chance to err.
-LOOKS = (0.15, 0.25, 0.4, 0.55, 0.7)
+LOOKS = (0.1, 0.2, 0.3, 0.45, 0.6)
 WINDOW = 0.08  # of the budget, over which the reported losses are averaged
-FEWEST = 12  # finished runs with a curve
-SURE_Z = 2.9  # normal deviate of the prediction: two in a thousand
+FEWEST = 9  # finished runs with a curve
+SURE_Z = 3.0  # normal deviate of the prediction: one in a thousand
+FORETELLS_Z = 3.0  # standard errors that losses have to tell of scores at all
 SPARED = 0.1  # share of the would-be-killed that run on
 MOST_POINTS = 4096  # of a curve; more are thinned out
 
@@ -54,6 +57,7 @@ class Finished:
     curve: Curve
     score: float
     schedule: bool  # whether its change touches the schedule
+    parent: float | None  # what its parent scored on that seed; None: nobody knows
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +81,7 @@ class Outlook:
         self,
         past: Sequence[Finished],
         bar: float,
+        parent: float | None,
         *,
         schedule: bool,
         spare: bool,
@@ -85,6 +90,7 @@ class Outlook:
         self.schedule = schedule
         self.spared: Hopeless | None = None  # None: nothing would have ended it
         self._past, self._bar, self._spare = past, bar, spare
+        self._parent = parent
         self._lower_is_better = lower_is_better
         self._window: list[tuple[float, float]] = []
         self._samples: list[tuple[float, float]] = []
@@ -120,6 +126,7 @@ class Outlook:
             self.curve,
             self._past,
             self._bar,
+            self._parent,
             schedule=self.schedule,
             lower_is_better=self._lower_is_better,
         )
@@ -156,29 +163,33 @@ def hopeless(
     curve: Curve,
     past: Sequence[Finished],
     bar: float,
+    parent: float | None,
     *,
     schedule: bool,
     lower_is_better: bool,
 ) -> Hopeless | None:
     """Whether a run that has come this far may end: ask at every look, not between.
 
-    `bar` is the score that the candidate has to beat to be of any use. None: run on.
+    `bar` is the score that the candidate has to beat to be of any use, `parent` that of
+    the train.py it started from. None: run on.
     """
     look = max((look for look in LOOKS if curve and look <= curve[-1][0]), default=None)
-    if look is None or schedule:
+    if look is None or schedule or parent is None:
         return None
     here = loss_at(curve, look)
     known = [
-        (loss, run.score)
+        (loss, run.parent, run.score)
         for run in past
-        if not run.schedule and (loss := loss_at(run.curve, look)) is not None
+        if not run.schedule
+        and run.parent is not None
+        and (loss := loss_at(run.curve, look)) is not None
     ]
     if here is None or len(known) < FEWEST:
         return None
-    fit = line(known)
-    if fit is None:
+    fit = plane(known)
+    if fit is None or not fit.foretells(lower_is_better=lower_is_better):
         return None
-    predicted, error = fit.at(here)
+    predicted, error = fit.at(here, parent)
     worse = predicted - bar if lower_is_better else bar - predicted
     surprise = fit.worst if lower_is_better else fit.best
     if error <= 0 or worse <= surprise:
@@ -189,39 +200,59 @@ def hopeless(
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
-    """A straight line through (loss, final score), by least squares."""
+class Plane:
+    """(loss, parent's score) -> final score, by least squares."""
 
-    start: float
-    slope: float
-    middle: float  # mean loss
-    width: float  # sum of squared distances from it
+    mean: tuple[float, float, float]  # of loss, parent's score, final score
+    slope: tuple[float, float]
+    # Inverse of the matrix of squares and products of loss and parent, around the mean.
+    inverse: tuple[float, float, float]  # loss loss, loss parent, parent parent
     sd: float  # of the scatter
     count: int
+    degrees: int
     worst: float  # how much the luckiest past run ended below its prediction
     best: float  # how much one ended above it
 
-    @property
-    def degrees(self) -> int:
-        return self.count - 2
+    def foretells(self, *, lower_is_better: bool) -> bool:
+        """Whether lower losses did end better, beyond doubt."""
+        slope = self.slope[0] if lower_is_better else -self.slope[0]
+        return slope > FORETELLS_Z * self.sd * math.sqrt(self.inverse[0])
 
-    def at(self, loss: float) -> tuple[float, float]:
+    def at(self, loss: float, parent: float) -> tuple[float, float]:
         """(predicted score, standard error of one run around it)."""
-        lever = 1 + 1 / self.count + (loss - self.middle) ** 2 / self.width
-        return self.start + self.slope * loss, self.sd * math.sqrt(lever)
+        x, z = loss - self.mean[0], parent - self.mean[1]
+        a, b, c = self.inverse
+        lever = 1 + 1 / self.count + a * x * x + 2 * b * x * z + c * z * z
+        predicted = self.mean[2] + self.slope[0] * x + self.slope[1] * z
+        return predicted, self.sd * math.sqrt(lever)
 
 
-def line(points: Sequence[tuple[float, float]]) -> Line | None:
-    """The fit; None: all losses equal, or better losses end worse."""
-    middle, mean = fmean(x for x, _ in points), fmean(y for _, y in points)
-    width = sum((x - middle) ** 2 for x, _ in points)
-    if width <= 0:
+def plane(points: Sequence[tuple[float, float, float]]) -> Plane | None:
+    """The fit; None: all losses equal.
+
+    While there was one parent only, its children differ from it as their losses do.
+    """
+    mean = tuple(fmean(column) for column in zip(*points, strict=True))
+    off = [(x - mean[0], z - mean[1], y - mean[2]) for x, z, y in points]
+    xx, xz, zz, xy, zy = (
+        sum(p[i] * p[j] for p in off)
+        for i, j in ((0, 0), (0, 1), (1, 1), (0, 2), (1, 2))
+    )
+    whole = xx * zz - xz * xz
+    if xx <= 0:
         return None
-    slope = sum((x - middle) * (y - mean) for x, y in points) / width
-    start = mean - slope * middle
-    off = [y - start - slope * x for x, y in points]
-    sd = math.sqrt(sum(o * o for o in off) / max(1, len(points) - 2))
-    return Line(start, slope, middle, width, sd, len(points), -min(off), max(off))
+    if whole > 1e-9 * xx * zz:
+        inverse = (zz / whole, -xz / whole, xx / whole)
+        slope = ((zz * xy - xz * zy) / whole, (xx * zy - xz * xy) / whole)
+    else:  # one parent, or parents in step with losses
+        inverse, slope = (1 / xx, 0.0, 0.0), (xy / xx, 0.0)
+    left = [y - slope[0] * x - slope[1] * z for x, z, y in off]
+    degrees = len(points) - (3 if inverse[2] else 2)
+    sd = math.sqrt(sum(o * o for o in left) / max(1, degrees))
+    return Plane(
+        (mean[0], mean[1], mean[2]), slope, inverse, sd, len(points), degrees,
+        -min(left), max(left),
+    )  # fmt: skip
 
 
 def packed(curve: Curve) -> str | None:

@@ -70,6 +70,7 @@ class Training:
         self._started = 0.0
         self._reported = 0.0
         self._loss: float | None = None
+        self._losses: list[float] = []  # since the last message
         self.tokens_seen = 0
         self.steps = 0
         self.seed = host.terms.seed
@@ -111,19 +112,25 @@ class Training:
         self.steps += 1
         if time.monotonic() - self._reported > REPORT_EVERY_SECONDS:
             self._reported = time.monotonic()
+            shown, self._losses = self._losses, []
             self._host.report(
                 {
                     "say": "progress",
                     "progress": self.progress,
                     "tokens": self.tokens_seen,
                     "steps": self.steps,
-                    "loss": self._loss,
+                    "loss": sum(shown) / len(shown) if shown else self._loss,
                 }
             )
 
     def report(self, loss: float) -> None:
-        """Tell the live view the training loss, in nats per token."""
+        """Tell the live view the training loss, in nats per token.
+
+        A mean of those since it was last told: one step's loss says more of its batch
+        than of the model.
+        """
         self._loss = float(loss)
+        self._losses.append(self._loss)
 
     def batches(self, rows: int, context: int) -> "Iterator[tuple[Tensor, Tensor]]":
         """Yield x, y, int64 (rows, context), on the device until the budget is used.

@@ -636,17 +636,22 @@ class Ledger:
         """First runs with a curve, and of the spared whether they beat their bar."""
         sign = 1.0 if self.lower_is_better else -1.0
         found = self.db.execute(
-            "select curve, value, schedule, spared from run r where series = ?"
-            " and curve is not null and occasion = 'verdict' and id ="
-            " (select min(id) from run where experiment = r.experiment) order by id",
+            "select curve, r.value, schedule, spared, (select p.value from run p"
+            " join experiment on number = p.experiment where blob = e.parent"
+            " and p.seed = r.seed and p.series = r.series order by p.id limit 1)"
+            " from run r join experiment e on e.number = r.experiment"
+            " where r.series = ? and curve is not null and occasion = 'verdict'"
+            " and id = (select min(id) from run where experiment = r.experiment)"
+            " order by id",
             (series,),
         )
         told: list[tuple[curves.Finished, bool | None]] = []
-        for curve, value, schedule, spared in found:
+        for curve, value, schedule, spared, parent in found:
             points = curves.unpacked(curve)
             bar = json.loads(spared)["bar"] if spared else None
             won = None if bar is None else sign * value < sign * bar
-            told.append((curves.Finished(points, value, bool(schedule)), won))
+            run = curves.Finished(points, value, bool(schedule), parent)
+            told.append((run, won))
         return tuple(told)
 
     def ended_early(self, series: str) -> tuple[float, ...]:

@@ -25,7 +25,7 @@ from autoresearch.context import PLATEAU
 from autoresearch.curves import Finished, Outlook, spared, touches_schedule
 from autoresearch.errors import Failed, LabError, Stopped
 from autoresearch.evaluator import with_holdout
-from autoresearch.evidence import Evidence
+from autoresearch.evidence import Evidence, runs_of
 from autoresearch.experiment import (
     HARNESS,
     PERSON,
@@ -410,14 +410,22 @@ def outlook_for(night: Night, asked: Asked) -> Outlook | None:
     champion = asked.known.history().champion
     if champion is None or not night.books.program.early_kill:
         return None
-    luck = asked.known.luck.of.get(seed_of(night.seed, 0), 0.0)
+    seed = seed_of(night.seed, 0)
+    luck = asked.known.luck.of.get(seed, 0.0)
     return Outlook(
         asked.past,
         fmean(champion.values) + luck,
+        score_on(asked.known, asked.candidate.proposal.parent, seed),
         schedule=asked.schedule,
         spare=spared(night.seed, number_of(asked.candidate.proposal)),
         lower_is_better=night.bench.apparatus.lower_is_better,
     )
+
+
+def score_on(known: Evidence, blob: str, seed: int) -> float | None:
+    """What a train.py scored on a seed, as measured; None: it did not run there."""
+    runs = (run for row in known.rows if row.blob == blob for run in runs_of(row))
+    return next((value for one, value in runs if one == seed), None)
 
 
 def record(night: Night, done: Trial) -> Row:

@@ -499,13 +499,13 @@ def kills(effects: Effects, made: Curves, seed: int, experiments: int = 100) -> 
     rng = random.Random(f"curves {seed}")
     past: list[curves.Finished] = []
     spared: list[bool] = []
-    best, saved, killed, false = 0.0, 0.0, 0, 0
+    best, parent, saved, killed, false = 0.0, rng.gauss(0, 1), 0.0, 0, 0
     for number in range(experiments):
         score = best - effects(rng) + rng.gauss(0, 1)
         schedule = rng.random() < made.schedule
         told = schedule and rng.random() >= made.hidden
         curve = drawn_curve(rng, score, made, schedule=schedule)
-        ended = first_hopeless(curve, past, best, told)
+        ended = first_hopeless(curve, past, best, parent, told)
         if ended is not None and not curves.spared(seed, number):
             killed += 1
             saved += 1 - ended.progress
@@ -513,20 +513,27 @@ def kills(effects: Effects, made: Curves, seed: int, experiments: int = 100) -> 
             continue
         if ended is not None:
             spared.append(score < best)
-        past.append(curves.Finished(curve, score, told))
+        past.append(curves.Finished(curve, score, told, parent))
         if score < best - 2:
-            best = score + 1  # a champion's mean is less lucky than its first run
+            parent, best = (
+                score,
+                score + 1,
+            )  # a champion's mean is less lucky than its first run
     return Kills(saved / experiments, killed, false, tuple(spared))
 
 
 def first_hopeless(
-    curve: Curve, past: Sequence[curves.Finished], bar: float, schedule: bool
+    curve: Curve,
+    past: Sequence[curves.Finished],
+    bar: float,
+    parent: float,
+    schedule: bool,
 ) -> Hopeless | None:
     """Look at a run as the loop does: while it goes on."""
     for look in curves.LOOKS:
         so_far = tuple(point for point in curve if point[0] <= look)
         ended = curves.hopeless(
-            so_far, past, bar, schedule=schedule, lower_is_better=True
+            so_far, past, bar, parent, schedule=schedule, lower_is_better=True
         )
         if ended is not None:
             return ended

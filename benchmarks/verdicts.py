@@ -1,12 +1,14 @@
 """Which verdicts can be believed? Every policy in nights where the truth is known.
 
-    python benchmarks/verdicts.py --nights 500 --json
+    python benchmarks/verdicts.py --nights 1000 --json
 
 The nights are decided by the package's own policies (autoresearch/simulation.py). Two
 textbook designs that test each candidate alone stand beside them: a group-sequential
 one (its boundaries by dynamic programming) and an always-valid e-value. 120 runs a
 night for gains, 100 experiments for rates. Intervals are 95 %, over nights; ratios to
-greedy are of nights with the same ideas. --curve adds the trade-off to choose from.
+greedy are of nights with the same ideas. Runs that close a night are among its 120;
+after 100 experiments they come on top, and are counted as runs. --curve adds the
+trade-off to choose from.
 """
 
 import argparse
@@ -33,7 +35,8 @@ SDS = (0.0003, 0.0005, 0.001, 0.002)  # measured in different labs
 SIGNALS = (0.5, 1.0, 2.0, 4.0, 8.0)  # mean real gain, in sd
 LOW_SIGNALS = (0.5, 1.0, 2.0)  # most real gains are below two sd
 FITTED = 1.0  # mean real gain late in recorded nights, in sd
-SHAPES = ("normal", "heavy", "drift", "seeds")
+NAMED = ("normal", "heavy", "drift")  # the shapes that the numbers to reach speak of
+SHAPES = (*NAMED, "seeds")  # and ours: most of the noise is the seeds', as on a CPU
 SEED_SHARE = 0.8  # of the variance, in shape "seeds": a CPU with a token budget
 INTERACTION = 0.4  # of that, no other train.py's: as on the recorded night
 MAIN = ["greedy", "noise-aware"]
@@ -333,7 +336,7 @@ def curve(pool, options, show):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--nights", type=int, default=500)
+    parser.add_argument("--nights", type=int, default=1000)
     parser.add_argument("--cores", type=int, default=multiprocessing.cpu_count())
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--curve", action="store_true")
@@ -351,16 +354,19 @@ def main():
             curve(pool, options, show)
     show(f"\n{time.perf_counter() - begun:.0f} s on {options.cores} cores")
     ours = rated["noise-aware"]
+    reached = {k: v for k, v in lows.items() if k[0] == "noise-aware"}
+    named_shapes = {k: v for k, v in reached.items() if k[2] in NAMED}
     found = {
         "false_keeps_per_night": ours[0],
         "kept_2sd": ours[1],
         "kept_1sd": ours[2],
         "runs_per_experiment": ours[3],
-        "gain_ratio_worst_low": min(
-            v for k, v in lows.items() if k[0] == "noise-aware"
-        ),
+        "gain_ratio_worst_low": min(named_shapes.values()),
         "gain_ratio_low_signal_low": min(
-            v for k, v in lows.items() if k[0] == "noise-aware" and k[1] in LOW_SIGNALS
+            v for k, v in named_shapes.items() if k[1] in LOW_SIGNALS
+        ),
+        "gain_ratio_seeds_worst_low": min(
+            v for k, v in reached.items() if k not in named_shapes
         ),
         "claim_bias": bias["noise-aware", FITTED, "normal"],
         "coverage": cover["noise-aware", FITTED, "normal"],

@@ -23,20 +23,21 @@ def night(count=20, seed=1, spread=0.05):
     """Finished runs whose losses foretell their scores, with some scatter."""
     rng = random.Random(seed)
     ends = [rng.uniform(1.0, 2.0) for _ in range(count)]
-    return [Finished(curve(e), e + rng.gauss(0, spread), False) for e in ends]
+    return [Finished(curve(e), e + rng.gauss(0, spread), False, 1.5) for e in ends]
 
 
 def asked(so_far, past, bar, **more):
     options = {"schedule": False, "lower_is_better": True, **more}
-    return hopeless(so_far, past, bar, **options)
+    parent = options.pop("parent", 1.5 if options["lower_is_better"] else -1.5)
+    return hopeless(so_far, past, bar, parent, **options)
 
 
 def test_a_run_that_is_far_behind_ends_early_and_the_reason_says_why():
     found = asked(curve(2.0, 0.3), night(), 1.0)
 
-    assert found.progress == 0.25
+    assert found.progress == 0.3
     assert found.predicted == pytest.approx(2.0, abs=0.1)
-    assert "ended early at 25%" in found.reason
+    assert "ended early at 30%" in found.reason
 
 
 def test_a_run_that_may_still_win_goes_on():
@@ -50,21 +51,21 @@ def test_it_is_off_until_there_is_enough_history():
 
 
 def test_a_change_of_the_schedule_is_never_ended_and_never_taught_from():
-    changed = [Finished(f.curve, f.score, True) for f in night()]
+    changed = [Finished(f.curve, f.score, True, 1.5) for f in night()]
 
     assert asked(curve(2.0, 0.3), night(), 1.0, schedule=True) is None
     assert asked(curve(2.0, 0.3), changed, 1.0) is None
 
 
 def test_what_once_recovered_is_not_called_hopeless_again():
-    recovered = Finished(curve(2.0), 1.0, False)
+    recovered = Finished(curve(2.0), 1.0, False, 1.5)
 
     assert asked(curve(1.9, 0.3), night(), 1.0) is not None
     assert asked(curve(1.9, 0.3), [*night(), recovered], 1.0) is None
 
 
 def test_a_metric_that_should_rise_is_judged_the_other_way():
-    past = [Finished(f.curve, -f.score, False) for f in night()]
+    past = [Finished(f.curve, -f.score, False, -1.5) for f in night()]
 
     assert asked(curve(2.0, 0.3), past, -1.0, lower_is_better=False) is not None
     assert asked(curve(1.05, 0.3), past, -1.0, lower_is_better=False) is None
@@ -72,9 +73,37 @@ def test_a_metric_that_should_rise_is_judged_the_other_way():
 
 def test_a_loss_that_foretells_nothing_ends_nothing():
     rng = random.Random(2)
-    past = [Finished(f.curve, rng.gauss(1.5, 1), False) for f in night(40)]
+    past = [Finished(f.curve, rng.gauss(1.5, 1), False, 1.5) for f in night(40)]
 
     assert asked(curve(2.0, 0.3), past, 1.0) is None
+
+
+def test_a_better_champion_is_no_reason_to_end_its_children():
+    """The recorded night ended all twelve that it met: losses told it nothing."""
+    rng = random.Random(3)
+    past = []
+    for step in range(40):
+        parent = 2.0 - 0.1 * (step // 10)
+        noisy = curve(rng.uniform(1.0, 2.0))
+        past.append(Finished(noisy, parent + rng.gauss(0, 0.01), False, parent))
+
+    assert asked(curve(1.5, 0.3), past, 1.5, parent=1.5) is None
+
+
+def test_a_run_that_falls_far_behind_its_parent_is_ended_whoever_reigns():
+    rng = random.Random(4)
+    past = []
+    for step in range(40):
+        parent = 2.0 - 0.1 * (step // 10)
+        end = parent + rng.uniform(-0.05, 0.5)
+        past.append(Finished(curve(end), end + rng.gauss(0, 0.01), False, parent))
+
+    assert asked(curve(2.1, 0.3), past, 1.6, parent=1.6) is not None
+    assert asked(curve(1.61, 0.3), past, 1.6, parent=1.6) is None
+
+
+def test_a_run_whose_parent_was_never_measured_goes_on():
+    assert asked(curve(2.0, 0.3), night(), 1.0, parent=None) is None
 
 
 @given(

@@ -284,19 +284,24 @@ class TestNoiseAware:
         assert NOISE_AWARE.wants(scores(1.01), LATER) == "nothing"
         assert NOISE_AWARE.decide(scores(1.01), LATER, NONE).reason.startswith("worse")
 
-    def test_the_first_candidates_run_twice_to_tell_what_a_run_is_worth(self):
+    def test_while_noise_is_hardly_known_a_large_gain_runs_once_more(self):
         twice = (1.0, 1.001)
         early = History(champion(*twice), (twice,))  # one difference is all there is
 
-        assert NOISE_AWARE.wants(scores(1.01), early) == "candidate"
-        assert NOISE_AWARE.wants(scores(1.01, 1.011), early) == "nothing"
+        assert NOISE_AWARE.wants(scores(0.9970), early) == "candidate"
+        assert NOISE_AWARE.wants(scores(1.01), early) == "nothing"
+        assert NOISE_AWARE.wants(scores(0.98), early) == "nothing"  # far beyond that
 
     def test_a_winner_beyond_all_luck_needs_no_second_run(self):
         assert NOISE_AWARE.wants(scores(0.98), LATER) == "nothing"
         assert NOISE_AWARE.decide(scores(0.98), LATER, NONE).decision == "keep"
 
     def test_what_is_promising_is_run_on_fresh_seeds(self):
-        assert NOISE_AWARE.wants(scores(0.9963), BEFORE) == "candidate"
+        late = seen(*line(*[0.0] + [0.005] * 25))
+
+        assert NOISE_AWARE.wants(scores(0.9963), late) == "candidate"
+        # Early in a night the next gains are likely to settle it for nothing.
+        assert NOISE_AWARE.wants(scores(0.9963), BEFORE) == "nothing"
 
     def test_the_run_that_made_it_promising_has_no_vote(self):
         lucky = scores(0.9963, 1.004)
@@ -338,6 +343,28 @@ class TestNoiseAware:
 
         assert NOISE_AWARE.wants((), seen(*rows[:50])) == "candidate"
         assert NOISE_AWARE.wants((), seen(*rows)) == "champion"
+
+    def test_what_is_promising_when_the_night_ends_gets_a_second_look(self):
+        night = seen(*line(0.0, -0.003))
+
+        assert NOISE_AWARE.closing(night, 50) is None
+        assert NOISE_AWARE.closing(night, 0) == "1"
+
+    def test_all_runs_of_a_second_look_are_fresh_and_there_is_one_only(self):
+        rows = line(0.0, -0.003)
+        own = Candidate(Proposal(9, "again", "X = 1\n", "0", "autoresearch"), "1")
+        again = tuple(
+            replace(s, run=replace(s.run, candidate=own))
+            for s in scores(0.9960, 0.9965)
+        )
+        looked = (*rows, replace(rows[1], number=9))
+
+        assert NOISE_AWARE.decide(again, seen(*rows), NONE).decision == "keep"
+        assert NOISE_AWARE.closing(seen(*looked), 0) is None
+
+    def test_a_night_without_promise_ends_as_it_is(self):
+        assert NOISE_AWARE.closing(seen(*line(0.0, 0.005, 0.004)), 0) is None
+        assert NOISE_AWARE.closing(History(None), 0) is None
 
     def test_never_runs_a_candidate_for_ever(self):
         values = [0.9975]

@@ -113,7 +113,7 @@ def test_a_change_that_is_slow_by_itself_counts_at_once(tmp_path):
 
 
 def test_a_repeated_run_is_followed_from_its_start():
-    outlook = Outlook((), 1.0, schedule=False, spare=False, lower_is_better=True)
+    outlook = Outlook((), 1.0, None, schedule=False, spare=False, lower_is_better=True)
     once = [outlook(share / 100, 2.0) for share in range(100)]
     before = outlook.curve
     outlook.forget()

@@ -10,7 +10,8 @@ champion's beyond doubt. The run that made it promising has no vote, so the test
 ordinary one and stays honest however promising candidates were picked. As what is
 tested is everything since the champion, small gains add up until they are large enough
 to prove, and a night holds a few tests, not a hundred. A difference that could not be
-luck in a hundred tries is taken at once.
+luck in a hundred tries is taken at once. What is promising and unproven when the night
+ends gets its proof then, as a second look on seeds that it has not run with.
 
 Promises (measured in benchmarks/verdicts.py): at most one false champion expected in a
 hundred experiments that change nothing. Zero variance: greedy's verdicts. Noise that
@@ -33,9 +34,10 @@ from autoresearch.policy import Wanted, gain, looked_at_before, noise_of
 from autoresearch.policy.greedy import Greedy
 
 BASELINE_RUNS = 3
-# Differences that the noise has to rest on. Until then candidates run twice: a baseline
-# alone cannot tell the luck of its seeds, which all candidates share, from noise.
-LEARNED = 2
+# Differences that the noise has to rest on. Until then three baseline runs may have
+# agreed by chance, and what looks like three standard deviations may be one: it runs
+# once more, unless it is far beyond that.
+LEARNED, AT_ONCE_UNLEARNED = 2, 4.5
 MOST_RUNS = 6  # of one candidate
 # Normal deviates. After one run: what a hundred tries without effect do not reach by
 # luck. After 1, 2, ... fresh runs: a night tests a few candidates, each several times.
@@ -48,6 +50,9 @@ HOPELESS = 0.5
 # settle the matter for free in about 5 / rate runs; what is lost if the night (of some
 # 100 runs) ends before is the gain at stake. So: stake * 5 / rate / 100 > 1.5 * rate.
 STAKE = 30.0
+# What a run brings before the night has shown it, in noise units (the mixture of
+# `levels`), and how many runs that counts for.
+USUAL_RATE, USUAL_RUNS = 0.45, 10
 # Student's correction alone would ask 20 standard deviations of the first large gains
 # (three baseline runs leave 2 degrees of freedom) and cost a night 4 % of its gain. The
 # false keeps that the milder one lets through are in the measured rate.
@@ -55,8 +60,10 @@ PRIOR_DEGREES = 20
 REMEASURED_EVERY = 30  # experiments, times its runs: a champion is run once more
 DEMOTED_AT = 1.645  # normal deviate: the champion before was better, 95 % sure
 LARGEST_MARGIN = 1.5  # noise units that a removal may cost, however much it removes
-PROOF_RUNS = 3  # that are left of a night when the head of the line gets its proof
-WORTH_A_LOOK = 0.5  # its believed gain over its standard deviation
+# Runs that are left of a night when the head of the line gets its proof, and its
+# believed gain over its standard deviation. What it gains must also be more than the
+# same runs would bring with new ideas.
+PROOF_RUNS, WORTH_A_LOOK = 3, 0.5
 SIDE_BY_SIDE = 2  # champion runs during the candidate's, when the night drifts
 
 
@@ -105,11 +112,12 @@ class NoiseAware:
         """The same, for a candidate that has runs and where noise is known."""
         champion = history.champion
         assert champion is not None
-        if len(scores) == 1 < len(champion.values) and known.degrees < LEARNED:
-            return "candidate"  # whatever it is worth, it tells what a run is worth
         price = self.price(history.change or Change(0, 0), known)
         standing = self.standing(scores, history, known, price)
         runs = len(scores)
+        unlearned = runs == 1 < len(champion.values) and known.degrees < LEARNED
+        if unlearned and AT_ONCE <= standing.deviate < AT_ONCE_UNLEARNED:
+            return "candidate"
         again = looked_at_before(scores, history)
         if proven(standing, runs + again):
             return "champion" if stale(history) else "nothing"
@@ -188,11 +196,12 @@ class NoiseAware:
         spread = math.sqrt(candidate.variance + reigning.variance)
         first = next(iter(found.values()), reigning)
         gained = max(reigning.mean, start.mean) - first.mean
-        rate = max(0.0, gained) / max(1, sum(map(len, history.replicates)))
+        runs = sum(map(len, history.replicates))
+        rate = (max(0.0, gained) + USUAL_RATE * USUAL_RUNS) / (runs + USUAL_RUNS)
         return Standing(
             noise.as_normal(z, known.degrees + PRIOR_DEGREES),
             ahead / spread,
-            ahead / rate**2 if rate else math.inf,
+            ahead / rate**2,
         )
 
     def demoted(self, history: History) -> Champion | None:
