@@ -30,7 +30,7 @@ POWER = 2
 LEVELS = 64  # of claims, each with its usual reference
 # Of the rows that are claimed, this share is asked again; at least and at most. What a
 # few hundred rows cost on a GPU is not noticed beside its compiler.
-SHARE, MOST = 0.25, 4096
+SHARE, MOST = 0.33, 4096
 FEWEST = {"cpu": 512, "mps": 512, "cuda": 1024}
 SMOOTHING = 1.0  # added to each token's count
 

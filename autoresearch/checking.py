@@ -42,6 +42,7 @@ OTHERWISE = 1.16
 CAGES = {
     "full": "no network, no files but its own, another user; {facts}",
     "landlock": "no network, no files but its own, by the kernel's Landlock; {facts}",
+    "container": "no network, no files but its own, as another user; {facts}",
     "seatbelt": "no network, no files but its own, by macOS's Seatbelt",
     "none": "train.py runs as you, with a clock and limits but no walls; run only "
     "proposers you would let run code",

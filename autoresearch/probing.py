@@ -50,6 +50,8 @@ LEFT_OPEN: dict[str, set[str]] = {
         *("scratch without a limit", "other processes", "devices"),
         *("the harness's user",),
     },
+    # Signals and abstract sockets are denied by another user and by the filter.
+    "container": {"scratch without a limit", "other processes", "devices"},
     "seatbelt": {
         *("scratch without a limit", "other processes", "devices", "capabilities"),
         *("the harness's user", "new privileges", "unfiltered system calls"),
@@ -110,7 +112,7 @@ def best(lab: Lab, slot: Slot) -> tuple[Walls, str]:
 def survey(lab: Lab, slot: Slot, only: str | None = None) -> list[Findings]:
     """Probe level after level, best first, until one holds; all that was found."""
     found: list[Findings] = []
-    for candidate in walls.available(secrets(lab)):
+    for candidate in walls.available(secrets(lab), lab.folder):
         if only not in (None, candidate.level):
             continue
         found.append(probed(candidate, lab, slot))
@@ -238,7 +240,8 @@ def explained(level: str, findings: list[Findings]) -> str:
 
 NEEDS = {
     "landlock": f"Linux 6.12 or newer (Landlock {fence.NEEDED_ABI})",
-    "container": "a container runtime, and is not built; use full or landlock",
+    "container": "a container, in it a root harness whose Python and lab others can "
+    "reach (chmod o+x), and Linux 5.13 or newer (Landlock)",
     "seatbelt": "macOS",
     "none": "nothing",
 }
@@ -262,7 +265,7 @@ def remedy(missed: str) -> str:
         return "sudo sysctl -w kernel.unprivileged_userns_clone=1"
     if setting("/proc/sys/user/max_user_namespaces") == "0" and os.geteuid() != 0:
         return "sudo sysctl -w user.max_user_namespaces=15000"
-    if in_container():
+    if walls.in_container():
         return (
             "start the container with --cap-add SYS_ADMIN --security-opt "
             "seccomp=unconfined --security-opt apparmor=unconfined --security-opt "
@@ -276,12 +279,6 @@ def setting(path: str) -> str:
     with suppress(OSError):
         return Path(path).read_text().strip()
     return ""
-
-
-def in_container() -> bool:
-    """Whether this process seems to run in a container."""
-    marks = (Path("/.dockerenv"), Path("/run/.containerenv"))
-    return any(mark.exists() for mark in marks) or "container" in os.environ
 
 
 def bubblewrap_version() -> str:

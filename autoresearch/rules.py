@@ -17,6 +17,8 @@ from autoresearch.experiment import Change
 LARGEST_BYTES = 100_000
 # A file that does not compress carries data, not code (weights, tables, text).
 LARGEST_COMPRESSED_BYTES = 64_000
+# What walks a tree by recursion ends Python at some 300 levels; people write 20.
+MOST_DEPTH = 150
 SEEDING = ("manual_seed", "manual_seed_all", "seed", "default_rng", "Random")
 
 
@@ -65,7 +67,8 @@ def not_python(source: str) -> str | None:
     if len(zlib.compress(body)) > LARGEST_COMPRESSED_BYTES:
         return "it does not compress like code; data has no place in train.py"
     try:
-        parsed(source)
+        if depth(parsed(source)) > MOST_DEPTH:
+            return f"not Python that can be read: nested deeper than {MOST_DEPTH}"
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             compile(source, "train.py", "exec")
@@ -74,6 +77,16 @@ def not_python(source: str) -> str | None:
     except (ValueError, RecursionError, MemoryError) as error:
         return f"not Python that can be read: {type(error).__name__}"
     return None
+
+
+def depth(tree: ast.AST) -> int:
+    """How deep it is nested; without recursion, which is what too deep a one ends."""
+    deepest, waiting = 0, [(tree, 1)]
+    while waiting:
+        node, level = waiting.pop()
+        deepest = max(deepest, level)
+        waiting += [(child, level + 1) for child in ast.iter_child_nodes(node)]
+    return deepest
 
 
 def parsed(source: str) -> ast.Module:

@@ -3,6 +3,8 @@
 full       bubblewrap: own mount, pid, network, ipc and uts namespaces, no capability, a
            seccomp filter; Landlock inside as a second layer; a user that is not root's
 landlock   where namespaces are refused: Landlock, a seccomp filter without any socket
+container  the same by older kernels, for a root harness in a container: what Landlock
+           cannot yet deny (signals), another user and the filter do
 seatbelt   macOS: a profile for sandbox-exec (never run by us; the self-test decides)
 none       a clock, limits and a bare environment
 
@@ -151,7 +153,7 @@ class Bubblewrap:
 
 @dataclass(frozen=True, slots=True)
 class Landlocked:
-    """Level `landlock`: nothing but the kernel's own doors, closed from the inside.
+    """Levels `landlock` and `container`: the kernel's doors, closed from the inside.
 
     Not covered, compared with `full`: the guest sees that other processes exist and how
     full the disk is; its files lie on the real disk while it runs.
@@ -356,7 +358,7 @@ def readable(folder: Path) -> None:
 # -- which walls there are -------------------------------------------------------------
 
 
-def available(secret: tuple[Path, ...]) -> Iterator[Walls]:
+def available(secret: tuple[Path, ...], lab: Path) -> Iterator[Walls]:
     """The walls that could stand here, the best first; each still has to be probed."""
     view = view_for(secret)
     root = os.geteuid() == 0
@@ -365,16 +367,28 @@ def available(secret: tuple[Path, ...]) -> Iterator[Walls]:
         bwrap = shutil.which("bwrap")
         if bwrap:
             yield Bubblewrap(bwrap, view, root, place)
+        identity = None if not root else GUEST_ID if reachable(view, lab) else 0
         if fence.landlock_abi() >= fence.NEEDED_ABI:
-            identity = None if not root else GUEST_ID if reachable(view) else 0
             yield Landlocked(tuple(around(view)), identity, place)
+        if fence.landlock_abi() >= 1 and identity and in_container():
+            allowed = tuple(around(view))
+            yield Landlocked(allowed, identity, place, level="container")
     if sys.platform == "darwin" and Path("/usr/bin/sandbox-exec").exists():
         yield Seatbelt(view)
     yield NoWalls()
 
 
-def reachable(view: View) -> bool:
-    """Whether another user gets to everything the view shows."""
+def in_container() -> bool:
+    """Whether this process seems to run in a container."""
+    marks = (Path("/.dockerenv"), Path("/run/.containerenv"))
+    names = ("container", "KUBERNETES_SERVICE_HOST")
+    return any(mark.exists() for mark in marks) or any(n in os.environ for n in names)
+
+
+def reachable(view: View, lab: Path) -> bool:
+    """Whether another user gets to everything the view shows, and to a lab's runs."""
     return all(
-        parent.stat().st_mode & 0o001 for root in view.roots for parent in root.parents
+        parent.stat().st_mode & 0o001
+        for path in (*view.roots, lab / "runs")
+        for parent in path.parents
     )

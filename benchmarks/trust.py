@@ -263,7 +263,7 @@ def trained(folder, walls, slot, options):
     founding.found(folder, "gpt", None, None, "cpu")
     prepare = folder / "prepare.py"
     text = prepare.read_text()
-    for name, value in (("VALIDATION", 3_300_000), ("HOLDOUT", 100_000)):
+    for name, value in (("VALIDATION", 2_300_000), ("HOLDOUT", 100_000)):
         text = founding.with_literal(text, f"{name}_BYTES", value)
     prepare.write_text(founding.with_literal(text, "MAXIMUM_BYTES", 20_000_000))
     book = Notebook(folder)

@@ -118,5 +118,5 @@ def test_no_position_takes_more_than_one_draw(weights, count):
 def test_longer_texts_and_gpus_are_asked_more():
     assert audit.how_many(100, "cpu") == 512
     assert audit.how_many(100, "cuda") == 1024
-    assert audit.how_many(8000, "cpu") == audit.how_many(8000, "cuda") == 2000
+    assert audit.how_many(4000, "cpu") == audit.how_many(4000, "cuda") == 1320
     assert audit.how_many(10**6, "cpu") == audit.MOST

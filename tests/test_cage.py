@@ -361,6 +361,22 @@ def test_a_guest_works_in_its_own_folder_without_core_dumps(lab):
 
 
 @linux_only
+def test_the_harness_runs_before_its_guests_while_there_are_any(lab):
+    before = os.sched_getscheduler(0)
+
+    with running(
+        lab, LINK + "link.send({'policy': os.sched_getscheduler(0)})"
+    ) as guest:
+        during = os.sched_getscheduler(0)
+        guests = hear(guest)["policy"]
+
+    if during == before:
+        pytest.skip("only root may ask for it")
+    assert during & os.SCHED_RR
+    assert guests == before == os.sched_getscheduler(0) == os.SCHED_OTHER
+
+
+@linux_only
 def test_killed_at_the_wall_the_whole_family_dies(lab):
     with running(lab, FAMILY + "time.sleep(600)\n") as guest:
         assert hear(guest) == {"say": "family"}

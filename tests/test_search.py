@@ -89,6 +89,7 @@ def test_an_unknown_constant_names_the_known_ones():
     [
         (lambda s: "x = (" * 5000, "not Python"),
         (lambda s: s + "\0", "not Python"),
+        (lambda s: s + "\nx = " + "1 + " * 400 + "1", "nested deeper than 150"),
         (lambda s: s + "#" * 200_000, "at most"),
         (
             lambda s: s + f"X = {base64.b64encode(random.Random(1).randbytes(70_000))}",

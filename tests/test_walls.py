@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from pathlib import Path
 
 import pytest
 
@@ -24,11 +25,11 @@ def lab(tmp_path):
     return line_lab(tmp_path / "lab")
 
 
-def level(name):
+def level(name, lab):
     """The walls of one level, or a skip that says why there are none."""
-    if name not in (names := [w.level for w in walls.available(())]):
+    if name not in (names := [w.level for w in walls.available((), lab.folder)]):
         pytest.skip(f"level {name} cannot be had here, only {', '.join(names)}")
-    return next(w for w in walls.available(()) if w.level == name)
+    return next(w for w in walls.available((), lab.folder) if w.level == name)
 
 
 class Unlocked:
@@ -43,9 +44,9 @@ class Unlocked:
 # -- what gets through -----------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["full", "landlock", "seatbelt"])
+@pytest.mark.parametrize("name", ["full", "landlock", "container", "seatbelt"])
 def test_a_probe_finds_nothing_open_that_its_level_denies(lab, name):
-    found = probing.probed(level(name), lab, Slot())
+    found = probing.probed(level(name, lab), lab, Slot())
 
     if found.broken:
         pytest.skip(f"{name} does not work on this machine: {found.broken}")
@@ -78,7 +79,7 @@ def guest(tmp_path, lab, name, code, **limits):
         slot=Slot(),
         limits=Limits(**{"memory_gb": 1.0, "disk_gb": 0.05, **limits}),
         stop=Stop(),
-        walls=level(name),
+        walls=level(name, lab),
         code=shut + code,
     )
 
@@ -234,7 +235,7 @@ def test_each_system_that_refuses_namespaces_gets_its_own_remedy(monkeypatch):
     assert "user.max_user_namespaces" in probing.remedy("denied")
 
     settings = {}
-    monkeypatch.setattr(probing, "in_container", lambda: True)
+    monkeypatch.setattr(walls, "in_container", lambda: True)
     assert "--cap-add SYS_ADMIN" in probing.remedy("denied")
 
 
@@ -248,13 +249,44 @@ def test_less_than_full_needs_the_users_word_and_is_another_series(lab):
     assert command(lab, "check", "--json").stdout.count('"cage": "none"') == 1
 
 
-def test_a_level_that_is_not_built_says_so(lab):
-    with_cage(lab, "container")
+def test_a_level_that_this_machine_has_not_says_what_it_needs(lab):
+    with_cage(lab, "seatbelt" if sys.platform == "linux" else "landlock")
 
     done = command(lab, "check")
 
     assert done.returncode == 2
-    assert "not built" in done.stderr
+    assert "needs" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.fixture
+def open_lab():
+    """A lab where another user can get to."""
+    place = Path(tempfile.mkdtemp())
+    place.chmod(0o755)
+    yield Lab(place)
+    shutil.rmtree(place)
+
+
+@linux_only
+def test_in_a_container_an_old_kernel_and_another_user_are_a_level(
+    open_lab, monkeypatch
+):
+    """Landlock 4 is that of Ubuntu 24.04: it keeps no signals and no sockets inside."""
+    old = "from autoresearch import fence; fence.landlock_abi = lambda: 4; "
+    monkeypatch.setattr(probing, "PROBE", old + probing.PROBE)
+    monkeypatch.setattr(walls, "in_container", lambda: True)
+    view = walls.view_for(probing.secrets(open_lab))
+    others = walls.reachable(view, open_lab.folder)
+    if os.geteuid() != 0 or fence.landlock_abi() < 4 or not others:
+        pytest.skip("needs root, Landlock, and an interpreter that others can reach")
+
+    found = probing.survey(open_lab, Slot(), only="container")
+
+    assert [finding.missed for finding in found if not finding.reached] == []
+    assert found[0].walls.level == "container"
+    monkeypatch.setattr(walls, "in_container", lambda: False)
+    assert probing.survey(open_lab, Slot(), only="container") == []
 
 
 @linux_only
