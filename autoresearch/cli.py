@@ -497,7 +497,8 @@ def try_file(
         tell(views.as_json(row))
     else:
         say(views.verdict_line(row))
-        say(f"     {one_line(row.why)}")  # of a refusal, all there is to learn from
+        if row.decision != "failed":  # there the line says it
+            say(f"     {one_line(row.why)}")
         following(f"autoresearch show {number} | the next idea: autoresearch try ...")
     code = {"keep": DONE, "discard": DISCARDED, "failed": FAILED}[row.decision]
     click.get_current_context().exit(code)
