@@ -400,7 +400,9 @@ def mcp(folder: Path, by: str, port: int | None) -> None:
         serving.serve_stdio(lab, by)
         return
     serving.token_of(lab)
+    serving.need_port(port)
     say(f"http://127.0.0.1:{port}/mcp, token in {lab.state / 'mcp-token'}")
+    following("in your client, that address and the header Authorization: Bearer TOKEN")
     serving.serve_http(lab, by, port)
 
 
