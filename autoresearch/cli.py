@@ -400,7 +400,9 @@ def mcp(folder: Path, by: str, port: int | None) -> None:
         serving.serve_stdio(lab, by)
         return
     serving.token_of(lab)
+    serving.need_port(port)
     say(f"http://127.0.0.1:{port}/mcp, token in {lab.state / 'mcp-token'}")
+    following("in your client, that address and the header Authorization: Bearer TOKEN")
     serving.serve_http(lab, by, port)
 
 
@@ -497,7 +499,8 @@ def try_file(
         tell(views.as_json(row))
     else:
         say(views.verdict_line(row))
-        say(f"     {one_line(row.why)}")  # of a refusal, all there is to learn from
+        if row.decision != "failed":  # there the line says it
+            say(f"     {one_line(row.why)}")
         following(f"autoresearch show {number} | the next idea: autoresearch try ...")
     code = {"keep": DONE, "discard": DISCARDED, "failed": FAILED}[row.decision]
     click.get_current_context().exit(code)

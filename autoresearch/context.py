@@ -203,6 +203,8 @@ def knobs(
 ) -> str:
     """The constants, what was tried of each, and where runs failed.
 
+    What gained most comes first, what nobody tried last.
+
     `gains`: what each change did to the score of what it started from.
     """
     tried: dict[str, Knob] = defaultdict(Knob)
@@ -211,7 +213,7 @@ def knobs(
             name, value = change.constants[0]
             tried[name].tried.append((value, change.row))
     sign = 1.0 if lower_is_better else -1.0
-    lines = []
+    lines: list[tuple[float, str]] = []
     for knob in constants.read(source):
         if knob.fixed:
             continue
@@ -219,12 +221,19 @@ def knobs(
         if knob.low is not None and knob.high is not None:
             words += f" ({knob.low:g} .. {knob.high:g})"
         seen = tried.pop(knob.name, None)
-        lines.append(words + (summed(seen.tried, gains, sign) if seen else "; untried"))
+        if seen is None:
+            lines.append((-math.inf, words + "; untried"))
+            continue
+        best = max((-sign * gains.get(r.number, 0.0) for _, r in seen.tried))
+        lines.append((best, words + summed(seen.tried, gains, sign)))
     if not lines:
         return ""
-    text = cut("\n".join(one_line(line)[:400] for line in lines), MOST_KNOB_BYTES)
+    lines.sort(key=lambda line: -line[0])  # stable: else in the order of the file
+    told = "\n".join(one_line(line)[:400] for _, line in lines)
+    text = cut(told, MOST_KNOB_BYTES)
     return (
         "# Constants, and what the optimiser learned of each\n\n"
+        "What gained most comes first, what nobody tried last.\n"
         + data("constants", text)
         + "\nYou may name new constants (NAME = value  # low .. high); the optimiser "
         "tunes their numbers."

@@ -362,8 +362,9 @@ def rehearsed(hello: Message, give_up: Callable[[str], None]) -> dict[str, objec
     sys.path.insert(0, os.getcwd())
     prepare: Any = importlib.import_module("prepare")
     outcome = first_pass(prepare)
-    parameters = outcome.get("parameters", 0)
-    big = isinstance(parameters, int) and parameters > BIG_PARAMETERS
+    parameters = outcome.get("parameters", 0)  # 0: nobody knows, so it may be large
+    assert isinstance(parameters, int)
+    big = bool(prepare.CAUSAL) and not 0 < parameters <= BIG_PARAMETERS
     file = "small.py" if big and os.path.exists("small.py") else "train.py"
     if prepare.CAUSAL:
         turn_down(prepare, Path(file).read_text())
@@ -420,8 +421,8 @@ def first_pass(prepare: Any) -> dict[str, object]:
     found: dict[str, object] = {}
 
     def begin(build: Callable[[], Any]) -> NoReturn:
-        if not callable(build):
-            raise Found("prepare.begin takes build_model, a function")
+        if not callable(build) or is_model(build):
+            raise Found("prepare.begin takes build_model itself, not what it builds")
         found.update(on_meta(build, prepare))
         raise Unwound
 
@@ -431,6 +432,12 @@ def first_pass(prepare: Any) -> dict[str, object]:
     except Unwound:
         return found
     raise Found("it never calls prepare.begin(build_model)")
+
+
+def is_model(build: object) -> bool:
+    """Whether it is a torch module, which is callable too."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(build, torch.nn.Module)
 
 
 def sow(seed: int) -> None:

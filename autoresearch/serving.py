@@ -14,6 +14,7 @@ import hmac
 import json
 import os
 import secrets
+import socket
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
@@ -196,6 +197,19 @@ def serve_http(lab: Lab, by: str, port: int) -> None:
     app = server_of(lab, by).streamable_http_app(host="127.0.0.1")
     guarded = with_token(app, token_of(lab))
     uvicorn.run(guarded, host="127.0.0.1", port=port, log_level="warning")
+
+
+def need_port(port: int) -> None:
+    """LabError when somebody else has this port of loopback, or it may not be had."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except (OSError, OverflowError) as error:
+            why = getattr(error, "strerror", None) or "no such port"
+            raise LabError(
+                f"port {port} of 127.0.0.1 cannot be had: {why}. Next: another --http"
+            ) from None
 
 
 def with_token(app: App, token: str) -> App:

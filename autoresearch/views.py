@@ -23,6 +23,7 @@ from autoresearch.results import number
 
 STALE_SECONDS = 20.0  # a note of what runs, with nobody writing it
 LARGEST_LOG_CHARACTERS = 20_000
+MOST_WHY = 120  # letters of why something failed, where it has a line only
 
 
 def as_json(row: Row, back: Collection[int] = ()) -> dict[str, Any]:
@@ -64,6 +65,8 @@ def verdict_line(row: Row, back: Collection[int] = ()) -> str:
     title = one_line(row.title)
     if row.evidence == "claimed":
         title = f"{row.decision}: {title}"
+    elif row.decision == "failed":
+        title = f"{title} ({one_line(row.why.partition(': ')[2])[:MOST_WHY]})"
     who = one_line(row.author)
     return f"{row.number:>4} {word:<10} {score:<16} {delta:>8}  {who:<10} {title}"
 

@@ -3,6 +3,9 @@
 Each is (name, (search, replace), ...), applied one after the other. Broken: what ends a
 run without a score, or with one that is refused. Sound: what a run would survive, good
 idea or not. Written by hand after what crashed in published nights and in ours.
+
+Two sets, each on the flagship of its day. The first is by whoever wrote preflight; the
+second by somebody who had not read how a rehearsal checks, so its catch rate says more.
 """
 
 import tomllib

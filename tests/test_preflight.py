@@ -24,6 +24,7 @@ CAUGHT = {
     "window off by one": "not causal",
     "batch norm across rows": "not causal",
     "no submit": "never calls run.submit",
+    "begin takes the model": "takes build_model itself",
     "submits early": "of the budget",
     "a parameter made after building": "differ in extra",
     "rates of a million": "not finite",

@@ -3,6 +3,7 @@
 import base64
 import math
 import random
+from dataclasses import replace
 
 import pytest
 
@@ -226,6 +227,40 @@ def test_a_failure_is_infeasible_and_not_a_bad_number(tmp_path):
         <= 6
     )
     assert bench.ledger.champion.values[0] < 1.01
+
+
+def test_a_constant_that_a_model_named_is_tuned_by_the_optimiser(tmp_path):
+    bench = Bench(
+        tmp_path / "l.db",
+        lambda values: bowl(values) + 0.05 * (values.get("GATE", 1.0) - 0.3) ** 2,
+        SOURCE,
+    )
+    start = bench.ledger.champion
+    named = bench.ledger.source(start.blob) + "GATE = 0.8  # 0 .. 1\n"
+    idea = Proposal(None, "a gate", named, start.blob, "ollama:x")
+    idea = bench.ledger.admit(idea, git_blob(named), rules.fingerprint(named))
+    bench.decide(idea, None, start)
+    assert bench.ledger.champion.number == idea.number  # kept
+
+    bench.night(Search(seed=7), 40)
+
+    source = bench.ledger.source(bench.ledger.champion.blob)
+    assert abs(constants.values_of(source)["GATE"] - 0.3) < 0.2
+
+
+def test_what_a_model_tried_is_not_tried_again_by_the_optimiser(tmp_path):
+    bench = Bench(tmp_path / "l.db", bowl, SOURCE)
+    search = Search(seed=8)
+    wanted = search.propose(bench.ledger)
+    theirs = replace(wanted, author="ollama:x")
+    code = rules.fingerprint(theirs.source)
+    theirs = bench.ledger.admit(theirs, git_blob(theirs.source), code)
+    bench.decide(theirs, "discard", bench.ledger.champion)
+
+    following = Search(seed=8).propose(bench.ledger)
+
+    assert rules.fingerprint(following.source) != code
+    assert following.title != wanted.title
 
 
 def test_several_constants_where_program_md_allows_them(tmp_path):

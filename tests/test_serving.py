@@ -281,3 +281,14 @@ def test_a_file_is_compared_with_what_it_was_made_of(lab):
 
     assert views.changed_from(ledger, of_shown).blob == other.blob
     assert views.changed_from(ledger, of_champion).blob == ledger.champion.blob
+
+
+def test_a_port_that_somebody_has_is_said_before_anything_is_promised(lab):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        done = nights.command(lab, "mcp", "--http", str(taken.getsockname()[1]))
+
+    assert done.returncode == 2
+    assert "cannot be had" in done.stderr
+    assert "mcp-token" not in done.stdout

@@ -310,9 +310,10 @@ class LLM:
             return f"loses the beginning of a long prompt. Next: {self._window}"
         words = f"ok, read {context.BUDGET_TOKENS} tokens in {took:.1f} s"
         if self.shares_the_gpu:
+            unloads = self._endpoint.provider == "ollama"
             words += (
                 "; on the GPU that trains, so asked between runs, which wait for it, "
-                "and unloaded after each answer"
+                + ("and unloaded after each" if unloads else "and it keeps its memory")
             )
         return words
 
