@@ -674,7 +674,8 @@ def rebuild() -> None:
         ledger = Ledger(lab.ledger)
         count = books.rebuild(lab, ledger)
         results.write(lab.results, metric_of(lab), ledger.rows())
-    say(f"{count} experiments came back from git")
+    say(f"{count} experiments came back from git, with every score of their verdicts")
+    say(f"not in git, so not here any more: {books.NOT_IN_GIT}")
     following("autoresearch log | autoresearch run")
 
 

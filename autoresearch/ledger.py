@@ -291,12 +291,32 @@ class LastRun:
     curve: Curve  # as it reported it; empty where it did not
 
 
+class Reals:
+    """`reals(x)`: numbers as a JSON list, each digit for digit what is stored.
+
+    SQLite's own json_group_array cuts them to 15 digits, and then a commit that has
+    them all seems to say another score.
+    """
+
+    def __init__(self) -> None:
+        self._found: list[float] = []
+
+    def step(self, value: float) -> None:
+        """One more."""
+        self._found.append(value)
+
+    def finalize(self) -> Any:  # typeshed knows only those that end in an int
+        """All of them."""
+        return json.dumps(self._found)
+
+
 # The columns are Row's fields in Row's order; the plural ones are JSON here.
 ROW = """
     select e.number, e.title, e.reason, e.author, e.parent, e.blob, e.program,
            e.series, e.decision, e.why, e.kind, e.value, e.delta, e.against,
-           count(r.id), json_group_array(r.value) filter (where r.id is not null),
-           json_group_array(r.ended_at) filter (where r.ended_at is not null),
+           count(r.id),
+           coalesce(reals(r.value) filter (where r.id is not null), '[]'),
+           coalesce(reals(r.ended_at) filter (where r.ended_at is not null), '[]'),
            json_group_array(r.seed) filter (where r.id is not null),
            total(r.seconds), total(r.evaluation_seconds), max(r.memory_gb),
            (select facts from run where experiment = e.number order by id desc limit 1),
@@ -539,7 +559,7 @@ class Ledger:
         None: the present one.
         """
         found = self.db.execute(
-            "select e.number, e.blob, json_group_array(r.value),"
+            "select e.number, e.blob, reals(r.value),"
             " total(r.occasion != 'verdict')"
             " from experiment e join run r on r.experiment = e.number"
             " where e.decision = 'keep' and e.series = ? and e.evidence = 'measured'"
@@ -563,7 +583,7 @@ class Ledger:
         if champion is None or found is None or found[0] == champion.blob:
             return champion
         rows = self.db.execute(
-            "select e.number, json_group_array(r.value) from experiment e"
+            "select e.number, reals(r.value) from experiment e"
             " join run r on r.experiment = e.number where e.blob = ? and e.series = ?"
             " group by e.number order by e.sequence desc limit 1",
             (found[0], self.series or self.last_series()),
@@ -859,6 +879,7 @@ def connect(path: Path) -> sqlite3.Connection:
         db = sqlite3.connect(
             path, isolation_level=None, timeout=30, check_same_thread=False
         )
+        db.create_aggregate("reals", 1, Reals)
         write_ahead(db)
         db.execute("pragma synchronous = full")
         migrate(db)  # may replace tables that others refer to

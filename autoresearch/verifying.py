@@ -6,7 +6,7 @@ cage, with the seed of its first run; nothing of that is recorded.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 
 from autoresearch import (
@@ -106,9 +106,9 @@ def of_commits(book: Notebook, ledger: Ledger, rows: list[Row]) -> Iterator[str]
         if file is None or file[0] != row.blob:
             yield f"{name}: the train.py of its commit is not the one that ran"
         tell = notebook.read_trailers(message)
-        scores = " ".join(f"{value:.6f}" for value in row.values)
         said = tell.get("Score", "")
-        if not scores.startswith(said) or bool(said) != bool(scores):
+        if not agree(said.split(), row.values):
+            scores = " ".join(map(repr, row.values))
             yield f"{name}: its commit says {said or 'nothing'}, the ledger {scores}"
         link = tell.get("Chain")
         if (
@@ -117,6 +117,17 @@ def of_commits(book: Notebook, ledger: Ledger, rows: list[Row]) -> Iterator[str]
             and link not in chain.links_before(ledger.db, row.number)
         ):
             yield f"{name}: its commit names a link that the chain does not have"
+
+
+def agree(said: Sequence[str], values: Sequence[float]) -> bool:
+    """Whether a commit names the first scores of an experiment, and any at all.
+
+    Commits of versions before this one have six decimals.
+    """
+    if bool(said) != bool(values) or len(said) > len(values):
+        return False
+    told = zip(said, values, strict=False)
+    return all(words in (repr(value), f"{value:.6f}") for words, value in told)
 
 
 def rebuilt(ledger: Ledger) -> bool:
