@@ -82,6 +82,8 @@ class Books:
                 self.program = program.parse(text)
                 self.ledger.remember(blob, text)
                 self._program_blob = blob
+                if doubt := program.doubtful(text):
+                    self._notify(doubt)
         except LabError as error:
             if first:
                 raise
@@ -98,13 +100,13 @@ class Books:
         blob = git_blob(proposal.source)
         return self.ledger.admit(proposal, blob, rules.fingerprint(proposal.source))
 
-    def write_down(self, proposal: Proposal) -> Candidate:
+    def write_down(self, proposal: Proposal, *, again: bool = False) -> Candidate:
         """Proposal -> Candidate, written into git; or Failed("refused" | "duplicate").
 
         A baseline is the human's own and is only required to be Python; a second look
-        at an experiment is the same code on purpose.
+        at an experiment (`again`, or the harness's) is the same code on purpose.
         """
-        if proposal.parent and proposal.author != HARNESS:
+        if proposal.parent and proposal.author != HARNESS and not again:
             self._check(proposal)
         elif why := rules.not_python(proposal.source):
             raise Failed(Failure(proposal, "refused", why))

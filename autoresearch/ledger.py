@@ -11,6 +11,7 @@ hashes (`chain`). Not covered: an editor who redoes the chain as well.
 
 import hashlib
 import json
+import shutil
 import sqlite3
 import time
 import zlib
@@ -524,6 +525,14 @@ class Ledger:
         with self.transaction() as db:
             keep_source(db, blob, text)
 
+    def programs(self) -> Iterator[str]:
+        """Every program.md that proposals were made by, the newest first."""
+        found = self.db.execute(
+            "select text from source join (select program, max(number) as last"
+            " from experiment group by program) on blob = program order by last desc"
+        )
+        return (unpacked(text) for (text,) in found.fetchall())
+
     def open(self) -> tuple[Proposal, ...]:
         """Proposals without a verdict, oldest first: waiting, or in hand."""
         query = (
@@ -732,9 +741,14 @@ class Ledger:
         return int(found.fetchone()[0])
 
     def same_code(self, code: str, parent: str, number: int | None) -> int | None:
-        """Another experiment with this code after this parent; None if it is new."""
+        """Another experiment with this code; None if it is new.
+
+        What was measured is known, whatever it was a change of. What was refused or
+        failed is known only as a change of this parent.
+        """
         found = self.db.execute(
-            "select number from experiment where code = ? and parent = ?"
+            "select number from experiment where code = ?"
+            " and (parent = ? or value is not null)"
             " and number is not ? and kind is not 'duplicate'"
             " and (sequence is not null or number < ?)"
             " and (series = ? or series is null) order by number",
@@ -758,12 +772,15 @@ class Ledger:
     def counts(self) -> dict[str, int]:
         """How many experiments were decided each way, and how many runs there were.
 
-        `discarded` counts neither what stayed unresolved nor what was ended early;
+        `kept` counts neither what a series began with nor what was taken back,
+        `discarded` neither what stayed unresolved nor what was ended early;
         what others claim is counted by itself.
         """
         found = dict(
             self.db.execute(
                 "select case when evidence = 'claimed' then 'claimed'"
+                " when decision = 'keep' and against is null then 'baseline'"
+                " when number in (select experiment from taken_back) then 'back'"
                 " when kind = 'ended early' then kind"
                 " when decision = 'discard' and why like ? || '%' then 'unresolved'"
                 " else decision end, count(*)"
@@ -775,12 +792,12 @@ class Ledger:
             "select count(*) from run join experiment on number = experiment"
             " where evidence = 'measured'"
         ).fetchone()
-        (back,) = self.db.execute("select count(*) from taken_back").fetchone()
         claimed = found.pop("claimed", 0)
         return {
             "experiments": sum(found.values()),
             "kept": found.get("keep", 0),
-            "taken_back": back,
+            "baselines": found.get("baseline", 0),
+            "taken_back": found.get("back", 0),
             "discarded": found.get("discard", 0),
             "unresolved": found.get("unresolved", 0),
             "ended_early": found.get("ended early", 0),
@@ -892,6 +909,18 @@ def connect(path: Path) -> sqlite3.Connection:
     except sqlite3.DatabaseError as error:
         raise damaged(path, str(error)) from None
     return db
+
+
+def copied(path: Path, place: Path) -> Path:
+    """A copy of a ledger in a folder that can be written, with what it did not settle.
+
+    SQLite opens no write-ahead log without writing beside it.
+    """
+    for suffix in ("", "-wal"):
+        part = path.with_name(path.name + suffix)
+        if part.exists():
+            shutil.copyfile(part, place / part.name)
+    return place / path.name
 
 
 def write_ahead(db: sqlite3.Connection, patience: float = 30.0) -> None:

@@ -239,7 +239,6 @@ def explained(level: str, findings: list[Findings]) -> str:
 
 NEEDS = {
     "landlock": f"Linux 6.12 or newer (Landlock {fence.NEEDED_ABI})",
-    "container": "a container runtime, and is not built; use full or landlock",
     "seatbelt": "macOS",
     "none": "nothing",
 }

@@ -20,7 +20,7 @@ from autoresearch import (
     sandbox,
 )
 from autoresearch.cage import Slot, Stop
-from autoresearch.errors import Failed, LabError
+from autoresearch.errors import Failed, LabError, NotYet
 from autoresearch.experiment import Candidate, Proposal
 from autoresearch.lab import Lab
 from autoresearch.ledger import Ledger, Row
@@ -63,7 +63,9 @@ class Again:
 
 def verify(lab: Lab, again: int | None) -> Verified:
     """Check it all, or LabError when there is nothing to check."""
-    found, ledger = night.need(lab)
+    if not lab.ledger.exists():
+        raise NotYet(f"{lab.folder} has no ledger yet. Next: autoresearch run")
+    ledger = Ledger(lab.ledger)
     ledger.require_whole()
     try:
         rows = ledger.rows()
@@ -71,9 +73,9 @@ def verify(lab: Lab, again: int | None) -> Verified:
         problems = (
             *chain.problems(ledger.db),
             *of_commits(Notebook(lab.folder), ledger, known),
-            *of_apparatus(found, ledger),
+            *of_apparatus(lab, ledger),
         )
-        measured = None if again is None else measure(lab, found, ledger, again)
+        measured = None if again is None else measure(lab, ledger, again)
         (entries, adopted) = ledger.db.execute(
             "select count(*), total(adopted) from chain"
         ).fetchone()
@@ -138,21 +140,24 @@ def rebuilt(ledger: Ledger) -> bool:
     return bool(count)
 
 
-def of_apparatus(found: apparatus.Apparatus, ledger: Ledger) -> Iterator[str]:
+def of_apparatus(lab: Lab, ledger: Ledger) -> Iterator[str]:
     """Whether the last series was measured with the prepare.py and data of today."""
     facts = ledger.series_facts(ledger.last_series())
-    now = {"apparatus": found.blob, "data": found.fingerprint()}
-    for key, value in now.items():
-        if key in facts and facts[key] != value:
-            yield f"{key} is {value[:16]}, the last series had {str(facts[key])[:16]}"
     try:
+        found = apparatus.load(lab, Notebook(lab.folder))
+        now = {"apparatus": found.blob, "data": found.fingerprint()}
+        for key, value in now.items():
+            if key in facts and facts[key] != value:
+                then = str(facts[key])[:16]
+                yield f"{key} is {value[:16]}, the last series had {then}"
         found.unchanged()
     except LabError as error:
         yield str(error)
 
 
-def measure(lab: Lab, found: apparatus.Apparatus, ledger: Ledger, number: int) -> Again:
+def measure(lab: Lab, ledger: Ledger, number: int) -> Again:
     """Train and score an experiment once more, as a night would."""
+    found = apparatus.load(lab, Notebook(lab.folder))
     row = ledger.row(number)
     if row is None or not row.values:
         raise LabError(

@@ -477,6 +477,16 @@ def test_another_budget_is_a_new_series_and_the_champion_is_measured_again_first
     assert rows[1].against == rows[0].number
 
 
+def test_what_was_measured_is_a_duplicate_whatever_it_is_a_change_of(tmp_path):
+    lab = line_lab(tmp_path / "greedy", 'budget_tokens = 2000\npolicy = "greedy"')
+
+    rows = run(lab, rate(0.02), {"title": "undo", "set": {"LEARNING_RATE": 0.01}})
+
+    assert rows[1].decision == "keep"
+    assert rows[2].kind == "duplicate"
+    assert "the same code as experiment 0" in rows[2].why
+
+
 def test_the_ledger_is_rebuilt_from_a_clone(lab, tmp_path):
     rows = run(
         lab,
