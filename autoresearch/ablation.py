@@ -3,7 +3,8 @@
 Every step from the baseline to the champion is taken out alone (a three-way merge), and
 what is left is tried like any other proposal: numbered, trained on the champion's
 seeds, decided by the night's policy. A removal that is shown not to be worse by more
-than its lines cost becomes champion, and the rest is taken out of that one.
+than its lines cost becomes champion, and the rest is taken out of that one. What has
+its runs already, the baseline for one, is not run again.
 
 Not covered: two changes that only matter together; a step that others were built on
 cannot be taken out alone, and is named as such.
@@ -13,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 
-from autoresearch import evidence, loop, night, noise
+from autoresearch import evidence, loop, night, noise, rules
 from autoresearch.cage import Stop
 from autoresearch.errors import Failed, LabError, Stopped
 from autoresearch.experiment import (
@@ -92,10 +93,10 @@ def ablate(lab: Lab, runs: int, stop: Stop) -> Iterator[Ablated]:
     """Take each change out alone, the newest first; one result at a time."""
     with night.opened(lab, night.Options(proposers=("mailbox",)), stop) as (found, _):
         policy = AtLeast(found.policy, runs)
-        yield from steps_out(loop.paced(replace(found, policy=policy)))
+        yield from steps_out(loop.paced(replace(found, policy=policy)), runs)
 
 
-def steps_out(found: Night) -> Iterator[Ablated]:
+def steps_out(found: Night, runs: int) -> Iterator[Ablated]:
     """The same in an open night. A new champion is gone on from."""
     ledger, done, seeds = found.books.ledger, set[int](), loop.Seeds(found)
     while (step := next_step(ledger, done)) is not None:
@@ -105,9 +106,14 @@ def steps_out(found: Night) -> Iterator[Ablated]:
             why = "later changes touch the same lines: it cannot be taken out alone"
             yield unmeasured(step, why)
             continue
+        before, twin = ledger.champion, measured_twin(ledger, proposal)
+        assert before is not None, "what is ablated is the champion"
+        if twin is not None and min(twin.runs, len(before.values)) >= runs:
+            yield replace(measured(ledger, step, before.number, twin), decision=None)
+            continue
         proposal = found.books.admit(proposal)
         try:
-            candidate = found.books.write_down(proposal)
+            candidate = found.books.write_down(proposal, again=twin is not None)
         except Failed as failed:
             refused = loop.Trial(
                 loop.candidate_of(proposal), failed.failure, ledger.champion
@@ -122,9 +128,7 @@ def steps_out(found: Night) -> Iterator[Ablated]:
         except Stopped:
             return
         assert trial is not None, "a trial was just submitted"
-        before = ledger.champion
         row = loop.record(found, trial)
-        assert before is not None, "what is ablated is the champion"
         yield measured(ledger, step, before.number, row)
 
 
@@ -167,6 +171,14 @@ def without(ledger: Ledger, step: Row) -> Proposal | None:
     if step.blob == champion.blob:
         return back
     return carried_over(ledger, back, champion.blob)
+
+
+def measured_twin(ledger: Ledger, proposal: Proposal) -> Row | None:
+    """The experiment that was this very program, with its scores; None: it is new."""
+    code = rules.fingerprint(proposal.source)
+    number = ledger.same_code(code, proposal.parent, None)
+    row = None if number is None else ledger.row(number)
+    return row if row is not None and row.values else None
 
 
 def unmeasured(step: Row, why: str, row: Row | None = None) -> Ablated:

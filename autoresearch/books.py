@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import zip_longest
+from statistics import fmean
 
 from autoresearch import chain, notebook, novelty, program, results, rules
 from autoresearch.apparatus import Apparatus
@@ -39,6 +40,11 @@ from autoresearch.ledger import (
 from autoresearch.notebook import Entry, GitFailed, Notebook
 from autoresearch.program import Program
 
+# What `rebuild` says of itself.
+NOT_IN_GIT = (
+    "times, memory and learning curves of runs, the holdout, what replicate ran, what "
+    "models were asked, and proposals that were refused or repeated"
+)
 TIDY_EVERY = 500  # experiments
 Rename = Callable[[str], None]  # write down the name that a commit got
 
@@ -76,6 +82,8 @@ class Books:
                 self.program = program.parse(text)
                 self.ledger.remember(blob, text)
                 self._program_blob = blob
+                if doubt := program.doubtful(text):
+                    self._notify(doubt)
         except LabError as error:
             if first:
                 raise
@@ -92,13 +100,13 @@ class Books:
         blob = git_blob(proposal.source)
         return self.ledger.admit(proposal, blob, rules.fingerprint(proposal.source))
 
-    def write_down(self, proposal: Proposal) -> Candidate:
+    def write_down(self, proposal: Proposal, *, again: bool = False) -> Candidate:
         """Proposal -> Candidate, written into git; or Failed("refused" | "duplicate").
 
         A baseline is the human's own and is only required to be Python; a second look
-        at an experiment is the same code on purpose.
+        at an experiment (`again`, or the harness's) is the same code on purpose.
         """
-        if proposal.parent and proposal.author != HARNESS:
+        if proposal.parent and proposal.author != HARNESS and not again:
             self._check(proposal)
         elif why := rules.not_python(proposal.source):
             raise Failed(Failure(proposal, "refused", why))
@@ -232,13 +240,13 @@ class Books:
     def entry(self, verdict: Verdict, at: float, again: Scores = ()) -> Entry:
         """What the commit of a verdict says."""
         proposal, against = verdict.proposal, verdict.against
-        scores = " ".join(f"{value:.6f}" for value in verdict.values)
+        scores = " ".join(map(digits, verdict.values))
         trailers = [
             ("Experiment", str(proposal.number)),
             ("Verdict", said(verdict)),
             ("Score", scores),
             ("Seeds", " ".join(map(str, seeds_of(verdict.evidence)))),
-            ("Delta", "" if verdict.delta is None else f"{verdict.delta:+.6f}"),
+            ("Delta", "" if verdict.delta is None else f"{verdict.delta:+}"),
             ("Runs", str(len(verdict.values))),
             ("Against", "" if against is None else against_words(verdict)),
             ("On-the-way", " ".join(map(str, self.on_the_way(verdict)))),
@@ -268,7 +276,7 @@ class Books:
         trailers = (
             ("Taken-back", str(champion.number)),
             ("Verdict", f"taken back: {why}"),
-            ("Instead", f"{former.number} at {mean(former.values):.6f}"),
+            ("Instead", f"{former.number} at {digits(mean(former.values))}"),
             ("Ran", former.blob),
             ("Series", self.ledger.series),
             ("Chain", self.ledger.chain_head),
@@ -352,7 +360,7 @@ def remeasured(again: Scores) -> str:
     """The champion's new runs, as a trailer: its experiment, their scores and seeds."""
     if not again:
         return ""
-    scores = " ".join(f"{score.value:.6f}/{score.run.seed}" for score in again)
+    scores = " ".join(f"{digits(score.value)}/{score.run.seed}" for score in again)
     return f"{again[0].run.candidate.proposal.number} at {scores}"
 
 
@@ -366,11 +374,16 @@ def seeds_of(evidence: Scores | Failure) -> list[int]:
 def against_words(verdict: Verdict) -> str:
     """The rival, as a trailer: its experiment and its mean."""
     assert verdict.against is not None
-    return f"{verdict.against.number} at {mean(verdict.against.values):.6f}"
+    return f"{verdict.against.number} at {digits(mean(verdict.against.values))}"
+
+
+def digits(value: float) -> str:
+    """A score with every digit it has, so that it comes back from git as it was."""
+    return repr(float(value))
 
 
 def mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
+    return fmean(values)
 
 
 def paragraph(text: str) -> str:
@@ -394,8 +407,7 @@ def entry_again(message: str, author: str, at: float) -> Entry:
 def rebuild(lab: Lab, ledger: Ledger) -> int:
     """Fill an empty ledger from refs/autoresearch; how many experiments came back.
 
-    Refused and repeated proposals are not in git and do not come back; nor do seconds
-    and memory of runs.
+    What is not in git does not come back: `NOT_IN_GIT`.
     """
     book = Notebook(lab.folder)
     entries = book.entries()

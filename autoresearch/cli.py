@@ -4,13 +4,17 @@ Commands are listed in the order of a day. Exit codes: 0 done or kept, 2 your in
 3 not yet, 4 discarded, 5 failed. Every command ends by saying what to type next.
 """
 
+import atexit
+import errno
 import json
+import math
 import os
+import shutil
 import signal
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -23,14 +27,38 @@ from autoresearch.cage import Stop
 from autoresearch.errors import LabError, NotYet
 from autoresearch.experiment import Candidate
 from autoresearch.lab import Lab
-from autoresearch.ledger import Ledger, Row
+from autoresearch.ledger import Ledger, Row, copied
 from autoresearch.notebook import one_line
+from autoresearch.program import MOST_HOURS
+from autoresearch.results import counts_words
 from autoresearch.sandbox import Progress
 
 if TYPE_CHECKING:
     from autoresearch.morning import Report
 
 DONE, YOURS, NOT_YET, DISCARDED, FAILED = 0, 2, 3, 4, 5
+# What the machine refuses and a human can mend; any other OSError is our mistake.
+REFUSED_BY_MACHINE = (errno.EACCES, errno.EDQUOT, errno.ENOSPC, errno.EROFS)
+
+
+class Amount(click.FloatRange):
+    """A number within bounds; nan is within none."""
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        found = float(super().convert(value, param, ctx))
+        if math.isnan(found):
+            self.fail(f"{value} is not a number.", param, ctx)
+        return found
+
+
+HOURS = Amount(0, MOST_HOURS)
+SECONDS = Amount(0, 3600 * MOST_HOURS)
+DOLLARS = Amount(0, 1e9)
+COUNT, AT_LEAST_ONE = click.IntRange(0, 10**9), click.IntRange(1, 10**9)
+SEED = click.IntRange(0, 2**63 - 1)  # what the ledger can hold
+PORT = click.IntRange(1, 65535)
 
 
 class Day(click.Group):
@@ -47,6 +75,16 @@ class Day(click.Group):
             ctx.exit(NOT_YET)
         except LabError as error:
             click.echo(f"autoresearch: {error}", err=True)
+            ctx.exit(YOURS)
+        except OSError as error:
+            if error.errno not in REFUSED_BY_MACHINE:
+                raise
+            where = f"{error.filename}: " if error.filename else ""
+            click.echo(
+                f"autoresearch: {where}{error.strerror}. Next: make it a place that "
+                "you may write to, or copy the lab to one (git clone)",
+                err=True,
+            )
             ctx.exit(YOURS)
 
 
@@ -126,7 +164,9 @@ def prepare() -> None:
 
 @main.command(epilog="example: autoresearch check --proposer search")
 @click.option("--proposer", multiple=True, help="As in program.md. Repeatable.")
-@click.option("--hours", default=8.0, show_default=True, help="Forecast for.")
+@click.option(
+    "--hours", type=HOURS, default=8.0, show_default=True, help="Forecast for."
+)
 @json_option
 def check(proposer: tuple[str, ...], hours: float, as_json: bool) -> None:
     """Try everything once in at most 90 s, and forecast the night."""
@@ -147,11 +187,11 @@ def check(proposer: tuple[str, ...], hours: float, as_json: bool) -> None:
 
 
 @main.command(epilog="example: autoresearch run --hours 8 --proposer search")
-@click.option("--experiments", type=int, help="Stop after this many. Default: no end.")
-@click.option("--hours", type=float, help="Begin none after this. Default: no end.")
+@click.option("--experiments", type=COUNT, help="Stop after so many. Default: no end.")
+@click.option("--hours", type=HOURS, help="Begin none after this. Default: no end.")
 @click.option("--proposer", multiple=True, help="Instead of program.md's. Repeatable.")
-@click.option("--seed", type=int, help="Of all runs. Default: from the series.")
-@click.option("--dollars", type=float, help="Models may cost this. Default: nothing.")
+@click.option("--seed", type=SEED, help="Of all runs. Default: from the series.")
+@click.option("--dollars", type=DOLLARS, help="Models may cost this. Default: nothing.")
 @json_option
 def run(
     experiments: int | None,
@@ -186,7 +226,7 @@ def run_night(lab: Lab, options: night.Options, as_json: bool) -> str:
         counts = books.ledger.counts()
         books.write_results()  # with the intervals that the whole night tells
     word = "stopped" if stop.soon or stop.now else "done"
-    return f"{word}, so far {views.counts_words(counts)}"
+    return f"{word}, so far {counts_words(counts)}"
 
 
 class Screen:
@@ -320,6 +360,7 @@ def status(follow: bool, as_json: bool) -> None:
                 click.clear()
             for line in views.status_lines(metric, found):
                 say(line)
+            noted(lab, (found["running"] or {}).get("notices", ()))
         if not follow or found["running"] is None:
             break
         time.sleep(1.0)
@@ -347,6 +388,7 @@ def stop(now: bool) -> None:
 def pause() -> None:
     """Begin no new run until `resume`; the run in hand goes on to its verdict."""
     lab = Lab.find(Path.cwd())
+    lab.need_writing()
     lab.pause.touch()
     runs = lab.holder() is not None
     say(
@@ -361,6 +403,7 @@ def pause() -> None:
 def resume() -> None:
     """Go on after `pause`."""
     lab = Lab.find(Path.cwd())
+    lab.need_writing()
     lab.pause.unlink(missing_ok=True)
     runs = lab.holder() is not None
     say("the night goes on" if runs else "not paused any more; nothing runs here now")
@@ -374,8 +417,12 @@ def guide() -> None:
 
     lab = Lab.find(Path.cwd())
     running, paused = lab.holder() is not None, lab.pause.exists()
-    say(guidance.guide(lab.program(), running=running, paused=paused))
-    following("autoresearch context")
+    if lab.ledger.exists():
+        program = views.in_force(lab, ledger_of(lab)).program
+    else:
+        program = lab.program()
+    say(guidance.guide(program, running=running, paused=paused))
+    following("autoresearch context" if running else "autoresearch run")
 
 
 @main.command(epilog="example: autoresearch context | less")
@@ -390,7 +437,7 @@ def context() -> None:
 @main.command(epilog="example: autoresearch mcp my-lab --http 8765")
 @click.argument("folder", type=click.Path(path_type=Path), default=".")
 @click.option("--by", default="mcp", help="Who proposes, as the ledger names it.")
-@click.option("--http", "port", type=int, help="On this port of loopback, not stdio.")
+@click.option("--http", "port", type=PORT, help="On this port of loopback, not stdio.")
 def mcp(folder: Path, by: str, port: int | None) -> None:
     """Serve the lab to clients of the Model Context Protocol."""
     from autoresearch import serving
@@ -410,7 +457,7 @@ def mcp(folder: Path, by: str, port: int | None) -> None:
 @click.option("--kept", "which", flag_value="kept", help="Only what was kept.")
 @click.option("--failed", "which", flag_value="failed", help="Only what failed.")
 @click.option("--near", "which", flag_value="near", help="The nearest misses first.")
-@click.option("--last", default=0, help="Only the last so many.")
+@click.option("--last", type=COUNT, default=0, help="Only the last so many.")
 @json_option
 def log(which: str | None, last: int, as_json: bool) -> None:
     """Every experiment, one a line."""
@@ -430,12 +477,13 @@ def log(which: str | None, last: int, as_json: bool) -> None:
         return
     for row in rows:
         say(views.verdict_line(row, back))
+    noted(lab)
     following("autoresearch show N")
 
 
 @main.command(epilog="example: autoresearch show champion")
 @click.argument("which", default="last")
-@click.option("--wait", default=0.0, help="Seconds to wait for its verdict.")
+@click.option("--wait", type=SECONDS, default=0.0, help="Seconds, for its verdict.")
 @json_option
 def show(which: str, wait: float, as_json: bool) -> None:
     """One experiment, whole. WHICH is a number, champion, baseline or last."""
@@ -456,6 +504,7 @@ def show(which: str, wait: float, as_json: bool) -> None:
         return
     for line in views.show_lines(lab, ledger, row, metric_of(lab)):
         say(line)
+    noted(lab)
     in_git = f"git show autoresearch/{row.number} | " if row.commit else ""
     following(f"{in_git}autoresearch log")
 
@@ -468,7 +517,7 @@ def show(which: str, wait: float, as_json: bool) -> None:
 @click.option("--by", default="", help="Your name. Default: your login.")
 @click.option("--reason", default="", help="Why it might help.")
 @click.option(
-    "--wait", type=float, default=0.0, help="Seconds to wait for the verdict."
+    "--wait", type=SECONDS, default=0.0, help="Seconds to wait for the verdict."
 )
 @json_option
 def try_file(
@@ -476,6 +525,7 @@ def try_file(
 ) -> None:
     """Queue your own train.py as the next experiment, and return at once."""
     lab = Lab.find(Path.cwd())
+    lab.need_writing()
     ledger = ledger_of(lab)
     number, minutes = views.queue(lab, ledger, file, title, by, reason)
     if not wait:
@@ -519,6 +569,7 @@ def report(as_json: bool) -> None:
         return
     for line in lines:
         say(line)
+    noted(lab)
     following(
         "autoresearch run | git diff autoresearch/0 HEAD -- train.py | "
         "python train.py --seconds 36000 --out champion/"
@@ -531,17 +582,20 @@ def write_report(lab: Lab) -> tuple["Report", list[str]]:
     from autoresearch import report as reporting
     from autoresearch.lab import write_whole
 
-    found, ledger = night.need(lab)
+    ledger = ledger_of(lab)
     built = morning.build(
         ledger,
-        metric=found.metric,
+        metric=metric_of(lab),
         lab_name=lab.folder.name,
         facts=ledger.series_facts(ledger.last_series()),
         notices=(),
     )
     page = lab.path("report.html")
+    lines = [*morning.headline(built), *built.asked]
+    if not lab.writable:
+        return built, [*lines, f"{page} not written: {lab.folder} is read-only."]
     write_whole(page, reporting.html(built))
-    return built, [*morning.headline(built), *built.asked, f"{page} written."]
+    return built, [*lines, f"{page} written."]
 
 
 @main.command(epilog="example: autoresearch replay --policy greedy")
@@ -591,7 +645,13 @@ def import_file(file: Path, as_json: bool) -> None:
 
 
 @main.command(epilog="example: autoresearch replicate --pairs 8")
-@click.option("--pairs", default=8, show_default=True, help="In the ledger at the end.")
+@click.option(
+    "--pairs",
+    type=AT_LEAST_ONE,
+    default=8,
+    show_default=True,
+    help="In the ledger at the end.",
+)
 @json_option
 def replicate(pairs: int, as_json: bool) -> None:
     """Champion against baseline on fresh seeds: does the gain come again?"""
@@ -624,7 +684,11 @@ def replicate(pairs: int, as_json: bool) -> None:
 
 @main.command(epilog="example: autoresearch ablate --runs 3")
 @click.option(
-    "--runs", default=3, show_default=True, help="Of the champion without it."
+    "--runs",
+    type=AT_LEAST_ONE,
+    default=3,
+    show_default=True,
+    help="Of the champion without it.",
 )
 @json_option
 def ablate(runs: int, as_json: bool) -> None:
@@ -677,7 +741,8 @@ def rebuild() -> None:
         ledger = Ledger(lab.ledger)
         count = books.rebuild(lab, ledger)
         results.write(lab.results, metric_of(lab), ledger.rows())
-    say(f"{count} experiments came back from git")
+    say(f"{count} experiments came back from git, with every score of their verdicts")
+    say(f"not in git, so not here any more: {books.NOT_IN_GIT}")
     following("autoresearch log | autoresearch run")
 
 
@@ -705,7 +770,7 @@ def verify_ledger(again: int | None, as_json: bool) -> None:
 
 @main.command(epilog="example: autoresearch demo my-demo")
 @click.argument("folder", type=click.Path(path_type=Path), default="autoresearch-demo")
-@click.option("--experiments", default=8, show_default=True)
+@click.option("--experiments", type=COUNT, default=8, show_default=True)
 def demo(folder: Path, experiments: int) -> None:
     """The whole loop in a few minutes: offline, on a CPU, on real text."""
     from autoresearch import founding, machine, probing
@@ -768,11 +833,23 @@ class Bar:
         )
 
 
+def noted(lab: Lab, said: Sequence[str] = ()) -> None:
+    """What is wrong with program.md, unless that was said."""
+    for words in views.faults(lab):
+        if words not in said:
+            say(f"note: {words}")
+
+
 def ledger_of(lab: Lab) -> Ledger:
-    """The lab's ledger for reading, or NotYet."""
+    """The lab's ledger, or NotYet. Where nothing can be written, a copy to read."""
     if not lab.ledger.exists():
         raise NotYet(f"{lab.folder} has no ledger yet. Next: autoresearch run")
-    return Ledger(lab.ledger, lower_is_better=lower_is_better(lab))
+    path = lab.ledger
+    if not lab.writable:
+        place = tempfile.mkdtemp(prefix="autoresearch-")
+        atexit.register(shutil.rmtree, place, ignore_errors=True)
+        path = copied(path, Path(place))
+    return Ledger(path, lower_is_better=lower_is_better(lab))
 
 
 def literal_of(lab: Lab, name: str, default: Any) -> Any:

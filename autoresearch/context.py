@@ -20,6 +20,7 @@ from statistics import fmean
 
 from autoresearch import constants
 from autoresearch.edits import one_line, visible
+from autoresearch.errors import NotYet
 from autoresearch.evidence import all_rows, of
 from autoresearch.experiment import Champion, Curve
 from autoresearch.ledger import Ledger, Row, effects
@@ -93,10 +94,13 @@ class Change:
 
 
 def build(ledger: Ledger, asked: Asked) -> str:
-    """The whole prompt. A ledger without a champion gives LookupError."""
+    """The whole prompt, or NotYet: it is about a champion."""
     champion = ledger.champion
     if champion is None:
-        raise LookupError("no champion yet")
+        raise NotYet(
+            "there is no champion to build on yet. Next: autoresearch run, which "
+            "measures the train.py of this lab first"
+        )
     everything = all_rows(ledger)
     rows = [row for row in everything if row.parent]
     start = ledger.start or champion

@@ -111,6 +111,7 @@ class Fence(NamedTuple):
     """
 
     read: tuple[str, ...] = ()  # paths, and all below them
+    names: tuple[str, ...] = ()  # folders where only names may be seen, at any depth
     write: tuple[str, ...] = ()
     devices: tuple[str, ...] = ()  # may also be asked with ioctl
     filter: bool = False  # load the seccomp filter (a launcher may have done it)
@@ -128,7 +129,7 @@ class Fence(NamedTuple):
             with open(int(words[1:]), "rb") as file:
                 words = file.read().decode()
         said = json.loads(words)
-        for key in ("read", "write", "devices"):
+        for key in ("read", "names", "write", "devices"):
             said[key] = tuple(said[key])
         return cls(**said)
 
@@ -138,7 +139,7 @@ class Fence(NamedTuple):
             become(self.identity)
         no_new_privileges()
         if self.paths:
-            restrict(self.read, self.write, self.devices)
+            restrict(self.read, self.write, self.devices, self.names)
         if self.filter:
             load(program(sockets=False, lasting=False))
 
@@ -217,7 +218,10 @@ def landlock_abi() -> int:
 
 
 def restrict(
-    read: Iterable[str], write: Iterable[str], devices: Iterable[str] = ()
+    read: Iterable[str],
+    write: Iterable[str],
+    devices: Iterable[str] = (),
+    names: Iterable[str] = (),
 ) -> None:
     """Allow these paths and nothing else; no TCP; no signals to the outside."""
     abi = landlock_abi()
@@ -233,6 +237,7 @@ def restrict(
     try:
         for paths, granted in (
             (read, EXECUTE | READ | LIST),
+            (names, LIST),
             (write, rights & ~IOCTL),
             (devices, READ | WRITE | IOCTL),
         ):

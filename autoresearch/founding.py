@@ -46,9 +46,14 @@ def found(
         files["program.md"] = with_cage(files["program.md"], cage)
     for name, value in written.items():
         files = {path: with_literal(body, name, value) for path, body in files.items()}
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, body in files.items():
-        write_whole(folder / name, body)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, body in files.items():
+            write_whole(folder / name, body)
+    except OSError as error:
+        raise LabError(
+            f"{folder} cannot be made: {error.strerror}. Next: autoresearch new OTHER"
+        ) from None
     commit(folder)
     return described(files, profile or best_profile())
 

@@ -127,6 +127,7 @@ class Lab:
     @contextmanager
     def held(self) -> Iterator[None]:
         """Be the only `run` in this lab; the kernel lets go when this process dies."""
+        self.need_writing()
         descriptor = os.open(
             self.state / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644
         )
@@ -156,6 +157,19 @@ class Lab:
                 said = file.read(32).strip()
                 return int(said) if said.isdigit() else None
         return None
+
+    @property
+    def writable(self) -> bool:
+        """Whether anything can be written here; views read a lab all the same."""
+        return os.access(self.state, os.W_OK) and os.access(self.folder, os.W_OK)
+
+    def need_writing(self) -> None:
+        """LabError where nothing can be written."""
+        if not self.writable:
+            raise LabError(
+                f"{self.folder} is read-only. Next: make it a folder you may write "
+                "to, or git clone it to one; status, log, show and report read it"
+            )
 
     def need_space(self) -> None:
         """LabError when the disk is too full to go on."""

@@ -11,6 +11,7 @@ hashes (`chain`). Not covered: an editor who redoes the chain as well.
 
 import hashlib
 import json
+import shutil
 import sqlite3
 import time
 import zlib
@@ -291,12 +292,32 @@ class LastRun:
     curve: Curve  # as it reported it; empty where it did not
 
 
+class Reals:
+    """`reals(x)`: numbers as a JSON list, each digit for digit what is stored.
+
+    SQLite's own json_group_array cuts them to 15 digits, and then a commit that has
+    them all seems to say another score.
+    """
+
+    def __init__(self) -> None:
+        self._found: list[float] = []
+
+    def step(self, value: float) -> None:
+        """One more."""
+        self._found.append(value)
+
+    def finalize(self) -> Any:  # typeshed knows only those that end in an int
+        """All of them."""
+        return json.dumps(self._found)
+
+
 # The columns are Row's fields in Row's order; the plural ones are JSON here.
 ROW = """
     select e.number, e.title, e.reason, e.author, e.parent, e.blob, e.program,
            e.series, e.decision, e.why, e.kind, e.value, e.delta, e.against,
-           count(r.id), json_group_array(r.value) filter (where r.id is not null),
-           json_group_array(r.ended_at) filter (where r.ended_at is not null),
+           count(r.id),
+           coalesce(reals(r.value) filter (where r.id is not null), '[]'),
+           coalesce(reals(r.ended_at) filter (where r.ended_at is not null), '[]'),
            json_group_array(r.seed) filter (where r.id is not null),
            total(r.seconds), total(r.evaluation_seconds), max(r.memory_gb),
            (select facts from run where experiment = e.number order by id desc limit 1),
@@ -504,6 +525,14 @@ class Ledger:
         with self.transaction() as db:
             keep_source(db, blob, text)
 
+    def programs(self) -> Iterator[str]:
+        """Every program.md that proposals were made by, the newest first."""
+        found = self.db.execute(
+            "select text from source join (select program, max(number) as last"
+            " from experiment group by program) on blob = program order by last desc"
+        )
+        return (unpacked(text) for (text,) in found.fetchall())
+
     def open(self) -> tuple[Proposal, ...]:
         """Proposals without a verdict, oldest first: waiting, or in hand."""
         query = (
@@ -539,7 +568,7 @@ class Ledger:
         None: the present one.
         """
         found = self.db.execute(
-            "select e.number, e.blob, json_group_array(r.value),"
+            "select e.number, e.blob, reals(r.value),"
             " total(r.occasion != 'verdict')"
             " from experiment e join run r on r.experiment = e.number"
             " where e.decision = 'keep' and e.series = ? and e.evidence = 'measured'"
@@ -563,7 +592,7 @@ class Ledger:
         if champion is None or found is None or found[0] == champion.blob:
             return champion
         rows = self.db.execute(
-            "select e.number, json_group_array(r.value) from experiment e"
+            "select e.number, reals(r.value) from experiment e"
             " join run r on r.experiment = e.number where e.blob = ? and e.series = ?"
             " group by e.number order by e.sequence desc limit 1",
             (found[0], self.series or self.last_series()),
@@ -717,9 +746,14 @@ class Ledger:
         return int(found.fetchone()[0])
 
     def same_code(self, code: str, parent: str, number: int | None) -> int | None:
-        """Another experiment with this code after this parent; None if it is new."""
+        """Another experiment with this code; None if it is new.
+
+        What was measured is known, whatever it was a change of. What was refused or
+        failed is known only as a change of this parent.
+        """
         found = self.db.execute(
-            "select number from experiment where code = ? and parent = ?"
+            "select number from experiment where code = ?"
+            " and (parent = ? or value is not null)"
             " and number is not ? and kind is not 'duplicate'"
             " and (sequence is not null or number < ?)"
             " and (series = ? or series is null) order by number",
@@ -743,12 +777,15 @@ class Ledger:
     def counts(self) -> dict[str, int]:
         """How many experiments were decided each way, and how many runs there were.
 
-        `discarded` counts neither what stayed unresolved nor what was ended early;
+        `kept` counts neither what a series began with nor what was taken back,
+        `discarded` neither what stayed unresolved nor what was ended early;
         what others claim is counted by itself.
         """
         found = dict(
             self.db.execute(
                 "select case when evidence = 'claimed' then 'claimed'"
+                " when decision = 'keep' and against is null then 'baseline'"
+                " when number in (select experiment from taken_back) then 'back'"
                 " when kind = 'ended early' then kind"
                 " when decision = 'discard' and why like ? || '%' then 'unresolved'"
                 " else decision end, count(*)"
@@ -760,12 +797,12 @@ class Ledger:
             "select count(*) from run join experiment on number = experiment"
             " where evidence = 'measured'"
         ).fetchone()
-        (back,) = self.db.execute("select count(*) from taken_back").fetchone()
         claimed = found.pop("claimed", 0)
         return {
             "experiments": sum(found.values()),
             "kept": found.get("keep", 0),
-            "taken_back": back,
+            "baselines": found.get("baseline", 0),
+            "taken_back": found.get("back", 0),
             "discarded": found.get("discard", 0),
             "unresolved": found.get("unresolved", 0),
             "ended_early": found.get("ended early", 0),
@@ -864,6 +901,7 @@ def connect(path: Path) -> sqlite3.Connection:
         db = sqlite3.connect(
             path, isolation_level=None, timeout=30, check_same_thread=False
         )
+        db.create_aggregate("reals", 1, Reals)
         write_ahead(db)
         db.execute("pragma synchronous = full")
         migrate(db)  # may replace tables that others refer to
@@ -876,6 +914,18 @@ def connect(path: Path) -> sqlite3.Connection:
     except sqlite3.DatabaseError as error:
         raise damaged(path, str(error)) from None
     return db
+
+
+def copied(path: Path, place: Path) -> Path:
+    """A copy of a ledger in a folder that can be written, with what it did not settle.
+
+    SQLite opens no write-ahead log without writing beside it.
+    """
+    for suffix in ("", "-wal"):
+        part = path.with_name(path.name + suffix)
+        if part.exists():
+            shutil.copyfile(part, place / part.name)
+    return place / path.name
 
 
 def write_ahead(db: sqlite3.Connection, patience: float = 30.0) -> None:

@@ -19,7 +19,7 @@ from autoresearch.certificate import Certificate
 from autoresearch.findings import Findings
 from autoresearch.ledger import Asking, Ledger, Row
 from autoresearch.notebook import one_line
-from autoresearch.results import change, score, word
+from autoresearch.results import MOMENT_SECONDS, change, counts_words, score, word
 
 LARGEST_DIFF_LINES = 400
 CAME = ("proposed", "refused")  # how the outcome of an asking begins that had an idea
@@ -53,7 +53,7 @@ class Report:
     facts: Mapping[str, object]
     notices: Sequence[str]
     found: Findings
-    claimed: int  # experiments imported from others, measured by nobody here
+    counts: Mapping[str, int]  # of every series, as `Ledger.counts`
     answers_of_unknown_cost: int  # of models and agents
     dollars: float  # that the others are known to have cost
     asked: tuple[str, ...]  # who was asked, what it cost, and when they were away
@@ -69,8 +69,10 @@ class Report:
         last: float | None = None
         for row in self.rows:
             since = row.proposed_at if last is None else max(last, row.proposed_at)
-            total += max(0.0, row.decided_at - since)
-            last = row.decided_at
+            # A verdict's time is cut to whole seconds; a proposal's is not.
+            until = row.decided_at + MOMENT_SECONDS
+            total += max(0.0, until - since)
+            last = until if last is None else max(last, until)
         return max(total, self.trained_seconds)
 
     @property
@@ -91,9 +93,9 @@ class Report:
         return word(row, taken_back=row.number in self.back)
 
     @property
-    def counts(self) -> Mapping[str, int]:
-        """Every experiment of every series, by what became of it."""
-        return Counter(map(self.said, self.rows))
+    def claimed(self) -> int:
+        """Experiments imported from others, measured by nobody here."""
+        return self.counts["claimed"]
 
     @property
     def gain(self) -> float | None:
@@ -131,7 +133,7 @@ def build(
         facts,
         notices,
         found,
-        len(ledger.claimed()),
+        ledger.counts(),
         sum(cost is None for cost in costs),
         sum(cost for cost in costs if cost is not None),
         tuple(asked_lines(ledger)),
@@ -385,18 +387,7 @@ def counts_line(report: Report) -> str:
     """Experiments and runs."""
     kinds = Counter(row.kind for row in report.rows if row.decision == "failed")
     why = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
-    counts = report.counts
-    words = [
-        f"{counts['keep']} kept",
-        f"{counts['baseline']} to begin with",
-        *([f"{counts['taken back']} taken back"] if counts["taken back"] else []),
-        f"{counts['discard']} discarded",
-        *([f"{counts['unresolved']} unresolved"] if counts["unresolved"] else []),
-        *([f"{counts['ended']} ended early"] if counts["ended"] else []),
-        f"{counts['failed']} failed" + (f" ({why})" if why else ""),
-    ]
-    made = f"{len(report.rows)} experiments in {report.runs} runs"
-    return f"{made}: {', '.join(words)}"
+    return counts_words(report.counts) + (f" ({why})" if why else "")
 
 
 def share(report: Report) -> str:
@@ -502,7 +493,7 @@ def other_unknowns(report: Report) -> list[str]:
 
 def as_json(report: Report) -> dict[str, Any]:
     """Every number of the report as one object: the `report --json` contract."""
-    found, counts = report.found, report.counts
+    found = report.found
     return {
         "metric": report.metric,
         "lower_is_better": report.lower_is_better,
@@ -515,18 +506,7 @@ def as_json(report: Report) -> dict[str, Any]:
         "drift": None if found.drift is None else asdict(found.drift),
         "certificate": found.certificate and found.certificate.as_json(),
         "holdout": None if found.holdout is None else asdict(found.holdout),
-        "counts": {
-            "experiments": len(report.rows),
-            "runs": report.runs,
-            "kept": counts["keep"],
-            "baselines": counts["baseline"],
-            "taken_back": counts["taken back"],
-            "discarded": counts["discard"],
-            "unresolved": counts["unresolved"],
-            "ended_early": counts["ended"],
-            "failed": counts["failed"],
-            "claimed": report.claimed,
-        },
+        "counts": dict(report.counts),
         "kept": [
             {**change_json(kept.row), "changes": kept.changes} for kept in report.kept
         ],

@@ -29,7 +29,6 @@ from autoresearch import (
 from autoresearch.apparatus import Apparatus
 from autoresearch.books import Books
 from autoresearch.cage import Limits, Slot, Stop
-from autoresearch.errors import LabError
 from autoresearch.experiment import Candidate
 from autoresearch.lab import Lab, git_blob, write_whole
 from autoresearch.ledger import Ledger
@@ -280,11 +279,3 @@ def digest(facts: Mapping[str, object]) -> str:
     """A short name for a set of facts."""
     text = json.dumps(facts, sort_keys=True).encode()
     return hashlib.sha256(text).hexdigest()[:12]
-
-
-def need(lab: Lab) -> tuple[Apparatus, Ledger]:
-    """Apparatus and ledger for a view, without opening a night."""
-    found = apparatus.load(lab, Notebook(lab.folder))
-    if not lab.ledger.exists():
-        raise LabError(f"{lab.folder} has no ledger yet. Next: autoresearch run")
-    return found, Ledger(lab.ledger, lower_is_better=found.lower_is_better)

@@ -67,7 +67,8 @@ def attempts(asked: Message, descriptor: int) -> list[tuple[str, Callable[[], bo
         ("the folder of the lab", lambda: bool(os.listdir(asked["lab"]))),
         ("the home folder", lambda: beyond(asked["home"], asked["home_names"])),
         ("the sealed data", lambda: beyond(asked["cache"], asked["cache_names"])),
-        ("tests of libraries", lambda: any(map(listed, asked["hidden"]))),
+        ("tests of libraries", lambda: any(map(readable, asked["hidden"]))),
+        ("names of tests", lambda: any(map(listed, asked["hidden"]))),
         ("writing outside the scratch", lambda: any(map(writable, asked["places"]))),
         ("scratch without a limit", lambda: not limited(asked["scratch_bytes"])),
         ("other processes", lambda: os.path.exists(f"/proc/{pid}/stat")),
@@ -107,6 +108,18 @@ def listed(folder: str) -> bool:
     """Whether a folder shows anything."""
     with suppress(OSError):
         return bool(os.listdir(folder))
+    return False
+
+
+def readable(folder: str) -> bool:
+    """Whether any file in a folder, or in one right below it, can be read."""
+    for place, folders, files in os.walk(folder):
+        if place.count("/") > folder.count("/"):
+            folders.clear()
+        for name in files[:20]:
+            with suppress(OSError):
+                read(os.path.join(place, name))
+                return True
     return False
 
 

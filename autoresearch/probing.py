@@ -44,14 +44,17 @@ SCRATCH_GB = 0.25
 # What each level leaves open; all else that `probe` tries it denies.
 LEFT_OPEN: dict[str, set[str]] = {
     "full": set(),
-    # It cannot limit a folder, hide that processes and devices exist, or (where the
-    # interpreter lies in root's home) be another user.
+    # It cannot limit a folder, hide that processes and devices exist, list a folder
+    # without what is hidden in it, or (where the interpreter lies in root's home) be
+    # another user.
     "landlock": {
         *("scratch without a limit", "other processes", "devices"),
-        *("the harness's user",),
+        *("the harness's user", "names of tests"),
     },
     # Signals and abstract sockets are denied by another user and by the filter.
-    "container": {"scratch without a limit", "other processes", "devices"},
+    "container": {
+        *("scratch without a limit", "other processes", "devices", "names of tests"),
+    },
     "seatbelt": {
         *("scratch without a limit", "other processes", "devices", "capabilities"),
         *("the harness's user", "new privileges", "unfiltered system calls"),

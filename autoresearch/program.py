@@ -18,9 +18,11 @@ from autoresearch.errors import LabError
 FENCE = re.compile(
     r"\A\s*```toml[ \t]*\r?\n(.*?)^```[ \t]*\r?$", re.DOTALL | re.MULTILINE
 )
+ANY_FENCE = re.compile(r"^(```[^\n`]*)\r?\n(.*?)^```", re.DOTALL | re.MULTILINE)
 LARGEST_PROGRAM_BYTES = 1 << 20
 LARGEST_FENCE_BYTES = 16 << 10  # TOML takes time quadratic in the depth of a key
-CAGES = ("full", "landlock", "container", "seatbelt", "none")
+CAGES = ("full", "landlock", "seatbelt", "none")
+MOST_HOURS = 1e5  # eleven years: further off, a clock has no name for the time
 POLICIES = ("noise-aware", "greedy", "anneal", "islands")
 SHOWN_ANYWAY = (("train.py",), ("prepare.py",))  # a second copy would replace them
 OUTSIDE = ("/", "//", ".git", ".autoresearch")
@@ -89,7 +91,10 @@ def parse(text: str) -> Program:
     fence = FENCE.match(text)
     if fence is None:
         if re.match(r"\s*```toml", text):
-            raise LabError("program.md: the ```toml fence on top is never closed")
+            raise LabError(
+                "program.md: the ```toml fence on top is never closed. Next: a line "
+                "of ``` below the settings"
+            )
         return Program(prose=text)
     if len(fence[1]) > LARGEST_FENCE_BYTES:
         raise LabError(
@@ -104,6 +109,26 @@ def parse(text: str) -> Program:
     return Program(**settings, prose=text[fence.end() :])
 
 
+def doubtful(text: str) -> str:
+    """A fence that looks like settings and is none, with its line; "" without one.
+
+    Only a ```toml fence that comes first is read; whatever stands elsewhere or is
+    called otherwise is prose, and then every default holds.
+    """
+    if FENCE.match(text.removeprefix("\ufeff")):
+        return ""
+    for fence in ANY_FENCE.finditer(text):
+        names = [line.partition("=")[0].strip() for line in fence[2].splitlines()]
+        if meant := [name for name in names if name in SETTINGS]:
+            line = text[: fence.start(1)].count("\n") + 1
+            return (
+                f"program.md line {line}: {meant[0]} is set in a fence that is not "
+                "read, so every default holds. Next: make it a ```toml fence, and the "
+                "first thing in the file"
+            )
+    return ""
+
+
 def read_table(toml: str, first_line: int) -> dict[str, Any]:
     """The fence's TOML; errors count lines from the top of program.md."""
     try:
@@ -113,7 +138,9 @@ def read_table(toml: str, first_line: int) -> dict[str, Any]:
         last_line = first_line + max(0, toml.count("\n") - 1)
         line = first_line + int(found[1]) - 1 if found else last_line
         what = str(error).split(" (at ")[0]
-        raise LabError(f"program.md line {line}: {what}") from None
+        raise LabError(
+            f"program.md line {line}: {what}. Next: mend that line"
+        ) from None
     except (ValueError, RecursionError):  # a number of 5000 digits, "[" 5000 times
         raise LabError(
             f"program.md: the settings from line {first_line} on hold a number or a "
@@ -127,7 +154,7 @@ def checked(name: str, value: Any) -> Any:
         near = difflib.get_close_matches(name[:80], SETTINGS, 1, cutoff=0.0)[0]
         raise LabError(
             f"program.md: unknown setting {shown(name)}; the nearest is {near!r}. "
-            f"The settings are: {', '.join(SETTINGS)}"
+            f"The settings are: {', '.join(SETTINGS)}. Next: correct it"
         )
     kinds = KINDS[name]
     wrong = isinstance(value, bool) != (kinds == (bool,)) or not isinstance(
@@ -135,7 +162,8 @@ def checked(name: str, value: Any) -> Any:
     )
     if wrong or (kinds == (list,) and not all(isinstance(v, str) for v in value)):
         raise LabError(
-            f"program.md: {name} is {shown(value)}, but it takes {SAID[kinds[-1]]}"
+            f"program.md: {name} is {shown(value)}, but it takes {SAID[kinds[-1]]}. "
+            "Next: correct it"
         )
     if isinstance(value, bool):
         return value
@@ -144,10 +172,12 @@ def checked(name: str, value: Any) -> Any:
     if isinstance(value, str):
         return chosen(name, value)
     lowest = 0 if name in MAY_BE_ZERO else 1e-9
-    if not lowest <= value < 1e15:
+    most = MOST_HOURS if name == "hours" else 1e15
+    if not lowest <= value < most:
         raise LabError(
             f"program.md: {name} is {shown(value)}, but it must be positive"
-            f"{' or 0' if name in MAY_BE_ZERO else ''} and below 10^15"
+            f"{' or 0' if name in MAY_BE_ZERO else ''} and below {most:.0e}. "
+            "Next: correct it"
         )
     return value
 
@@ -158,7 +188,7 @@ def chosen(name: str, value: str) -> str:
     if value not in words:
         raise LabError(
             f"program.md: {name} is {shown(value)}, but it is one of: "
-            f"{', '.join(words)}"
+            f"{', '.join(words)}. Next: write one of them"
         )
     return value
 
@@ -186,7 +216,10 @@ def contradictions(settings: dict[str, Any]) -> None:
     for path in settings.get("readonly", ()):
         parts = PurePosixPath(path).parts
         if not parts or parts[0] in OUTSIDE or ".." in parts or "\0" in path:
-            raise LabError(f"program.md: readonly {shown(path)} is not inside the lab")
+            raise LabError(
+                f"program.md: readonly {shown(path)} is not inside the lab. Next: "
+                "copy the file into it"
+            )
         if parts in SHOWN_ANYWAY:
             raise LabError(
                 f"program.md: readonly {shown(path)} is shown to train.py anyway. "

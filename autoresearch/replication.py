@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import count
 
-from autoresearch import certificate, evaluator, loop, night, sandbox
+from autoresearch import apparatus, certificate, evaluator, loop, night, sandbox
 from autoresearch.cage import Slot, Stop
 from autoresearch.certificate import Certificate
 from autoresearch.errors import Failed, LabError, Stopped
@@ -20,6 +20,7 @@ from autoresearch.experiment import Candidate, Proposal, Score
 from autoresearch.lab import Lab
 from autoresearch.ledger import Ledger, Row
 from autoresearch.loop import Night
+from autoresearch.notebook import Notebook
 
 AUTHOR = "replicate"
 MOST_FAILED = 3  # pairs; after that there is something wrong
@@ -122,7 +123,8 @@ def candidate(ledger: Ledger, row: Row) -> Candidate:
 
 def certified(lab: Lab) -> Certificate | None:
     """What the pairs in the ledger say; None before there is one."""
-    _, ledger = night.need(lab)
+    found = apparatus.load(lab, Notebook(lab.folder))
+    ledger = Ledger(lab.ledger, lower_is_better=found.lower_is_better)
     try:
         baseline, champion = rivals_of(ledger)
         return certificate.of(ledger, champion.number, baseline.number)

@@ -121,6 +121,21 @@ def half_width(known: Noise, row: Row, rival: Row) -> float:
     return error * noise.as_student(noise.NORMAL_95, known.degrees)
 
 
+def counts_words(found: Mapping[str, int]) -> str:
+    """`Ledger.counts` for people: experiments and runs, and what became of them."""
+    words = [
+        f"{found['kept']} kept",
+        f"{found['baselines']} to begin with",
+        *([f"{found['taken_back']} taken back"] if found["taken_back"] else []),
+        f"{found['discarded']} discarded",
+        *([f"{found['unresolved']} unresolved"] if found["unresolved"] else []),
+        *([f"{found['ended_early']} ended early"] if found["ended_early"] else []),
+        f"{found['failed']} failed",
+    ]
+    made = f"{found['experiments']} experiments in {found['runs']} runs"
+    return f"{made}: {', '.join(words)}"
+
+
 def word(row: Row, *, taken_back: bool = False) -> str:
     """A verdict in a word or two, for every view."""
     if row.evidence == "claimed":

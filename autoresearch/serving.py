@@ -46,7 +46,8 @@ class Desk:
         """Everything you need to propose: program.md, the champion's train.py, what
         was tried and what came of it, and the rules. Read it before each proposal."""
         with opened(self._lab) as ledger:
-            return context.build(ledger, asked(self._lab, ledger))
+            said = "".join(f"Note: {words}\n\n" for words in views.faults(self._lab))
+            return said + context.build(ledger, asked(self._lab, ledger))
 
     def propose(self, title: str, change: str, reason: str = "", by: str = "") -> str:
         """Queue one change to train.py as the next experiment. `change` is either
@@ -73,10 +74,13 @@ class Desk:
                 return f"Refused, nothing was queued: {refused}"
             except LabError as error:
                 return f"Refused, nothing was queued: {error}"
-        runs = self._lab.holder() is not None
-        when = f"about {minutes:.1f} min" if runs else "when somebody runs the night"
+        when = f"in about {minutes:.1f} min"
+        if self._lab.holder() is None:
+            when = "when somebody runs the night"
+        elif self._lab.pause.exists():
+            when = "when a person resumes the night, which is paused"
         return (
-            f"Experiment {number} is queued; its verdict comes in {when}. "
+            f"Experiment {number} is queued; its verdict comes {when}. "
             f"Now call wait_for_verdict({number}), again until it is there."
         )
 
@@ -148,11 +152,11 @@ def opened(lab: Lab) -> Iterator[Ledger]:
 
 def asked(lab: Lab, ledger: Ledger) -> context.Asked:
     """What a client's context is built for."""
-    program = lab.program()
+    found = views.in_force(lab, ledger)
     metric = str(views.literal(lab.read("prepare.py"), "METRIC", "the score"))
     titles = tuple(sorted(p.title for p in ledger.open()))
     words = context.Asked(
-        lab.read("program.md"), metric, guidance.limits(program), underway=titles
+        found.text, metric, guidance.limits(found.program), underway=titles
     )
     return replace(words, ask=guidance.ASK)
 

@@ -6,7 +6,7 @@ cage, with the seed of its first run; nothing of that is recorded.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 
 from autoresearch import (
@@ -20,7 +20,7 @@ from autoresearch import (
     sandbox,
 )
 from autoresearch.cage import Slot, Stop
-from autoresearch.errors import Failed, LabError
+from autoresearch.errors import Failed, LabError, NotYet
 from autoresearch.experiment import Candidate, Proposal
 from autoresearch.lab import Lab
 from autoresearch.ledger import Ledger, Row
@@ -63,7 +63,9 @@ class Again:
 
 def verify(lab: Lab, again: int | None) -> Verified:
     """Check it all, or LabError when there is nothing to check."""
-    found, ledger = night.need(lab)
+    if not lab.ledger.exists():
+        raise NotYet(f"{lab.folder} has no ledger yet. Next: autoresearch run")
+    ledger = Ledger(lab.ledger)
     ledger.require_whole()
     try:
         rows = ledger.rows()
@@ -71,9 +73,9 @@ def verify(lab: Lab, again: int | None) -> Verified:
         problems = (
             *chain.problems(ledger.db),
             *of_commits(Notebook(lab.folder), ledger, known),
-            *of_apparatus(found, ledger),
+            *of_apparatus(lab, ledger),
         )
-        measured = None if again is None else measure(lab, found, ledger, again)
+        measured = None if again is None else measure(lab, ledger, again)
         (entries, adopted) = ledger.db.execute(
             "select count(*), total(adopted) from chain"
         ).fetchone()
@@ -106,9 +108,9 @@ def of_commits(book: Notebook, ledger: Ledger, rows: list[Row]) -> Iterator[str]
         if file is None or file[0] != row.blob:
             yield f"{name}: the train.py of its commit is not the one that ran"
         tell = notebook.read_trailers(message)
-        scores = " ".join(f"{value:.6f}" for value in row.values)
         said = tell.get("Score", "")
-        if not scores.startswith(said) or bool(said) != bool(scores):
+        if not agree(said.split(), row.values):
+            scores = " ".join(map(repr, row.values))
             yield f"{name}: its commit says {said or 'nothing'}, the ledger {scores}"
         link = tell.get("Chain")
         if (
@@ -119,6 +121,17 @@ def of_commits(book: Notebook, ledger: Ledger, rows: list[Row]) -> Iterator[str]
             yield f"{name}: its commit names a link that the chain does not have"
 
 
+def agree(said: Sequence[str], values: Sequence[float]) -> bool:
+    """Whether a commit names the first scores of an experiment, and any at all.
+
+    Commits of versions before this one have six decimals.
+    """
+    if bool(said) != bool(values) or len(said) > len(values):
+        return False
+    told = zip(said, values, strict=False)
+    return all(words in (repr(value), f"{value:.6f}") for words, value in told)
+
+
 def rebuilt(ledger: Ledger) -> bool:
     """Whether the ledger was made anew from git, whose chain then began anew too."""
     (count,) = ledger.db.execute(
@@ -127,21 +140,24 @@ def rebuilt(ledger: Ledger) -> bool:
     return bool(count)
 
 
-def of_apparatus(found: apparatus.Apparatus, ledger: Ledger) -> Iterator[str]:
+def of_apparatus(lab: Lab, ledger: Ledger) -> Iterator[str]:
     """Whether the last series was measured with the prepare.py and data of today."""
     facts = ledger.series_facts(ledger.last_series())
-    now = {"apparatus": found.blob, "data": found.fingerprint()}
-    for key, value in now.items():
-        if key in facts and facts[key] != value:
-            yield f"{key} is {value[:16]}, the last series had {str(facts[key])[:16]}"
     try:
+        found = apparatus.load(lab, Notebook(lab.folder))
+        now = {"apparatus": found.blob, "data": found.fingerprint()}
+        for key, value in now.items():
+            if key in facts and facts[key] != value:
+                then = str(facts[key])[:16]
+                yield f"{key} is {value[:16]}, the last series had {then}"
         found.unchanged()
     except LabError as error:
         yield str(error)
 
 
-def measure(lab: Lab, found: apparatus.Apparatus, ledger: Ledger, number: int) -> Again:
+def measure(lab: Lab, ledger: Ledger, number: int) -> Again:
     """Train and score an experiment once more, as a night would."""
+    found = apparatus.load(lab, Notebook(lab.folder))
     row = ledger.row(number)
     if row is None or not row.values:
         raise LabError(

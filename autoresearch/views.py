@@ -9,16 +9,19 @@ import json
 import os
 import time
 from collections.abc import Collection, Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from autoresearch import constants, results, rules
+from autoresearch import constants, program, results, rules
 from autoresearch.errors import LabError, NotYet
 from autoresearch.experiment import Champion, Proposal
 from autoresearch.lab import LARGEST_FILE_BYTES, Lab, git_blob
 from autoresearch.ledger import Ledger, Row
 from autoresearch.notebook import one_line
 from autoresearch.policy import near_miss
+from autoresearch.program import Program
 from autoresearch.results import number
 
 STALE_SECONDS = 20.0  # a note of what runs, with nobody writing it
@@ -122,7 +125,7 @@ def first_of_series(ledger: Ledger) -> Row | None:
 def status_lines(metric: str, found: Mapping[str, Any]) -> list[str]:
     """The same for people."""
     champion, baseline = found["champion"], found["baseline"]
-    lines = [counts_words(found)]
+    lines = [results.counts_words(found)]
     if found["claimed"]:
         lines.append(
             f"{found['claimed']} more are claimed by others, measured by nobody"
@@ -142,20 +145,6 @@ def status_lines(metric: str, found: Mapping[str, Any]) -> list[str]:
     if found["paused"]:
         lines.append("paused: nothing new begins before autoresearch resume")
     return lines + running_lines(found["running"])
-
-
-def counts_words(found: Mapping[str, Any]) -> str:
-    """Experiments and runs, and what became of them."""
-    words = [
-        f"{found['kept']} kept",
-        *([f"{found['taken_back']} of them taken back"] if found["taken_back"] else []),
-        f"{found['discarded']} discarded",
-        *([f"{found['unresolved']} unresolved"] if found["unresolved"] else []),
-        *([f"{found['ended_early']} ended early"] if found["ended_early"] else []),
-        f"{found['failed']} failed",
-    ]
-    made = f"{found['experiments']} experiments in {found['runs']} runs"
-    return f"{made}: {', '.join(words)}"
 
 
 def running_lines(found: Mapping[str, Any] | None) -> list[str]:
@@ -201,7 +190,7 @@ def duration(seconds: float) -> str:
 
 
 def pick(ledger: Ledger, which: str) -> Row:
-    """The experiment that `show` was asked for, or NotYet."""
+    """The experiment that `show` was asked for; NotYet, or LabError for no name."""
     found: Row | None
     if which == "champion":
         found = champion_row(ledger)
@@ -212,7 +201,7 @@ def pick(ledger: Ledger, which: str) -> Row:
     elif which.isdigit():
         found = ledger.row(int(which))
     else:
-        raise NotYet(
+        raise LabError(
             f"{which!r} is no experiment. Next: autoresearch show N, or champion, "
             "baseline or last"
         )
@@ -307,6 +296,41 @@ def nearest(rows: Iterable[Row], *, lower_is_better: bool) -> list[Row]:
     return sorted(missed, key=lambda row: (not near_miss(row), sign * (row.delta or 0)))
 
 
+@dataclass(frozen=True, slots=True)
+class InForce:
+    """The program.md that holds now, for whoever is not the night itself."""
+
+    program: Program
+    text: str
+    fault: str  # why it is not the one in the folder; "" if it is
+
+
+def in_force(lab: Lab, ledger: Ledger) -> InForce:
+    """program.md as it stands, or the last one on record that can be read.
+
+    LabError where there is none: what is wrong with the one in the folder.
+    """
+    text = lab.read("program.md")
+    try:
+        return InForce(program.parse(text), text, "")
+    except LabError as error:
+        for old in ledger.programs():
+            with suppress(LabError):
+                return InForce(program.parse(old), old, str(error))
+        raise
+
+
+def faults(lab: Lab) -> list[str]:
+    """What is wrong with program.md, as every view says it; nothing if it is fine."""
+    try:
+        text = lab.read("program.md")
+        program.parse(text)
+    except LabError as error:
+        return [f"{error}; the last good program.md stays in force"]
+    doubt = program.doubtful(text)
+    return [doubt] if doubt else []
+
+
 def literal(source: str, name: str, default: Any) -> Any:
     """A top-level constant of a file, without running it."""
     try:
@@ -370,8 +394,8 @@ def queue_source(
     if not one_line(title):
         raise LabError('the title is empty. Next: autoresearch try FILE "what is new"')
     name = one_line(by) or os.environ.get("USER", "") or "someone"
-    program = lab.read("program.md")
-    ledger.remember(git_blob(program), program)
+    strategy = lab.read("program.md")
+    ledger.remember(git_blob(strategy), strategy)
     proposal = Proposal(
         None,
         one_line(title)[:200],
@@ -379,7 +403,7 @@ def queue_source(
         champion.blob,
         f"human:{name}",
         reason,
-        git_blob(program),
+        git_blob(strategy),
     )
     waiting = len(ledger.open())
     code = rules.fingerprint(source)

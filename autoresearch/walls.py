@@ -66,6 +66,7 @@ class View:
 
     roots: tuple[Path, ...]
     hidden: tuple[Path, ...]
+    secret: tuple[Path, ...]  # of which not even names may be seen
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,11 +156,13 @@ class Bubblewrap:
 class Landlocked:
     """Levels `landlock` and `container`: the kernel's doors, closed from the inside.
 
-    Not covered, compared with `full`: the guest sees that other processes exist and how
-    full the disk is; its files lie on the real disk while it runs.
+    Not covered, compared with `full`: the guest sees that other processes exist, how
+    full the disk is, and the names of files that it may not read in folders called
+    `test`; its files lie on the real disk while it runs.
     """
 
     allowed: tuple[str, ...]  # paths that may be read, with all below them
+    names: tuple[str, ...]  # folders whose names may be seen, with all below them
     identity: int | None  # None: the harness is not root; 0: stays root, with no power
     group: groups.Place | None
     level: str = "landlock"
@@ -177,6 +180,7 @@ class Landlocked:
             proc = ("/proc", "/sys")
         fenced = Fence(
             read=(*self.allowed, *loader, *proc),
+            names=self.names,
             write=(str(room.folder), "/proc/self"),
             devices=(*PLAIN_DEVICES, *map(str, nodes(room.slot))),
             filter=True,
@@ -244,7 +248,8 @@ def view_for(secret: tuple[Path, ...]) -> View:
     hidden += [path for path in site if path.is_dir() and str(path) not in clean_path()]
     kept = {path for path in hidden if path.is_dir()}
     kept -= {path for path in kept if not secrets & {path} and kept & {*path.parents}}
-    return View(tuple(p for p in roots if p.exists()), tuple(sorted(kept)))
+    shown = tuple(p for p in roots if p.exists())
+    return View(shown, tuple(sorted(kept)), tuple(sorted(secrets)))
 
 
 def interpreter() -> Iterator[Path]:
@@ -308,20 +313,35 @@ def test_folders(roots: Iterable[Path]) -> list[Path]:
     return found
 
 
-def around(view: View) -> Iterator[str]:
-    """A view as a list of allowances: instead of what is hidden, its neighbours."""
+def around(view: View) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """A view as allowances: (what may be read, where names may be seen).
+
+    Instead of what is hidden, its neighbours may be read. Python finds a module by
+    listing the folder it is in, so a folder with something hidden in it may be listed;
+    and Landlock's rights hold for all below, so the names in what is hidden show too.
+    Of what is secret not even those.
+    """
     hidden = {os.path.realpath(path) for path in view.hidden}
     above = {str(parent) for path in hidden for parent in Path(path).parents}
+    secret = {str(parent) for path in view.secret for parent in (path, *path.parents)}
+    read: list[str] = []
+    names: list[str] = []
     # A root may be a link to another; by the link's name nothing in it is hidden.
-    waiting = sorted({os.path.realpath(root) for root in view.roots})
+    waiting = [
+        (root, False) for root in sorted({os.path.realpath(r) for r in view.roots})
+    ]
     while waiting:
-        path = waiting.pop()
+        path, listed = waiting.pop()
         if path not in above:
-            yield path
+            read.append(path)
             continue
+        if not listed and path not in secret:
+            names.append(path)
+            listed = True
         for entry in os.scandir(path):
             if entry.path not in hidden and not entry.is_symlink():
-                waiting.append(entry.path)
+                waiting.append((entry.path, listed))
+    return tuple(read), tuple(names)
 
 
 def nodes(slot: Slot) -> tuple[Path, ...]:
@@ -369,10 +389,9 @@ def available(secret: tuple[Path, ...], lab: Path) -> Iterator[Walls]:
             yield Bubblewrap(bwrap, view, root, place)
         identity = None if not root else GUEST_ID if reachable(view, lab) else 0
         if fence.landlock_abi() >= fence.NEEDED_ABI:
-            yield Landlocked(tuple(around(view)), identity, place)
+            yield Landlocked(*around(view), identity, place)
         if fence.landlock_abi() >= 1 and identity and in_container():
-            allowed = tuple(around(view))
-            yield Landlocked(allowed, identity, place, level="container")
+            yield Landlocked(*around(view), identity, place, level="container")
     if sys.platform == "darwin" and Path("/usr/bin/sandbox-exec").exists():
         yield Seatbelt(view)
     yield NoWalls()

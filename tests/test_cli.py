@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from autoresearch import program
 from autoresearch.cli import main
 from autoresearch.notebook import Notebook
 from tests import nights
@@ -58,7 +59,7 @@ def test_json_is_a_contract(lab):
     assert logged == verdicts
     assert set(shown) == ROW | {"diff", "log"}
     assert set(status) == {
-        "experiments", "kept", "taken_back", "discarded", "unresolved", "ended_early",
+        "experiments", "kept", "baselines", "taken_back", "discarded", "unresolved", "ended_early",
         "failed", "runs", "claimed", "baseline", "champion", "waiting", "running",
         "series", "last", "paused",
     }  # fmt: skip
@@ -234,11 +235,147 @@ def test_a_corrupt_ledger_is_rebuilt_from_git(lab):
     assert list(lab.state.glob("ledger.db.before-rebuild*"))
 
 
-def test_too_soon_is_exit_code_3(lab):
-    for words in (("status",), ("log",), ("show", "4"), ("report",), ("stop",)):
+def test_too_soon_is_exit_code_3_and_a_name_that_is_none_is_2(lab):
+    for words in (
+        *(("status",), ("log",), ("show", "4"), ("report",), ("stop",), ("context",)),
+        *(("verify-ledger",), ("replay",)),
+    ):
         done = command(lab, *words)
-        assert done.returncode in (2, 3), words
+        assert done.returncode == 3, words
         assert "Next: autoresearch" in done.stderr
+    run(lab)
+
+    assert command(lab, "show", "99").returncode == 3
+    mistake(command(lab, "show", "foo"), "'foo' is no experiment", "Next: ")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        *(("run", "--hours", hours) for hours in ("nan", "inf", "-1", "1e12")),
+        ("run", "--experiments", "-1"),
+        ("run", "--seed", "-5"),
+        ("run", "--seed", str(2**63)),
+        ("run", "--dollars", "-5"),
+        ("check", "--hours", "nan"),
+        ("replicate", "--pairs", "0"),
+        ("replicate", "--pairs", "-3"),
+        ("ablate", "--runs", "0"),
+        ("demo", "here", "--experiments", "-1"),
+        ("mcp", "--http", "99999999"),
+        ("log", "--last", "-1"),
+    ],
+    ids=" ".join,
+)
+def test_a_number_that_makes_no_sense_is_refused_before_anything_happens(lab, words):
+    done = command(lab, *words)
+
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert "Invalid value" in done.stderr
+    assert not lab.path("here").exists()
+
+
+def test_a_place_where_no_lab_can_be_made_is_said_in_one_sentence(tmp_path):
+    mistake(command(tmp_path, "new", "/proc/foo"), "cannot be made", "Next: ")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a mount namespace")
+def test_a_lab_that_cannot_be_written_is_read_and_nothing_else(lab):
+    run(lab, rate(0.02))
+
+    def there(*words):
+        typed = " ".join((*nights.AUTORESEARCH, *words))
+        bound = f"mount --bind -o ro . '{lab.folder}' && cd '{lab.folder}' && {typed}"
+        done = subprocess.run(
+            ("unshare", "--mount", "sh", "-c", bound),
+            cwd=lab.folder,
+            capture_output=True,
+            text=True,
+        )
+        if "unshare" in done.stderr or "mount:" in done.stderr:
+            pytest.skip("needs a mount namespace")
+        return done
+
+    for words in ("status", "log", "show 1"):
+        assert "rate 0.02" in there(words).stdout
+    assert "read-only" in there("report").stdout
+    for words in ("run", "check", "replicate", "rebuild", "pause", "resume"):
+        mistake(there(words), "read-only", "Next: ")
+    mistake(there("try", "train.py", "again"), "read-only", "Next: ")
+
+
+def test_a_pause_that_somebody_forgot_is_said_by_whatever_is_typed(lab):
+    run(lab)
+    command(lab, "pause")
+
+    assert "paused" in command(lab, "status").stdout
+    assert json.loads(command(lab, "status", "--json").stdout)["paused"] is True
+    tried = command(lab, "try", "train.py", "x", "--wait", "0.1")
+    assert "autoresearch run" in tried.stderr  # nothing runs either
+    night = nights.start(lab, "run", "--experiments", "1")
+    said = night.stdout.readline() + night.stdout.readline()
+    tried = command(lab, "try", "train.py", "x")
+    nights.kill(night)
+
+    assert "this lab is paused; to begin: autoresearch resume" in said
+    assert "paused" in tried.stdout
+
+
+def test_every_view_counts_alike(lab):
+    run(lab, rate(0.02), rate(0.0001))
+
+    said = "1 kept, 1 to begin with, 1 discarded"
+    report = json.loads(command(lab, "report", "--json").stdout)["counts"]
+    status = json.loads(command(lab, "status", "--json").stdout)
+
+    assert said in command(lab, "status").stdout
+    assert said in command(lab, "report").stdout
+    assert report == {key: status[key] for key in report}
+
+
+def test_a_broken_fence_is_said_by_every_view_and_stops_no_agent(lab):
+    run(lab, rate(0.02))
+    text = lab.read("program.md")
+    lab.path("program.md").write_text(text.replace("budget_tokens", "budget_tokes"))
+
+    for words in (("status",), ("log",), ("report",), ("show", "0")):
+        said = command(lab, *words).stdout
+        assert "note: program.md: unknown setting 'budget_tokes'" in said
+        assert "Next: correct it; the last good program.md stays in force" in said
+    context = command(lab, "context")
+    assert context.returncode == 0
+    assert "def " in context.stdout
+    assert command(lab, "guide").returncode == 0
+
+
+def test_settings_in_a_fence_that_nobody_reads_are_pointed_at(lab):
+    text = lab.read("program.md")
+    assert program.doubtful(text) == ""
+    for odd, line in (
+        (text.replace("```toml", "```tmol"), 1),
+        (f"# My lab\n\n{text}", 3),
+    ):
+        assert f"program.md line {line}: budget_" in program.doubtful(odd)
+    lab.path("program.md").write_text(f"# Fast\n{text}")
+
+    night = nights.start(lab, "run")  # of 300 s a run: every default holds
+    said = night.stdout.readline() + night.stdout.readline()
+    nights.kill(night)
+
+    assert "note: program.md line 2: budget_tokens is set in a fence" in said
+
+
+def test_the_report_of_a_lab_whose_prepare_py_was_edited_can_be_read(lab):
+    run(lab, rate(0.02))
+    with lab.path("prepare.py").open("a") as file:
+        file.write("# mine\n")
+
+    report, verified = command(lab, "report"), command(lab, "verify-ledger")
+
+    assert report.returncode == 0
+    assert verified.returncode == 5
+    assert "differs from its commit" in verified.stdout.partition("PROBLEM")[2]
 
 
 def test_try_before_there_is_a_champion_or_with_no_file(lab):

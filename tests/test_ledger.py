@@ -238,6 +238,7 @@ def test_a_repeat_is_recognised_within_its_series_and_not_in_itself(ledger):
 
     keep(ledger, first, 1.0)
     fail(ledger, second, "duplicate")
+    assert ledger.same_code(code, "another parent", None) == first.number
     ledger.begin("series-b", "{}", 8, "{}")
     assert ledger.same_code(code, "parent", None) is None
 
@@ -343,7 +344,8 @@ def test_counts_are_of_verdicts_and_runs(ledger):
 
     assert ledger.counts() == {
         "experiments": 3,
-        "kept": 1,
+        "kept": 0,
+        "baselines": 1,
         "taken_back": 0,
         "discarded": 1,
         "unresolved": 0,

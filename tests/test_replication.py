@@ -111,6 +111,19 @@ def test_every_change_is_taken_out_alone_and_measured_on_seeds(greedy):
     assert command(greedy, "verify-ledger").returncode == 0
 
 
+def test_what_has_its_runs_already_is_not_run_again(tmp_path):
+    lab = line_lab(tmp_path / "lab", 'budget_tokens = 2000\npolicy = "greedy"')
+    rows = run(lab, rate(0.02))
+    assert rows[-1].decision == "keep"
+
+    (found,) = ablation.ablate(lab, 1, Stop())
+
+    assert found.experiment == 0
+    assert found.worth == pytest.approx(rows[0].value - rows[1].value)
+    assert found.decision is None
+    assert len(Ledger(lab.ledger).rows()) == 2
+
+
 def test_a_change_that_was_only_lucky_is_removed_and_the_champion_moves_on(tmp_path):
     lab = line_lab(tmp_path / "lab", 'budget_tokens = 2000\npolicy = "greedy"')
     run(lab)

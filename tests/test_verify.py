@@ -6,7 +6,7 @@ import sqlite3
 
 import pytest
 
-from autoresearch import chain
+from autoresearch import chain, verifying
 from autoresearch.ledger import MIGRATIONS, Ledger
 from autoresearch.notebook import Notebook
 from tests.nights import command, line_lab, rate, run
@@ -63,6 +63,27 @@ def test_an_honest_ledger_is_whole_also_after_another_night_and_a_rebuild(lab):
     assert second["entries"] > first["entries"]
     assert second["head"] != first["head"]
     assert third["adopted"] == third["entries"] > 0
+
+
+def test_a_score_of_many_digits_is_the_same_in_git_and_ledger(tmp_path):
+    lab = line_lab(tmp_path / "large")
+    large = lab.read("prepare.py").replace("/ len(answers)", "/ len(answers) * 1e9 / 7")
+    lab.path("prepare.py").write_text(large)
+    who = ("-c", "user.name=t", "-c", "user.email=t")
+    Notebook(lab.folder).git(*who, "commit", "-qam", "large scores")
+
+    rows = run(lab, rate(0.02))
+
+    assert rows[0].value > 1e6
+    assert verified(lab, 0)["problems"] == []
+
+
+def test_commits_of_older_versions_have_six_decimals_and_agree():
+    assert verifying.agree(["3613121710.025316"], [3613121710.0253163])
+    assert verifying.agree(["0.500000"], [0.5, 0.25])
+    assert not verifying.agree(["0.500001"], [0.5])
+    assert not verifying.agree(["0.5", "0.5"], [0.5])
+    assert not verifying.agree([], [0.5])
 
 
 @pytest.mark.parametrize(

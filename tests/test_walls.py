@@ -85,6 +85,36 @@ def guest(tmp_path, lab, name, code, **limits):
 
 
 @linux_only
+def test_at_level_landlock_what_lies_beside_tests_can_be_imported(tmp_path, lab):
+    pytest.importorskip("torch")
+    code = (
+        "import pydoc, torch, torch.utils.data, numpy.testing\n"
+        "print('a sum of', int(torch.ones(3).sum()), flush=True)"
+    )
+
+    with guest(tmp_path, lab, "landlock", code, memory_gb=4.0) as imports:
+        with pytest.raises(Exception, match="exit code 0"):
+            imports.receive(time.monotonic() + 120)
+
+        assert imports.log.whole() == b"a sum of 3\n"
+
+
+@linux_only
+def test_of_hidden_tests_level_landlock_shows_names_and_of_secrets_not_even_those(
+    tmp_path,
+):
+    for place in ("lib/package/test", "lib/lab", "lib/clean"):
+        (tmp_path / place).mkdir(parents=True)
+    root, tests, lab = (tmp_path / n for n in ("lib", "lib/package/test", "lib/lab"))
+    view = walls.View((root,), (tests, lab), (lab,))
+
+    read, names = walls.around(view)
+
+    assert read == (str(root / "clean"),)
+    assert names == (str(root / "package"),)
+
+
+@linux_only
 def test_a_full_scratch_is_the_guests_own_trouble(tmp_path, lab):
     if nights.walls().level != "full":
         pytest.skip("needs level full")
