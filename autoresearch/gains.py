@@ -103,6 +103,7 @@ def claim(
     In the metric's units, positive is better. None: one of them was never measured, or
     there is no noise to speak of.
     """
+    told = finite(told)
     luck = seeds.luck([one.runs for one in told])
     if luck.noise is None or luck.noise.sd == 0:
         return None
@@ -119,6 +120,11 @@ def claim(
     gain -= lucky
     runs = sum(one.champion for one in seen)
     return Claim(gain, gain - half, gain + half, runs)
+
+
+def finite(told: Sequence[Told]) -> list[Told]:
+    """Without scores that are no numbers."""
+    return [one for one in told if all(math.isfinite(v) for _, v in one.runs)]
 
 
 def chosen(
@@ -172,11 +178,9 @@ def observed(
             continue
         hours = one.when if len(one.when) == len(one.runs) else (0.0,) * len(one.runs)
         for (seed, value), at in zip(one.runs, hours, strict=True):
-            if math.isfinite(value):
-                share = (at - begin) / (end - begin) if end > begin and at else 0.0
-                found.append(
-                    Observed(one.row.blob == champion, seed, share, sign * value)
-                )
+            share = (at - begin) / (end - begin) if end > begin and at else 0.0
+            mine = one.row.blob == champion
+            found.append(Observed(mine, seed, share, sign * value))
     return found
 
 
@@ -230,6 +234,7 @@ def wanted(
     told: Sequence[Told], champion: str, baseline: str, *, lower_is_better: bool
 ) -> Closing | None:
     """Which run the claim needs most; None: it is sure enough, or there is none."""
+    told = finite(told)
     known = claim(told, champion, baseline, lower_is_better=lower_is_better)
     if known is None or champion == baseline or known.gain <= 0:
         return None

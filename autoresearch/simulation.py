@@ -227,6 +227,7 @@ class Lab:
         if need is not None and (over or first <= 0):
             best, start = self.champions[-1], self.champions[0]
             self.remeasure(best if need.blob == best.blob else start)
+            self.demote()
             return self.take(most_runs, ideas)
         if over:
             return None

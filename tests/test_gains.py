@@ -127,6 +127,13 @@ def test_nothing_is_claimed_where_nothing_can_be():
     assert (same.gain, same.low, same.high) == (0, 0, 0)
 
 
+def test_scores_that_are_no_numbers_have_no_say():
+    broken = told(5, "other", "first", [(1, float("nan")), (2, 1.0)])
+
+    assert claim(FIRST, champion((1, 0.9)), broken) == claim(FIRST, champion((1, 0.9)))
+    assert claim(FIRST, champion((1, float("nan")))) is None
+
+
 def test_a_second_look_under_another_number_counts():
     again = told(7, "best", "first", [(2, 0.9), (3, 0.9)])
 

@@ -1,6 +1,7 @@
 """What the loop does for a policy that knows noise: real nights of lab line."""
 
 import json
+import math
 from dataclasses import dataclass, field, replace
 from statistics import fmean
 
@@ -319,6 +320,15 @@ def test_the_last_runs_of_a_night_make_its_claim_surer(lab):
     assert all(m.holdout is not None for m in closing)
     assert len(ledger.rows()) == 2  # they are no experiments
     verified(lab)
+
+
+def test_the_hours_that_are_left_are_told_in_runs(lab):
+    asked = night.Options(proposers=("mailbox",), seed=1, hours=1)
+    with night.opened(lab, asked, Stop()) as (opened, _):
+        assert opened.left() == math.inf  # nobody knows yet what a run takes
+        loop.baseline(opened)
+
+        assert 1 < opened.left() < math.inf
 
 
 def test_a_night_whose_proposers_have_nothing_left_does_not_linger(lab):
