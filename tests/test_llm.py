@@ -100,6 +100,11 @@ def test_the_report_says_what_it_cost_and_from_when_to_when_it_was_away(lab):
 
     assert first == f"{server.spec}: asked 2 times, 1 idea; 2 of unknown cost"
     assert re.match(r"  from \d\d:\d\d: limit until \d\d:\d\d: 429", second)
+    said = nights.command(lab, "report")
+    page = lab.path("report.html").read_text()
+    assert "limit until" in said.stdout, said.stderr
+    assert "Who was asked" in page
+    assert "limit until" in page
 
 
 def test_a_server_that_hangs_costs_its_limit_and_no_more(lab, monkeypatch):
