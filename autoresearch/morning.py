@@ -19,7 +19,14 @@ from autoresearch.certificate import Certificate
 from autoresearch.findings import Findings
 from autoresearch.ledger import Asking, Ledger, Row
 from autoresearch.notebook import one_line
-from autoresearch.results import MOMENT_SECONDS, change, counts_words, score, word
+from autoresearch.results import (
+    MOMENT_SECONDS,
+    change,
+    counts_words,
+    on_top,
+    score,
+    word,
+)
 
 LARGEST_DIFF_LINES = 400
 CAME = ("proposed", "refused")  # how the outcome of an asking begins that had an idea
@@ -368,7 +375,10 @@ def near_lines(report: Report) -> list[str]:
     near = report.found.near
     if not near:
         return []
-    first = ", ".join(f"{row.number} ({change(row.delta)})" for row in near[:MOST_NEAR])
+    first = ", ".join(
+        f"{row.number}{on_top(row.way)} ({change(row.delta)})"
+        for row in near[:MOST_NEAR]
+    )
     more = f" and {len(near) - MOST_NEAR} more" if len(near) > MOST_NEAR else ""
     return [f"near     {len(near)} near misses: {first}{more}"]
 
@@ -549,6 +559,7 @@ def change_json(row: Row) -> dict[str, Any]:
     return {
         "experiment": row.number,
         "title": one_line(row.title),
+        "on_top_of": list(row.way),
         "delta": row.delta,
         "runs": row.runs,
     }

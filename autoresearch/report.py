@@ -29,7 +29,7 @@ from autoresearch.morning import (
     within,
 )
 from autoresearch.notebook import one_line
-from autoresearch.results import change, number, score
+from autoresearch.results import change, described, number, score
 
 MOST_TABLE_ROWS = 10_000
 MOST_WORDS = 200
@@ -215,7 +215,7 @@ def table_row(report: Report, row: Row) -> str:
     """One line of the table."""
     facts = dict(row.facts)
     said = report.said(row)
-    title = text(row.title)
+    title = text(described(row))
     if any(kept.row.number == row.number for kept in report.kept):
         title = f"<a href='#e{row.number}'>{title}</a>"
     millions = [

@@ -31,6 +31,7 @@ def header(metric: str) -> str:
 
 
 Bounds = tuple[float, float]
+MOST_NAMED = 4  # experiments that another stands on, one by one
 MOMENT_SECONDS = 1.0  # a verdict's time is cut to whole seconds
 
 
@@ -42,7 +43,7 @@ def line(row: Row, bounds: Bounds | None = None) -> str:
         number(row.value, ".6f"),
         number(row.memory_gb, ".1f"),
         STATUS[row.decision],
-        one_line(row.title),
+        described(row),
         str(row.number),
         str(row.runs),
         row.kind or "",
@@ -52,6 +53,19 @@ def line(row: Row, bounds: Bounds | None = None) -> str:
         one_line(row.author),
     ]
     return "\t".join(cells) + "\n"
+
+
+def described(row: Row) -> str:
+    """A title, and what else the experiment brings: its score is of all of it."""
+    return one_line(row.title) + on_top(row.way)
+
+
+def on_top(way: Sequence[int]) -> str:
+    """` (on top of 1 and 3)`; "" where nothing is."""
+    words = [str(number) for number in way]
+    if len(words) > MOST_NAMED:
+        words = [f"{len(words)} others"]
+    return f" (on top of {' and '.join(words)})" if words else ""
 
 
 def number(value: float | None, form: str) -> str:

@@ -132,7 +132,16 @@ def fitted(change: str) -> str:
 def verdict(row: Row) -> str:
     """One experiment as a line of JSON, without what only programs need."""
     found = views.as_json(row)
-    names = ("experiment", "decision", "kind", "why", "title", "value", "delta")
+    names = (
+        "experiment",
+        "decision",
+        "kind",
+        "why",
+        "title",
+        "on_top_of",
+        "value",
+        "delta",
+    )
     return json.dumps({name: found[name] for name in (*names, "proposed_by")})
 
 

@@ -42,6 +42,7 @@ def as_json(row: Row, back: Collection[int] = ()) -> dict[str, Any]:
         "runs": row.runs,
         "values": list(row.values),
         "title": one_line(row.title),
+        "on_top_of": list(row.way),
         "reason": row.reason,
         "proposed_by": one_line(row.author),
         "commit": row.commit,
@@ -64,7 +65,7 @@ def verdict_line(row: Row, back: Collection[int] = ()) -> str:
     if row.runs > 1:
         score += f" ({row.runs} runs)"
     delta = results.change(row.delta)
-    title = one_line(row.title)
+    title = results.described(row)
     if row.evidence == "claimed":
         title = f"{row.decision}: {title}"
     who = one_line(row.author)
@@ -136,6 +137,7 @@ def status_lines(metric: str, found: Mapping[str, Any]) -> list[str]:
         lines.append(
             f"{row['experiment']:>4} {row['verdict']:<10} {score:<14} "
             f"{results.change(row['delta']):>8}  {row['title']}"
+            + results.on_top(row["on_top_of"])
         )
     if found["waiting"]:
         lines.append(f"{found['waiting']} waiting")
@@ -222,10 +224,13 @@ def not_yet(lab: Lab, ledger: Ledger, number: int) -> NotYet:
 
 def diff(ledger: Ledger, row: Row) -> str:
     """What an experiment changed in train.py."""
-    if not row.parent:
-        return ""
-    before = ledger.source(row.parent).splitlines(keepends=True)
-    after = ledger.source(row.blob).splitlines(keepends=True)
+    return diff_of(ledger, row.parent, row.blob) if row.parent else ""
+
+
+def diff_of(ledger: Ledger, parent: str, blob: str) -> str:
+    """What lies between two train.py."""
+    before = ledger.source(parent).splitlines(keepends=True)
+    after = ledger.source(blob).splitlines(keepends=True)
     return "".join(difflib.unified_diff(before, after, "a/train.py", "b/train.py"))
 
 
@@ -254,6 +259,8 @@ def show_lines(lab: Lab, ledger: Ledger, row: Row, metric: str) -> Iterable[str]
     yield f"{metric:<9} {values or nothing or 'none: it failed'}"
     against = "nothing, it is a baseline" if row.against is None else str(row.against)
     yield f"against   {against}"
+    if row.way:
+        yield f"stands on {', '.join(map(str, row.way))}: its score is of all of them"
     if row.runs:
         yield (
             f"runs      {row.runs}, {row.seconds:.1f} s trained, "
@@ -269,6 +276,11 @@ def show_lines(lab: Lab, ledger: Ledger, row: Row, metric: str) -> Iterable[str]
     if changed := diff(ledger, row):
         yield ""
         yield from (one_end(line) for line in changed.splitlines())
+    if row.way and row.against is not None and (rival := ledger.row(row.against)):
+        yield ""
+        yield f"--- all {len(row.way) + 1} changes since experiment {row.against} ---"
+        whole = diff_of(ledger, rival.blob, row.blob)
+        yield from (one_end(line) for line in whole.splitlines())
     if log := read_log(lab, row):
         yield ""
         yield "--- what the run printed (not trusted) ---"

@@ -15,7 +15,7 @@ from tests.nights import command, line_lab, rate, run
 
 ROW = {
     "experiment", "decision", "verdict", "why", "kind", "value", "delta", "against", "runs",
-    "values", "title", "reason", "proposed_by", "commit", "ran", "program", "series",
+    "values", "title", "on_top_of", "reason", "proposed_by", "commit", "ran", "program", "series",
     "seconds", "memory_gb", "facts", "health", "evidence", "decided_at",
 }  # fmt: skip
 
