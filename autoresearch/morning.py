@@ -11,6 +11,7 @@ import difflib
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -30,6 +31,7 @@ from autoresearch.results import (
 
 LARGEST_DIFF_LINES = 400
 CAME = ("proposed", "refused")  # how the outcome of an asking begins that had an idea
+LONGER = 100  # times the budget: a champion trained to be used
 MOST_AWAY = 12  # times that a proposer was away, named one by one
 MOST_NEAR = 12  # near misses that are named one by one
 FEW_DEGREES = 5  # of freedom: a noise known from fewer is said to be a guess
@@ -228,6 +230,20 @@ def headline(report: Report) -> list[str]:
         title = one_line(row.title) + way_words(kept)
         lines.append(f"{row.number:>4} {change(row.delta):>9}  {title}")
     return [*lines, *(f"note     {one_line(words)}" for words in report.notices)]
+
+
+def takeaway(report: Report) -> list[str]:
+    """What to do with a champion; nothing while there is none but the baseline."""
+    if report.baseline is None or report.champion is report.baseline:
+        return []
+    lines = [f"git diff autoresearch/{report.baseline.number} HEAD -- train.py"]
+    # "300 ± 15 s" or "1000000 tokens", as the series has it
+    much, unit = str(report.facts.get("budget", "")).partition(" ")[::2]
+    with suppress(ValueError):
+        option = "--tokens" if unit == "tokens" else "--seconds"
+        more = f"{LONGER * float(much):.0f}"
+        lines.append(f"python train.py {option} {more} --out champion/")
+    return lines
 
 
 def way_words(kept: Kept) -> str:

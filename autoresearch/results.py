@@ -40,16 +40,16 @@ def line(row: Row, bounds: Bounds | None = None) -> str:
     low, high = bounds or (None, None)
     cells = [
         (row.commit or "")[:7],
-        number(row.value, ".6f"),
+        "" if row.value is None else exact(row.value),
         number(row.memory_gb, ".1f"),
         STATUS[row.decision],
         described(row),
         str(row.number),
         str(row.runs),
         row.kind or "",
-        number(row.delta, "+.6f"),
-        number(low, "+.6f"),
-        number(high, "+.6f"),
+        "" if row.delta is None else exact(row.delta, "+"),
+        "" if low is None else exact(low, "+"),
+        "" if high is None else exact(high, "+"),
         one_line(row.author),
     ]
     return "\t".join(cells) + "\n"
@@ -78,6 +78,12 @@ def score(value: float | None) -> str:
     if value is None:
         return ""
     return f"{value:.4f}" if value == 0 or 0.1 <= abs(value) < 1e6 else f"{value:.3g}"
+
+
+def exact(value: float, sign: str = "") -> str:
+    """A number for people who compare: six decimals, or six digits of a small one."""
+    small = 0 < abs(value) < 0.1
+    return format(value, f"{sign}.6g" if small else f"{sign}.6f")
 
 
 def change(delta: float | None) -> str:

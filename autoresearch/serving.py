@@ -21,7 +21,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from autoresearch import context, edits, guidance, views
+from autoresearch import __version__, context, edits, guidance, views
 from autoresearch.errors import LabError, NotYet
 from autoresearch.lab import Lab
 from autoresearch.ledger import Ledger, Row
@@ -183,6 +183,7 @@ def server_of(lab: Lab, by: str) -> Any:
     desk = Desk(lab, by)
     server = MCPServer(
         "autoresearch",
+        version=__version__,
         instructions=guidance.for_clients(),
         log_level="WARNING",  # stdout belongs to the protocol
     )

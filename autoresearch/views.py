@@ -5,8 +5,8 @@ The values are the `--json` contract; the lines are for people. Reads only.
 
 import ast
 import difflib
+import getpass
 import json
-import os
 import time
 from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
@@ -25,6 +25,8 @@ from autoresearch.program import Program
 from autoresearch.results import number
 
 STALE_SECONDS = 20.0  # a note of what runs, with nobody writing it
+SHARE_THAT_TELLS = 0.05  # of a run, from which on its pace says when it ends
+SHORT_SECONDS = 60.0  # below this, seconds are shown with a decimal
 LARGEST_LOG_CHARACTERS = 20_000
 
 
@@ -155,7 +157,15 @@ def running_lines(found: Mapping[str, Any] | None) -> list[str]:
     return lines or ["between two experiments"]
 
 
-def run_line(run: Mapping[str, Any], left_seconds: float | None = None) -> str:
+def left_seconds(seconds: float, share: float) -> float | None:
+    """How long a run will still train; None: it is done, or has hardly begun.
+
+    The first step compiles and warms up: a run of 4 s seemed to need 24 minutes.
+    """
+    return seconds * (1 - share) / share if SHARE_THAT_TELLS <= share < 1 else None
+
+
+def run_line(run: Mapping[str, Any]) -> str:
     """One run in hand."""
     share = float(run["share"])
     done = round(20 * share)
@@ -165,8 +175,8 @@ def run_line(run: Mapping[str, Any], left_seconds: float | None = None) -> str:
         parts.append(f"loss {run['loss']:.3f}")
     if run["tokens"] and run["seconds"]:
         parts.append(f"{rate(run['tokens'] / run['seconds'])} tok/s")
-    if 0 < share < 1:
-        parts.append(f"{duration(run['seconds'] * (1 - share) / share)} left")
+    if (left := left_seconds(run["seconds"], share)) is not None:
+        parts.append(f"{spell(left)} left")
     parts.append(one_line(str(run["title"])))
     return "  ".join(parts)
 
@@ -186,6 +196,11 @@ def duration(seconds: float) -> str:
     if hours:
         return f"{hours}:{minute:02}:{second:02}"
     return f"{minute}:{second:02}"
+
+
+def spell(seconds: float) -> str:
+    """4.2 s, 12:05, 7:31:00."""
+    return f"{seconds:.1f} s" if seconds < SHORT_SECONDS else duration(seconds)
 
 
 def pick(ledger: Ledger, which: str) -> Row:
@@ -254,7 +269,7 @@ def show_lines(lab: Lab, ledger: Ledger, row: Row, metric: str) -> Iterable[str]
     yield f"why       {one_line(row.why)}"
     if row.reason:
         yield f"idea      {one_line(row.reason)}"
-    values = " ".join(f"{value:.6f}" for value in row.values)
+    values = " ".join(map(results.exact, row.values))
     nothing = "none: it was ended early" if row.kind == "ended early" else ""
     yield f"{metric:<9} {values or nothing or 'none: it failed'}"
     against = "nothing, it is a baseline" if row.against is None else str(row.against)
@@ -402,7 +417,7 @@ def queue_source(
         )
     if not one_line(title):
         raise LabError('the title is empty. Next: autoresearch try FILE "what is new"')
-    name = one_line(by) or os.environ.get("USER", "") or "someone"
+    name = one_line(by) or login()
     strategy = lab.read("program.md")
     ledger.remember(git_blob(strategy), strategy)
     proposal = Proposal(
@@ -421,6 +436,23 @@ def queue_source(
     row = ledger.row(champion.number)
     each = 0.0 if row is None else row.seconds + row.evaluation_seconds
     return admitted.number, (waiting + 1) * each / 60
+
+
+def login() -> str:
+    """Who sits here: root in a container has no $USER, and a name all the same."""
+    with suppress(OSError, KeyError, ImportError):
+        return one_line(getpass.getuser()) or "someone"
+    return "someone"
+
+
+def hurry(lab: Lab) -> str:
+    """What `stop --now` throws away of what is in hand; "" where nothing is."""
+    found = running(lab) or {"runs": []}
+    done = sum(run.get("finished", 0) for run in found["runs"])
+    if not found["runs"]:
+        return ""
+    lost = f" and {done} finished with it" if done else ""
+    return f"the run in hand is lost{lost}; its experiment begins again with run"
 
 
 def read_candidate(file: Path) -> str:
