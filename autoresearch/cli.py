@@ -1,7 +1,8 @@
 """The command line: arguments in, text out. Decisions are made below this file.
 
 Commands are listed in the order of a day. Exit codes: 0 done or kept, 2 your input,
-3 not yet, 4 discarded, 5 failed. Every command ends by saying what to type next.
+3 too soon, 4 discarded, 5 failed (docs/how-it-works.md). Every command ends by saying
+what to type next.
 """
 
 import atexit
@@ -180,6 +181,7 @@ def check(proposer: tuple[str, ...], hours: float, as_json: bool) -> None:
         return
     for line in found.lines():
         say(line)
+    noted(lab)
     if found.ready:
         following(f"autoresearch run --hours {hours:g}")
         return

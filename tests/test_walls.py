@@ -278,13 +278,25 @@ def test_less_than_full_needs_the_users_word_and_is_another_series(lab):
     assert command(lab, "check", "--json").stdout.count('"cage": "none"') == 1
 
 
-def test_a_level_that_is_not_built_says_so(lab):
+def test_only_levels_that_are_built_can_be_asked_for(lab):
     with_cage(lab, "container")
 
     done = command(lab, "check")
 
     assert done.returncode == 2
-    assert "not built" in done.stderr
+    assert "it is one of: full, landlock, seatbelt, none. Next: " in done.stderr
+
+
+@linux_only
+def test_a_probe_that_comes_to_no_end_reaches_no_level_and_has_its_reason(
+    lab, monkeypatch
+):
+    monkeypatch.setattr(probing, "PROBE_SECONDS", 0.0)
+
+    found = probing.probed(Unlocked(), lab, Slot())
+
+    assert not found.reached
+    assert "came to no end" in found.missed
 
 
 @linux_only
