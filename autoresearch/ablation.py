@@ -33,6 +33,7 @@ from autoresearch.loop import Night
 from autoresearch.notebook import one_line
 from autoresearch.policy import Policy, Wanted
 from autoresearch.proposers.ahead import carried_over
+from autoresearch.results import exact
 
 AUTHOR = "ablate"
 
@@ -214,8 +215,8 @@ def line(found: Ablated) -> str:
     title = one_line(found.title)
     if found.worth is None:
         return f"{found.step:>4} {'':<38} {title}: {one_line(found.why)}"
-    worth = f"worth {found.worth:+.6f}"
+    worth = f"worth {exact(found.worth, '+')}"
     if found.low is not None and found.high is not None:
-        worth += f" ({found.low:+.6f} to {found.high:+.6f})"
+        worth += f" ({exact(found.low, '+')} to {exact(found.high, '+')})"
     gone = "   removed" if found.decision == "keep" else ""
     return f"{found.step:>4} {worth:<38} {title}{gone}"

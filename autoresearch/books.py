@@ -306,17 +306,10 @@ class Books:
         return f"[AutoResearch] {what} | {outcome}"
 
     def on_the_way(self, verdict: Verdict) -> tuple[int, ...]:
-        """What a keep brings besides its own change: the unresolved it began from."""
-        if verdict.decision != "keep" or verdict.against is None:
+        """What it brings besides its own change: the unproven it began from."""
+        if verdict.against is None:
             return ()
-        rows = {row.blob: row for row in self.ledger.rows()}
-        found: list[int] = []
-        blob = verdict.proposal.parent
-        while blob in rows and blob != verdict.against.blob:
-            row = rows.pop(blob)
-            found.append(row.number)
-            blob = row.parent
-        return tuple(sorted(found))
+        return self.ledger.way(verdict.proposal.parent)
 
     # -- where a night begins ----------------------------------------------------------
 
@@ -518,7 +511,7 @@ def restore(
         " values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (
             *(number, title, entry.body, tell["Proposed-by"]),
-            *(parent_blob(db, book, commit, against), tell["Ran"]),
+            *(parent_blob(db, book, commit, against, tell), tell["Ran"]),
             *(rules.fingerprint(source), tell.get("Program", ""), at, sequence),
             *(tell["Series"], decision, why, what, score, delta, against, at, commit),
             share,
@@ -537,12 +530,21 @@ def delta_of(tell: dict[str, str], score: float, rival: str) -> float | None:
 
 
 def parent_blob(
-    db: sqlite3.Connection, book: Notebook, commit: str, against: int | None
+    db: sqlite3.Connection,
+    book: Notebook,
+    commit: str,
+    against: int | None,
+    tell: dict[str, str],
 ) -> str:
     """The train.py an experiment started from, kept; "" for a baseline.
 
-    It may be the human's own, committed between two verdicts.
+    It may be the human's own, committed between two verdicts; or the newest of the
+    unproven that the experiment stands on.
     """
+    if way := tell.get("On-the-way", "").split():
+        query = "select blob from experiment where number = ?"
+        if (known := db.execute(query, (int(way[-1]),)).fetchone()) is not None:
+            return str(known[0])
     found = book.file_at(f"{commit}^", "train.py")
     if against is None or found is None:
         return ""

@@ -17,7 +17,7 @@ from autoresearch import noise
 from autoresearch.ledger import Row
 from autoresearch.noise import Noise
 from autoresearch.notebook import one_line
-from autoresearch.results import change, score, word
+from autoresearch.results import change, on_top, score, word
 
 WIDTH, HEIGHT = 1000, 380
 LEFT, RIGHT, TOP, BOTTOM = 64, 16, 18, 46
@@ -152,7 +152,7 @@ def dot(at: int, row: Row, place: Place, *, taken_back: bool = False) -> str:
     x, floor = place.x(at), HEIGHT - BOTTOM
     said = word(row, taken_back=taken_back)
     words = f"{row.number} {row.kind or said} {score(row.value)} "
-    words += f"{change(row.delta)} {one_line(row.title)[:80]}"
+    words += f"{change(row.delta)} {one_line(row.title)[:80]}{on_top(row.way)}"
     tip = f"<title>{escape(words)}</title>"
     if row.value is None:
         return (

@@ -26,7 +26,7 @@ from autoresearch.notebook import Notebook, one_line
 from autoresearch.program import Program
 from autoresearch.proposers import Examined
 from autoresearch.sandbox import Bench
-from autoresearch.views import duration, rate
+from autoresearch.views import rate, spell
 
 TRAIN_SECONDS = 12.0
 TRAIN_TOKENS_SHARE = 0.1
@@ -34,7 +34,6 @@ TRAIN_TOKENS_SHARE = 0.1
 # proposed budget. Compute-optimal training takes about twenty (Hoffmann et al. 2022),
 # the best known five-minute recipes three to seven.
 FEWEST_TOKENS, PROPOSED_TOKENS = 0.5, 2.0
-SHORT_SECONDS = 60.0  # below this, seconds are shown with a decimal
 DECIDE_SECONDS = 0.3  # harness overhead of one experiment (benchmarks/overhead.py)
 # Fresh seeds for what is promising, the champion again (benchmarks/verdicts.py).
 RUNS_PER_EXPERIMENT = {"greedy": 1.0}
@@ -95,7 +94,7 @@ class Checked:
         if self.run_tokens >= FEWEST_TOKENS * size:
             return ""
         tokens = int(PROPOSED_TOKENS * size)
-        each = duration(tokens / self.tokens_per_second)
+        each = spell(tokens / self.tokens_per_second)
         return (
             f"too short to learn much: {self.run_tokens / size:.2g} tokens a "
             f"parameter. Next: budget_tokens = {tokens} in program.md (about {each} a "
@@ -118,6 +117,11 @@ class Checked:
         """How many fit into the hours."""
         each = self.run_seconds * self.runs_per_experiment + self.waiting_seconds
         return int(self.hours * 3600 / each) * self.slots
+
+    @property
+    def least_seconds(self) -> float:
+        """Before the first idea is tried."""
+        return self.run_seconds * night.first_runs(self.program)
 
     @property
     def runs_per_experiment(self) -> float:
@@ -146,6 +150,7 @@ class Checked:
             "run_seconds": self.run_seconds,
             "experiment_seconds": self.run_seconds * self.runs_per_experiment
             + self.waiting_seconds,
+            "least_seconds": self.least_seconds,
             "hours": self.hours,
             "experiments": self.experiments,
         }
@@ -159,9 +164,7 @@ class Checked:
     @property
     def run_words(self) -> str:
         """How long one run takes."""
-        if self.run_seconds < SHORT_SECONDS:
-            return f"{self.run_seconds:.1f} s"
-        return duration(self.run_seconds)
+        return spell(self.run_seconds)
 
     @property
     def waiting_words(self) -> str:
@@ -203,6 +206,8 @@ class Checked:
             f"{self.hours:g} hours    about {self.experiments} experiments of "
             f"{self.runs_per_experiment:.3g} runs, {self.run_words} each"
             + self.waiting_words,
+            f"at least   {spell(self.least_seconds)}: the baseline's "
+            f"{night.first_runs(program)} runs come before the first idea",
         ]
 
     @property

@@ -1,7 +1,8 @@
 """The command line: arguments in, text out. Decisions are made below this file.
 
 Commands are listed in the order of a day. Exit codes: 0 done or kept, 2 your input,
-3 not yet, 4 discarded, 5 failed. Every command ends by saying what to type next.
+3 too soon, 4 discarded, 5 failed (docs/how-it-works.md). Every command ends by saying
+what to type next.
 """
 
 import atexit
@@ -9,6 +10,7 @@ import errno
 import json
 import math
 import os
+import shlex
 import shutil
 import signal
 import sys
@@ -30,7 +32,7 @@ from autoresearch.lab import Lab
 from autoresearch.ledger import Ledger, Row, copied
 from autoresearch.notebook import one_line
 from autoresearch.program import MOST_HOURS
-from autoresearch.results import counts_words
+from autoresearch.results import counts_words, exact
 from autoresearch.sandbox import Progress
 
 if TYPE_CHECKING:
@@ -143,7 +145,7 @@ def new(
 
     for line in founding.found(lab, kind, text, vocab, profile):
         say(line)
-    following(f"cd {lab} && autoresearch prepare")
+    following(f"cd {shlex.quote(str(lab))} && autoresearch prepare")
 
 
 @main.command(epilog="example: autoresearch prepare")
@@ -179,6 +181,7 @@ def check(proposer: tuple[str, ...], hours: float, as_json: bool) -> None:
         return
     for line in found.lines():
         say(line)
+    noted(lab)
     if found.ready:
         following(f"autoresearch run --hours {hours:g}")
         return
@@ -238,6 +241,7 @@ class Screen:
         self._shown = 0.0
         self._current = ""
         self._progress: Progress | None = None  # None: nothing ran yet
+        self._lab = lab
         self._log = lab.state / "run.log"
 
     def begin(self, ledger: Ledger, now: night.Now, options: night.Options) -> None:
@@ -272,10 +276,14 @@ class Screen:
 
     def left(self) -> str:
         """How long the run in hand will still train, as far as it says."""
-        if self._progress is None or not 0 < self._progress.share < 1:
+        if self._progress is None:
             return ""
-        share, seconds = self._progress.share, self._progress.seconds
-        return f" (about {views.duration(seconds * (1 - share) / share)} of training)"
+        left = views.left_seconds(self._progress.seconds, self._progress.share)
+        return "" if left is None else f", about {views.spell(left)} of training"
+
+    def hurry(self) -> str:
+        """What stopping now loses."""
+        return views.hurry(self._lab)
 
     def show(self, candidate: Candidate, progress: Progress) -> None:
         """The run in hand, at most five times a second."""
@@ -326,12 +334,14 @@ def obeying(stop: Stop, screen: Screen) -> Iterator[None]:
     def heard(number: int, frame: FrameType | None) -> None:
         if stop.soon:
             stop.now = True
-            screen.print("stopping now; the run in hand will be taken up again")
+            what = screen.hurry() or "nothing is in hand"
+            screen.print(f"stopping now; {what}")
         else:
             stop.soon = True
             screen.print(
-                f"stopping after the run in hand{screen.left()}; "
-                "once more stops now and loses nothing"
+                f"stopping after the experiment in hand: its run{screen.left()}, and "
+                "further runs if its verdict needs them; once more stops now and "
+                "loses those"
             )
 
     old = {name: signal.signal(name, heard) for name in (signal.SIGINT, signal.SIGTERM)}
@@ -365,22 +375,27 @@ def status(follow: bool, as_json: bool) -> None:
             break
         time.sleep(1.0)
     if not as_json:
-        following("autoresearch log | autoresearch report | autoresearch stop")
+        then = "run" if found["running"] is None else "stop"
+        following(f"autoresearch log | autoresearch report | autoresearch {then}")
 
 
 @main.command(epilog="example: autoresearch stop")
-@click.option("--now", is_flag=True, help="Do not wait for the run in hand.")
+@click.option("--now", is_flag=True, help="Do not wait for the experiment.")
 def stop(now: bool) -> None:
-    """End the night after the run in hand. Nothing is lost either way."""
+    """End the night after the experiment in hand, or now, which loses its runs."""
     lab = Lab.find(Path.cwd())
     holder = lab.holder()
     if holder is None:
         raise NotYet(f"nothing runs in {lab.folder}. Next: autoresearch run")
+    lost = views.hurry(lab)
     os.kill(holder, signal.SIGTERM)
     if now:
         time.sleep(0.2)
         os.kill(holder, signal.SIGTERM)
-    say(f"process {holder} stops " + ("now" if now else "after the run in hand"))
+    if now:
+        say(f"process {holder} stops now" + (f"; {lost}" if lost else ""))
+    else:
+        say(f"process {holder} stops after the experiment in hand, all its runs")
     following("autoresearch status --follow")
 
 
@@ -560,20 +575,17 @@ def try_file(
 @json_option
 def report(as_json: bool) -> None:
     """What was found: on the terminal, and as one self-contained HTML page."""
+    from autoresearch import morning
+
     lab = Lab.find(Path.cwd())
     built, lines = write_report(lab)
     if as_json:
-        from autoresearch import morning
-
         tell(morning.as_json(built))
         return
     for line in lines:
         say(line)
     noted(lab)
-    following(
-        "autoresearch run | git diff autoresearch/0 HEAD -- train.py | "
-        "python train.py --seconds 36000 --out champion/"
-    )
+    following(" | ".join(["autoresearch run", *morning.takeaway(built)]))
 
 
 def write_report(lab: Lab) -> tuple["Report", list[str]]:
@@ -669,8 +681,8 @@ def replicate(pairs: int, as_json: bool) -> None:
                 say(f"seed {pair.seed}: {one_line(pair.why)}")
                 continue
             first, best = pair.scores
-            took = f"{views.duration(each)} a pair"
-            say(f"seed {pair.seed}  {first.value:.6f} -> {best.value:.6f}   {took}")
+            gained = f"{exact(first.value)} -> {exact(best.value)}"
+            say(f"seed {pair.seed}  {gained}   {views.spell(each)} a pair")
     found = replication.certified(lab)
     if found is None:
         raise NotYet("no pair was finished. Next: autoresearch replicate")
@@ -800,7 +812,8 @@ def demo(folder: Path, experiments: int) -> None:
     for line in write_report(lab)[1]:
         say(line)
     following(
-        f"open {lab.path('report.html')} | cd {folder} && autoresearch show champion | "
+        f"open {shlex.quote(str(lab.path('report.html')))} | "
+        f"cd {shlex.quote(str(folder))} && autoresearch show champion | "
         "autoresearch new lab"
     )
 

@@ -364,7 +364,8 @@ def told(change: Change, noise: float | None, *, reason: bool = False) -> str:
     if row.delta is not None:
         outcome += f" {row.delta:+.2g}{interval(row, noise)}"
     who = one_line(row.author)[:24]
-    line = f"{row.number} {outcome}: {one_line(row.title)[:110]} [{who}]"
+    also = f" (on top of {', '.join(map(str, row.way[-4:]))})" if row.way else ""
+    line = f"{row.number} {outcome}: {one_line(row.title)[:110]}{also} [{who}]"
     if row.decision == "failed":
         line += f" ({one_line(row.why.partition(': ')[2])[:140]})"
     elif reason and row.reason:

@@ -72,7 +72,7 @@ class Hopeless:
         """For the ledger."""
         return (
             f"ended early at {self.progress:.0%}: on course for "
-            f"{self.predicted:.6f} ± {self.error:.6f}, to beat {self.bar:.6f}"
+            f"{self.predicted:.6g} ± {self.error:.2g}, to beat {self.bar:.6g}"
         )
 
 

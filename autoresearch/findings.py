@@ -97,7 +97,8 @@ def find(ledger: Ledger) -> Findings:
         raw = before - after if ledger.lower_is_better else after - before
     claim, why = claimed(tonight, baseline, champion, known, ledger.lower_is_better)
     sign = 1 if ledger.lower_is_better else -1
-    near = sorted(filter(near_miss, rows), key=lambda row: sign * (row.delta or 0.0))
+    better = [r for r in rows if near_miss(r) and sign * (r.delta or 0.0) < 0]
+    near = sorted(better, key=lambda row: sign * (row.delta or 0.0))
     certified = None
     if baseline is not None and champion is not None:
         certified = certificate.of(ledger, champion.number, baseline.number)

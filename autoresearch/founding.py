@@ -88,7 +88,7 @@ def checked_text(text: str) -> str:
     if not path.exists():
         raise LabError(
             f"--text {text!r} is neither a path that exists nor one of: "
-            f"{', '.join(NAMED_TEXTS)}"
+            f"{', '.join(NAMED_TEXTS)}. Next: autoresearch new LAB --text python"
         )
     return str(path.resolve())
 

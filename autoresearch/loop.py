@@ -45,6 +45,7 @@ from autoresearch.ledger import Row
 from autoresearch.policy import Policy
 from autoresearch.pools import Pool
 from autoresearch.proposers import Proposer
+from autoresearch.results import exact
 from autoresearch.sandbox import Bench
 
 IDLE_SECONDS = 0.5  # between two looks for a proposal, when there is none
@@ -400,7 +401,7 @@ def after_runs(failure: Failure, scores: Scores) -> Failure:
     """The failure of a candidate that had scores before it failed: say so."""
     if not scores:
         return failure
-    values = ", ".join(f"{score.value:.6f}" for score in scores)
+    values = ", ".join(exact(score.value) for score in scores)
     detail = f"{failure.detail} (on a further seed; before: {values})"
     return replace(failure, detail=detail)
 
@@ -489,8 +490,8 @@ def worse_than(former: Champion, champion: Champion) -> str:
     """Why a champion is taken back."""
     now, then = fmean(champion.values), fmean(former.values)
     return (
-        f"{now:.6f} in {len(champion.values)} runs, experiment {former.number} before "
-        f"it {then:.6f} in {len(former.values)}"
+        f"{exact(now)} in {len(champion.values)} runs, experiment {former.number} "
+        f"before it {exact(then)} in {len(former.values)}"
     )
 
 

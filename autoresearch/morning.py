@@ -11,6 +11,7 @@ import difflib
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -19,10 +20,18 @@ from autoresearch.certificate import Certificate
 from autoresearch.findings import Findings
 from autoresearch.ledger import Asking, Ledger, Row
 from autoresearch.notebook import one_line
-from autoresearch.results import MOMENT_SECONDS, change, counts_words, score, word
+from autoresearch.results import (
+    MOMENT_SECONDS,
+    change,
+    counts_words,
+    on_top,
+    score,
+    word,
+)
 
 LARGEST_DIFF_LINES = 400
 CAME = ("proposed", "refused")  # how the outcome of an asking begins that had an idea
+LONGER = 100  # times the budget: a champion trained to be used
 MOST_AWAY = 12  # times that a proposer was away, named one by one
 MOST_NEAR = 12  # near misses that are named one by one
 FEW_DEGREES = 5  # of freedom: a noise known from fewer is said to be a guess
@@ -223,6 +232,20 @@ def headline(report: Report) -> list[str]:
     return [*lines, *(f"note     {one_line(words)}" for words in report.notices)]
 
 
+def takeaway(report: Report) -> list[str]:
+    """What to do with a champion; nothing while there is none but the baseline."""
+    if report.baseline is None or report.champion is report.baseline:
+        return []
+    lines = [f"git diff autoresearch/{report.baseline.number} HEAD -- train.py"]
+    # "300 ± 15 s" or "1000000 tokens", as the series has it
+    much, unit = str(report.facts.get("budget", "")).partition(" ")[::2]
+    with suppress(ValueError):
+        option = "--tokens" if unit == "tokens" else "--seconds"
+        more = f"{LONGER * float(much):.0f}"
+        lines.append(f"python train.py {option} {more} --out champion/")
+    return lines
+
+
 def way_words(kept: Kept) -> str:
     """How many changes a keep consists of, where it is more than one."""
     return f" ({kept.changes} changes on the way)" if kept.changes > 1 else ""
@@ -368,7 +391,10 @@ def near_lines(report: Report) -> list[str]:
     near = report.found.near
     if not near:
         return []
-    first = ", ".join(f"{row.number} ({change(row.delta)})" for row in near[:MOST_NEAR])
+    first = ", ".join(
+        f"{row.number}{on_top(row.way)} ({change(row.delta)})"
+        for row in near[:MOST_NEAR]
+    )
     more = f" and {len(near) - MOST_NEAR} more" if len(near) > MOST_NEAR else ""
     return [f"near     {len(near)} near misses: {first}{more}"]
 
@@ -549,6 +575,7 @@ def change_json(row: Row) -> dict[str, Any]:
     return {
         "experiment": row.number,
         "title": one_line(row.title),
+        "on_top_of": list(row.way),
         "delta": row.delta,
         "runs": row.runs,
     }

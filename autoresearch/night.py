@@ -29,11 +29,12 @@ from autoresearch import (
 from autoresearch.apparatus import Apparatus
 from autoresearch.books import Books
 from autoresearch.cage import Limits, Slot, Stop
-from autoresearch.experiment import Candidate
+from autoresearch.experiment import HARNESS, Candidate
 from autoresearch.lab import Lab, git_blob, write_whole
 from autoresearch.ledger import Ledger
 from autoresearch.loop import Night
 from autoresearch.notebook import Notebook
+from autoresearch.policy.noise_aware import BASELINE_RUNS
 from autoresearch.pools import Pool
 from autoresearch.pools.inline import Inline
 from autoresearch.pools.local import Local
@@ -87,7 +88,11 @@ class Now:
         proposal = candidate.proposal
         assert proposal.number is not None
         with self._lock:
+            before = self._runs.get(proposal.number, {})
+            again = progress.phase == "starting" and before.get("phase") == "scoring"
+            finished = int(str(before.get("finished", 0))) + again
             self._runs[proposal.number] = {
+                "finished": finished,
                 "experiment": proposal.number,
                 "title": proposal.title,
                 "author": proposal.author,
@@ -99,9 +104,13 @@ class Now:
             self.listener(candidate, progress)
 
     def done(self, number: int) -> None:
-        """A run has its verdict."""
+        """An experiment has its verdict, and the champion's runs for it are over."""
         with self._lock:
-            self._runs.pop(number, None)
+            self._runs = {
+                other: run
+                for other, run in self._runs.items()
+                if other != number and run["author"] != HARNESS
+            }
             self._write()
 
     def _write(self) -> None:
@@ -167,10 +176,10 @@ def night_of(
             "train.py in your folder is not the champion's and is left alone; to have "
             'it measured: autoresearch try train.py "what is new"'
         )
-    if lab.pause.exists():
-        now.notice("this lab is paused; to begin: autoresearch resume")
     hours = options.hours if options.hours is not None else program.hours
     now.until = None if hours is None else time.time() + 3600 * hours
+    for words in at_the_start(lab, hours, program, ledger):
+        now.notice(words)
     bench = Bench(lab, found, terms_of(program, readonly), stop, now, walls)
     if found.causal and slots[0].device == "cuda" and walls.level == "full":
         bench = replace(bench, waiting=Waiting(partial(sandbox.ahead, bench)))
@@ -196,6 +205,30 @@ def night_of(
         lambda: over.left() / len(slots),
     )
     return night, now
+
+
+def first_runs(program: Program) -> int:
+    """How many runs of the baseline come before the first idea."""
+    return 1 if program.policy == "greedy" else BASELINE_RUNS
+
+
+def at_the_start(
+    lab: Lab, hours: float | None, program: Program, ledger: Ledger
+) -> Iterator[str]:
+    """What a human should know before anything runs."""
+    if lab.pause.exists():
+        yield "this lab is paused; to begin: autoresearch resume"
+    if hours is None or program.budget_seconds is None or ledger.champion is not None:
+        return
+    runs = first_runs(program)
+    least_seconds = runs * program.budget_seconds
+    if 3600 * hours <= least_seconds:
+        yield (
+            f"{hours:g} hours hold no idea: the baseline alone is {runs} runs of "
+            f"{program.budget_seconds:g} s, at least {least_seconds / 60:.3g} min, and "
+            f"is finished. To have ideas tried: --hours {2 * least_seconds / 3600:.2g} "
+            "or more, or a smaller budget_seconds"
+        )
 
 
 def pool_of(slots: tuple[Slot, ...]) -> Pool[Any]:

@@ -155,7 +155,9 @@ def probed(candidate: Walls, lab: Lab, slot: Slot) -> Findings:
     except (Exited, TimeoutError, OverLimit, Junk, KeyError, OSError) as error:
         said = guest.log.whole().decode(errors="replace") if guest else ""
         last = said.strip().splitlines()[-1] if said.strip() else str(error)
-        return Findings(candidate, (), broken=last[:300])
+        # A time-out has no words, and nothing said is nothing found to be shut.
+        why = last.strip() or f"the probe came to no end ({type(error).__name__})"
+        return Findings(candidate, (), broken=why[:300])
     finally:
         cage.erase(folder)
 
@@ -238,7 +240,7 @@ def explained(level: str, findings: list[Findings]) -> str:
             "(Fedora: dnf install bubblewrap)"
         )
     missed = next((f.missed for f in findings if f.walls.level == level), "")
-    return f"{missed}. Next: {remedy(missed)}"
+    return f"{missed or 'it was not reached'}. Next: {remedy(missed)}"
 
 
 NEEDS = {

@@ -21,6 +21,7 @@ from autoresearch.lab import Lab
 from autoresearch.ledger import Ledger, Row
 from autoresearch.loop import Night
 from autoresearch.notebook import Notebook
+from autoresearch.results import exact
 
 AUTHOR = "replicate"
 MOST_FAILED = 3  # pairs; after that there is something wrong
@@ -151,5 +152,6 @@ def lines(metric: str, found: Certificate) -> list[str]:
 def spread(mean: float, low: float | None, high: float | None) -> str:
     """A mean and its 95 % interval."""
     if low is None or high is None:
-        return f"{mean:+.6f}   (one pair says nothing of its own scatter)"
-    return f"{mean:+.6f}   95 % interval {low:+.6f} to {high:+.6f}"
+        return f"{exact(mean, '+')}   (one pair says nothing of its own scatter)"
+    between = f"{exact(low, '+')} to {exact(high, '+')}"
+    return f"{exact(mean, '+')}   95 % interval {between}"

@@ -24,12 +24,13 @@ from autoresearch.morning import (
     luck_lines,
     noise_lines,
     share,
+    takeaway,
     unknowns,
     way_words,
     within,
 )
 from autoresearch.notebook import one_line
-from autoresearch.results import change, number, score
+from autoresearch.results import change, described, number, score
 
 MOST_TABLE_ROWS = 10_000
 MOST_WORDS = 200
@@ -58,7 +59,7 @@ def html(report: Report) -> str:
         section("Who and what brought it", sources(report)),
         section("Who was asked", bullets(report.asked)) if report.asked else "",
         section("What it ran on", facts_table(report)),
-        section("Take the champion away", takeaway(report)),
+        section("Take the champion away", commands(report)),
         section("What this report does not know", bullets(unknowns(report))),
     ]
     style = resources.files("autoresearch").joinpath("report.css").read_text()
@@ -215,7 +216,7 @@ def table_row(report: Report, row: Row) -> str:
     """One line of the table."""
     facts = dict(row.facts)
     said = report.said(row)
-    title = text(row.title)
+    title = text(described(row))
     if any(kept.row.number == row.number for kept in report.kept):
         title = f"<a href='#e{row.number}'>{title}</a>"
     millions = [
@@ -292,15 +293,14 @@ def facts_table(report: Report) -> str:
     return f"<table class=small>{rows}</table>"
 
 
-def takeaway(report: Report) -> str:
+def commands(report: Report) -> str:
     """Commands to copy."""
-    first = report.baseline.number if report.baseline else 0
-    lines = [
-        f"git diff autoresearch/{first} HEAD -- train.py",
-        "python train.py --seconds 36000 --seed 1 --out champion/",
-        "python prepare.py score champion/",
-    ]
-    return "<pre>" + "\n".join(lines) + "</pre>"
+    lines = takeaway(report)
+    if not lines:
+        return ""
+    if lines[-1].endswith("champion/"):
+        lines.append("python prepare.py score champion/")
+    return f"<pre>{text(chr(10).join(lines))}</pre>"
 
 
 PAGE = """<!doctype html>

@@ -31,6 +31,7 @@ def header(metric: str) -> str:
 
 
 Bounds = tuple[float, float]
+MOST_NAMED = 4  # experiments that another stands on, one by one
 MOMENT_SECONDS = 1.0  # a verdict's time is cut to whole seconds
 
 
@@ -39,19 +40,32 @@ def line(row: Row, bounds: Bounds | None = None) -> str:
     low, high = bounds or (None, None)
     cells = [
         (row.commit or "")[:7],
-        number(row.value, ".6f"),
+        "" if row.value is None else exact(row.value),
         number(row.memory_gb, ".1f"),
         STATUS[row.decision],
-        one_line(row.title),
+        described(row),
         str(row.number),
         str(row.runs),
         row.kind or "",
-        number(row.delta, "+.6f"),
-        number(low, "+.6f"),
-        number(high, "+.6f"),
+        "" if row.delta is None else exact(row.delta, "+"),
+        "" if low is None else exact(low, "+"),
+        "" if high is None else exact(high, "+"),
         one_line(row.author),
     ]
     return "\t".join(cells) + "\n"
+
+
+def described(row: Row) -> str:
+    """A title, and what else the experiment brings: its score is of all of it."""
+    return one_line(row.title) + on_top(row.way)
+
+
+def on_top(way: Sequence[int]) -> str:
+    """` (on top of 1 and 3)`; "" where nothing is."""
+    words = [str(number) for number in way]
+    if len(words) > MOST_NAMED:
+        words = [f"{len(words)} others"]
+    return f" (on top of {' and '.join(words)})" if words else ""
 
 
 def number(value: float | None, form: str) -> str:
@@ -64,6 +78,12 @@ def score(value: float | None) -> str:
     if value is None:
         return ""
     return f"{value:.4f}" if value == 0 or 0.1 <= abs(value) < 1e6 else f"{value:.3g}"
+
+
+def exact(value: float, sign: str = "") -> str:
+    """A number for people who compare: six decimals, or six digits of a small one."""
+    small = 0 < abs(value) < 0.1
+    return format(value, f"{sign}.6g" if small else f"{sign}.6f")
 
 
 def change(delta: float | None) -> str:

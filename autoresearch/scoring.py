@@ -16,6 +16,7 @@ from autoresearch.errors import Failed, LabError
 from autoresearch.experiment import Candidate, Proposal, Run, Score
 from autoresearch.lab import Lab, git_blob
 from autoresearch.notebook import Notebook
+from autoresearch.results import exact
 from autoresearch.sandbox import Bench
 
 
@@ -30,7 +31,7 @@ def main(arguments: list[str]) -> NoReturn:
     except (LabError, Failed) as error:
         print(error, file=sys.stderr)
         raise SystemExit(2) from None
-    print(f"{found.metric}: {score.value:.6f}   ({score.seconds:.1f} s)")
+    print(f"{found.metric}: {exact(score.value)}   ({score.seconds:.1f} s)")
     raise SystemExit(0)
 
 

@@ -22,7 +22,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from autoresearch import context, edits, guidance, views
+from autoresearch import __version__, context, edits, guidance, views
 from autoresearch.errors import LabError, NotYet
 from autoresearch.lab import Lab
 from autoresearch.ledger import Ledger, Row
@@ -133,7 +133,16 @@ def fitted(change: str) -> str:
 def verdict(row: Row) -> str:
     """One experiment as a line of JSON, without what only programs need."""
     found = views.as_json(row)
-    names = ("experiment", "decision", "kind", "why", "title", "value", "delta")
+    names = (
+        "experiment",
+        "decision",
+        "kind",
+        "why",
+        "title",
+        "on_top_of",
+        "value",
+        "delta",
+    )
     return json.dumps({name: found[name] for name in (*names, "proposed_by")})
 
 
@@ -175,6 +184,7 @@ def server_of(lab: Lab, by: str) -> Any:
     desk = Desk(lab, by)
     server = MCPServer(
         "autoresearch",
+        version=__version__,
         instructions=guidance.for_clients(),
         log_level="WARNING",  # stdout belongs to the protocol
     )

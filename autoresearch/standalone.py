@@ -146,7 +146,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python train.py",
         description="Train once, by hand. The score is unofficial.",
-        epilog="example: python train.py --seconds 36000 --seed 1 --out champion/",
+        epilog="example: python train.py --seconds 600 --seed 1 --out champion/",
     )
     parser.add_argument("--seconds", type=float, default=300.0, help="default 300")
     parser.add_argument("--tokens", type=int, help="a budget of text instead of time")

@@ -26,6 +26,7 @@ from autoresearch.lab import Lab
 from autoresearch.ledger import Ledger, Row
 from autoresearch.loop import seed_of
 from autoresearch.notebook import GitFailed, Notebook
+from autoresearch.results import exact
 from autoresearch.sandbox import Bench
 
 
@@ -203,7 +204,7 @@ def lines(found: Verified) -> list[str]:
         new = found.again
         words.append(
             f"again      experiment {new.experiment} with seed {new.seed}: "
-            f"{new.value:.6f}, recorded {json.dumps(new.recorded)}, "
-            f"difference {new.difference:+.6f}"
+            f"{exact(new.value)}, recorded {json.dumps(new.recorded)}, "
+            f"difference {exact(new.difference, '+')}"
         )
     return [*words, *(f"PROBLEM    {problem}" for problem in found.problems)]

@@ -5,8 +5,8 @@ The values are the `--json` contract; the lines are for people. Reads only.
 
 import ast
 import difflib
+import getpass
 import json
-import os
 import time
 from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
@@ -25,6 +25,8 @@ from autoresearch.program import Program
 from autoresearch.results import number
 
 STALE_SECONDS = 20.0  # a note of what runs, with nobody writing it
+SHARE_THAT_TELLS = 0.05  # of a run, from which on its pace says when it ends
+SHORT_SECONDS = 60.0  # below this, seconds are shown with a decimal
 LARGEST_LOG_CHARACTERS = 20_000
 MOST_WHY = 120  # letters of why something failed, where it has a line only
 
@@ -43,6 +45,7 @@ def as_json(row: Row, back: Collection[int] = ()) -> dict[str, Any]:
         "runs": row.runs,
         "values": list(row.values),
         "title": one_line(row.title),
+        "on_top_of": list(row.way),
         "reason": row.reason,
         "proposed_by": one_line(row.author),
         "commit": row.commit,
@@ -65,7 +68,7 @@ def verdict_line(row: Row, back: Collection[int] = ()) -> str:
     if row.runs > 1:
         score += f" ({row.runs} runs)"
     delta = results.change(row.delta)
-    title = one_line(row.title)
+    title = results.described(row)
     if row.evidence == "claimed":
         title = f"{row.decision}: {title}"
     elif row.decision == "failed":
@@ -139,6 +142,7 @@ def status_lines(metric: str, found: Mapping[str, Any]) -> list[str]:
         lines.append(
             f"{row['experiment']:>4} {row['verdict']:<10} {score:<14} "
             f"{results.change(row['delta']):>8}  {row['title']}"
+            + results.on_top(row["on_top_of"])
         )
     if found["waiting"]:
         lines.append(f"{found['waiting']} waiting")
@@ -156,7 +160,15 @@ def running_lines(found: Mapping[str, Any] | None) -> list[str]:
     return lines or ["between two experiments"]
 
 
-def run_line(run: Mapping[str, Any], left_seconds: float | None = None) -> str:
+def left_seconds(seconds: float, share: float) -> float | None:
+    """How long a run will still train; None: it is done, or has hardly begun.
+
+    The first step compiles and warms up: a run of 4 s seemed to need 24 minutes.
+    """
+    return seconds * (1 - share) / share if SHARE_THAT_TELLS <= share < 1 else None
+
+
+def run_line(run: Mapping[str, Any]) -> str:
     """One run in hand."""
     share = float(run["share"])
     done = round(20 * share)
@@ -166,8 +178,8 @@ def run_line(run: Mapping[str, Any], left_seconds: float | None = None) -> str:
         parts.append(f"loss {run['loss']:.3f}")
     if run["tokens"] and run["seconds"]:
         parts.append(f"{rate(run['tokens'] / run['seconds'])} tok/s")
-    if 0 < share < 1:
-        parts.append(f"{duration(run['seconds'] * (1 - share) / share)} left")
+    if (left := left_seconds(run["seconds"], share)) is not None:
+        parts.append(f"{spell(left)} left")
     parts.append(one_line(str(run["title"])))
     return "  ".join(parts)
 
@@ -187,6 +199,11 @@ def duration(seconds: float) -> str:
     if hours:
         return f"{hours}:{minute:02}:{second:02}"
     return f"{minute}:{second:02}"
+
+
+def spell(seconds: float) -> str:
+    """4.2 s, 12:05, 7:31:00."""
+    return f"{seconds:.1f} s" if seconds < SHORT_SECONDS else duration(seconds)
 
 
 def pick(ledger: Ledger, which: str) -> Row:
@@ -225,10 +242,13 @@ def not_yet(lab: Lab, ledger: Ledger, number: int) -> NotYet:
 
 def diff(ledger: Ledger, row: Row) -> str:
     """What an experiment changed in train.py."""
-    if not row.parent:
-        return ""
-    before = ledger.source(row.parent).splitlines(keepends=True)
-    after = ledger.source(row.blob).splitlines(keepends=True)
+    return diff_of(ledger, row.parent, row.blob) if row.parent else ""
+
+
+def diff_of(ledger: Ledger, parent: str, blob: str) -> str:
+    """What lies between two train.py."""
+    before = ledger.source(parent).splitlines(keepends=True)
+    after = ledger.source(blob).splitlines(keepends=True)
     return "".join(difflib.unified_diff(before, after, "a/train.py", "b/train.py"))
 
 
@@ -252,11 +272,13 @@ def show_lines(lab: Lab, ledger: Ledger, row: Row, metric: str) -> Iterable[str]
     yield f"why       {one_line(row.why)}"
     if row.reason:
         yield f"idea      {one_line(row.reason)}"
-    values = " ".join(f"{value:.6f}" for value in row.values)
+    values = " ".join(map(results.exact, row.values))
     nothing = "none: it was ended early" if row.kind == "ended early" else ""
     yield f"{metric:<9} {values or nothing or 'none: it failed'}"
     against = "nothing, it is a baseline" if row.against is None else str(row.against)
     yield f"against   {against}"
+    if row.way:
+        yield f"stands on {', '.join(map(str, row.way))}: its score is of all of them"
     if row.runs:
         yield (
             f"runs      {row.runs}, {row.seconds:.1f} s trained, "
@@ -272,6 +294,11 @@ def show_lines(lab: Lab, ledger: Ledger, row: Row, metric: str) -> Iterable[str]
     if changed := diff(ledger, row):
         yield ""
         yield from (one_end(line) for line in changed.splitlines())
+    if row.way and row.against is not None and (rival := ledger.row(row.against)):
+        yield ""
+        yield f"--- all {len(row.way) + 1} changes since experiment {row.against} ---"
+        whole = diff_of(ledger, rival.blob, row.blob)
+        yield from (one_end(line) for line in whole.splitlines())
     if log := read_log(lab, row):
         yield ""
         yield "--- what the run printed (not trusted) ---"
@@ -393,7 +420,7 @@ def queue_source(
         )
     if not one_line(title):
         raise LabError('the title is empty. Next: autoresearch try FILE "what is new"')
-    name = one_line(by) or os.environ.get("USER", "") or "someone"
+    name = one_line(by) or login()
     strategy = lab.read("program.md")
     ledger.remember(git_blob(strategy), strategy)
     proposal = Proposal(
@@ -412,6 +439,23 @@ def queue_source(
     row = ledger.row(champion.number)
     each = 0.0 if row is None else row.seconds + row.evaluation_seconds
     return admitted.number, (waiting + 1) * each / 60
+
+
+def login() -> str:
+    """Who sits here: root in a container has no $USER, and a name all the same."""
+    with suppress(OSError, KeyError, ImportError):
+        return one_line(getpass.getuser()) or "someone"
+    return "someone"
+
+
+def hurry(lab: Lab) -> str:
+    """What `stop --now` throws away of what is in hand; "" where nothing is."""
+    found = running(lab) or {"runs": []}
+    done = sum(run.get("finished", 0) for run in found["runs"])
+    if not found["runs"]:
+        return ""
+    lost = f" and {done} finished with it" if done else ""
+    return f"the run in hand is lost{lost}; its experiment begins again with run"
 
 
 def read_candidate(file: Path) -> str:

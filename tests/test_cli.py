@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from autoresearch import program
+from autoresearch import program, results, views
 from autoresearch.cli import main
 from autoresearch.notebook import Notebook
 from tests import nights
@@ -15,7 +15,7 @@ from tests.nights import command, line_lab, rate, run
 
 ROW = {
     "experiment", "decision", "verdict", "why", "kind", "value", "delta", "against", "runs",
-    "values", "title", "reason", "proposed_by", "commit", "ran", "program", "series",
+    "values", "title", "on_top_of", "reason", "proposed_by", "commit", "ran", "program", "series",
     "seconds", "memory_gb", "facts", "health", "evidence", "decided_at",
 }  # fmt: skip
 
@@ -49,7 +49,7 @@ def command_line(*words):
 
 
 def test_json_is_a_contract(lab):
-    done = command(lab, "run", "--json", "--experiments", "1")
+    done = command(lab, "run", "--json", "--experiments", "1", "--seed", "1")
     verdicts = [json.loads(line) for line in done.stdout.splitlines()]
     status = json.loads(command(lab, "status", "--json").stdout)
     shown = json.loads(command(lab, "show", "baseline", "--json").stdout)
@@ -280,6 +280,48 @@ def test_a_place_where_no_lab_can_be_made_is_said_in_one_sentence(tmp_path):
     mistake(command(tmp_path, "new", "/proc/foo"), "cannot be made", "Next: ")
 
 
+def test_a_folder_with_a_space_can_be_pasted(tmp_path):
+    done = command(tmp_path, "new", "my lab", "--kind", "line")
+
+    assert "Next: cd 'my lab' && autoresearch prepare" in done.stdout
+
+
+def test_a_mistake_in_a_proposer_comes_with_something_to_type(lab, tmp_path):
+    for words in (("--proposer", "script:nofile"), ("--proposer", "claud")):
+        done = command(lab, "check", *words)
+        mistake(done, "Next: ")
+        assert "Errno" not in done.stderr
+    mistake(command(tmp_path, "new", "l", "--text", "nosuch"), "Next: autoresearch new")
+
+
+def test_a_champion_can_be_trained_longer_and_scored_in_lab_line(lab):
+    run(lab)
+    assert "train.py --" not in command(lab, "report").stdout  # nothing is kept
+    run(lab, rate(0.02))
+    then = command(lab, "report").stdout.splitlines()[-1]
+    python = "python train.py --tokens 200000 --out champion/"
+    assert then.endswith(python)
+
+    longer = python.replace("python", sys.executable, 1).split()
+    trained = subprocess.run(longer, cwd=lab.folder, capture_output=True, text=True)
+    scored = subprocess.run(
+        (sys.executable, "prepare.py", "score", "champion/"),
+        cwd=lab.folder,
+        capture_output=True,
+        text=True,
+    )
+
+    assert "Next: python prepare.py score champion" in trained.stdout
+    assert re.match(r"mse: \S+   \(", scored.stdout), scored.stderr
+
+
+def test_small_scores_keep_their_digits():
+    assert results.exact(0.00000234567) == "2.34567e-06"
+    assert results.exact(-0.000012, "+") == "-1.2e-05"
+    assert results.exact(0.0) == "0.000000"
+    assert results.exact(1.25) == "1.250000"
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="needs a mount namespace")
 def test_a_lab_that_cannot_be_written_is_read_and_nothing_else(lab):
     run(lab, rate(0.02))
@@ -303,6 +345,58 @@ def test_a_lab_that_cannot_be_written_is_read_and_nothing_else(lab):
     for words in ("run", "check", "replicate", "rebuild", "pause", "resume"):
         mistake(there(words), "read-only", "Next: ")
     mistake(there("try", "train.py", "again"), "read-only", "Next: ")
+
+
+def test_hours_that_hold_no_idea_are_said_to_at_the_start(lab):
+    text = lab.read("program.md").replace("budget_tokens = 2000", "budget_seconds = 9")
+    lab.path("program.md").write_text(text)
+
+    night = nights.start(lab, "run", "--hours", "0.002")
+    said = night.stdout.readline() + night.stdout.readline()
+    nights.kill(night)
+
+    assert "0.002 hours hold no idea: the baseline alone is 3 runs of 9 s" in said
+    assert "at least 0.45 min" in said
+
+
+def test_check_says_what_a_night_takes_at_least(lab):
+    found = json.loads(command(lab, "check", "--json").stdout)
+
+    assert found["least_seconds"] == pytest.approx(3 * found["run_seconds"])
+
+
+def test_a_run_that_has_hardly_begun_does_not_say_when_it_ends():
+    run = {
+        "experiment": 1, "title": "x", "phase": "training", "share": 0.003,
+        "loss": None, "tokens": 0, "seconds": 4.5,
+    }  # fmt: skip
+
+    assert "left" not in views.run_line(run)
+    assert "4.0 s left" in views.run_line({**run, "share": 0.5, "seconds": 4.0})
+
+
+def test_what_stop_now_throws_away_is_counted(lab):
+    source = lab.read("train.py").replace(
+        "run.submit", "import time\ntime.sleep(4)\nrun.submit"
+    )
+    lab.path("train.py").write_text(source)
+    Notebook(lab.folder).git(
+        *("-c", "user.name=t", "-c", "user.email=t", "commit", "-qam", "slow")
+    )
+    night = nights.start(lab, "run", "--experiments", "1")
+    nights.wait_for(lambda: '"finished": 1' in read(lab.now), 60, "the second run")
+
+    soon = command(lab, "stop")
+    now = command(lab, "stop", "--now")
+    night.communicate(timeout=60)
+
+    assert "after the experiment in hand, all its runs" in soon.stdout
+    assert "the run in hand is lost and 1 finished with it" in now.stdout
+    assert "begins again with run" in now.stdout
+
+
+def read(path):
+    return path.read_text() if path.exists() else ""
 
 
 def test_a_pause_that_somebody_forgot_is_said_by_whatever_is_typed(lab):

@@ -20,6 +20,7 @@ from autoresearch.experiment import (
 )
 from autoresearch.lab import git_blob
 from autoresearch.ledger import Ledger
+from tests.nights import command, line_lab, rate, run
 
 HOSTILE = (
     "<script>alert(1)</script> \x1b[31mred\x1b[0m \u202egnp.exe & 'quoted' \"twice\""
@@ -314,6 +315,23 @@ def test_near_misses_and_ended_runs_are_counted_apart_from_discards(careful):
         "1 ended early, 0 failed"
     ) in morning.headline(careful.report())
     assert [miss["experiment"] for miss in told(careful)["near_misses"]] == [2, 1]
+
+
+def test_what_is_unresolved_and_worse_is_no_near_miss(careful):
+    rows = {row.number: row for row in careful.ledger.rows()}
+    near = careful.report().found.near
+
+    assert [row.number for row in near] == [2, 1]
+    assert all(rows[row.number].delta < 0 for row in near)
+
+
+def test_a_night_of_quick_runs_took_its_time(tmp_path):
+    lab = line_lab(tmp_path / "lab")
+    run(lab, rate(0.02), rate(0.03))
+
+    found = json.loads(command(lab, "report", "--json").stdout)
+
+    assert found["wall_seconds"] > found["trained_seconds"] + found["scored_seconds"]
 
 
 def test_a_champion_of_several_changes_is_one_keep_and_says_how_many(careful):

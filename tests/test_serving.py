@@ -11,7 +11,7 @@ import urllib.request
 
 import pytest
 
-from autoresearch import night, serving, views
+from autoresearch import __version__, night, serving, views
 from autoresearch.cage import Stop
 from autoresearch.ledger import Ledger
 from autoresearch.loop import research
@@ -148,6 +148,7 @@ def test_by_http_nothing_is_said_without_the_token(lab):
     assert refused[0] == 401
     assert status == 200
     assert "autoresearch" in said
+    assert f'"version":"{__version__}"' in said.replace(": ", ":")
     assert (lab.state / "mcp-token").stat().st_mode & 0o077 == 0
 
 

@@ -359,6 +359,32 @@ def test_proposals_start_where_the_policy_says_and_are_judged_against_the_champi
     assert "It is experiment 1's: believed better than the champion's" in said
 
 
+def test_a_near_miss_names_what_it_stands_on_wherever_it_is_shown(lab):
+    policy = Told()
+    rows, _ = told_night(lab, policy, rate(0.02))
+    policy.starts.append(rows[1].blob)
+    more, _ = told_night(lab, policy, {"title": "x", "set": {"MOMENTUM": 0.6}})
+    policy.starts.append(more[0].blob)
+    last, _ = told_night(lab, policy, {"title": "y", "set": {"WARMDOWN": 0.4}})
+
+    assert (rows[1].way, more[0].way, last[0].way) == ((), (1,), (1, 2))
+    named = "y (on top of 1 and 2)"
+    for words in (("log",), ("status",), ("show", "3")):
+        assert named in command(lab, *words).stdout
+    assert named in lab.results.read_text()
+    command(lab, "report")
+    assert named in lab.path("report.html").read_text()
+    assert "(on top of 1, 2)" in command(lab, "context").stdout
+    shown = command(lab, "show", "3").stdout.partition("--- all 3 changes since")[2]
+    assert "+LEARNING_RATE = 0.02" in shown
+    title = Notebook(lab.folder).git("log", "-1", "--format=%s", last[0].commit)
+    assert title.strip().endswith(", 3 changes")
+    parents = [row.parent for row in Ledger(lab.ledger).rows()]
+    assert command(lab, "rebuild").returncode == 0
+    assert [row.parent for row in Ledger(lab.ledger).rows()] == parents
+    assert Ledger(lab.ledger).row(3).way == (1, 2)
+
+
 def test_a_keep_names_every_change_that_it_brings_with_it(lab):
     policy = Told(keeps=("x",))
     rows, _ = told_night(lab, policy, rate(0.02))

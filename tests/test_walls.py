@@ -320,6 +320,18 @@ def test_in_a_container_an_old_kernel_and_another_user_are_a_level(
 
 
 @linux_only
+def test_a_probe_that_comes_to_no_end_reaches_no_level_and_has_its_reason(
+    lab, monkeypatch
+):
+    monkeypatch.setattr(probing, "PROBE_SECONDS", 0.0)
+
+    found = probing.probed(Unlocked(), lab, Slot())
+
+    assert not found.reached
+    assert "came to no end" in found.missed
+
+
+@linux_only
 def test_a_memory_limit_below_need_is_a_failure_with_its_reason(tmp_path):
     if nights.walls().level != "full" or groups.find() is None:
         pytest.skip("needs level full and control groups")

@@ -165,4 +165,7 @@ def one(spec: str, program: Program, desk: "Desk", seed: int) -> Proposer:
 
         model = LLM(spec, desk)
         return model if model.shares_the_gpu else Ahead(model, desk)
-    raise LabError(f"unknown proposer {spec!r}; the proposers are: {GRAMMAR}")
+    raise LabError(
+        f"unknown proposer {spec!r}; the proposers are: {GRAMMAR}. Next: autoresearch "
+        "check --proposer search   (or another of them)"
+    )

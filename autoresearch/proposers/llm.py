@@ -67,6 +67,7 @@ MOST_TOKENS_OUT = 16_000
 LARGEST_BODY_BYTES = 2 << 20  # of one HTTP answer
 LONGEST_WAIT_SECONDS = 30.0  # for a server that asks to wait; beyond it, rest
 FIRST_REST_SECONDS = 30.0
+SHORT_REST_SECONDS = 600.0  # below it, the time until is told to the second
 LONGEST_REST_SECONDS = 900.0
 LONGEST_LIMIT_SECONDS = 7 * 86_400.0
 REFUSED_REST_SECONDS = 3600.0  # a key that is wrong, a model that is not there
@@ -250,7 +251,9 @@ class LLM:
         if not none.rest_seconds:
             self._rest_seconds = min(2 * self._rest_seconds, LONGEST_REST_SECONDS)
         self._resting_until = time.time() + seconds
-        at = time.strftime("%H:%M", time.localtime(self._resting_until))
+        # A rest of half a minute is not "until 03:10", which it is already.
+        form = "%H:%M:%S" if seconds < SHORT_REST_SECONDS else "%H:%M"
+        at = time.strftime(form, time.localtime(self._resting_until))
         word = f"limit until {at}" if none.limit else f"no answer, rests until {at}"
         self._record(ledger, talk, f"{word}: {none}")
 

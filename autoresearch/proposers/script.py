@@ -36,8 +36,15 @@ class Script:
             if path.stat().st_size > LARGEST_SCRIPT_BYTES:
                 raise LabError(f"{path} is larger than 16 MB. Next: shorten it")
             lines = json.loads(path.read_text())
-        except (OSError, ValueError, RecursionError) as error:
-            raise LabError(f"{path} cannot be read as a script: {error}") from None
+        except OSError as error:
+            raise LabError(
+                f"{path} cannot be read: {error.strerror}. Next: script:FILE, a file "
+                "of JSON in the lab"
+            ) from None
+        except (ValueError, RecursionError) as error:
+            raise LabError(
+                f"{path} cannot be read as a script: {error}. Next: mend it"
+            ) from None
         if not isinstance(lines, list):
             raise LabError(f"{path} is not a JSON list of proposals")
         for number, line in enumerate(lines):

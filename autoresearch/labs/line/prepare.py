@@ -38,6 +38,15 @@ def score(outputs, split):
     return sum((float(o) - y) ** 2 for o, y in zip(outputs, answers)) / len(answers)
 
 
+# python prepare.py            make everything
+# python prepare.py score DIR  measure a model that `python train.py --out DIR` wrote
+
 if __name__ == "__main__":
+    import sys
+
+    from autoresearch import scoring
+
+    if sys.argv[1:2] == ["score"]:
+        scoring.main(sys.argv[2:])
     prepare(lambda stage, done, total: print(f"{stage} {done}/{total}"))
     print("Next: autoresearch check")
