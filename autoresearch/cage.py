@@ -94,6 +94,7 @@ class Slot:
     device: str = "cpu"  # as train.py sees it: "cpu", "cuda" or "mps"
     index: int | None = None  # which GPU of the machine; None where there is no choice
     threads: int = 1
+    uuid: str = ""  # of that GPU: a cage shows one, whose number inside is another
 
 
 @dataclass(frozen=True, slots=True)
@@ -462,7 +463,8 @@ def environment(room: Room, home: str | None = None) -> dict[str, str]:
     slot = room.slot
     passed = {name: os.environ[name] for name in ALLOWED if name in os.environ}
     where = home or str(room.folder)
-    card = {} if slot.index is None else {"CUDA_VISIBLE_DEVICES": str(slot.index)}
+    visible = slot.uuid or ("" if slot.index is None else str(slot.index))
+    card = {"CUDA_VISIBLE_DEVICES": visible} if visible else {}
     return {
         **passed,
         **THREADS,

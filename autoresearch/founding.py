@@ -95,7 +95,7 @@ def checked_text(text: str) -> str:
 
 def best_profile() -> str:
     """The profile for this machine."""
-    return profile_for([memory_gb for _, _, memory_gb in machine.nvidia()])
+    return profile_for([gpu.memory_gb for gpu in machine.nvidia()])
 
 
 def profile_for(memories_gb: Sequence[float]) -> str:

@@ -8,6 +8,7 @@ import os
 import platform
 import subprocess
 import sys
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
@@ -19,21 +20,51 @@ from autoresearch.chips import Answer, Nvml
 GIB = 1 << 30
 
 
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """One NVIDIA GPU, as its driver tells of it."""
+
+    index: int
+    uuid: str
+    name: str
+    driver: str
+    memory_gb: float
+
+
 def slots() -> tuple[Slot, ...]:
-    """One slot per GPU; without a GPU the CPU counts as one."""
+    """One slot per GPU that this user may take; without one the CPU counts as one."""
     threads = cores()
-    gpus = nvidia()
+    gpus = chosen(nvidia(), os.environ.get("CUDA_VISIBLE_DEVICES"))
     if gpus:
         share = max(1, threads // len(gpus))
-        return tuple(Slot("cuda", index, share) for index in range(len(gpus)))
+        return tuple(Slot("cuda", gpu.index, share, gpu.uuid) for gpu in gpus)
     if sys.platform == "darwin" and platform.machine() == "arm64":
         return (Slot("mps", None, threads),)
     return (Slot("cpu", None, threads),)
 
 
-def nvidia() -> tuple[tuple[str, str, float], ...]:
-    """(name, driver, memory in GB) of each NVIDIA GPU; empty without a driver."""
-    query = ("--query-gpu=name,driver_version,memory.total", "--format=csv,noheader")
+def chosen(gpus: tuple[Gpu, ...], visible: str | None) -> tuple[Gpu, ...]:
+    """Those that CUDA_VISIBLE_DEVICES names, by number or (the start of a) uuid.
+
+    None: it is not set. As CUDA does, what comes after an unknown name is not there.
+    """
+    if visible is None:
+        return gpus
+    found: list[Gpu] = []
+    for name in visible.split(","):
+        names = (g for g in gpus if name.strip() in (str(g.index), g.uuid))
+        starts = (g for g in gpus if "-" in name and g.uuid.startswith(name.strip()))
+        gpu = next(names, None) or next(starts, None)
+        if gpu is None:
+            break
+        found.append(gpu)
+    return tuple(found)
+
+
+def nvidia() -> tuple[Gpu, ...]:
+    """Every NVIDIA GPU of this machine; empty without a driver."""
+    what = "--query-gpu=index,uuid,name,driver_version,memory.total"
+    query = (what, "--format=csv,noheader")
     try:
         done = subprocess.run(
             ("nvidia-smi", *query), capture_output=True, text=True, timeout=30
@@ -44,8 +75,8 @@ def nvidia() -> tuple[tuple[str, str, float], ...]:
         return ()
     lines = [line.split(", ") for line in done.stdout.splitlines() if line]
     return tuple(
-        (name, driver, float(memory.split()[0]) * 2**20 / 1e9)
-        for name, driver, memory in lines
+        Gpu(int(index), uuid, name, driver, float(memory.split()[0]) * 2**20 / 1e9)
+        for index, uuid, name, driver, memory in lines
     )
 
 
@@ -92,8 +123,9 @@ def facts(slot: Slot) -> dict[str, str]:
     python = f"python {platform.python_version()}"
     torch = f"torch {version('torch')}"
     if slot.device == "cuda":
-        name, driver, _ = nvidia()[slot.index or 0]
-        return {"device": name, "driver": driver, "torch": torch, "python": python}
+        gpu = next(gpu for gpu in nvidia() if gpu.index == (slot.index or 0))
+        card = {"device": gpu.name, "driver": gpu.driver}
+        return {**card, "torch": torch, "python": python}
     device = f"{cpu()}, {slot.threads} threads" if slot.device == "cpu" else cpu()
     return {"device": device, "torch": torch, "python": python}
 

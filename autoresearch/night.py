@@ -28,7 +28,8 @@ from autoresearch import (
 )
 from autoresearch.apparatus import Apparatus
 from autoresearch.books import Books
-from autoresearch.cage import Limits, Slot, Stop
+from autoresearch.cage import Limits, Slot, Stop, Walls
+from autoresearch.errors import LabError
 from autoresearch.experiment import HARNESS, Candidate
 from autoresearch.lab import Lab, git_blob, write_whole
 from autoresearch.ledger import Ledger
@@ -166,6 +167,7 @@ def night_of(
     slots = machine.slots() if found.causal else (Slot(),)
     readonly = read_readonly(lab, program)
     walls = probing.build(lab, program.cage, slots[0])
+    slots = working(slots, walls, lab, now.notice)
     series, facts = series_of(found, program, slots[0], readonly)
     session = {**asdict(options), "cage": dict(probing.facts(walls))}
     ledger.begin(series, json.dumps(facts), options.seed, json.dumps(session))
@@ -229,6 +231,29 @@ def at_the_start(
             f"is finished. To have ideas tried: --hours {2 * least_seconds / 3600:.2g} "
             "or more, or a smaller budget_seconds"
         )
+
+
+def working(
+    slots: tuple[Slot, ...], walls: Walls, lab: Lab, notice: Callable[[str], None]
+) -> tuple[Slot, ...]:
+    """The slots whose GPU can be used from inside the cage; LabError: none can.
+
+    One that cannot would turn every proposal it got into a crash.
+    """
+    found = tuple(
+        slot
+        for slot in slots
+        if not slot.uuid or probing.sees_its_gpu(walls, lab, slot)
+    )
+    if not found:
+        raise LabError(
+            f"CUDA finds no GPU from inside the cage ({walls.level}). Next: nvidia-smi;"
+            ' if it lists one, write cage = "none" in program.md, and report this'
+        )
+    for slot in slots:
+        if slot not in found:
+            notice(f"GPU {slot.index} is left out: CUDA does not find it in the cage")
+    return found
 
 
 def pool_of(slots: tuple[Slot, ...]) -> Pool[Any]:

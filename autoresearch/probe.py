@@ -5,6 +5,7 @@ reported over the channel by name; `probing` knows which level must deny which.
 Standard library only, like everything on the guest's side.
 """
 
+import ctypes
 import errno
 import os
 import socket
@@ -47,6 +48,20 @@ def main(descriptor: int, words: str) -> None:
     asked, _ = link.receive()
     found = [name for name, attempt in attempts(asked, descriptor) if tried(attempt)]
     link.send({"say": "found", "open": found})
+    os._exit(0)
+
+
+def gpus(descriptor: int, words: str) -> None:
+    """Shut in, and count the GPUs that CUDA finds; -1 where it is not there."""
+    if words:
+        Fence.of(words).close()
+    count = ctypes.c_int(-1)
+    with suppress(OSError):  # no driver
+        cuda = ctypes.CDLL("libcuda.so.1")
+        if cuda.cuInit(0) == 0:
+            cuda.cuDeviceGetCount(ctypes.byref(count))
+    link = Channel(socket.socket(fileno=descriptor))
+    link.send({"say": "found", "gpus": count.value})
     os._exit(0)
 
 

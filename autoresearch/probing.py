@@ -39,6 +39,10 @@ PROBE = (
     "import sys; from autoresearch.probe import main;"
     " main(int(sys.argv[1]), sys.argv[2])"
 )
+COUNT_GPUS = (
+    "import sys; from autoresearch.probe import gpus;"
+    " gpus(int(sys.argv[1]), sys.argv[2])"
+)
 PROBE_SECONDS = 20.0
 SCRATCH_GB = 0.25
 # What each level leaves open; all else that `probe` tries it denies.
@@ -158,6 +162,28 @@ def probed(candidate: Walls, lab: Lab, slot: Slot) -> Findings:
         # A time-out has no words, and nothing said is nothing found to be shut.
         why = last.strip() or f"the probe came to no end ({type(error).__name__})"
         return Findings(candidate, (), broken=why[:300])
+    finally:
+        cage.erase(folder)
+
+
+def sees_its_gpu(candidate: Walls, lab: Lab, slot: Slot) -> bool:
+    """Whether CUDA finds exactly the slot's GPU from inside this cage.
+
+    A cage that hides the other cards also hides how they were counted.
+    """
+    folder = lab.state / "runs" / f"gpu-{os.getpid()}-{slot.index}"
+    cage.erase(folder)
+    folder.mkdir(parents=True)
+    limits, stop = Limits(4.0), Stop()
+    try:
+        with Guest(
+            folder, lab=lab.folder, slot=slot, limits=limits, stop=stop,
+            walls=candidate, code=COUNT_GPUS,
+        ) as guest:  # fmt: skip
+            message, _ = guest.receive(time.monotonic() + PROBE_SECONDS)
+        return message.get("gpus") == 1
+    except (Exited, TimeoutError, OverLimit, Junk):
+        return False
     finally:
         cage.erase(folder)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from autoresearch import chips, machine
-from autoresearch.cage import Slot
+from autoresearch.cage import Limits, Room, Slot, environment
 
 RECORDED = json.loads(
     (Path(__file__).parent / "recorded" / "nvml-h200.json").read_text()
@@ -138,3 +138,33 @@ def test_a_row_keeps_clock_power_heat_errors_and_slowdowns():
 
 def test_without_samples_there_is_nothing_to_keep():
     assert chips.told([]) == {}
+
+
+CARDS = tuple(
+    machine.Gpu(index, f"GPU-{uuid}", "NVIDIA H100 80GB HBM3", "580", 85.0)
+    for index, uuid in enumerate(("54cb337b", "0c2f3020", "54dd0000"))
+)
+
+
+@pytest.mark.parametrize(
+    ("visible", "indices"),
+    [
+        (None, [0, 1, 2]),
+        ("", []),
+        ("1", [1]),
+        ("2,0", [2, 0]),
+        ("GPU-0c2f3020", [1]),
+        ("GPU-54dd", [2]),
+        ("0,9,1", [0]),
+    ],
+)
+def test_who_limits_cuda_to_some_cards_limits_a_night_to_them(visible, indices):
+    assert [gpu.index for gpu in machine.chosen(CARDS, visible)] == indices
+
+
+def test_a_guest_is_told_its_card_by_what_it_is_called_in_every_cage(tmp_path):
+    slot = Slot("cuda", 1, 8, "GPU-0c2f3020")
+    room = Room(tmp_path, tmp_path, slot, Limits(1.0))
+
+    assert environment(room)["CUDA_VISIBLE_DEVICES"] == "GPU-0c2f3020"
+    assert "CUDA_VISIBLE_DEVICES" not in environment(replace(room, slot=Slot()))

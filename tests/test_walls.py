@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from autoresearch import fence, groups, probing, walls
+from autoresearch import fence, groups, machine, night, probing, walls
 from autoresearch.cage import Guest, Limits, NoWalls, Slot, Stop
+from autoresearch.errors import LabError
 from autoresearch.lab import Lab
 from tests import nights
 from tests.nights import AUTORESEARCH, command, line_lab, rate, run
@@ -386,3 +387,17 @@ def test_a_step_of_the_systems_clock_changes_no_run(lab, monkeypatch):
 
     assert [row.decision for row in rows] == ["keep", "keep"]
     assert all(row.seconds < 60 for row in rows)
+
+
+def test_a_card_that_cannot_be_used_in_the_cage_takes_no_part_in_a_night(lab):
+    if machine.nvidia():
+        pytest.skip("this machine has the card")
+    said = []
+    absent = Slot("cuda", 0, 1, "GPU-0c2f3020")
+
+    assert night.working((Slot(), absent), nights.walls(), lab, said.append) == (
+        Slot(),
+    )
+    assert said == ["GPU 0 is left out: CUDA does not find it in the cage"]
+    with pytest.raises(LabError, match="CUDA finds no GPU from inside the cage"):
+        night.working((absent,), nights.walls(), lab, said.append)
