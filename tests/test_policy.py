@@ -298,10 +298,13 @@ class TestNoiseAware:
 
     def test_what_is_promising_is_run_on_fresh_seeds(self):
         late = seen(*line(*[0.0] + [0.005] * 25))
+        soon = NoiseAware(promising=2.0)
 
-        assert NOISE_AWARE.wants(scores(0.9963), late) == "candidate"
+        assert soon.wants(scores(0.9963), late) == "candidate"
         # Early in a night the next gains are likely to settle it for nothing.
-        assert NOISE_AWARE.wants(scores(0.9963), BEFORE) == "nothing"
+        assert soon.wants(scores(0.9963), BEFORE) == "nothing"
+        # By default it waits for more belief, or for the end of the night.
+        assert NOISE_AWARE.wants(scores(0.9963), late) == "nothing"
 
     def test_the_run_that_made_it_promising_has_no_vote(self):
         lucky = scores(0.9963, 1.004)

@@ -43,7 +43,7 @@ MOST_RUNS = 6  # of one candidate
 # luck. After 1, 2, ... fresh runs: a night tests a few candidates, each several times.
 AT_ONCE = 3.0
 PROVEN = (2.6, 2.1, 1.9, 1.8, 1.8)
-PROMISING = 2.0  # believed gain over its standard deviation: worth proving
+PROMISING = 2.5  # believed gain over its standard deviation: worth proving
 PROMISING_REMOVAL = 1.0  # fewer lines are worth a proof sooner
 HOPELESS = 0.5
 # A proof costs about 1.5 runs, that is 1.5 * rate of gain. Without it, the next gains
