@@ -16,7 +16,7 @@ from functools import partial
 
 from autoresearch import evidence, loop, night, noise, rules
 from autoresearch.cage import Stop
-from autoresearch.errors import Failed, LabError, Stopped
+from autoresearch.errors import Failed, NotYet, Stopped
 from autoresearch.experiment import (
     Champion,
     Change,
@@ -137,7 +137,7 @@ def next_step(ledger: Ledger, done: set[int]) -> Row | None:
     """The newest change of the champion that was not taken out yet."""
     champion = ledger.champion
     if champion is None:
-        raise LabError("there is no champion here yet. Next: autoresearch run")
+        raise NotYet("there is no champion here yet. Next: autoresearch run")
     line = lineage(ledger, champion.blob)
     return next((row for row in reversed(line) if row.number not in done), None)
 

@@ -15,7 +15,7 @@ from itertools import count
 from autoresearch import apparatus, certificate, evaluator, loop, night, sandbox
 from autoresearch.cage import Slot, Stop
 from autoresearch.certificate import Certificate
-from autoresearch.errors import Failed, LabError, Stopped
+from autoresearch.errors import Failed, NotYet, Stopped
 from autoresearch.experiment import Candidate, Proposal, Score
 from autoresearch.lab import Lab
 from autoresearch.ledger import Ledger, Row
@@ -102,10 +102,10 @@ def pair(
 
 
 def rivals_of(ledger: Ledger) -> tuple[Row, Row]:
-    """(baseline, champion) of the present series, or LabError."""
+    """(baseline, champion) of the present series, or NotYet."""
     champions = ledger.champions()
     if len(champions) < 2:
-        raise LabError(
+        raise NotYet(
             "nothing is kept in this series yet, so there is nothing to replicate. "
             "Next: autoresearch run"
         )

@@ -65,7 +65,7 @@ def test_without_a_keep_there_is_nothing_to_replicate(lab):
     run(lab)
     done = command(lab, "replicate")
 
-    assert done.returncode == 2
+    assert done.returncode == 3
     assert "nothing is kept in this series yet" in done.stderr
     assert "Traceback" not in done.stderr
 
