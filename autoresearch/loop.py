@@ -54,7 +54,9 @@ IDLE_SECONDS = 0.5  # between two looks for a proposal, when there is none
 SHORTEST_WALL_SECONDS = 60.0
 WALL_FACTOR = 3.0
 REPEATS_OF_VOID = 2  # of one run; then it counts, with what harmed it on record
-CLOSING_RUNS = 10  # that may come after the last idea of a night
+# That may come after the last idea of a night: at most a third of its runs, and always
+# enough for one proof.
+CLOSING_RUNS, FEWEST_CLOSING = 10, 3
 NO_CHANGE = Change(0, 0)
 
 
@@ -100,6 +102,7 @@ class Night:
 
 def research(night: Night) -> Iterator[Row]:
     """Yield verdicts for as long as somebody has ideas and nobody says stop."""
+    before = night.books.ledger.runs_made
     if night.books.ledger.champion is None:
         try:
             yield baseline(night)
@@ -109,7 +112,7 @@ def research(night: Night) -> Iterator[Row]:
     stop = night.bench.stop
     in_hand: set[int] = set()
     seeds = Seeds(night)
-    ending, taken = Ending(night, seeds), 0
+    ending, taken = Ending(night, seeds, before), 0
     while True:
         while night.pool.free and not stop.soon and not night.over(taken):
             if ending.wants():
@@ -228,7 +231,14 @@ class Ending:
 
     night: Night
     seeds: "Seeds"
+    before: int  # runs in the ledger when the night began
     made: int = 0
+
+    @property
+    def most(self) -> int:
+        """How many there may be."""
+        tonight = self.night.books.ledger.runs_made - self.before - self.made
+        return min(CLOSING_RUNS, max(FEWEST_CLOSING, tonight // 3))
 
     def wants(self, over: bool = False) -> str | None:
         """The blob to run once more; None: no need, or not yet.
@@ -236,7 +246,7 @@ class Ending:
         over: no further ideas are to be tried.
         """
         left = 0.0 if over else self.night.left()
-        if left > CLOSING_RUNS or self.made >= CLOSING_RUNS:
+        if left > CLOSING_RUNS or self.made >= self.most:
             return None
         known = evidence.of(self.night.books.ledger)
         better = self.night.bench.apparatus.lower_is_better
@@ -267,7 +277,7 @@ class Ending:
         try:
             done = night.pool.next()
         except Stopped:
-            self.made = CLOSING_RUNS
+            self.made = CLOSING_RUNS  # and no more
             return
         assert done is not None, "a trial was just submitted"
         runs = () if isinstance(done.result, Failure) else done.result
