@@ -632,7 +632,8 @@ def replay(name: str | None, series: str | None, as_json: bool) -> None:
         return
     for line in replaying.lines(found):
         say(line)
-    following("autoresearch show N | autoresearch replay --policy greedy")
+    other = "noise-aware" if found.policy == "greedy" else "greedy"
+    following(f"autoresearch show N | autoresearch replay --policy {other}")
 
 
 @main.command("import", epilog="example: autoresearch import their-results.tsv")

@@ -5,7 +5,8 @@ run that nobody made. Reads only.
 
 Not covered: what the other policy would have found, as it would have proposed from
 elsewhere (the lineage is the recorded one); the price of lines; learning curves. All
-runs of an experiment count at once, also those that its champion got later.
+runs of an experiment count at once, also those that its champion got later, and the
+luck of seeds is what the whole series shows, which the night itself learned bit by bit.
 """
 
 from collections import Counter
@@ -14,6 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from autoresearch.errors import LabError, NotYet
+from autoresearch.evidence import Evidence
 from autoresearch.ledger import Ledger, Row
 from autoresearch.notebook import one_line
 from autoresearch.policy import UNRESOLVED, Policy
@@ -60,7 +62,8 @@ def replay(ledger: Ledger, policy: Policy, name: str, series: str | None) -> Rep
     scored = [row for row in rows if row.values]
     if not scored:
         raise NotYet(f"nothing in series {chosen} has a score. Next: autoresearch run")
-    told = replayed(scored, policy)
+    known = Evidence(tuple(scored), ())
+    told = replayed(known.fair_rows(), policy, known.luck.noise)
     before = [three_way(row.decision, row.why) for row in scored]
     after = [three_way(one.decision, one.reason) for one in told]
     changed = tuple(

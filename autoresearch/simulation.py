@@ -424,12 +424,14 @@ class Replayed:
     missing: bool  # whether it would have asked for a run that nobody made
 
 
-def replayed(rows: Sequence[Tried], policy: Policy) -> list[Replayed]:
+def replayed(
+    rows: Sequence[Tried], policy: Policy, known: noise.Noise | None = None
+) -> list[Replayed]:
     """Decide a night again, from the runs there are.
 
     What it would have run and nobody did stays unknown, so this says which verdicts do
     not hold, not what the other policy would have found. The lineage is the recorded
-    one.
+    one. known: the noise that is left in the scores; None: what their runs show.
     """
     told: list[Replayed] = []
     before: list[Tried] = []
@@ -444,6 +446,7 @@ def replayed(rows: Sequence[Tried], policy: Policy) -> list[Replayed]:
             taken=max(0, len(before) - 1),
             former=tuple(champions[:-1]),
             rows=tuple(before),
+            noise=known,
         )
         candidate = Candidate(Proposal(row.number, "", "", row.parent, ""), row.blob)
         scores: Scores = ()

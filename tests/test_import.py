@@ -315,3 +315,27 @@ def test_replaying_changes_nothing_in_the_ledger(ledger, theirs):
 
     assert ledger.chain_head == before
     assert len(views.logged(ledger)) == 6
+
+
+def test_a_replay_compares_scores_without_the_luck_of_their_seeds(ledger, theirs):
+    """The second seed costs everybody half a bit: no candidate is to blame for that."""
+    lines = [
+        f"c\t{value}\t1.0\t{status}\tx"
+        for value, status in ((1.17, "keep"), (2.17, "discard"), (1.49, "discard"))
+    ]
+    claims.put(ledger, claims.read(theirs.write(*lines)))
+    (series,) = {row.series for row in ledger.claimed()}
+    ledger.db.execute("delete from run")
+    runs = {1: (1.0, 1.5, 1.01), 2: (2.0, 2.51, 2.0)}
+    told = [(n, seed, v) for n, of in runs.items() for seed, v in enumerate(of, 1)]
+    for number, seed, value in (*told, (3, 2, 1.45)):
+        ledger.db.execute(
+            "insert into run (experiment, series, seed, value, error, seconds,"
+            " startup_seconds, evaluation_seconds, memory_gb, facts, log)"
+            " values (?, ?, ?, ?, 0, 0, 0, 0, 1.0, '[]', '')",
+            (number, series, seed, value),
+        )
+
+    found = replaying.replay(ledger, policy("greedy"), "greedy", None)
+
+    assert [one.replayed for one in found.changed] == ["keep"]
