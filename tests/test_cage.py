@@ -528,7 +528,10 @@ def test_the_sweep_of_one_guest_spares_its_neighbours_and_other_labs(lab, tmp_pa
         with running(lab, assassin, name="c") as c:
             ending(c)
 
-        assert survivors(lab) | survivors(elsewhere) == before
+        # Killed, but on a busy machine not yet scheduled to die.
+        wait_for(
+            lambda: survivors(lab) | survivors(elsewhere) == before, "its death alone"
+        )
 
     assert not survivors(elsewhere)
 
