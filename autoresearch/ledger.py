@@ -988,22 +988,39 @@ def damaged(path: Path, how: str) -> LabError:
     )
 
 
+def step(db: sqlite3.Connection, version: int) -> None:
+    """One migration, inside a transaction: `executescript` would end that first."""
+    for statement in statements(MIGRATIONS[version]):
+        db.execute(statement)
+    db.execute(f"pragma user_version = {version + 1}")
+    if MIGRATIONS[version] is chain.TABLE:
+        chain.adopt(db)  # what an older version wrote, this once
+    if broken := db.execute("pragma foreign_key_check").fetchone():
+        raise sqlite3.DatabaseError(f"a reference of {broken[0]} is broken")
+
+
+def statements(script: str) -> Iterator[str]:
+    """The statements of a script, one by one."""
+    whole = ""
+    for part in script.split(";"):
+        whole += f"{part};"
+        if sqlite3.complete_statement(whole):
+            yield whole
+            whole = ""
+
+
 def migrate(db: sqlite3.Connection) -> None:
     """Run the migrations this ledger has not seen, each with the note that it ran."""
     while (version := chain.format_of(db)) < len(MIGRATIONS):
-        note = f"pragma user_version = {version + 1};"
+        db.execute("begin immediate")
         try:
-            db.executescript(f"begin immediate; {MIGRATIONS[version]} {note}")
-            if MIGRATIONS[version] is chain.TABLE:
-                chain.adopt(db)  # what an older version wrote, this once
-            if broken := db.execute("pragma foreign_key_check").fetchone():
-                raise sqlite3.DatabaseError(f"a reference of {broken[0]} is broken")
+            if chain.format_of(db) == version:  # else another process was faster
+                step(db, version)
             db.execute("commit")
-        except sqlite3.OperationalError:
+        except sqlite3.Error:
             if db.in_transaction:
                 db.execute("rollback")
-            if chain.format_of(db) == version:  # else another process was faster
-                raise
+            raise
     if version > len(MIGRATIONS):
         raise LabError(
             f"this ledger was written by a newer AutoResearch (format {version}, "

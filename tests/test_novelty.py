@@ -44,4 +44,4 @@ def test_a_near_repeat_of_a_person_costs_no_run(tmp_path):
     rows = nights.run(lab, *(nights.rate(value) for value in worse))
 
     assert [row.kind for row in rows[1:]] == [None, "duplicate", None]
-    assert [row.runs for row in rows] == [3, 2, 0, 1]
+    assert [row.runs == 0 for row in rows] == [False, False, True, False]
