@@ -356,8 +356,10 @@ def main(descriptor: int, words: str = "", *ahead: str) -> None:
     _link = Channel(socket.socket(fileno=descriptor))
     _hello, _descriptors = _link.receive()
     if _hello.pop("source", False):  # else it lay here from the start
+        given = _descriptors.pop(0)
         with open("train.py", "wb") as file:
-            file.write(channel.view(_descriptors.pop(0)))
+            file.write(channel.view(given))
+        os.close(given)
     sys.path.insert(0, os.getcwd())
     sys.argv = ["train.py"]
     if _hello["mode"] == "rehearse":
