@@ -95,6 +95,7 @@ class Slot:
     index: int | None = None  # which GPU of the machine; None where there is no choice
     threads: int = 1
     uuid: str = ""  # of that GPU: a cage shows one, whose number inside is another
+    memory_gb: float | None = None  # of that GPU
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,7 +40,6 @@ from autoresearch.sandbox import Bench, Progress
 if TYPE_CHECKING:
     from autoresearch.metric import Array
 
-BATCH_TOKENS = {"cpu": 4096, "mps": 8192, "cuda": 65536}
 LARGEST_OUTPUT_BYTES = 64 << 20
 LARGEST_CLAIM = 6e4  # in nats; logits of 1e4 cannot lose more, and half floats hold it
 
@@ -235,7 +234,7 @@ def sheet_of(bench: Bench, slot: Slot, split: str) -> Sheet:
         width > 0,
         int(width.sum(dtype="int64")),
         apparatus.vocabulary,
-        max(1, BATCH_TOKENS[slot.device] // context),
+        metric.per_batch(context, apparatus.vocabulary, slot.device, slot.memory_gb),
     )
 
 
@@ -416,7 +415,9 @@ def remember(bench: Bench, run: Run, claims: "Array") -> None:
     number = run.candidate.proposal.number
     folder = bench.lab.state / "claims"
     folder.mkdir(exist_ok=True)
-    claims.astype("<f2").tofile(folder / f"{number}.f2")
+    half = folder / f"{number}-{run.seed}.half"  # runs of one number, on two devices
+    claims.astype("<f2").tofile(half)
+    half.replace(folder / f"{number}.f2")
 
 
 def settle(lab: Lab, number: int, *, kept: bool) -> None:

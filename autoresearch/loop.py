@@ -77,7 +77,7 @@ class Asked:
     candidate: Candidate
     known: Evidence
     change: Change
-    rival: Candidate | None  # the champion, to run again; None: this is the baseline
+    rival: Candidate  # the champion, to run again
     seeds: Iterator[int]  # fresh ones for the champion, never the same twice
     past: tuple[Finished, ...]  # runs whose learning curves this one is compared with
     paces: tuple[float, ...]  # tokens per second of the champion's runs
@@ -177,13 +177,8 @@ def baseline(night: Night) -> Row:
     proposal = books.admit(Proposal(number, title, source, "", author, why))
     try:
         candidate = books.write_down(proposal)
-        nothing = Evidence((), ())
-        first = Asked(
-            candidate, nothing, NO_CHANGE, None, iter(()), (), (), schedule=False
-        )
-        night.pool.submit(partial(trial, night, first))
-        done = night.pool.next()
-        assert done is not None
+        scores = from_every_device(night, candidate)
+        done = Trial(candidate, scores, None)
     except Failed as failed:
         done = Trial(candidate_of(proposal), failed.failure, None)
     row = record(night, done)
@@ -193,6 +188,48 @@ def baseline(night: Night) -> Row:
             f"Next: autoresearch show {row.number}   (its log), then mend train.py"
         )
     return row
+
+
+def from_every_device(night: Night, candidate: Candidate) -> Scores:
+    """A baseline's runs: the first alone, whose compiled code is lent to the others,
+
+    which run at the same time on all devices. Two devices of a kind are not quite as
+    fast as each other, and the noise that verdicts know has to hold that.
+    """
+    scores: Scores = ()
+    failure: Failure | None = None
+    while failure is None and (more := wanted_runs(night, scores)):
+        for run in range(len(scores), len(scores) + more):
+            night.pool.submit(partial(baseline_run, night, candidate, run))
+        came = [night.pool.next() for _ in range(more)]
+        for done in came:
+            assert done is not None, "as many come back as were sent"
+            if isinstance(done.result, Failure):
+                failure = failure or done.result
+            else:
+                scores += done.result
+    if failure is not None:
+        raise Failed(after_runs(failure, scores))
+    seeds = [seed_of(night.seed, run) for run in range(len(scores))]
+    return tuple(sorted(scores, key=lambda score: seeds.index(score.run.seed)))
+
+
+def wanted_runs(night: Night, scores: Scores) -> int:
+    """How many runs of the baseline to make now: as many as would be wanted anyway."""
+    known, free = Evidence((), ()), night.pool.free if scores else 1
+    likely, more = scores, 0
+    while more < free and wanted_of(night.policy, known, likely, NO_CHANGE):
+        likely, more = (*likely, *scores[-1:]), more + 1
+    return more
+
+
+def baseline_run(night: Night, candidate: Candidate, run: int, slot: Slot) -> Trial:
+    """One run of the baseline."""
+    try:
+        score = on_both(night, candidate, seed_of(night.seed, run), slot)
+    except Failed as failed:
+        return Trial(candidate, failed.failure, None)
+    return Trial(candidate, (score,), None)
 
 
 def asked(night: Night, candidate: Candidate, seeds: "Seeds") -> Asked:
@@ -327,9 +364,8 @@ def trial(night: Night, asked: Asked, slot: Slot) -> Trial:
                     continue
             seed = seed_of(night.seed, asked.before + len(scores))
             outlook = outlook_for(night, asked) if not scores else None
-            splits = 1 if asked.rival is not None else 2
             train = partial(measured, night, asked.candidate, seed, slot, outlook)
-            scores += (train(asked.paces, splits),)
+            scores += (train(asked.paces),)
         verdict = policy.decide(
             known.fair(scores), known.history(asked.change), asked.change
         )
@@ -388,16 +424,25 @@ def measured(
         raise
 
 
+def on_both(
+    night: Night,
+    candidate: Candidate,
+    seed: int,
+    slot: Slot,
+    paces: tuple[float, ...] = (),
+) -> Score:
+    """Train once and score on both splits; nothing of the run stays."""
+    score = measured(night, candidate, seed, slot, paces=paces, splits=2)
+    try:
+        return evaluator.with_holdout(night.bench, score, slot=slot)
+    finally:
+        sandbox.discard(score.run)
+
+
 def champion_again(night: Night, asked: Asked, slot: Slot) -> Score | None:
     """One more run of the champion, with the holdout; None when it failed this time."""
-    assert asked.rival is not None, "a baseline has no champion to run"
     try:
-        seed = next(asked.seeds)
-        score = measured(night, asked.rival, seed, slot, paces=asked.paces, splits=2)
-        try:
-            return evaluator.with_holdout(night.bench, score, slot=slot)
-        finally:
-            sandbox.discard(score.run)
+        return on_both(night, asked.rival, next(asked.seeds), slot, asked.paces)
     except Failed as failed:
         night.books.say_once(
             f"the champion, experiment {asked.rival.proposal.number}, failed when it "

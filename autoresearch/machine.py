@@ -37,7 +37,9 @@ def slots() -> tuple[Slot, ...]:
     gpus = chosen(nvidia(), os.environ.get("CUDA_VISIBLE_DEVICES"))
     if gpus:
         share = max(1, threads // len(gpus))
-        return tuple(Slot("cuda", gpu.index, share, gpu.uuid) for gpu in gpus)
+        return tuple(
+            Slot("cuda", gpu.index, share, gpu.uuid, gpu.memory_gb) for gpu in gpus
+        )
     if sys.platform == "darwin" and platform.machine() == "arm64":
         return (Slot("mps", None, threads),)
     return (Slot("cpu", None, threads),)

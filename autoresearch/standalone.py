@@ -131,7 +131,10 @@ def in_process(lab: Any, model: Any, device: str) -> float:
     tokens, widths = lab.text("validation")
     rows, inside = metric.rows(tokens, lab.CONTEXT, filler=int(tokens[0]))
     width = widths[rows[:, 1:]] * inside
-    nats, size = 0.0, max(1, (4096 if device == "cpu" else 65536) // lab.CONTEXT)
+    memory_gb: float | None = None
+    if device == "cuda":
+        memory_gb = torch.cuda.get_device_properties(0).total_memory / 1e9
+    nats, size = 0.0, metric.per_batch(lab.CONTEXT, lab.VOCABULARY, device, memory_gb)
     with torch.inference_mode():
         for at in range(0, len(rows), size):
             batch = torch.from_numpy(rows[at : at + size].astype(np.int64)).to(device)

@@ -310,11 +310,8 @@ def test_every_profile_makes_a_model_that_builds(monkeypatch, tmp_path, profile)
     assert train.TOTAL_BATCH % values["CONTEXT"] == 0
     assert sum(p.numel() for p in model.parameters()) > 100_000
     if profile == "gpu":
-        assert (train.WIDTH, values["VOCABULARY"], values["CONTEXT"]) == (
-            640,
-            8192,
-            2048,
-        )
+        sizes = (train.DEPTH, train.WIDTH, values["VOCABULARY"], values["CONTEXT"])
+        assert sizes == (6, 1024, 8192, 2048)
 
 
 @pytest.mark.parametrize(

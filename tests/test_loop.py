@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 
-from autoresearch import books, constants, night
+from autoresearch import books, constants, loop, night
 from autoresearch.cage import Slot, Stop
 from autoresearch.errors import LabError
 from autoresearch.ledger import Ledger
@@ -132,6 +132,40 @@ def test_two_devices_work_at_the_same_time_and_every_verdict_is_recorded_once(la
     assert max(busy) == 2
     assert {row.kind for row in rows} == {None}
     assert guests_of(lab) == []
+
+
+def test_a_baseline_runs_first_alone_and_then_on_every_device(lab):
+    asked = night.Options(proposers=(script(lab),), seed=1, experiments=0)
+    with night.opened(lab, asked, Stop()) as (opened, now):
+        at_once = []
+        folders = lab.state / "runs"
+        now.listener = lambda *_: at_once.append(
+            {path.name for path in folders.glob("0-*")}
+        )
+        local = Local([Slot(), Slot(), Slot()])
+        rows = list(research(replace(opened, pool=local)))
+        seeds = [loop.seed_of(opened.seed, run) for run in range(3)]
+
+    assert at_once[0] == {f"0-{seeds[0]}"}
+    assert {f"0-{seed}" for seed in seeds[1:]} in at_once  # three runs in all
+    assert [row.runs for row in rows] == [3]
+    ledger = ledger_of(lab)
+    assert ledger.seeds(0) == set(seeds)
+    assert [run.holdout is None for run in ledger.measured(0)] == [False] * 3
+
+
+def test_a_baseline_that_fails_on_one_device_only_is_no_baseline(tmp_path):
+    lab = line_lab(tmp_path / "lab")
+    begin = "run = prepare.begin(build_model)"
+    unlucky = f"{begin}\nassert run.seed != {loop.seed_of(1, 2)}"
+    lab.path("train.py").write_text(train_py(lab, begin, unlucky))
+    asked = night.Options(proposers=(script(lab),), seed=1)
+    with night.opened(lab, asked, Stop()) as (opened, _):
+        local = Local([Slot(), Slot(), Slot()])
+        with pytest.raises(LabError, match=r"further seed; before: 0\.\d+, 0\.\d+"):
+            list(research(replace(opened, pool=local)))
+
+    assert [row.decision for row in ledger_of(lab).rows()] == ["failed"]
 
 
 def test_as_many_experiments_as_asked_for_and_no_more(lab):

@@ -21,7 +21,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 # model: one dial, the rest follows
 DEPTH = 4  # 2 .. 16; layers
-ASPECT = 32  # 16 .. 96; width = DEPTH * ASPECT, rounded up to whole heads
+ASPECT = 32  # 16 .. 256, log; width = DEPTH * ASPECT, rounded up to whole heads
 HEAD_SIZE = 64  # fixed; the optimiser leaves it alone, you need not
 MLP_RATIO = 4  # 2 .. 6; hidden size of the MLP in widths
 WINDOW_PATTERN = "SSSL"  # one of: "L", "SL", "SSL", "SSSL", "SSSSL"; short or long, repeated over layers, the last is long
