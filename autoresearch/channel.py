@@ -30,6 +30,7 @@ F_ADD_SEALS, F_GET_SEALS = 1033, 1034
 SEAL_SEAL, SEAL_SHRINK, SEAL_GROW, SEAL_WRITE = 1, 2, 4, 8
 SEAL_FUTURE_WRITE = 16
 ALL_SEALS = SEAL_SEAL | SEAL_SHRINK | SEAL_GROW | SEAL_WRITE
+COPY_BYTES = 16 << 20  # at a time: what a processor's caches hold
 HAS_MEMFD = hasattr(os, "memfd_create")
 
 
@@ -151,10 +152,19 @@ def anonymous(name: str) -> int:
 def sealed(chunks: "memoryview | bytes", name: str = "sealed") -> int:
     """Copy bytes into memory that nobody can change any more, the sender included."""
     descriptor = anonymous(name)
-    view = memoryview(chunks).cast("B")
+    write_all(descriptor, memoryview(chunks).cast("B"))
+    return sealed_for_good(descriptor)
+
+
+def write_all(descriptor: int, view: memoryview) -> None:
+    """Write, however many calls it takes."""
     written = 0
     while written < len(view):
         written += os.write(descriptor, view[written : written + (1 << 28)])
+
+
+def sealed_for_good(descriptor: int) -> int:
+    """The same descriptor, at its start, of what cannot change any more."""
     os.lseek(descriptor, 0, os.SEEK_SET)
     if HAS_MEMFD:
         fcntl.fcntl(descriptor, F_ADD_SEALS, ALL_SEALS)
@@ -177,8 +187,20 @@ def shared(size_bytes: int, name: str, *, writer: bool) -> tuple[int, mmap.mmap]
     return descriptor, mapping
 
 
-def unseal(descriptor: int, largest_bytes: int) -> bytes:
-    """Read what the other side sealed; Junk if it can still change or is too large."""
+def sealed_file(path: "os.PathLike[str]", name: str) -> int:
+    """The same of a file, which may be larger than one likes to hold twice."""
+    descriptor = anonymous(name)
+    with open(path, "rb", buffering=0) as file:
+        while part := file.read(COPY_BYTES):
+            write_all(descriptor, memoryview(part))
+    return sealed_for_good(descriptor)
+
+
+def unseal(descriptor: int, largest_bytes: int) -> memoryview:
+    """What the other side sealed; Junk if it can still change or is too large.
+
+    Not a copy where memory can be sealed: it stays until the last look at it is gone.
+    """
     if HAS_MEMFD:
         try:
             seals = fcntl.fcntl(descriptor, F_GET_SEALS)
@@ -191,7 +213,7 @@ def unseal(descriptor: int, largest_bytes: int) -> bytes:
         raise Junk(f"{size_bytes} bytes where at most {largest_bytes} are taken")
     try:
         if HAS_MEMFD:
-            return bytes(view(descriptor))  # one copy; half a GB is common
+            return view(descriptor)  # half a GB is common
         read = bytearray()
         while len(read) < size_bytes:
             part = os.pread(descriptor, min(1 << 28, size_bytes - len(read)), len(read))
@@ -200,7 +222,7 @@ def unseal(descriptor: int, largest_bytes: int) -> bytes:
             read += part
     except OSError:  # it may have been opened for writing only
         raise Junk("memory that cannot be read") from None
-    return bytes(read)
+    return memoryview(read)
 
 
 def view(descriptor: int) -> memoryview:

@@ -109,7 +109,7 @@ def model(
 ) -> Iterator[Guest]:
     """A fresh guest that serves the run's weights, ready to answer."""
     proposal = run.candidate.proposal
-    file = channel.sealed(run.weights.read_bytes(), "weights")
+    file = channel.sealed_file(run.weights, "weights")
     try:
         with sandbox.entered(bench, slot, "serve", proposal) as guest:
             greeting = {"mode": "serve", "device": slot.device, **hello}
@@ -172,7 +172,7 @@ def answered(bench: Bench, run: Run, slot: Slot, split: str) -> float:
 def read_outputs(descriptor: int) -> Any:
     """The outputs a model guest sealed."""
     try:
-        return json.loads(channel.unseal(descriptor, LARGEST_OUTPUT_BYTES))
+        return json.loads(bytes(channel.unseal(descriptor, LARGEST_OUTPUT_BYTES)))
     except (ValueError, RecursionError):
         raise Junk("outputs that are not JSON") from None
     finally:

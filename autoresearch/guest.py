@@ -307,13 +307,16 @@ def serve(link: Channel, hello: Message, build: Build) -> NoReturn:
     """Answer the evaluator until it hangs up."""
     from autoresearch import weights
 
-    file = bytes(channel.view(_descriptors[0]))
+    file = channel.view(_descriptors[0])
     sow(0)
-    model = build()
+    if "torch" in sys.modules:
+        from autoresearch import served
+
+        model = served.built(build, hello["device"])
+    else:
+        model = build()
     try:
         if is_torch(model):
-            from autoresearch import served
-
             served.load(model, weights.decode(file), hello["device"])
             served.answer(link, hello, model, _descriptors[1:])
         else:

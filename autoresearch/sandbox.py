@@ -286,14 +286,14 @@ def greeting(terms: Terms, seed: int, slot: Slot) -> Message:
     }
 
 
-def probed(bench: Bench, guest: Guest) -> tuple[bytes, bytes]:
+def probed(bench: Bench, guest: Guest) -> tuple[bytes, memoryview]:
     """Ask the trained model about a text that nobody has seen: (tokens, losses).
 
     It has handed in its weights and cannot tell them what was asked.
     """
     row = bench.apparatus.probe()
     if not row:
-        return b"", b""
+        return b"", memoryview(b"")
     descriptor = sealed(row, "probe")
     guest.send({"say": "probe"}, descriptor)
     os.close(descriptor)

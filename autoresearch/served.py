@@ -8,8 +8,9 @@ building. Whatever goes wrong here hurts only the model being served.
 import mmap
 import os
 import sys
-from collections.abc import Iterator, Mapping
-from typing import NoReturn
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -31,6 +32,7 @@ DTYPES = {
     torch.bool: "BOOL",
 }
 NAMED = {name: dtype for dtype, name in DTYPES.items()}
+MAY_FAIL = (RuntimeError, ValueError, TypeError, LookupError, AssertionError)
 # torch.compile, DistributedDataParallel and AveragedModel put these before every name.
 WRAPPERS = ("_orig_mod.", "module.")
 
@@ -58,6 +60,19 @@ def plain(name: str) -> str:
     return name
 
 
+def built(build: Callable[[], Any], device: str) -> Any:
+    """A model made where it will be served, random numbers and all.
+
+    They are about to be overwritten, and a GPU draws them in no time. What builds only
+    on the CPU (it has a generator there, say) is built there.
+    """
+    try:
+        with torch.device(device):
+            return build()
+    except MAY_FAIL:  # a second try, without help, will say it again
+        return build()
+
+
 def load(model: nn.Module, state: Mapping[str, Tensor], device: str) -> None:
     """Put a saved state into a freshly built model; complain if it does not fit."""
     mine = {plain(name) for name, _ in every(model)}
@@ -77,10 +92,14 @@ def replaced(name: str, old: torch.Tensor, saved: Tensor, device: str) -> torch.
     """The saved tensor, as what stood in its place: a parameter or a buffer."""
     if tuple(old.shape) != saved.shape:
         misfit(f"{name} is {tuple(old.shape)} in build_model(), {saved.shape} trained")
-    kind, raw = NAMED[saved.dtype], bytearray(saved.raw)
-    # `frombuffer` refuses an empty one, and a buffer of no elements is fine.
-    flat = torch.frombuffer(raw, dtype=torch.uint8).view(kind) if raw else old[:0]
-    new = flat.to(kind).reshape(saved.shape).to(device)
+    if not len(saved.raw):  # a buffer of no elements is fine, for all but `frombuffer`
+        new = torch.empty(saved.shape, dtype=NAMED[saved.dtype], device=device)
+    else:
+        with warnings.catch_warnings():  # the memory is read-only, and only copied
+            warnings.simplefilter("ignore", UserWarning)
+            flat = torch.frombuffer(saved.raw, dtype=torch.uint8)
+        flat = flat.view(NAMED[saved.dtype]).reshape(saved.shape)
+        new = flat.to(device, copy=True)
     if isinstance(old, nn.Parameter):
         return nn.Parameter(new, requires_grad=False)
     return new
@@ -135,7 +154,6 @@ def lab_shape() -> tuple[int, int]:
 
 PIECE = 32  # rows are cut to multiples of this: few shapes, and some kernels like it
 SAME_NATS = 1e-4
-MAY_FAIL = (RuntimeError, ValueError, TypeError, LookupError, AssertionError)
 
 
 class Last:

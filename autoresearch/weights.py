@@ -79,7 +79,7 @@ def encode(tensors: Mapping[str, Tensor]) -> bytes:
     return b"".join([struct.pack("<Q", len(text)), text, *blocks])
 
 
-def decode(file: bytes) -> dict[str, Tensor]:
+def decode(file: bytes | memoryview) -> dict[str, Tensor]:
     """The bytes of a safetensors file -> named tensors, or BadWeights."""
     if len(file) < 8:
         raise BadWeights("too short for a header")
@@ -87,7 +87,7 @@ def decode(file: bytes) -> dict[str, Tensor]:
     if length > min(LARGEST_HEADER_BYTES, len(file) - 8):
         raise BadWeights(f"a header of {length} bytes")
     try:
-        header = json.loads(file[8 : 8 + length])
+        header = json.loads(bytes(file[8 : 8 + length]))
     except (ValueError, RecursionError):
         raise BadWeights("a header that is not JSON") from None
     if not isinstance(header, dict):
@@ -120,7 +120,7 @@ def _tensor(name: str, entry: object, body: memoryview) -> Tensor:
     return Tensor(dtype, tuple(shape), body[start:end])
 
 
-def check(file: bytes) -> int:
+def check(file: bytes | memoryview) -> int:
     """Check weights that came from outside; return how many numbers they hold."""
     count = 0
     for name, tensor in decode(file).items():

@@ -361,6 +361,24 @@ class TestSealedMemory:
         assert bytes(channel.view(descriptor)) == content
         os.close(descriptor)
 
+    def test_is_there_after_its_descriptors_are_closed(self):
+        descriptor = channel.sealed(b"sixteen bytes ok")
+        found = channel.unseal(descriptor, 16)
+        os.close(descriptor)
+
+        assert found == b"sixteen bytes ok"
+        assert found.readonly
+
+    @pytest.mark.parametrize("size_bytes", [0, 5, channel.COPY_BYTES + 1])
+    def test_can_be_made_of_a_file(self, tmp_path, size_bytes):
+        path = tmp_path / "file"
+        path.write_bytes(b"x" * size_bytes)
+
+        descriptor = channel.sealed_file(path, "weights")
+
+        assert channel.unseal(descriptor, size_bytes) == path.read_bytes()
+        os.close(descriptor)
+
     def test_looks_read_only_to_who_maps_it(self, descriptor):
         look = channel.view(descriptor)
 
