@@ -193,6 +193,19 @@ def test_search_never_repeats_itself_and_changes_one_constant_at_a_time(tmp_path
     assert all(title.count("->") == 1 for title, _, _ in seen)
 
 
+def test_what_another_device_is_trying_is_not_tried_beside_it(tmp_path):
+    bench = Bench(tmp_path / "l.db", bowl, SOURCE)
+
+    constants_tried = []
+    for _ in range(3):  # on three devices, and none has its result yet
+        idea = Search(seed=2).propose(bench.ledger)
+        code = rules.fingerprint(idea.source)
+        bench.ledger.admit(idea, git_blob(idea.source), code)
+        constants_tried.append(idea.title.split()[0])
+
+    assert len(set(constants_tried)) == 3
+
+
 def test_search_never_touches_what_is_fixed_or_leaves_the_range(tmp_path):
     bench = Bench(tmp_path / "l.db", bowl, SOURCE)
 

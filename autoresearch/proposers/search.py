@@ -23,6 +23,7 @@ from autoresearch.constants import Constant, Value
 from autoresearch.errors import LabError
 from autoresearch.evidence import all_rows
 from autoresearch.experiment import Proposal
+from autoresearch.lab import git_blob
 from autoresearch.ledger import Ledger, Row, effects
 
 if TYPE_CHECKING:
@@ -125,6 +126,12 @@ class Search:
                 apart = [n for n in there if here.get(n) != there[n]]
                 if len(apart) == 1 and apart[0] in history:
                     history[apart[0]].points.append((there[apart[0]], row.value))
+        # What waits, or runs on another device, is being tried as well.
+        for waiting in (proposal for proposal in ledger.open() if proposal.parent):
+            there, _ = self._constants(ledger, git_blob(waiting.source))
+            before, _ = self._constants(ledger, waiting.parent)
+            for name in history:
+                history[name].count += before.get(name) != there.get(name)
         return history
 
     def _constants(self, ledger: Ledger, blob: str) -> tuple[dict[str, Value], str]:
