@@ -8,6 +8,8 @@ others find its cache), evaluation and the whole, peak memory, and the GPU's clo
 power, heat and slowdowns while it ran. The other train.py is one written for the
 original's prepare.py (its interface is in benchmarks/original) or for ours (it calls
 `begin`).
+With --set NAME=VALUE,.. constants of ours are changed; with --memory GB ours runs as on
+a card with no more than that, with --no-bf16 as on one without bf16.
 Scores are those of `python train.py`, measured in the process that trained.
 
 Not covered: the cage and the evaluator's two processes; `autoresearch run` times those.
@@ -30,9 +32,19 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
 from autoresearch import chips, founding, machine  # noqa: E402
+from benchmarks.step import changed  # noqa: E402
 
 SUMMARY = re.compile(r"^(\w+): *([-\d.]+)", re.MULTILINE)
 SAMPLE_SECONDS = 2.0
+# As train.py is run, with as much of the card's memory as it is given.
+LIMITED = """
+import runpy, sys, torch
+card = torch.cuda.get_device_properties(0).total_memory / 1e9
+torch.cuda.set_per_process_memory_fraction(float(sys.argv.pop(1)) / card)
+sys.path.insert(0, "")
+runpy.run_path("train.py", run_name="__main__")
+"""
+HAS_BF16 = "get_device_capability() >= (8, 0)"
 
 
 def lab_of(folder, text, profile):
@@ -60,7 +72,16 @@ def place(train_py, lab, folder):
     return folder
 
 
-def run(folder, lab, seconds, seed, cache):
+def as_asked(train_py, options):
+    """Change a train.py of ours as the options say."""
+    source = changed(train_py.read_text(), options.set)
+    if options.no_bf16:
+        assert HAS_BF16 in source
+        source = source.replace(HAS_BF16, "get_device_capability() >= (99, 0)")
+    train_py.write_text(source)
+
+
+def run(folder, lab, seconds, seed, cache, memory_gb=None):
     """One run: its summary, what the GPU did meanwhile, and the wall clock."""
     env = environment(
         TORCHINDUCTOR_CACHE_DIR=str(cache),
@@ -70,6 +91,8 @@ def run(folder, lab, seconds, seed, cache):
         BENCHMARK_SEED=str(seed),
     )
     words = (sys.executable, "train.py")
+    if memory_gb is not None:
+        words = (sys.executable, "-c", LIMITED, str(memory_gb))
     if "prepare.begin(" in (folder / "train.py").read_text():
         words += ("--seconds", str(seconds), "--seed", str(seed))
     ask = machine.driver(0)
@@ -113,11 +136,15 @@ def main():
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--other", type=Path, help="a train.py to run beside ours")
     parser.add_argument("--profile", help="default: the one for this machine")
+    parser.add_argument("--set", default="", metavar="NAME=VALUE,..", help="in ours")
+    parser.add_argument("--memory", type=float, metavar="GB", help="that ours may take")
+    parser.add_argument("--no-bf16", action="store_true", help="ours in fp16")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="autoresearch-gpu-"))
     lab = lab_of(folder / "lab", options.text, options.profile)
     commands = {"ours": place(lab / "train.py", lab, folder / "ours")}
+    as_asked(folder / "ours" / "train.py", options)
     if options.other is not None:
         commands["other"] = place(options.other, lab, folder / "other")
     record = []
@@ -126,7 +153,10 @@ def main():
         rows = {name: [] for name in commands}
         for seed in range(1, options.seeds + 1):
             for name, place_ in commands.items():
-                found, samples = run(place_, lab, seconds, seed, folder / "cache")
+                memory_gb = options.memory if name == "ours" else None
+                found, samples = run(
+                    place_, lab, seconds, seed, folder / "cache", memory_gb
+                )
                 rows[name].append(found)
                 health = [asdict(sample) for sample in samples]
                 row = {"command": name, "seconds": seconds, "seed": seed}

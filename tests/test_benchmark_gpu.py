@@ -1,6 +1,9 @@
 """benchmarks/gpu.py: what it reads from a run, and the window of the other recipe."""
 
+import json
 import runpy
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,7 +11,8 @@ import torch
 
 from benchmarks import gpu
 
-ORIGINAL = Path(gpu.__file__).parent / "original"
+ROOT = Path(gpu.__file__).parent.parent
+ORIGINAL = ROOT / "benchmarks" / "original"
 
 
 def test_a_summary_is_read_whatever_stands_behind_the_number():
@@ -58,3 +62,18 @@ def test_a_train_py_finds_the_prepare_py_it_was_written_for(tmp_path, source, ex
     assert {path.name for path in folder.iterdir()} == expected
     ours = (folder / "prepare.py").read_text() == "VOCABULARY = 61\n"
     assert ours == ("kernels.py" not in expected)
+
+
+def test_a_step_of_every_size_that_is_asked_for_is_timed():
+    command = (sys.executable, "benchmarks/step.py", "--profile", "demo", "--json")
+    sizes = ("--steps", "1", "--set", "DEPTH=1", "--set", "DEPTH=2,ASPECT=64")
+
+    done = subprocess.run(
+        (*command, *sizes), cwd=ROOT, capture_output=True, text=True, check=True
+    )
+
+    small, large = json.loads(done.stdout)
+    assert (small["constants"], large["constants"]) == ("DEPTH=1", "DEPTH=2,ASPECT=64")
+    assert 0 < small["parameters_M"] < large["parameters_M"]
+    assert small["tokens_per_second"] > 0
+    assert set(small["attention"]) <= {"L", "S"}

@@ -1,0 +1,192 @@
+"""One step of lab `gpt` on this machine, size by size; and what serving it takes.
+
+    python benchmarks/step.py --set DEPTH=9,ASPECT=64 --set DEPTH=6,ASPECT=170
+
+For each --set (constants of train.py, the rest from the profile): milliseconds of a
+step on random tokens, tokens per second, MFU, peak memory, parameters, and how long it
+took to be ready. With --serving: a batch of the evaluator's size, eager and with its
+layers compiled, seconds of compiling, and how far the two losses differ. With
+--kernels: where the GPU's time goes. Each size runs in a process of its own.
+
+Not covered: what a size learns; `benchmarks/gpu.py` trains it.
+"""
+
+import argparse
+import importlib.util
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import types
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+
+from autoresearch import chips, constants, founding, metric, standalone  # noqa: E402
+
+READY = "gc.collect(), gc.freeze()"  # of train.py: all is compiled, nothing has run
+SERVES = "stacks, adam_groups ="  # the model is there
+
+
+def source_of(profile, changes):
+    """(train.py, vocabulary, context) of a lab of this profile, with some constants."""
+    with tempfile.TemporaryDirectory() as place:
+        founding.found(Path(place) / "lab", "gpt", None, None, profile)
+        source = (Path(place) / "lab" / "train.py").read_text()
+        prepare = (Path(place) / "lab" / "prepare.py").read_text()
+    sizes = constants.values_of(prepare)
+    return changed(source, changes), sizes["VOCABULARY"], sizes["CONTEXT"]
+
+
+def changed(source, changes):
+    """train.py with NAME=VALUE,.. in place of what its constants are."""
+    lines = "\n".join(changes.split(","))
+    return constants.replace(source, constants.values_of(lines))
+
+
+def begun(source, vocabulary, context, upto):
+    """The namespace of train.py, run up to a line of it."""
+    import torch
+
+    run = types.SimpleNamespace(device=standalone.best_device(), progress=0.1)
+    prepare = types.ModuleType("prepare")
+    prepare.VOCABULARY, prepare.CONTEXT = vocabulary, context
+    prepare.begin = lambda build: run
+    sys.modules["prepare"] = prepare
+    place = (
+        Path(tempfile.mkdtemp()) / "trained.py"
+    )  # compilers want a module, and skip one of that name
+    place.write_text(source[: source.index(upto)])
+    spec = importlib.util.spec_from_file_location("trained", place)
+    train = sys.modules["trained"] = importlib.util.module_from_spec(spec)
+    torch.manual_seed(1)
+    spec.loader.exec_module(train)
+    return train, run.device
+
+
+def waited(device):
+    import torch
+
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def stepped(options, source, vocabulary, context):
+    """Time steps on random tokens."""
+    import torch
+
+    start = time.perf_counter()
+    train, device = begun(source, vocabulary, context, READY)
+    ready = time.perf_counter() - start
+    tokens = torch.randint(vocabulary, (train.rows, context), device=device)
+
+    def step():
+        for _ in range(train.passes):
+            train.learn(tokens, tokens)
+        train.step(0.1)
+
+    took = []
+    for _ in range(3 + options.steps):
+        before = waited(device)
+        step()
+        took.append(waited(device) - before)
+    seconds = statistics.median(took[3:])
+    rate = train.rows * context * train.passes / seconds
+    found = {
+        "step_ms": round(1000 * seconds, 2),
+        "tokens_per_second": round(rate),
+        "parameters_M": round(
+            sum(p.numel() for p in train.model.parameters()) / 1e6, 1
+        ),
+        "ready_seconds": round(ready, 1),
+        "attention": {kind: name for kind, (name, _) in sorted(train.CHOSEN.items())},
+    }
+    if device == "cuda":
+        name = torch.cuda.get_device_name()
+        mfu = chips.mfu_percent(train.flops_per_token(), rate, name)
+        peak = torch.cuda.max_memory_allocated() / 1e9
+        found |= {"gpu": name, "mfu_percent": mfu, "peak_gb": round(peak, 1)}
+    if options.kernels:
+        print(kernels_of(step), file=sys.stderr)
+    return found
+
+
+def served(options, source, vocabulary, context):
+    """Time the evaluator's batches, eager and compiled."""
+    import torch
+
+    from autoresearch import served
+
+    train, device = begun(source, vocabulary, context, SERVES)
+    model = train.model.eval()
+    rows = metric.per_batch(context, vocabulary, device)
+    tokens = torch.randint(vocabulary, (rows, context + 1), device=device)
+
+    def batch():
+        return served.claim(model, tokens, vocabulary).cpu()
+
+    def rate():
+        took = []
+        for _ in range(options.steps):
+            before = waited(device)
+            batch()
+            took.append(waited(device) - before)
+        return round(rows * context / statistics.median(took))
+
+    eager, found = batch(), {"eager_tokens_per_second": rate()}
+    for part in ("opening", "layer", "closing"):
+        setattr(model, part, torch.compile(getattr(model, part), dynamic=False))
+    before = waited(device)
+    compiled = batch()
+    found["compile_seconds"] = round(waited(device) - before, 1)
+    found["compiled_tokens_per_second"] = rate()
+    found["largest_difference_nats"] = round((compiled - eager).abs().max().item(), 5)
+    if options.kernels:
+        print(kernels_of(batch), file=sys.stderr)
+    return found
+
+
+def kernels_of(work):
+    """A table of the kernels that take most of the GPU's time."""
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as seen:
+        work()
+    return seen.key_averages().table(sort_by="cuda_time_total", row_limit=40)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--set", action="append", metavar="NAME=VALUE,..", dest="sets")
+    parser.add_argument("--profile", help="default: the one for this machine")
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--serving", action="store_true")
+    parser.add_argument("--kernels", action="store_true")
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    sets = options.sets or [""]
+    if len(sets) == 1:
+        lab = source_of(options.profile, sets[0])
+        found = served(options, *lab) if options.serving else stepped(options, *lab)
+        record = [{"constants": sets[0]} | found]
+    else:
+        rest = [word for word in sys.argv[1:] if word not in ("--set", "--json", *sets)]
+        record = [in_its_own_process([*rest, "--set", one]) for one in sets]
+    for row in record if not options.json else ():
+        print("  ".join(f"{name} {value}" for name, value in row.items()))
+    if options.json:
+        print(json.dumps(record))
+
+
+def in_its_own_process(words):
+    command = (sys.executable, __file__, *words, "--json")
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])[0]
+
+
+if __name__ == "__main__":
+    main()
