@@ -95,7 +95,8 @@ def checked_text(text: str) -> str:
 
 def best_profile() -> str:
     """The profile for this machine."""
-    return profile_for([gpu.memory_gb for gpu in machine.nvidia()])
+    gpus, _ = machine.alike(machine.ours())
+    return profile_for([gpu.memory_gb for gpu in gpus])
 
 
 def profile_for(memories_gb: Sequence[float]) -> str:

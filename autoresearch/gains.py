@@ -226,8 +226,17 @@ def solved(matrix: Sequence[Sequence[float]], right: Sequence[float]) -> list[fl
 class Closing:
     """What a claim still needs."""
 
-    blob: str  # the run that would make it surest
-    runs: int  # how many until it is sure enough
+    order: tuple[str, ...]  # whom to run until it is sure enough, what helps most first
+
+    @property
+    def blob(self) -> str:
+        """Whose run would make it surest."""
+        return self.order[0]
+
+    @property
+    def runs(self) -> int:
+        """How many until it is sure enough."""
+        return len(self.order)
 
 
 def wanted(
@@ -240,15 +249,14 @@ def wanted(
         return None
     seen = observed(told, champion, baseline, lower_is_better=lower_is_better)
     spread = spread_of(seeds.luck([one.runs for one in told]))
-    first, runs = None, 0
-    while runs < MOST_RUNS:
+    order: list[str] = []
+    while len(order) < MOST_RUNS:
         if math.sqrt(difference(seen, spread)[1]) <= ENOUGH * known.gain:
             break
         tried = [[*seen, next_run(seen, side)] for side in (True, False)]
         seen = min(tried, key=lambda more: difference(more, spread)[1])
-        first = first or (champion if seen[-1].champion else baseline)
-        runs += 1
-    return Closing(first, runs) if first else None
+        order.append(champion if seen[-1].champion else baseline)
+    return Closing(tuple(order)) if order else None
 
 
 def next_run(seen: Sequence[Observed], champion: bool) -> Observed:

@@ -139,8 +139,8 @@ def research(night: Night) -> Iterator[Row]:
             in_hand.discard(number_of(done.candidate.proposal))
         elif stop.soon:
             return
-        elif step := ending.wants(night.over(taken)):
-            yield from ending.run(step)
+        elif blobs := ending.wants(night.over(taken)):
+            yield from ending.run(blobs)
         elif night.over(taken) or night.proposer.exhausted:
             return
         else:
@@ -201,9 +201,7 @@ def from_every_device(night: Night, candidate: Candidate) -> Scores:
     while failure is None and (more := wanted_runs(night, scores)):
         for run in range(len(scores), len(scores) + more):
             night.pool.submit(partial(baseline_run, night, candidate, run))
-        came = [night.pool.next() for _ in range(more)]
-        for done in came:
-            assert done is not None, "as many come back as were sent"
+        for done in collected(night, more):
             if isinstance(done.result, Failure):
                 failure = failure or done.result
             else:
@@ -212,6 +210,23 @@ def from_every_device(night: Night, candidate: Candidate) -> Scores:
         raise Failed(after_runs(failure, scores))
     seeds = [seed_of(night.seed, run) for run in range(len(scores))]
     return tuple(sorted(scores, key=lambda score: seeds.index(score.run.seed)))
+
+
+def collected(night: Night, count: int) -> list[Trial]:
+    """What was sent to devices, when all of it is back; Stopped if any was stopped."""
+    came: list[Trial] = []
+    stopped: Stopped | None = None
+    for _ in range(count):
+        try:
+            done = night.pool.next()
+        except Stopped as stop:
+            stopped = stop
+            continue
+        assert done is not None, "as many come back as were sent"
+        came.append(done)
+    if stopped is not None:
+        raise stopped
+    return came
 
 
 def wanted_runs(night: Night, scores: Scores) -> int:
@@ -263,7 +278,8 @@ def asked(night: Night, candidate: Candidate, seeds: "Seeds") -> Asked:
 class Ending:
     """The last runs of a night: the proof of its best idea, then what its claim needs.
 
-    They are a few on top of the experiments that were asked for, and inside the hours.
+    They are a few on top of the experiments that were asked for, and inside the hours;
+    what the claim needs runs on every device at once.
     """
 
     night: Night
@@ -277,25 +293,45 @@ class Ending:
         tonight = self.night.books.ledger.runs_made - self.before - self.made
         return min(CLOSING_RUNS, max(FEWEST_CLOSING, tonight // 3))
 
-    def wants(self, over: bool = False) -> str | None:
-        """The blob to run once more; None: no need, or not yet.
+    def wants(self, over: bool = False) -> tuple[str, ...]:
+        """The blobs to run once more, all at once; none: no need, or not yet.
 
         over: no further ideas are to be tried.
         """
         left = 0.0 if over else self.night.left()
         if left > CLOSING_RUNS or self.made >= self.most:
-            return None
+            return ()
         known = evidence.of(self.night.books.ledger)
         better = self.night.bench.apparatus.lower_is_better
         need = known.need(lower_is_better=better)
-        first = left - need.runs if need and not over else left
+        devices = len(self.night.slots)
+        first = left - need.runs / devices if need and not over else left
         again = self.night.policy.closing(known.history(), first)
         if again is None and need is not None and (over or first <= 0):
-            return need.blob
-        return again
+            return need.order[: min(devices, self.most - self.made)]
+        return () if again is None else (again,)
 
-    def run(self, blob: str) -> Iterator[Row]:
-        """Run it, and yield the row if it was a second look."""
+    def run(self, blobs: tuple[str, ...]) -> Iterator[Row]:
+        """Run them, and yield the rows of those that were second looks."""
+        for blob in blobs:
+            self.submit(blob)
+        try:
+            came = collected(self.night, len(blobs))
+        except Stopped:
+            self.made = CLOSING_RUNS  # and no more
+            return
+        for done in came:
+            runs = () if isinstance(done.result, Failure) else done.result
+            self.made += max(1, len(runs) + len(done.again))
+            if done.against is not None:
+                yield record(self.night, done)
+            elif done.again:
+                self.night.books.ledger.add_runs(done.again, "champion")
+                self.night.books.write_results()
+                demote(self.night)
+
+    def submit(self, blob: str) -> None:
+        """Send one of them to a device."""
         night, ledger = self.night, self.night.books.ledger
         rows = [row for row in evidence.of(ledger).rows if row.blob == blob]
         reigned = {champion.number for champion in ledger.champions()}
@@ -311,20 +347,6 @@ class Ending:
             candidate = night.books.write_down(night.books.admit(again))
             known = asked(night, candidate, self.seeds)
             night.pool.submit(partial(trial, night, known))
-        try:
-            done = night.pool.next()
-        except Stopped:
-            self.made = CLOSING_RUNS  # and no more
-            return
-        assert done is not None, "a trial was just submitted"
-        runs = () if isinstance(done.result, Failure) else done.result
-        self.made += max(1, len(runs) + len(done.again))
-        if row.number not in reigned:
-            yield record(night, done)
-        elif done.again:
-            ledger.add_runs(done.again, "champion")
-            night.books.write_results()
-            demote(night)
 
 
 def second_look(source: str, row: Row) -> Proposal:

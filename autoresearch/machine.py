@@ -8,6 +8,8 @@ import os
 import platform
 import subprocess
 import sys
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -32,9 +34,9 @@ class Gpu:
 
 
 def slots() -> tuple[Slot, ...]:
-    """One slot per GPU that this user may take; without one the CPU counts as one."""
+    """One slot per GPU that runs may take; without one the CPU counts as one."""
     threads = cores()
-    gpus = chosen(nvidia(), os.environ.get("CUDA_VISIBLE_DEVICES"))
+    gpus, _ = alike(ours())
     if gpus:
         share = max(1, threads // len(gpus))
         return tuple(
@@ -43,6 +45,25 @@ def slots() -> tuple[Slot, ...]:
     if sys.platform == "darwin" and platform.machine() == "arm64":
         return (Slot("mps", None, threads),)
     return (Slot("cpu", None, threads),)
+
+
+def ours() -> tuple[Gpu, ...]:
+    """The GPUs that this user may take."""
+    return chosen(nvidia(), os.environ.get("CUDA_VISIBLE_DEVICES"))
+
+
+def alike(gpus: Sequence[Gpu]) -> tuple[tuple[Gpu, ...], tuple[Gpu, ...]]:
+    """Those of the commonest kind, and the others.
+
+    A budget of seconds is more text on a faster card: scores of two kinds of GPU do not
+    compare, and no series holds both.
+    """
+    if not gpus:
+        return (), ()
+    kinds = Counter((gpu.name, round(gpu.memory_gb)) for gpu in gpus)
+    kind, _ = kinds.most_common(1)[0]  # of as many: the first
+    same = tuple(gpu for gpu in gpus if (gpu.name, round(gpu.memory_gb)) == kind)
+    return same, tuple(gpu for gpu in gpus if gpu not in same)
 
 
 def chosen(gpus: tuple[Gpu, ...], visible: str | None) -> tuple[Gpu, ...]:

@@ -10,7 +10,7 @@ import math
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -233,6 +233,18 @@ def at_the_start(
         )
 
 
+def left_out(
+    same: Sequence[machine.Gpu], others: Sequence[machine.Gpu]
+) -> Iterator[str]:
+    """What a human should know of GPUs that are of another kind than the rest."""
+    for gpu in others:
+        yield (
+            f"GPU {gpu.index} ({gpu.name}) is left out: its runs would not compare "
+            f"with those on GPU {same[0].index} ({same[0].name}). For nights on it "
+            f"alone, in a lab of its own: CUDA_VISIBLE_DEVICES={gpu.index}"
+        )
+
+
 def working(
     slots: tuple[Slot, ...], walls: Walls, lab: Lab, notice: Callable[[str], None]
 ) -> tuple[Slot, ...]:
@@ -253,6 +265,9 @@ def working(
     for slot in slots:
         if slot not in found:
             notice(f"GPU {slot.index} is left out: CUDA does not find it in the cage")
+    if any(slot.uuid for slot in slots):
+        for words in left_out(*machine.alike(machine.ours())):
+            notice(words)
     return found
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from autoresearch import chips, machine
+from autoresearch import chips, machine, night
 from autoresearch.cage import Limits, Room, Slot, environment
 
 RECORDED = json.loads(
@@ -168,3 +168,35 @@ def test_a_guest_is_told_its_card_by_what_it_is_called_in_every_cage(tmp_path):
 
     assert environment(room)["CUDA_VISIBLE_DEVICES"] == "GPU-0c2f3020"
     assert "CUDA_VISIBLE_DEVICES" not in environment(replace(room, slot=Slot()))
+
+
+def card(index, name, memory_gb=80.0):
+    return machine.Gpu(index, f"GPU-{index}", name, "580.1", memory_gb)
+
+
+@pytest.mark.parametrize(
+    ("names", "used"),
+    [
+        ([], []),
+        (["RTX 4090"], [0]),
+        (["H100", "H100", "H100"], [0, 1, 2]),
+        (["RTX 3060", "RTX 4090", "RTX 4090"], [1, 2]),
+        (["RTX 3060", "RTX 4090"], [0]),
+    ],
+)
+def test_a_night_runs_on_gpus_of_one_kind_and_says_which_it_leaves_out(names, used):
+    gpus = [card(index, name) for index, name in enumerate(names)]
+
+    same, others = machine.alike(gpus)
+
+    assert [gpu.index for gpu in same] == used
+    assert sorted(gpu.index for gpu in (*same, *others)) == list(range(len(names)))
+    for gpu, words in zip(others, night.left_out(same, others), strict=True):
+        assert words.startswith(f"GPU {gpu.index} ({gpu.name}) is left out")
+        assert f"CUDA_VISIBLE_DEVICES={gpu.index}" in words
+
+
+def test_one_name_with_two_sizes_of_memory_is_two_kinds():
+    same, others = machine.alike([card(0, "A100", 40.0), card(1, "A100", 80.0)])
+
+    assert ([gpu.index for gpu in same], [gpu.index for gpu in others]) == ([0], [1])

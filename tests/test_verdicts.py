@@ -8,12 +8,13 @@ from statistics import fmean
 import pytest
 
 from autoresearch import evidence, loop, night
-from autoresearch.cage import Stop
+from autoresearch.cage import Slot, Stop
 from autoresearch.curves import LOOKS, Finished, spared
 from autoresearch.experiment import Proposal, Verdict
 from autoresearch.ledger import Ledger
 from autoresearch.loop import research
 from autoresearch.notebook import Notebook
+from autoresearch.pools.local import Local
 from tests.nights import command, line_lab, rate, run, script
 
 AT = 1_700_000_000.0
@@ -319,6 +320,27 @@ def test_the_last_runs_of_a_night_make_its_claim_surer(lab):
     assert 0 < len(closing) <= loop.CLOSING_RUNS
     assert all(m.holdout is not None for m in closing)
     assert len(ledger.rows()) == 2  # they are no experiments
+    verified(lab)
+
+
+def test_the_last_runs_of_a_night_are_made_on_every_device_at_once(lab):
+    asked = night.Options(proposers=(script(lab, rate(0.02)),), seed=1, experiments=1)
+    with night.opened(lab, asked, Stop()) as (opened, now):
+        at_once = set()
+        folders = lab.state / "runs"
+        now.listener = lambda *_: at_once.add(
+            frozenset(path.name.split("-")[0] for path in folders.glob("[01]-*"))
+        )
+        slots = (Slot(), Slot())
+        rows = list(research(replace(opened, pool=Local(slots), slots=slots)))
+
+    assert [row.title for row in rows] == ["baseline", "rate 0.02"]
+    assert {"0", "1"} in at_once  # baseline and champion
+    ledger = Ledger(lab.ledger)
+    runs = {number: ledger.measured(number) for number in (0, 1)}
+    closing = [m for one in runs.values() for m in one if m.occasion == "champion"]
+    assert 2 <= len(closing) <= loop.CLOSING_RUNS
+    assert all(len({m.seed for m in one}) == len(one) for one in runs.values())
     verified(lab)
 
 
