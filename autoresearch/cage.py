@@ -96,6 +96,7 @@ class Slot:
     threads: int = 1
     uuid: str = ""  # of that GPU: a cage shows one, whose number inside is another
     memory_gb: float | None = None  # of that GPU
+    node: str = ""  # its device file, of an AMD GPU
 
 
 @dataclass(frozen=True, slots=True)
@@ -465,7 +466,8 @@ def environment(room: Room, home: str | None = None) -> dict[str, str]:
     passed = {name: os.environ[name] for name in ALLOWED if name in os.environ}
     where = home or str(room.folder)
     visible = slot.uuid or ("" if slot.index is None else str(slot.index))
-    card = {"CUDA_VISIBLE_DEVICES": visible} if visible else {}
+    variable = "ROCR_VISIBLE_DEVICES" if slot.node else "CUDA_VISIBLE_DEVICES"
+    card = {variable: visible} if visible else {}
     return {
         **passed,
         **THREADS,

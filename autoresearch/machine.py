@@ -16,21 +16,25 @@ from pathlib import Path
 
 import psutil
 
+from autoresearch import amd
 from autoresearch.cage import Slot
 from autoresearch.chips import Answer, Nvml
 
 GIB = 1 << 30
+# Which limit a user to some AMD GPUs; the first that is set counts.
+VISIBLE_AMD = ("ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES")
 
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
-    """One NVIDIA GPU, as its driver tells of it."""
+    """One GPU, as its driver tells of it."""
 
     index: int
     uuid: str
     name: str
     driver: str
     memory_gb: float
+    node: str = ""  # the device file that opens an AMD GPU; NVIDIA's go by their index
 
 
 def slots() -> tuple[Slot, ...]:
@@ -40,7 +44,8 @@ def slots() -> tuple[Slot, ...]:
     if gpus:
         share = max(1, threads // len(gpus))
         return tuple(
-            Slot("cuda", gpu.index, share, gpu.uuid, gpu.memory_gb) for gpu in gpus
+            Slot("cuda", gpu.index, share, gpu.uuid, gpu.memory_gb, gpu.node)
+            for gpu in gpus
         )
     if sys.platform == "darwin" and platform.machine() == "arm64":
         return (Slot("mps", None, threads),)
@@ -49,7 +54,24 @@ def slots() -> tuple[Slot, ...]:
 
 def ours() -> tuple[Gpu, ...]:
     """The GPUs that this user may take."""
-    return chosen(nvidia(), os.environ.get("CUDA_VISIBLE_DEVICES"))
+    found = every_gpu()
+    names = VISIBLE_AMD if found and found[0].node else ("CUDA_VISIBLE_DEVICES",)
+    said = (os.environ[name] for name in names if name in os.environ)
+    return chosen(found, next(said, None))
+
+
+def every_gpu() -> tuple[Gpu, ...]:
+    """Those of the maker that the installed torch was built for."""
+    return radeon() if "rocm" in version("torch") else nvidia()
+
+
+def radeon() -> tuple[Gpu, ...]:
+    """Every AMD GPU of this machine; empty without its driver."""
+    driver = amd.text(Path("/sys/module/amdgpu/version")) or platform.release()
+    return tuple(
+        Gpu(index, gpu.uuid, gpu.name, driver, gpu.memory_gb, gpu.node)
+        for index, gpu in enumerate(amd.gpus())
+    )
 
 
 def alike(gpus: Sequence[Gpu]) -> tuple[tuple[Gpu, ...], tuple[Gpu, ...]]:
@@ -67,7 +89,7 @@ def alike(gpus: Sequence[Gpu]) -> tuple[tuple[Gpu, ...], tuple[Gpu, ...]]:
 
 
 def chosen(gpus: tuple[Gpu, ...], visible: str | None) -> tuple[Gpu, ...]:
-    """Those that CUDA_VISIBLE_DEVICES names, by number or (the start of a) uuid.
+    """Those that a variable names, by number or (the start of a) uuid.
 
     None: it is not set. As CUDA does, what comes after an unknown name is not there.
     """
@@ -129,7 +151,8 @@ def driver(index: int) -> Nvml | None:
 
 def nvml_of(slot: Slot) -> Nvml | None:
     """NVML of the slot's GPU; None for other devices and without NVML."""
-    return driver(slot.index or 0) if slot.device == "cuda" else None
+    asked = slot.device == "cuda" and not slot.node
+    return driver(slot.index or 0) if asked else None
 
 
 def cores() -> int:
@@ -146,7 +169,7 @@ def facts(slot: Slot) -> dict[str, str]:
     python = f"python {platform.python_version()}"
     torch = f"torch {version('torch')}"
     if slot.device == "cuda":
-        gpu = next(gpu for gpu in nvidia() if gpu.index == (slot.index or 0))
+        gpu = next(gpu for gpu in every_gpu() if gpu.index == (slot.index or 0))
         card = {"device": gpu.name, "driver": gpu.driver}
         return {**card, "torch": torch, "python": python}
     device = f"{cpu()}, {slot.threads} threads" if slot.device == "cpu" else cpu()

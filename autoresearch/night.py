@@ -255,7 +255,7 @@ def working(
     found = tuple(
         slot
         for slot in slots
-        if not slot.uuid or probing.sees_its_gpu(walls, lab, slot)
+        if slot.device != "cuda" or probing.sees_its_gpu(walls, lab, slot)
     )
     if not found:
         raise LabError(
@@ -265,7 +265,7 @@ def working(
     for slot in slots:
         if slot not in found:
             notice(f"GPU {slot.index} is left out: CUDA does not find it in the cage")
-    if any(slot.uuid for slot in slots):
+    if slots[0].device == "cuda":
         for words in left_out(*machine.alike(machine.ours())):
             notice(words)
     return found

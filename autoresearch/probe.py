@@ -12,6 +12,7 @@ import socket
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from importlib.util import find_spec
 
 from autoresearch import fence
 from autoresearch.channel import Channel, Message
@@ -52,7 +53,7 @@ def main(descriptor: int, words: str) -> None:
 
 
 def gpus(descriptor: int, words: str) -> None:
-    """Shut in, and count the GPUs that CUDA finds; -1 where it is not there."""
+    """Shut in, and count the GPUs that CUDA or HIP finds; -1 where neither is there."""
     if words:
         Fence.of(words).close()
     count = ctypes.c_int(-1)
@@ -60,6 +61,13 @@ def gpus(descriptor: int, words: str) -> None:
         cuda = ctypes.CDLL("libcuda.so.1")
         if cuda.cuInit(0) == 0:
             cuda.cuDeviceGetCount(ctypes.byref(count))
+    torch = find_spec("torch")
+    with suppress(OSError):  # torch was not built for AMD
+        if count.value < 0 and torch is not None and torch.origin is not None:
+            place = os.path.join(os.path.dirname(torch.origin), "lib")
+            hip = ctypes.CDLL(os.path.join(place, "libamdhip64.so"))
+            if hip.hipInit(0) == 0:
+                hip.hipGetDeviceCount(ctypes.byref(count))
     link = Channel(socket.socket(fileno=descriptor))
     link.send({"say": "found", "gpus": count.value})
     os._exit(0)

@@ -239,7 +239,7 @@ def expected(lab: Lab, folder: Path, slot: Slot) -> dict[str, Any]:
         "places": [*PLACES, *map(str, view.roots[-6:]), str(folder.parent)],
         "scratch_bytes": int(SCRATCH_GB * 1e9),
         "variables": [*cage.environment(room), "PWD", "LC_CTYPE"],
-        "devices": [*KNOWN_DEVICES, *(node.name for node in walls.nodes(slot))],
+        "devices": [*KNOWN_DEVICES, *(node.parts[2] for node in walls.nodes(slot))],
     }
 
 

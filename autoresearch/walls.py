@@ -348,8 +348,7 @@ def nodes(slot: Slot) -> tuple[Path, ...]:
     """The device nodes of a slot's GPU; none for a slot without one."""
     if slot.device != "cuda":
         return ()
-    names = [*ANY_GPU, f"/dev/nvidia{slot.index or 0}"]
-    names += ["/dev/dri"] if Path("/dev/kfd").exists() else []
+    names = (*ANY_GPU, slot.node or f"/dev/nvidia{slot.index or 0}")
     return tuple(path for path in map(Path, names) if path.exists())
 
 

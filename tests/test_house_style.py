@@ -32,7 +32,7 @@ LAYERS = (
     "edits noise",
     "experiment",
     "errors seeds",
-    "chain channel chips constants fence levels metric program warden weights",
+    "amd chain channel chips constants fence levels metric program warden weights",
     "audit cage curves gains groups lab leash notebook policy rules served",
     "compiled rehearsal",
     "apparatus guest ledger machine pools probe sources walls",

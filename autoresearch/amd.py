@@ -1,0 +1,75 @@
+"""AMD's GPUs, as the Linux kernel tells of them. Asks no program, imports no torch.
+
+Under /sys/class/kfd/kfd/topology/nodes every processor that ROCm could compute on has a
+folder; those with SIMDs are GPUs, in the order in which ROCm counts them. ("KFD
+Topology" and "GPU isolation techniques", ROCm documentation.)
+
+Not covered: health, which NVML tells of NVIDIA's. Read from recorded folders only: no
+night was ever run on such a GPU.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+NODES = Path("/sys/class/kfd/kfd/topology/nodes")
+DRM = Path("/sys/class/drm")
+ON_THE_CARD = (1, 2)  # heaps of a card's own memory, all visible to the host or not
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """One GPU."""
+
+    uuid: str  # as ROCR_VISIBLE_DEVICES takes it; "" where the card has none
+    name: str
+    memory_gb: float
+    node: str  # the device file that opens it, beside /dev/kfd
+
+
+def gpus(nodes: Path = NODES, drm: Path = DRM) -> tuple[Found, ...]:
+    """Every AMD GPU of this machine; empty without its driver."""
+    return tuple(_gpus(nodes, drm))
+
+
+def _gpus(nodes: Path, drm: Path) -> Iterator[Found]:
+    folders = [path for path in nodes.glob("*") if path.name.isdecimal()]
+    for folder in sorted(folders, key=lambda path: int(path.name)):
+        node = properties(folder)
+        if not node.get("simd_count"):
+            continue  # a CPU, or a card that this user may not ask about
+        render = f"renderD{node.get('drm_render_minor', 0)}"
+        heaps = [properties(bank) for bank in sorted(folder.glob("mem_banks/*"))]
+        own = [heap for heap in heaps if heap.get("heap_type") in ON_THE_CARD]
+        unique = node.get("unique_id", 0)
+        yield Found(
+            f"GPU-{unique:016x}" if unique else "",
+            text(drm / render / "device" / "product_name") or chip(node),
+            sum(heap.get("size_in_bytes", 0) for heap in own) / 1e9,
+            f"/dev/dri/{render}",
+        )
+
+
+def properties(folder: Path) -> dict[str, int]:
+    """The numbers of a folder's `properties`; none where it may not be read."""
+    lines = (line.split() for line in text(folder / "properties").splitlines())
+    return {
+        words[0]: int(words[1])
+        for words in lines
+        if len(words) == 2 and words[1].isdecimal()
+    }
+
+
+def text(path: Path) -> str:
+    """What stands in a file; nothing where it may not be read."""
+    try:
+        return path.read_text(errors="replace").strip()
+    except OSError:
+        return ""
+
+
+def chip(node: dict[str, int]) -> str:
+    """The name compilers use: 90402 -> gfx942, 90010 -> gfx90a."""
+    version = node.get("gfx_target_version", 0)
+    major, minor, step = version // 10000, version // 100 % 100, version % 100
+    return f"AMD gfx{major}{minor:x}{step:x}"
