@@ -10,6 +10,7 @@ night was ever run on such a GPU.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 NODES = Path("/sys/class/kfd/kfd/topology/nodes")
@@ -48,6 +49,18 @@ def _gpus(nodes: Path, drm: Path) -> Iterator[Found]:
             sum(heap.get("size_in_bytes", 0) for heap in own) / 1e9,
             f"/dev/dri/{render}",
         )
+
+
+def has_torch() -> bool:
+    """Whether the installed torch was built for them."""
+    place = torch_libraries()
+    return place is not None and (place / "libtorch_hip.so").exists()
+
+
+def torch_libraries() -> Path | None:
+    """Where the installed torch keeps its libraries; None: there is none."""
+    found = find_spec("torch")
+    return Path(found.origin).parent / "lib" if found and found.origin else None
 
 
 def properties(folder: Path) -> dict[str, int]:

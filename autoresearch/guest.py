@@ -309,14 +309,11 @@ def serve(link: Channel, hello: Message, build: Build) -> NoReturn:
 
     file = channel.view(_descriptors[0])
     sow(0)
-    if "torch" in sys.modules:
-        from autoresearch import served
-
-        model = served.built(build, hello["device"])
-    else:
-        model = build()
+    model = build()
     try:
         if is_torch(model):
+            from autoresearch import served
+
             served.load(model, weights.decode(file), hello["device"])
             served.answer(link, hello, model, _descriptors[1:])
         else:

@@ -186,6 +186,7 @@ def baseline(night: Night) -> Row:
         raise LabError(
             f"{title} failed, and without it nothing can be compared: {row.why}. "
             f"Next: autoresearch show {row.number}   (its log), then mend train.py"
+            + (", or leave a GPU out by CUDA_VISIBLE_DEVICES" * (len(night.slots) > 1))
         )
     return row
 
@@ -213,19 +214,20 @@ def from_every_device(night: Night, candidate: Candidate) -> Scores:
 
 
 def collected(night: Night, count: int) -> list[Trial]:
-    """What was sent to devices, when all of it is back; Stopped if any was stopped."""
+    """What was sent to devices, when all of it is back, or what ended any of it."""
     came: list[Trial] = []
-    stopped: Stopped | None = None
+    ended: Stopped | LabError | OSError | None = None
     for _ in range(count):
         try:
             done = night.pool.next()
-        except Stopped as stop:
-            stopped = stop
+        except (Stopped, LabError, OSError) as error:
+            ended = ended or error
+            night.bench.stop.now = True  # nobody is to run on while the night is closed
             continue
         assert done is not None, "as many come back as were sent"
         came.append(done)
-    if stopped is not None:
-        raise stopped
+    if ended is not None:
+        raise ended
     return came
 
 
@@ -243,7 +245,10 @@ def baseline_run(night: Night, candidate: Candidate, run: int, slot: Slot) -> Tr
     try:
         score = on_both(night, candidate, seed_of(night.seed, run), slot)
     except Failed as failed:
-        return Trial(candidate, failed.failure, None)
+        failure = failed.failure
+        if len(night.slots) > 1:
+            failure = replace(failure, detail=f"{failure.detail}, on GPU {slot.index}")
+        return Trial(candidate, failure, None)
     return Trial(candidate, (score,), None)
 
 
@@ -298,14 +303,18 @@ class Ending:
 
         over: no further ideas are to be tried.
         """
-        left = 0.0 if over else self.night.left()
-        if left > CLOSING_RUNS or self.made >= self.most:
+        left = self.night.left()
+        if left <= 0 or self.made >= self.most:
+            return ()
+        left = 0.0 if over else left
+        if left > CLOSING_RUNS:
             return ()
         known = evidence.of(self.night.books.ledger)
         better = self.night.bench.apparatus.lower_is_better
         need = known.need(lower_is_better=better)
         devices = len(self.night.slots)
-        first = left - need.runs / devices if need and not over else left
+        rounds = math.ceil(need.runs / devices) if need and not over else 0
+        first = left - rounds
         again = self.night.policy.closing(known.history(), first)
         if again is None and need is not None and (over or first <= 0):
             return need.order[: min(devices, self.most - self.made)]

@@ -8,7 +8,6 @@ import os
 import platform
 import subprocess
 import sys
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata
@@ -62,7 +61,7 @@ def ours() -> tuple[Gpu, ...]:
 
 def every_gpu() -> tuple[Gpu, ...]:
     """Those of the maker that the installed torch was built for."""
-    return radeon() if "rocm" in version("torch") else nvidia()
+    return radeon() if amd.has_torch() else nvidia()
 
 
 def radeon() -> tuple[Gpu, ...]:
@@ -75,16 +74,18 @@ def radeon() -> tuple[Gpu, ...]:
 
 
 def alike(gpus: Sequence[Gpu]) -> tuple[tuple[Gpu, ...], tuple[Gpu, ...]]:
-    """Those of the commonest kind, and the others.
+    """Those of the kind that has most memory together, and the others.
 
     A budget of seconds is more text on a faster card: scores of two kinds of GPU do not
     compare, and no series holds both.
     """
     if not gpus:
         return (), ()
-    kinds = Counter((gpu.name, round(gpu.memory_gb)) for gpu in gpus)
-    kind, _ = kinds.most_common(1)[0]  # of as many: the first
-    same = tuple(gpu for gpu in gpus if (gpu.name, round(gpu.memory_gb)) == kind)
+    kinds: dict[tuple[str, int], list[Gpu]] = {}
+    for gpu in gpus:
+        kinds.setdefault((gpu.name, round(gpu.memory_gb)), []).append(gpu)
+    largest = max(kinds, key=lambda kind: (kind[1] * len(kinds[kind]), kind[1]))
+    same = tuple(kinds[largest])
     return same, tuple(gpu for gpu in gpus if gpu not in same)
 
 

@@ -12,9 +12,8 @@ import socket
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from importlib.util import find_spec
 
-from autoresearch import fence
+from autoresearch import amd, fence
 from autoresearch.channel import Channel, Message
 from autoresearch.fence import Fence
 
@@ -61,13 +60,13 @@ def gpus(descriptor: int, words: str) -> None:
         cuda = ctypes.CDLL("libcuda.so.1")
         if cuda.cuInit(0) == 0:
             cuda.cuDeviceGetCount(ctypes.byref(count))
-    torch = find_spec("torch")
-    with suppress(OSError):  # torch was not built for AMD
-        if count.value < 0 and torch is not None and torch.origin is not None:
-            place = os.path.join(os.path.dirname(torch.origin), "lib")
-            hip = ctypes.CDLL(os.path.join(place, "libamdhip64.so"))
+    places = (amd.torch_libraries(), "/opt/rocm/lib") if amd.has_torch() else ()
+    for place in places:
+        with suppress(OSError):  # the other one has it
+            hip = ctypes.CDLL(f"{place}/libamdhip64.so")
             if hip.hipInit(0) == 0:
                 hip.hipGetDeviceCount(ctypes.byref(count))
+                break
     link = Channel(socket.socket(fileno=descriptor))
     link.send({"say": "found", "gpus": count.value})
     os._exit(0)

@@ -9,8 +9,8 @@ import mmap
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NoReturn
+from collections.abc import Iterator, Mapping
+from typing import NoReturn
 
 import numpy as np
 import torch
@@ -32,7 +32,6 @@ DTYPES = {
     torch.bool: "BOOL",
 }
 NAMED = {name: dtype for dtype, name in DTYPES.items()}
-MAY_FAIL = (RuntimeError, ValueError, TypeError, LookupError, AssertionError)
 # torch.compile, DistributedDataParallel and AveragedModel put these before every name.
 WRAPPERS = ("_orig_mod.", "module.")
 
@@ -58,19 +57,6 @@ def plain(name: str) -> str:
     for wrapper in WRAPPERS:
         name = name.replace(wrapper, "")
     return name
-
-
-def built(build: Callable[[], Any], device: str) -> Any:
-    """A model made where it will be served, random numbers and all.
-
-    They are about to be overwritten, and a GPU draws them in no time. What builds only
-    on the CPU (it has a generator there, say) is built there.
-    """
-    try:
-        with torch.device(device):
-            return build()
-    except MAY_FAIL:  # a second try, without help, will say it again
-        return build()
 
 
 def load(model: nn.Module, state: Mapping[str, Tensor], device: str) -> None:
@@ -154,6 +140,7 @@ def lab_shape() -> tuple[int, int]:
 
 PIECE = 32  # rows are cut to multiples of this: few shapes, and some kernels like it
 SAME_NATS = 1e-4
+MAY_FAIL = (RuntimeError, ValueError, TypeError, LookupError, AssertionError)
 
 
 class Last:

@@ -262,7 +262,7 @@ def idle_of(runs, think_seconds, run_seconds):
         with night.opened(lab, asked, Stop()) as (opened, _):
             timed = Timed(opened.pool)
             rows = list(loop.research(replace(opened, pool=timed)))
-    marks = timed.marks[1:]  # the baseline comes first and alone
+    marks = timed.marks[rows[0].runs :]  # those of the baseline come first
     busy = sum(end - begin for begin, end in marks)
     whole = marks[-1][1] - marks[0][0]
     authors = [row.author for row in rows[1:]]

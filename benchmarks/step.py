@@ -43,8 +43,11 @@ def source_of(profile, changes):
 
 def changed(source, changes):
     """train.py with NAME=VALUE,.. in place of what its constants are."""
-    lines = "\n".join(changes.split(","))
-    return constants.replace(source, constants.values_of(lines))
+    parts = [part for part in changes.split(",") if part]
+    values = constants.values_of("\n".join(parts))
+    if len(values) != len(parts):
+        raise SystemExit(f"--set {changes}: not NAME=VALUE,.. with a number or a word")
+    return constants.replace(source, values)
 
 
 def begun(source, vocabulary, context, upto):
@@ -174,15 +177,17 @@ def main():
         found = served(options, *lab) if options.serving else stepped(options, *lab)
         record = [{"constants": sets[0]} | found]
     else:
-        rest = [word for word in sys.argv[1:] if word not in ("--set", "--json", *sets)]
-        record = [in_its_own_process([*rest, "--set", one]) for one in sets]
+        record = [in_its_own_process(options, one) for one in sets]
     for row in record if not options.json else ():
         print("  ".join(f"{name} {value}" for name, value in row.items()))
     if options.json:
         print(json.dumps(record))
 
 
-def in_its_own_process(words):
+def in_its_own_process(options, one):
+    words = ["--set", one, "--steps", str(options.steps)]
+    words += ["--profile", options.profile] if options.profile else []
+    words += ["--serving"] * options.serving + ["--kernels"] * options.kernels
     command = (sys.executable, __file__, *words, "--json")
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])[0]

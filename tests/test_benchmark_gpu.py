@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import gpu
+from benchmarks import gpu, step
 
 ROOT = Path(gpu.__file__).parent.parent
 ORIGINAL = ROOT / "benchmarks" / "original"
@@ -66,7 +66,7 @@ def test_a_train_py_finds_the_prepare_py_it_was_written_for(tmp_path, source, ex
 
 def test_a_step_of_every_size_that_is_asked_for_is_timed():
     command = (sys.executable, "benchmarks/step.py", "--profile", "demo", "--json")
-    sizes = ("--steps", "1", "--set", "DEPTH=1", "--set", "DEPTH=2,ASPECT=64")
+    sizes = ("--steps", "1", "--set", "DEPTH=1", "--set=DEPTH=2,ASPECT=64")
 
     done = subprocess.run(
         (*command, *sizes), cwd=ROOT, capture_output=True, text=True, check=True
@@ -77,3 +77,9 @@ def test_a_step_of_every_size_that_is_asked_for_is_timed():
     assert 0 < small["parameters_M"] < large["parameters_M"]
     assert small["tokens_per_second"] > 0
     assert set(small["attention"]) <= {"L", "S"}
+
+
+@pytest.mark.parametrize("wrong", ["DEPHT", "DEPTH=x", "DEPTH=1,,ASPECT"])
+def test_what_is_no_constant_is_not_measured_under_its_name(wrong):
+    with pytest.raises(SystemExit, match="not NAME=VALUE"):
+        step.changed("DEPTH = 4\nASPECT = 32\n", wrong)

@@ -199,4 +199,13 @@ def test_a_night_runs_on_gpus_of_one_kind_and_says_which_it_leaves_out(names, us
 def test_one_name_with_two_sizes_of_memory_is_two_kinds():
     same, others = machine.alike([card(0, "A100", 40.0), card(1, "A100", 80.0)])
 
-    assert ([gpu.index for gpu in same], [gpu.index for gpu in others]) == ([0], [1])
+    assert ([gpu.index for gpu in same], [gpu.index for gpu in others]) == ([1], [0])
+
+
+def test_small_cards_for_the_screens_do_not_outvote_the_one_that_computes():
+    cards = [card(0, "T400", 4.0), card(1, "A6000", 48.0), card(2, "T400", 4.0)]
+
+    same, others = machine.alike(cards)
+
+    assert [gpu.index for gpu in same] == [1]
+    assert [gpu.index for gpu in others] == [0, 2]

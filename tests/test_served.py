@@ -42,32 +42,3 @@ def test_what_is_loaded_equals_what_was_saved_and_may_be_written_to():
     assert torch.equal(fresh.line.weight, trained.line.weight)
     assert fresh.short.dtype == torch.bfloat16
     assert fresh.nothing.shape == (0, 4)
-
-
-def test_a_model_is_built_on_the_device_where_it_will_be_served():
-    model = served.built(Counting, "meta")
-
-    assert model.line.weight.device.type == "meta"
-
-    model.to_empty(device="cpu")
-    served.load(model, read_only(Counting()), "cpu")
-    assert model(torch.ones(3)).isfinite().all()
-
-
-def test_a_model_that_builds_only_on_the_cpu_is_built_there():
-    def build():
-        dice = torch.Generator()
-        model = Counting()
-        with torch.no_grad():
-            model.line.weight += torch.randn(5, 3, generator=dice).numpy()[0, 0]
-        return model
-
-    assert served.built(build, "meta").line.weight.device.type == "cpu"
-
-
-def test_a_model_that_builds_nowhere_says_why():
-    def build():
-        raise ValueError("no such layer")
-
-    with pytest.raises(ValueError, match="no such layer"):
-        served.built(build, "cpu")

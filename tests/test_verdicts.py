@@ -344,6 +344,20 @@ def test_the_last_runs_of_a_night_are_made_on_every_device_at_once(lab):
     verified(lab)
 
 
+@pytest.mark.parametrize(
+    ("left", "over", "wanted"),
+    [(9.0, False, 0), (0.9, False, 8), (0.0, False, 0), (0.9, True, 8), (0.0, True, 0)],
+)
+def test_the_last_runs_begin_while_there_is_time_for_them(lab, left, over, wanted):
+    run(lab, rate(0.02))
+    with night.opened(lab, night.Options(seed=1), Stop()) as (opened, _):
+        end = replace(opened, left=lambda: left, slots=(Slot(),) * 8)
+        blobs = loop.Ending(end, loop.Seeds(end), before=-99).wants(over)
+
+    assert bool(blobs) == bool(wanted)
+    assert len(blobs) <= wanted
+
+
 def test_the_hours_that_are_left_are_told_in_runs(lab):
     asked = night.Options(proposers=("mailbox",), seed=1, hours=1)
     with night.opened(lab, asked, Stop()) as (opened, _):

@@ -167,7 +167,7 @@ class LLM:
         self._rest_seconds = FIRST_REST_SECONDS
         self._broke = False
         # A model on the GPU that trains is asked between runs only, and unloaded.
-        self.shares_the_gpu = self._endpoint.here and bool(machine.nvidia())
+        self.shares_the_gpu = self._endpoint.here and bool(machine.every_gpu())
         require_means(spec, self._endpoint, desk)
 
     @property

@@ -130,8 +130,8 @@ class Search:
         for waiting in (proposal for proposal in ledger.open() if proposal.parent):
             there, _ = self._constants(ledger, git_blob(waiting.source))
             before, _ = self._constants(ledger, waiting.parent)
-            for name in history:
-                history[name].count += before.get(name) != there.get(name)
+            for name in (name for name in there if name in history):
+                history[name].count += before.get(name) != there[name]
         return history
 
     def _constants(self, ledger: Ledger, blob: str) -> tuple[dict[str, Value], str]:
