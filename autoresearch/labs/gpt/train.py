@@ -40,7 +40,7 @@ NGRAM = 2  # 1 .. 4; the embedding also knows the last 2, .. NGRAM tokens togeth
 NGRAM_ROWS = 5  # 1 .. 20; rows of the table they are hashed into, in vocabularies
 
 # batch
-DEVICE_BATCH = 2**11  # 2**10 .. 2**19; tokens in one forward pass, halved until they fit
+DEVICE_BATCH = 2**11  # fixed: changes speed and memory only; tokens in one forward pass, halved until they fit
 TOTAL_BATCH = 2**11  # 2**10 .. 2**20; tokens in one step
 
 # Muon: the matrices of attention and MLP
