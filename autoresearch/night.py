@@ -10,6 +10,7 @@ import math
 import os
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -70,7 +71,9 @@ class Now:
         self._path = path
         self._lock = threading.Lock()
         self._written = 0.0
-        self._runs: dict[int, dict[str, object]] = {}
+        # By experiment and thread: a baseline runs on several devices at once.
+        self._runs: dict[tuple[int, int], dict[str, object]] = {}
+        self._finished: Counter[int] = Counter()  # runs of experiments in hand
         self.notices: list[str] = []
         self.until: float | None = None  # None: no end was set
         self.listener: Callable[[Candidate, Progress], None] | None = None
@@ -88,12 +91,19 @@ class Now:
         """Take note of how far a run is."""
         proposal = candidate.proposal
         assert proposal.number is not None
+        number, key = proposal.number, (proposal.number, threading.get_ident())
         with self._lock:
-            before = self._runs.get(proposal.number, {})
-            again = progress.phase == "starting" and before.get("phase") == "scoring"
-            finished = int(str(before.get("finished", 0))) + again
-            self._runs[proposal.number] = {
-                "finished": finished,
+            if progress.phase == "starting":
+                scored = [
+                    other
+                    for other, run in self._runs.items()
+                    if other[0] == number and run["phase"] == "scoring"
+                ]
+                self._finished[number] += len(scored)
+                for other in scored:
+                    del self._runs[other]
+            self._runs[key] = {
+                "finished": self._finished[number],
                 "experiment": proposal.number,
                 "title": proposal.title,
                 "author": proposal.author,
@@ -108,10 +118,11 @@ class Now:
         """An experiment has its verdict, and the champion's runs for it are over."""
         with self._lock:
             self._runs = {
-                other: run
-                for other, run in self._runs.items()
-                if other != number and run["author"] != HARNESS
+                key: run
+                for key, run in self._runs.items()
+                if key[0] != number and run["author"] != HARNESS
             }
+            self._finished.pop(number, None)
             self._write()
 
     def _write(self) -> None:

@@ -451,7 +451,8 @@ def login() -> str:
 def hurry(lab: Lab) -> str:
     """What `stop --now` throws away of what is in hand; "" where nothing is."""
     found = running(lab) or {"runs": []}
-    done = sum(run.get("finished", 0) for run in found["runs"])
+    known = {run.get("experiment"): run.get("finished", 0) for run in found["runs"]}
+    done = sum(known.values())
     if not found["runs"]:
         return ""
     lost = f" and {done} finished with it" if done else ""

@@ -139,15 +139,20 @@ def test_a_baseline_runs_first_alone_and_then_on_every_device(lab):
     with night.opened(lab, asked, Stop()) as (opened, now):
         at_once = []
         folders = lab.state / "runs"
-        now.listener = lambda *_: at_once.append(
-            {path.name for path in folders.glob("0-*")}
-        )
+        shown = []
+
+        def look(*_):
+            at_once.append({path.name for path in folders.glob("0-*")})
+            shown.append(len(now._runs))
+
+        now.listener = look
         local = Local([Slot(), Slot(), Slot()])
         rows = list(research(replace(opened, pool=local)))
         seeds = [loop.seed_of(opened.seed, run) for run in range(3)]
 
     assert at_once[0] == {f"0-{seeds[0]}"}
     assert {f"0-{seed}" for seed in seeds[1:]} in at_once  # three runs in all
+    assert (shown[0], max(shown)) == (1, 2)  # and so says status
     assert [row.runs for row in rows] == [3]
     ledger = ledger_of(lab)
     assert ledger.seeds(0) == set(seeds)
