@@ -8,47 +8,42 @@ Not covered: health, which NVML tells of NVIDIA's. Read from recorded folders on
 night was ever run on such a GPU.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+import platform
 from importlib.util import find_spec
 from pathlib import Path
 
+from autoresearch.chips import Gpu
+
 NODES = Path("/sys/class/kfd/kfd/topology/nodes")
 DRM = Path("/sys/class/drm")
+DRIVER = Path("/sys/module/amdgpu/version")  # absent where it came with the kernel
 ON_THE_CARD = (1, 2)  # heaps of a card's own memory, all visible to the host or not
 
 
-@dataclass(frozen=True, slots=True)
-class Found:
-    """One GPU."""
-
-    uuid: str  # as ROCR_VISIBLE_DEVICES takes it; "" where the card has none
-    name: str
-    memory_gb: float
-    node: str  # the device file that opens it, beside /dev/kfd
-
-
-def gpus(nodes: Path = NODES, drm: Path = DRM) -> tuple[Found, ...]:
+def gpus(nodes: Path = NODES, drm: Path = DRM) -> tuple[Gpu, ...]:
     """Every AMD GPU of this machine; empty without its driver."""
-    return tuple(_gpus(nodes, drm))
-
-
-def _gpus(nodes: Path, drm: Path) -> Iterator[Found]:
     folders = [path for path in nodes.glob("*") if path.name.isdecimal()]
-    for folder in sorted(folders, key=lambda path: int(path.name)):
-        node = properties(folder)
-        if not node.get("simd_count"):
-            continue  # a CPU, or a card that this user may not ask about
-        render = f"renderD{node.get('drm_render_minor', 0)}"
-        heaps = [properties(bank) for bank in sorted(folder.glob("mem_banks/*"))]
-        own = [heap for heap in heaps if heap.get("heap_type") in ON_THE_CARD]
-        unique = node.get("unique_id", 0)
-        yield Found(
-            f"GPU-{unique:016x}" if unique else "",
-            text(drm / render / "device" / "product_name") or chip(node),
-            sum(heap.get("size_in_bytes", 0) for heap in own) / 1e9,
-            f"/dev/dri/{render}",
-        )
+    found = sorted(folders, key=lambda path: int(path.name))
+    # Without SIMDs it is a CPU, or a card that this user may not ask about.
+    cards = [folder for folder in found if properties(folder).get("simd_count")]
+    return tuple(gpu(index, folder, drm) for index, folder in enumerate(cards))
+
+
+def gpu(index: int, folder: Path, drm: Path) -> Gpu:
+    """One of them, from its folder."""
+    node = properties(folder)
+    render = f"renderD{node.get('drm_render_minor', 0)}"
+    heaps = [properties(bank) for bank in sorted(folder.glob("mem_banks/*"))]
+    own = [heap for heap in heaps if heap.get("heap_type") in ON_THE_CARD]
+    unique = node.get("unique_id", 0)
+    return Gpu(
+        index,
+        f"GPU-{unique:016x}" if unique else "",  # as ROCR_VISIBLE_DEVICES takes it
+        text(drm / render / "device" / "product_name") or chip(node),
+        text(DRIVER) or platform.release(),
+        sum(heap.get("size_in_bytes", 0) for heap in own) / 1e9,
+        f"/dev/dri/{render}",
+    )
 
 
 def has_torch() -> bool:

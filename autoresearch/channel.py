@@ -156,6 +156,15 @@ def sealed(chunks: "memoryview | bytes", name: str = "sealed") -> int:
     return sealed_for_good(descriptor)
 
 
+def sealed_file(path: "os.PathLike[str]", name: str) -> int:
+    """The same of a file, which may be larger than one likes to hold twice."""
+    with open(path, "rb", buffering=0) as file:
+        descriptor = anonymous(name)
+        while part := file.read(COPY_BYTES):
+            write_all(descriptor, memoryview(part))
+    return sealed_for_good(descriptor)
+
+
 def write_all(descriptor: int, view: memoryview) -> None:
     """Write, however many calls it takes."""
     written = 0
@@ -185,15 +194,6 @@ def shared(size_bytes: int, name: str, *, writer: bool) -> tuple[int, mmap.mmap]
         seals |= 0 if writer else SEAL_FUTURE_WRITE
         fcntl.fcntl(descriptor, F_ADD_SEALS, seals)
     return descriptor, mapping
-
-
-def sealed_file(path: "os.PathLike[str]", name: str) -> int:
-    """The same of a file, which may be larger than one likes to hold twice."""
-    descriptor = anonymous(name)
-    with open(path, "rb", buffering=0) as file:
-        while part := file.read(COPY_BYTES):
-            write_all(descriptor, memoryview(part))
-    return sealed_for_good(descriptor)
 
 
 def unseal(descriptor: int, largest_bytes: int) -> memoryview:

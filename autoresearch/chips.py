@@ -1,8 +1,9 @@
 """What a GPU can do at most, and how it fares: peak FLOPs by name, health from NVML.
 
-`health` asks whatever answers like NVML: the driver (`machine.driver`) or a recording.
-What a driver does not tell is None, never a guess. `void` says when a slow run was the
-machine's fault and not the candidate's. Imports nothing but the standard library.
+`rows_at_a_time` is what scoring asks for. `health` asks whatever answers like NVML: the
+driver (`machine.driver`) or a recording. What a driver does not tell is None, never a
+guess. `void` says when a slow run was the machine's fault and not the candidate's.
+Imports nothing but the standard library.
 
 Not covered: other makers' health, and two GPUs of one name with different power limits:
 their tokens per second tell them apart, nothing here does.
@@ -56,7 +57,25 @@ SLOWDOWNS = {
 }
 # A desktop's GPU lives with a power cap; the others mean that something is wrong.
 HARMFUL = frozenset(SLOWDOWNS.values()) - {"software power cap"}
+# Tokens that a model is asked about at a time, where the card has room.
+BATCH_TOKENS = {"cpu": 4096, "mps": 8192, "cuda": 65536}
+# Of GPU memory for each of their logits: 22 by count while the loss is made (bf16, then
+# floats around the softcap, logarithm of the softmax), the rest for the model.
+LOGIT_BYTES = 32
 FEWEST_RUNS = 3  # before a machine has a range of its own
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """One GPU, as its driver tells of it."""
+
+    index: int
+    uuid: str  # "" where the card has none
+    name: str
+    driver: str
+    memory_gb: float
+    node: str = ""  # the device file that opens an AMD GPU; NVIDIA's go by their index
+
 
 Answer = int | str | tuple[int, ...] | None  # None: this GPU or driver cannot tell
 
@@ -96,6 +115,16 @@ def mfu_percent(
     """Model FLOPs used, in percent of the GPU's peak; None where that is unknown."""
     peak = peak_flops(name)
     return None if peak is None else 100 * flops_per_token * tokens_per_second / peak
+
+
+def rows_at_a_time(
+    context: int, vocabulary: int, device: str, memory_gb: float | None = None
+) -> int:
+    """Rows to ask a model about; fewer where a GPU cannot hold their logits."""
+    tokens = float(BATCH_TOKENS[device])
+    if memory_gb is not None:
+        tokens = min(tokens, memory_gb * 1e9 / (LOGIT_BYTES * vocabulary))
+    return max(1, int(tokens) // context)
 
 
 def health(ask: Nvml) -> Health:

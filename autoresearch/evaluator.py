@@ -28,7 +28,7 @@ from dataclasses import dataclass, replace
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from autoresearch import channel, sandbox
+from autoresearch import channel, chips, sandbox
 from autoresearch.cage import Exited, Guest, OverLimit, Slot
 from autoresearch.calibration import PROBE_NATS, Pace, Place
 from autoresearch.channel import Junk
@@ -234,7 +234,9 @@ def sheet_of(bench: Bench, slot: Slot, split: str) -> Sheet:
         width > 0,
         int(width.sum(dtype="int64")),
         apparatus.vocabulary,
-        metric.per_batch(context, apparatus.vocabulary, slot.device, slot.memory_gb),
+        chips.rows_at_a_time(
+            context, apparatus.vocabulary, slot.device, slot.memory_gb
+        ),
     )
 
 

@@ -69,10 +69,10 @@ class Evidence:
             gains.Told(row, runs_of(row), row.when) for row in self.rows if row.values
         )
 
-    def need(self, *, lower_is_better: bool) -> gains.Closing | None:
-        """What a claim on the champion still needs; None: nothing."""
+    def need(self, *, lower_is_better: bool) -> tuple[str, ...]:
+        """Whose runs a claim on the champion still needs; none: it is sure enough."""
         if len(self.champions) < 2:
-            return None
+            return ()
         last, first = self.champions[-1].blob, self.champions[0].blob
         return gains.wanted(self.told, last, first, lower_is_better=lower_is_better)
 

@@ -222,31 +222,17 @@ def solved(matrix: Sequence[Sequence[float]], right: Sequence[float]) -> list[fl
     return found
 
 
-@dataclass(frozen=True, slots=True)
-class Closing:
-    """What a claim still needs."""
-
-    order: tuple[str, ...]  # whom to run until it is sure enough, what helps most first
-
-    @property
-    def blob(self) -> str:
-        """Whose run would make it surest."""
-        return self.order[0]
-
-    @property
-    def runs(self) -> int:
-        """How many until it is sure enough."""
-        return len(self.order)
-
-
 def wanted(
     told: Sequence[Told], champion: str, baseline: str, *, lower_is_better: bool
-) -> Closing | None:
-    """Which run the claim needs most; None: it is sure enough, or there is none."""
+) -> tuple[str, ...]:
+    """Whom to run until the claim is sure enough, what helps most first.
+
+    Empty: it is, or there is none.
+    """
     told = finite(told)
     known = claim(told, champion, baseline, lower_is_better=lower_is_better)
     if known is None or champion == baseline or known.gain <= 0:
-        return None
+        return ()
     seen = observed(told, champion, baseline, lower_is_better=lower_is_better)
     spread = spread_of(seeds.luck([one.runs for one in told]))
     order: list[str] = []
@@ -256,7 +242,7 @@ def wanted(
         tried = [[*seen, next_run(seen, side)] for side in (True, False)]
         seen = min(tried, key=lambda more: difference(more, spread)[1])
         order.append(champion if seen[-1].champion else baseline)
-    return Closing(tuple(order)) if order else None
+    return tuple(order)
 
 
 def next_run(seen: Sequence[Observed], champion: bool) -> Observed:

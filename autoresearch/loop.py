@@ -177,8 +177,7 @@ def baseline(night: Night) -> Row:
     proposal = books.admit(Proposal(number, title, source, "", author, why))
     try:
         candidate = books.write_down(proposal)
-        scores = from_every_device(night, candidate)
-        done = Trial(candidate, scores, None)
+        done = Trial(candidate, baseline_runs(night, candidate), None)
     except Failed as failed:
         done = Trial(candidate_of(proposal), failed.failure, None)
     row = record(night, done)
@@ -191,11 +190,11 @@ def baseline(night: Night) -> Row:
     return row
 
 
-def from_every_device(night: Night, candidate: Candidate) -> Scores:
-    """A baseline's runs: the first alone, whose compiled code is lent to the others,
+def baseline_runs(night: Night, candidate: Candidate) -> Scores:
+    """The first alone, whose compiled code is lent to the others; these at one time.
 
-    which run at the same time on all devices. Two devices of a kind are not quite as
-    fast as each other, and the noise that verdicts know has to hold that.
+    Two devices of a kind are not quite as fast as each other, and the noise that
+    verdicts know has to hold that.
     """
     scores: Scores = ()
     failure: Failure | None = None
@@ -284,7 +283,7 @@ class Ending:
     """The last runs of a night: the proof of its best idea, then what its claim needs.
 
     They are a few on top of the experiments that were asked for, and inside the hours;
-    what the claim needs runs on every device at once.
+    what the claim needs runs on as many devices as there are at once.
     """
 
     night: Night
@@ -306,19 +305,19 @@ class Ending:
         left = self.night.left()
         if left <= 0 or self.made >= self.most:
             return ()
-        left = 0.0 if over else left
-        if left > CLOSING_RUNS:
+        if over:
+            left = 0.0
+        elif left > CLOSING_RUNS:
             return ()
         known = evidence.of(self.night.books.ledger)
         better = self.night.bench.apparatus.lower_is_better
         need = known.need(lower_is_better=better)
         devices = len(self.night.slots)
-        rounds = math.ceil(need.runs / devices) if need and not over else 0
-        first = left - rounds
+        first = left - math.ceil(len(need) / devices)
         again = self.night.policy.closing(known.history(), first)
-        if again is None and need is not None and (over or first <= 0):
-            return need.order[: min(devices, self.most - self.made)]
-        return () if again is None else (again,)
+        if again is not None:
+            return (again,)
+        return need[: min(devices, self.most - self.made)] if first <= 0 else ()
 
     def run(self, blobs: tuple[str, ...]) -> Iterator[Row]:
         """Run them, and yield the rows of those that were second looks."""

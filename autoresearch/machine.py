@@ -9,7 +9,6 @@ import platform
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
@@ -17,23 +16,11 @@ import psutil
 
 from autoresearch import amd
 from autoresearch.cage import Slot
-from autoresearch.chips import Answer, Nvml
+from autoresearch.chips import Answer, Gpu, Nvml
 
 GIB = 1 << 30
 # Which limit a user to some AMD GPUs; the first that is set counts.
 VISIBLE_AMD = ("ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES")
-
-
-@dataclass(frozen=True, slots=True)
-class Gpu:
-    """One GPU, as its driver tells of it."""
-
-    index: int
-    uuid: str
-    name: str
-    driver: str
-    memory_gb: float
-    node: str = ""  # the device file that opens an AMD GPU; NVIDIA's go by their index
 
 
 def slots() -> tuple[Slot, ...]:
@@ -61,16 +48,7 @@ def ours() -> tuple[Gpu, ...]:
 
 def every_gpu() -> tuple[Gpu, ...]:
     """Those of the maker that the installed torch was built for."""
-    return radeon() if amd.has_torch() else nvidia()
-
-
-def radeon() -> tuple[Gpu, ...]:
-    """Every AMD GPU of this machine; empty without its driver."""
-    driver = amd.text(Path("/sys/module/amdgpu/version")) or platform.release()
-    return tuple(
-        Gpu(index, gpu.uuid, gpu.name, driver, gpu.memory_gb, gpu.node)
-        for index, gpu in enumerate(amd.gpus())
-    )
+    return amd.gpus() if amd.has_torch() else nvidia()
 
 
 def alike(gpus: Sequence[Gpu]) -> tuple[tuple[Gpu, ...], tuple[Gpu, ...]]:

@@ -15,10 +15,6 @@ import numpy as np
 
 Array = np.ndarray[Any, np.dtype[Any]]
 LARGEST_LOGIT = 1e4
-BATCH_TOKENS = {"cpu": 4096, "mps": 8192, "cuda": 65536}
-# Of GPU memory for each logit of a batch: up to 22 while its loss is made (bf16, then
-# floats around the softcap, logarithm of the softmax), the rest for the model.
-LOGIT_BYTES = 32
 
 
 class NotAScore(Exception):
@@ -36,16 +32,6 @@ def rows(tokens: Array, context: int, filler: int) -> tuple[Array, Array]:
     cut = np.lib.stride_tricks.sliding_window_view(padded, context + 1)[::context]
     inside = np.arange(1, len(padded)).reshape(count, context) < len(tokens)
     return np.ascontiguousarray(cut), inside
-
-
-def per_batch(
-    context: int, vocabulary: int, device: str, memory_gb: float | None = None
-) -> int:
-    """Rows that are asked for at a time; fewer where a GPU cannot hold their logits."""
-    tokens = float(BATCH_TOKENS[device])
-    if memory_gb is not None:
-        tokens = min(tokens, memory_gb * 1e9 / (LOGIT_BYTES * vocabulary))
-    return max(1, int(tokens) // context)
 
 
 def bits_per_byte(nats: float, text_bytes: int) -> float:

@@ -30,6 +30,7 @@ from autoresearch import (
 from autoresearch.apparatus import Apparatus
 from autoresearch.books import Books
 from autoresearch.cage import Limits, Slot, Stop, Walls
+from autoresearch.chips import Gpu
 from autoresearch.errors import LabError
 from autoresearch.experiment import HARNESS, Candidate
 from autoresearch.lab import Lab, git_blob, write_whole
@@ -122,7 +123,8 @@ class Now:
                 for key, run in self._runs.items()
                 if key[0] != number and run["author"] != HARNESS
             }
-            self._finished.pop(number, None)
+            for other in {*self._finished} - {key[0] for key in self._runs}:
+                del self._finished[other]
             self._write()
 
     def _write(self) -> None:
@@ -244,9 +246,7 @@ def at_the_start(
         )
 
 
-def left_out(
-    same: Sequence[machine.Gpu], others: Sequence[machine.Gpu]
-) -> Iterator[str]:
+def left_out(same: Sequence[Gpu], others: Sequence[Gpu]) -> Iterator[str]:
     """What a human should know of GPUs that are of another kind than the rest."""
     for gpu in others:
         yield (

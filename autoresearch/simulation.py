@@ -219,14 +219,14 @@ class Lab:
             most_runs = min(most_runs, self.end + CLOSING_RUNS)
         if self.runs >= most_runs:
             return None
-        need = None if left > MOST_LEFT and not over else self.need()
-        first = left - need.runs if need else left
+        need = () if left > MOST_LEFT and not over else self.need()
+        first = left - len(need)
         again = self.policy.closing(history, 0 if over else first)
         if again is not None:
             return self.tried(self.rows[int(again)], history, most_runs)
-        if need is not None and (over or first <= 0):
+        if need and (over or first <= 0):
             best, start = self.champions[-1], self.champions[0]
-            self.remeasure(best if need.blob == best.blob else start)
+            self.remeasure(best if need[0] == best.blob else start)
             self.demote()
             return self.take(most_runs, ideas)
         if over:
@@ -243,10 +243,10 @@ class Lab:
         self.end = self.runs
         return found
 
-    def need(self) -> gains.Closing | None:
+    def need(self) -> tuple[str, ...]:
         """What the claim still needs, as far as this night measures its noise."""
         if len(self.champions) < 2:
-            return None
+            return ()
         best, first = self.champions[-1].blob, self.champions[0].blob
         rows, lower = told(self.rows), self.lower_is_better
         return gains.wanted(rows, best, first, lower_is_better=lower)

@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
-from autoresearch import channel, weights
+from autoresearch import channel, chips, weights
 from autoresearch.channel import Message
 from autoresearch.guest import Probe, Terms
 
@@ -131,10 +131,7 @@ def in_process(lab: Any, model: Any, device: str) -> float:
     tokens, widths = lab.text("validation")
     rows, inside = metric.rows(tokens, lab.CONTEXT, filler=int(tokens[0]))
     width = widths[rows[:, 1:]] * inside
-    memory_gb: float | None = None
-    if device == "cuda":
-        memory_gb = torch.cuda.get_device_properties(0).total_memory / 1e9
-    nats, size = 0.0, metric.per_batch(lab.CONTEXT, lab.VOCABULARY, device, memory_gb)
+    nats, size = 0.0, rows_at_a_time(lab.CONTEXT, lab.VOCABULARY, device)
     with torch.inference_mode():
         for at in range(0, len(rows), size):
             batch = torch.from_numpy(rows[at : at + size].astype(np.int64)).to(device)
@@ -142,6 +139,16 @@ def in_process(lab: Any, model: Any, device: str) -> float:
             nats += float(found[width[at : at + size] > 0].sum())
     value = metric.bits_per_byte(nats, int(width.sum()))
     return value if math.isfinite(value) else math.nan
+
+
+def rows_at_a_time(context: int, vocabulary: int, device: str) -> int:
+    """As many as the evaluator would ask for on this machine."""
+    import torch
+
+    memory_gb: float | None = None
+    if device == "cuda":
+        memory_gb = torch.cuda.get_device_properties(0).total_memory / 1e9
+    return chips.rows_at_a_time(context, vocabulary, device, memory_gb)
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:

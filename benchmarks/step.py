@@ -25,7 +25,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from autoresearch import chips, constants, founding, metric, standalone  # noqa: E402
+from autoresearch import chips, constants, founding, standalone  # noqa: E402
 
 READY = "gc.collect(), gc.freeze()"  # of train.py: all is compiled, nothing has run
 SERVES = "stacks, adam_groups ="  # the model is there
@@ -59,9 +59,8 @@ def begun(source, vocabulary, context, upto):
     prepare.VOCABULARY, prepare.CONTEXT = vocabulary, context
     prepare.begin = lambda build: run
     sys.modules["prepare"] = prepare
-    place = (
-        Path(tempfile.mkdtemp()) / "trained.py"
-    )  # compilers want a module, and skip one of that name
+    # A module with a file, for compilers; not called as a library that they skip.
+    place = Path(tempfile.mkdtemp()) / "trained.py"
     place.write_text(source[: source.index(upto)])
     spec = importlib.util.spec_from_file_location("trained", place)
     train = sys.modules["trained"] = importlib.util.module_from_spec(spec)
@@ -118,7 +117,7 @@ def stepped(options, source, vocabulary, context):
     return found
 
 
-def served(options, source, vocabulary, context):
+def serving(options, source, vocabulary, context):
     """Time the evaluator's batches, eager and compiled."""
     import torch
 
@@ -126,7 +125,7 @@ def served(options, source, vocabulary, context):
 
     train, device = begun(source, vocabulary, context, SERVES)
     model = train.model.eval()
-    rows = metric.per_batch(context, vocabulary, device)
+    rows = standalone.rows_at_a_time(context, vocabulary, device)
     tokens = torch.randint(vocabulary, (rows, context + 1), device=device)
 
     def batch():
@@ -174,7 +173,7 @@ def main():
     sets = options.sets or [""]
     if len(sets) == 1:
         lab = source_of(options.profile, sets[0])
-        found = served(options, *lab) if options.serving else stepped(options, *lab)
+        found = serving(options, *lab) if options.serving else stepped(options, *lab)
         record = [{"constants": sets[0]} | found]
     else:
         record = [in_its_own_process(options, one) for one in sets]

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from autoresearch import amd, machine
+from autoresearch import amd
 from autoresearch.cage import Limits, Room, Slot, environment
 from autoresearch.walls import nodes
 
@@ -53,6 +53,7 @@ def test_gpus_are_counted_as_rocm_counts_them_and_cpus_are_not(system):
 
     first, second = amd.gpus(*system)
 
+    assert (first.index, second.index) == (0, 1)
     assert first.uuid == "GPU-2b5f9d3e0c4a1187"
     assert (first.name, first.memory_gb) == ("AMD Instinct MI300X OAM", 206.0)
     assert first.node == "/dev/dri/renderD128"
@@ -92,6 +93,12 @@ def test_a_guest_is_told_its_amd_card_and_shown_no_other(tmp_path, monkeypatch):
     assert not {"/dev/dri", "/dev/dri/renderD128", "/dev/nvidia1"} & shown
 
 
-def test_no_amd_gpu_is_asked_about_where_torch_is_for_another_maker():
-    assert "rocm" not in machine.version("torch")
-    assert all(not gpu.node for gpu in machine.every_gpu())
+def test_amd_gpus_are_looked_for_where_torch_was_built_for_them(tmp_path, monkeypatch):
+    monkeypatch.setattr(amd, "torch_libraries", lambda: tmp_path)
+    assert not amd.has_torch()
+
+    (tmp_path / "libtorch_hip.so").touch()
+
+    assert amd.has_torch()
+    monkeypatch.setattr(amd, "torch_libraries", lambda: None)
+    assert not amd.has_torch()

@@ -141,7 +141,7 @@ def test_without_samples_there_is_nothing_to_keep():
 
 
 CARDS = tuple(
-    machine.Gpu(index, f"GPU-{uuid}", "NVIDIA H100 80GB HBM3", "580", 85.0)
+    chips.Gpu(index, f"GPU-{uuid}", "NVIDIA H100 80GB HBM3", "580", 85.0)
     for index, uuid in enumerate(("54cb337b", "0c2f3020", "54dd0000"))
 )
 
@@ -171,7 +171,7 @@ def test_a_guest_is_told_its_card_by_what_it_is_called_in_every_cage(tmp_path):
 
 
 def card(index, name, memory_gb=80.0):
-    return machine.Gpu(index, f"GPU-{index}", name, "580.1", memory_gb)
+    return chips.Gpu(index, f"GPU-{index}", name, "580.1", memory_gb)
 
 
 @pytest.mark.parametrize(
@@ -209,3 +209,15 @@ def test_small_cards_for_the_screens_do_not_outvote_the_one_that_computes():
 
     assert [gpu.index for gpu in same] == [1]
     assert [gpu.index for gpu in others] == [0, 2]
+
+
+@pytest.mark.parametrize(
+    ("vocabulary", "memory_gb", "rows"),
+    [(8192, None, 32), (8192, 80.0, 32), (8192, 12.0, 22), (65536, 80.0, 18), (65536, 0.1, 1)],
+)  # fmt: skip
+def test_a_batch_has_no_more_logits_than_the_card_can_hold(vocabulary, memory_gb, rows):
+    found = chips.rows_at_a_time(2048, vocabulary, "cuda", memory_gb)
+
+    assert found == rows
+    if memory_gb is not None and rows > 1:
+        assert found * 2048 * vocabulary * chips.LOGIT_BYTES <= memory_gb * 1e9

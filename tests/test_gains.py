@@ -153,15 +153,15 @@ def test_the_last_runs_go_where_the_claim_is_least_sure():
         champion(*((n, 0.95) for n in range(1, 7)), hours=(9, 9.1, 9.2, 9.3, 9.4, 9.5)),
     )
 
-    assert thin.blob == "best"  # one run against three
-    assert 1 <= thin.runs <= gains.MOST_RUNS
-    assert old.blob == "first"  # nobody ran it since the evening
+    assert thin[0] == "best"  # one run against three
+    assert 1 <= len(thin) <= gains.MOST_RUNS
+    assert old[0] == "first"  # nobody ran it since the evening
 
 
 def test_a_claim_that_is_sure_enough_or_empty_wants_nothing():
-    assert wanted(FIRST, champion((1, 0.01))) is None  # a gain of a hundred sd
-    assert wanted(FIRST, champion((1, 1.2))) is None  # no gain
-    assert wanted(FIRST) is None
+    assert wanted(FIRST, champion((1, 0.01))) == ()  # a gain of a hundred sd
+    assert wanted(FIRST, champion((1, 1.2))) == ()  # no gain
+    assert wanted(FIRST) == ()
 
 
 def test_the_recorded_night_would_have_claimed_what_came_again():

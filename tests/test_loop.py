@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import signal
 import subprocess
 import textwrap
@@ -12,10 +13,12 @@ import pytest
 from autoresearch import books, constants, loop, night
 from autoresearch.cage import Slot, Stop
 from autoresearch.errors import LabError
+from autoresearch.experiment import HARNESS, Candidate, Proposal
 from autoresearch.ledger import Ledger
 from autoresearch.loop import research
 from autoresearch.notebook import Notebook
 from autoresearch.pools.local import Local
+from autoresearch.sandbox import Progress
 from tests import nights
 from tests.nights import (
     command,
@@ -134,7 +137,7 @@ def test_two_devices_work_at_the_same_time_and_every_verdict_is_recorded_once(la
     assert guests_of(lab) == []
 
 
-def test_a_baseline_runs_first_alone_and_then_on_every_device(lab):
+def test_a_baseline_runs_first_alone_and_then_on_several_devices(lab):
     asked = night.Options(proposers=(script(lab),), seed=1, experiments=0)
     with night.opened(lab, asked, Stop()) as (opened, now):
         at_once = []
@@ -159,6 +162,22 @@ def test_a_baseline_runs_first_alone_and_then_on_every_device(lab):
     assert [run.holdout is None for run in ledger.measured(0)] == [False] * 3
 
 
+def test_what_finished_with_one_experiment_is_not_counted_with_the_next(tmp_path):
+    now = night.Now(tmp_path / "now.json")
+    champion = Candidate(Proposal(0, "champion", "", "", HARNESS), "b")
+
+    def runs(count):
+        for _ in range(count):
+            now(champion, Progress("starting", 0.0, 0.0))
+            now(champion, Progress("scoring", 0.0, 1.0))
+        return [run["finished"] for run in now._runs.values()]
+
+    assert runs(2) == [1]
+    now.done(5)
+
+    assert runs(1) == [0]
+
+
 def test_a_baseline_that_fails_on_one_device_only_is_no_baseline(tmp_path):
     lab = line_lab(tmp_path / "lab")
     begin = "run = prepare.begin(build_model)"
@@ -166,9 +185,13 @@ def test_a_baseline_that_fails_on_one_device_only_is_no_baseline(tmp_path):
     lab.path("train.py").write_text(train_py(lab, begin, unlucky))
     asked = night.Options(proposers=(script(lab),), seed=1)
     with night.opened(lab, asked, Stop()) as (opened, _):
-        local = Local([Slot(), Slot(), Slot()])
-        with pytest.raises(LabError, match=r"further seed; before: 0\.\d+, 0\.\d+"):
-            list(research(replace(opened, pool=local)))
+        slots = tuple(Slot(index=index) for index in range(3))
+        with pytest.raises(LabError) as told:
+            list(research(replace(opened, pool=Local(slots), slots=slots)))
+
+    said = str(told.value)
+    assert re.search(r"on GPU [012] \(on a further seed; before: 0\.\d+, 0\.\d+", said)
+    assert "leave a GPU out by CUDA_VISIBLE_DEVICES" in said
 
     assert [row.decision for row in ledger_of(lab).rows()] == ["failed"]
 

@@ -42,18 +42,6 @@ def test_every_token_but_the_first_is_a_target_exactly_once(count, context):
     assert rows[:, 1:][inside].tolist() == list(range(1, count))
 
 
-@pytest.mark.parametrize(
-    ("vocabulary", "memory_gb", "rows"),
-    [(8192, None, 32), (8192, 80.0, 32), (8192, 12.0, 22), (65536, 80.0, 18), (65536, 0.1, 1)],
-)  # fmt: skip
-def test_a_batch_has_no_more_logits_than_the_card_can_hold(vocabulary, memory_gb, rows):
-    found = metric.per_batch(2048, vocabulary, "cuda", memory_gb)
-
-    assert found == rows
-    if memory_gb is not None and rows > 1:
-        assert found * 2048 * vocabulary * metric.LOGIT_BYTES <= memory_gb * 1e9
-
-
 @given(st.integers(1, 400), st.integers(1, 33))
 def test_a_target_follows_the_token_before_it_in_the_text(count, context):
     tokens = np.arange(count, dtype=np.uint16)

@@ -323,7 +323,7 @@ def test_the_last_runs_of_a_night_make_its_claim_surer(lab):
     verified(lab)
 
 
-def test_the_last_runs_of_a_night_are_made_on_every_device_at_once(lab):
+def test_the_last_runs_of_a_night_are_made_on_several_devices_at_once(lab):
     asked = night.Options(proposers=(script(lab, rate(0.02)),), seed=1, experiments=1)
     with night.opened(lab, asked, Stop()) as (opened, now):
         at_once = set()
