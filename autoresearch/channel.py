@@ -17,6 +17,7 @@ import os
 import socket
 import struct
 import time
+from collections.abc import Iterable
 from typing import Any
 
 Message = dict[str, Any]  # what json.loads gives; every use checks what it takes
@@ -149,10 +150,16 @@ def anonymous(name: str) -> int:
         return os.dup(file.fileno())
 
 
-def sealed(chunks: "memoryview | bytes", name: str = "sealed") -> int:
+def sealed(whole: "memoryview | bytes", name: str = "sealed") -> int:
     """Copy bytes into memory that nobody can change any more, the sender included."""
+    return sealed_parts([whole], name)
+
+
+def sealed_parts(parts: "Iterable[memoryview | bytes]", name: str) -> int:
+    """The same of what lies in several pieces, one after the other."""
     descriptor = anonymous(name)
-    write_all(descriptor, memoryview(chunks).cast("B"))
+    for part in parts:
+        write_all(descriptor, memoryview(part).cast("B"))
     return sealed_for_good(descriptor)
 
 

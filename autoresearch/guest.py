@@ -27,6 +27,10 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
+    from autoresearch import weights
+
+    State = Mapping[str, weights.Tensor]
+
 Build = Callable[[], Any]  # build_model of the lab's train.py
 # One row of tokens uint16 (T+1) -> the trained model's loss of each next one, float32.
 Probe = Callable[[memoryview], bytes]
@@ -46,7 +50,9 @@ class Host(Protocol):
         """Show how far the run is."""
         ...
 
-    def finish(self, file: bytes, facts: Mapping[str, object], probe: "Probe") -> None:
+    def finish(
+        self, state: "State", facts: Mapping[str, object], probe: "Probe"
+    ) -> None:
         """Hand in the weights; does not return to a guest of the harness."""
         ...
 
@@ -149,14 +155,13 @@ class Training:
         from autoresearch import weights
 
         facts.setdefault("mfu_percent", self._mfu(facts.get("flops_per_token")))
-        file, probe = pack(model)
-        counted = weights.decode(file).values()
+        state, probe = state_of(model)
         width = weights.WIDTH_BYTES
         self._host.finish(
-            file,
+            state,
             {
                 **facts,
-                "parameters": sum(len(t.raw) // width[t.dtype] for t in counted),
+                "parameters": sum(len(t.raw) // width[t.dtype] for t in state.values()),
                 "tokens": self.tokens_seen,
                 "steps": self.steps,
                 "train_loss": self._loss if self._loss is not None else "",
@@ -211,17 +216,16 @@ def to_device(batch: "np.ndarray[Any, Any]", device: str) -> "tuple[Tensor, Tens
     return whole[:, :-1].contiguous(), whole[:, 1:].contiguous()
 
 
-def pack(model: Any) -> tuple[bytes, Probe]:
-    """A trained model -> (safetensors file, what answers the harness's probe)."""
+def state_of(model: Any) -> "tuple[State, Probe]":
+    """A trained model -> (all its numbers, what answers the harness's probe)."""
     from autoresearch import weights
 
     if is_torch(model):
         from autoresearch import served
 
-        file = weights.encode(served.state_of(model))
-        return file, lambda row: served.probe(model, row)
+        return served.state_of(model), lambda row: served.probe(model, row)
     state = {name: weights.from_floats(v) for name, v in model.state_dict().items()}
-    return weights.encode(state), lambda row: b""
+    return state, lambda row: b""
 
 
 def is_torch(model: Any) -> bool:
@@ -256,12 +260,13 @@ class Harness:
     def report(self, message: Message) -> None:
         self._link.send(message)
 
-    def finish(self, file: bytes, facts: Mapping[str, object], probe: Probe) -> None:
+    def finish(self, state: "State", facts: Mapping[str, object], probe: Probe) -> None:
+        from autoresearch import weights
+
         sys.stdout.flush()
         sys.stderr.flush()
-        self._link.send(
-            {"say": "submit", "facts": dict(facts)}, channel.sealed(file, "weights")
-        )
+        file = channel.sealed_parts(weights.parts(state), "weights")
+        self._link.send({"say": "submit", "facts": dict(facts)}, file)
         # The clock has stopped. A text lab now asks the trained model for its losses
         # on a text it has not seen; the served model will have to give the same.
         try:

@@ -422,16 +422,14 @@ def measured(
     slot: Slot,
     outlook: Outlook | None = None,
     paces: tuple[float, ...] = (),
-    splits: int = 1,
 ) -> Score:
     """Train once and score; the weights stay until the trial is over.
 
     paces: tokens per second of the champion's runs so far. A run that the machine
     slowed down is void: made again, before anybody knows what it would have scored.
-    splits: how many it will be scored on, here and by `with_holdout`.
     """
     train = partial(sandbox.train, night.bench, candidate, seed=seed, slot=slot)
-    train = partial(train, outlook=outlook, splits=splits)
+    train = partial(train, outlook=outlook)
     run = train()
     for _ in range(REPEATS_OF_VOID):
         pace = run.tokens_per_second
@@ -462,7 +460,7 @@ def on_both(
     paces: tuple[float, ...] = (),
 ) -> Score:
     """Train once and score on both splits; nothing of the run stays."""
-    score = measured(night, candidate, seed, slot, paces=paces, splits=2)
+    score = measured(night, candidate, seed, slot, paces=paces)
     try:
         return evaluator.with_holdout(night.bench, score, slot=slot)
     finally:

@@ -64,6 +64,7 @@ AHEAD: dict[Task, tuple[str, ...]] = {
     "serve": SERVING,
     "train": (*SERVING, "torch._inductor.compile_fx"),
 }
+MOST_SERVING = 4  # processes: two for each split, and what is kept is scored on both
 OUT_OF_MEMORY = re.compile(rb"OutOfMemoryError|out of memory|MemoryError|bad_alloc")
 
 
@@ -121,12 +122,8 @@ def train(
     seed: int,
     slot: Slot,
     outlook: Outlook | None = None,
-    splits: int = 1,
 ) -> Run:
-    """Candidate -> Run, or Failed, or Stopped. `outlook` may end a hopeless one.
-
-    splits: how many it will be scored on.
-    """
+    """Candidate -> Run, or Failed, or Stopped. `outlook` may end a hopeless one."""
     proposal = candidate.proposal
     assert proposal.number is not None
     bench.apparatus.unchanged()
@@ -135,12 +132,13 @@ def train(
     folder.mkdir(parents=True)
     with entered(bench, slot, "train", proposal) as guest:
         try:
-            run = attend(bench, candidate, guest, seed, slot, folder, outlook, splits)
+            run = attend(bench, candidate, guest, seed, slot, folder, outlook)
         finally:
             guest.kill()
             log_of(bench, folder).write_bytes(guest.log.whole())
             bench.apparatus.unchanged()
         compiled.keep(bench.lab, proposal, guest.folder)
+    get_ready(bench, slot)  # after a first run there is compiled code to lend
     return run
 
 
@@ -162,6 +160,12 @@ def entered(
     finally:
         guest.kill()
         erase(guest.folder)
+
+
+def get_ready(bench: Bench, slot: Slot) -> None:
+    """Have what comes next start while the GPU is at work."""
+    if bench.waiting is not None:
+        bench.waiting.want(slot, MOST_SERVING)
 
 
 def ahead(bench: Bench, slot: Slot, task: Task) -> Guest | None:
@@ -222,7 +226,6 @@ def attend(
     slot: Slot,
     folder: Path,
     outlook: Outlook | None,
-    splits: int,
 ) -> Run:
     """Hand over the data, keep the clock, take the weights."""
     terms, begun, log = bench.terms, time.monotonic(), log_of(bench, folder)
@@ -237,9 +240,7 @@ def attend(
         stage.name, stage.seconds = "training", terms.last_second
         started = time.monotonic()
         guest.send({"say": "go"}, bench.apparatus.training())
-        waiting = bench.waiting
-        if waiting is not None:  # what comes next gets ready while the GPU trains
-            waiting.want(slot, 2 * splits)
+        get_ready(bench, slot)
         with Monitor(bench.nvml(slot), partial(pids, bench, guest)) as monitor:
             submitted, descriptors = until_submitted(
                 bench, candidate, guest, started, started + stage.seconds, outlook

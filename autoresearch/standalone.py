@@ -21,6 +21,7 @@ from typing import Any, NoReturn
 from autoresearch import channel, chips, weights
 from autoresearch.channel import Message
 from autoresearch.guest import Probe, Terms
+from autoresearch.weights import Tensor
 
 
 class Keyboard:
@@ -64,17 +65,17 @@ class Keyboard:
         sys.stderr.flush()
 
     def finish(
-        self, file: bytes, facts: Mapping[str, object], probe: Probe
+        self, state: Mapping[str, Tensor], facts: Mapping[str, object], probe: Probe
     ) -> NoReturn:
         """Write the model, measure it, print the summary, and end the script."""
         seconds = time.monotonic() - self._started
         if sys.stderr.isatty():
             sys.stderr.write("\n")
         if self._out is not None:
-            self._write(self._out, file, facts)
+            self._write(self._out, weights.encode(state), facts)
         metric = str(self._lab.METRIC)
         measuring = time.monotonic()
-        value = self._measure(file)
+        value = self._measure(state)
         measured = time.monotonic() - measuring
         lines = {
             metric: f"{value:.6f}   (unofficial: measured by the process it judges)",
@@ -107,17 +108,16 @@ class Keyboard:
             for path in self._lab.tokenizer_files():
                 shutil.copyfile(path, out / path.name)
 
-    def _measure(self, file: bytes) -> float:
+    def _measure(self, state: Mapping[str, Tensor]) -> float:
         """The metric on the validation set, from a freshly built model."""
-        tensors = weights.decode(file)
         model = self._build()
         if not self._lab.CAUSAL:
-            model.load_state_dict({k: weights.to_floats(t) for k, t in tensors.items()})
+            model.load_state_dict({k: weights.to_floats(t) for k, t in state.items()})
             outputs = model(self._lab.inputs("validation"))
             return float(self._lab.score(outputs, "validation"))
         from autoresearch import served
 
-        served.load(model, tensors, self.terms.device)
+        served.load(model, state, self.terms.device)
         return in_process(self._lab, model, self.terms.device)
 
 

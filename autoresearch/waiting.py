@@ -31,10 +31,14 @@ class Waiting:
         self._guests: dict[tuple[Slot, Task], list[Guest]] = {}
         self._threads: list[threading.Thread] = []
         self._lock = threading.Lock()
+        self._filling = threading.Lock()  # one at a time, or two start the same one
         self._closed = False
 
     def want(self, slot: Slot, serving: int) -> None:
-        """Have so many wait to serve, and one to train. Returns at once."""
+        """Have so many wait to serve, and one to train. Returns at once.
+
+        Who was not needed for one run waits on for the next.
+        """
         thread = threading.Thread(target=self._fill, args=(slot, serving))
         self._threads = [other for other in self._threads if other.is_alive()]
         self._threads.append(thread)
@@ -42,16 +46,21 @@ class Waiting:
 
     def _fill(self, slot: Slot, serving: int) -> None:
         wanted: tuple[tuple[Task, int], ...] = (("serve", serving), ("train", 1))
-        for task, count in wanted:
-            while self._missing(slot, task, count):
-                guest = self._start(slot, task)
-                if guest is None:
-                    break
-                with self._lock:
-                    if not self._closed:
-                        self._guests.setdefault((slot, task), []).append(guest)
-                        continue
-                guest.kill()
+        with self._filling:
+            for task, count in wanted:
+                while self._missing(slot, task, count) and self._add(slot, task):
+                    pass
+
+    def _add(self, slot: Slot, task: Task) -> bool:
+        guest = self._start(slot, task)
+        if guest is None:
+            return False
+        with self._lock:
+            if not self._closed:
+                self._guests.setdefault((slot, task), []).append(guest)
+                return True
+        guest.kill()
+        return False
 
     def _missing(self, slot: Slot, task: Task, wanted: int) -> bool:
         with self._lock:

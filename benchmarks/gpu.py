@@ -134,6 +134,7 @@ def main():
     parser.add_argument("--text", required=True, help="as for `autoresearch new`")
     parser.add_argument("--seconds", type=float, nargs="+", default=[60.0, 300.0])
     parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--first-seed", type=int, default=1)
     parser.add_argument("--other", type=Path, help="a train.py to run beside ours")
     parser.add_argument("--profile", help="default: the one for this machine")
     parser.add_argument("--set", default="", metavar="NAME=VALUE,..", help="in ours")
@@ -151,7 +152,7 @@ def main():
     for seconds in options.seconds:
         # Seed by seed and side by side: a GPU that grows hot is hot for both.
         rows = {name: [] for name in commands}
-        for seed in range(1, options.seeds + 1):
+        for seed in range(options.first_seed, options.first_seed + options.seeds):
             for name, place_ in commands.items():
                 memory_gb = options.memory if name == "ours" else None
                 found, samples = run(
