@@ -105,6 +105,29 @@ def test_a_back_end_whose_window_is_one_off_is_not_chosen(monkeypatch):
         train.fastest([first], 8, "cpu", False)
 
 
+def test_kernels_that_are_not_torchs_are_called_as_they_want_to_be(monkeypatch):
+    """What the two packages document; neither runs without its chip."""
+    train = load(monkeypatch)
+
+    def documented(q, k, v, *, causal, window_size):
+        left, right = window_size
+        assert causal
+        assert right == 0
+        return train.masked(q, k, v, left + 1)
+
+    def with_sums(*tensors, **options):
+        return documented(*tensors, **options), None
+
+    flash3 = types.SimpleNamespace(flash_attn_func=documented)
+    flash4 = types.SimpleNamespace(flash_attn_func=with_sums)
+    monkeypatch.setitem(sys.modules, "flash_attn_interface", flash3)
+    monkeypatch.setitem(sys.modules, "flash_attn", types.SimpleNamespace(cute=flash4))
+    monkeypatch.setitem(sys.modules, "flash_attn.cute", flash4)
+
+    for make in (train.flash3, train.flash4):
+        assert train.fastest([{"it": make}], 8, "cpu", False)[0] == "it"
+
+
 def test_processes_that_serve_take_the_first_that_is_right_however_fast_another_is(
     monkeypatch,
 ):

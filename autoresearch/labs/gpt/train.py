@@ -134,6 +134,16 @@ def flash3():
     return lambda q, k, v, window: flash_attn_func(q, k, v, causal=True, window_size=(window - 1, 0))
 
 
+def flash4():
+    from flash_attn.cute import flash_attn_func
+
+    @torch.compiler.disable  # it compiles its kernels itself, in Python that is not to be traced
+    def attend(q, k, v, window):
+        return flash_attn_func(q, k, v, causal=True, window_size=(window - 1, 0))[0]  # and the logarithms of sums
+
+    return attend
+
+
 def flex(compiled=True):
     """FlexAttention: last, because compiling it costs ten seconds."""
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
@@ -160,9 +170,9 @@ def backend(name):
 
 # Of each kind of layer on CUDA: name -> what makes it. A later group is tried when the one before has none that works
 CANDIDATES = {
-    "L": [{"cuDNN": backend("CUDNN_ATTENTION"), "flash": backend("FLASH_ATTENTION"), "FA3": flash3},
+    "L": [{"cuDNN": backend("CUDNN_ATTENTION"), "flash": backend("FLASH_ATTENTION"), "FA3": flash3, "FA4": flash4},
           {"efficient": backend("EFFICIENT_ATTENTION"), "math": backend("MATH")}],
-    "S": [{"varlen": varlen, "FA3": flash3}, {"flex": flex}, {"masked": lambda: masked}],
+    "S": [{"varlen": varlen, "FA3": flash3, "FA4": flash4}, {"flex": flex}, {"masked": lambda: masked}],
 }
 
 
