@@ -37,7 +37,7 @@ X0_INIT = 0.05  # 0 .. 0.5; how much of the embedding is added back in every lay
 RESIDUAL_INIT = 1.05  # 0.8 .. 1.2; first layer's factor on the residual, falling to 1 at the last
 GATE_CHANNELS = 32  # 4 .. 64; channels that open the gates of values and heads
 NGRAM = 2  # 1 .. 4; the embedding also knows the last 2, .. NGRAM tokens together
-NGRAM_ROWS = 5  # 1 .. 20; rows of the table they are hashed into, in vocabularies
+NGRAM_ROWS = 5  # 1 .. 64, log; rows of the table they are hashed into, in vocabularies
 
 # batch
 DEVICE_BATCH = 2**11  # fixed: changes speed and memory only; tokens in one forward pass, halved until they fit
