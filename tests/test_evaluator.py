@@ -138,6 +138,24 @@ def test_what_is_not_an_honest_model_has_no_score(lab, old, new, kind):
     assert failed.value.failure.kind == kind
 
 
+@pytest.mark.parametrize("change", ["+ b'x'", "[:-4]", "* 2", "[:0]"])
+def test_an_answer_to_the_probe_of_another_size_is_a_failed_run(lab, change):
+    """Also one that is no whole number of floats."""
+    submits = (
+        "from autoresearch import served\n"
+        "honest = served.probe\n"
+        f"served.probe = lambda model, row: honest(model, row) {change}\n"
+        "run.submit(model)"
+    )
+    source = lab.read("train.py").replace("run.submit(model)", submits)
+
+    with pytest.raises(Failed) as failed:
+        score(bench_of(lab), source)
+
+    assert failed.value.failure.kind == "crash"
+    assert "an answer to the probe of another size" in failed.value.failure.detail
+
+
 def test_a_compiled_wrapped_or_half_precision_model_is_served_as_trained(lab):
     source = lab.read("train.py").replace(
         "run.submit(model)",
