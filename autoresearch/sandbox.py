@@ -302,11 +302,11 @@ def probed(bench: Bench, guest: Guest) -> tuple[bytes, memoryview]:
     try:
         if message.get("say") != "probed" or len(answers) != 1:
             raise Junk("no answer to the probe")
-        answer = unseal(answers[0], LARGEST_PROBE_BYTES)
+        losses = unseal(answers[0], LARGEST_PROBE_BYTES)
         asked = len(row) // 2 - 1  # tokens of two bytes that have one before them
-        if len(answer) != 4 * asked:
+        if len(losses) != 4 * asked:
             raise Junk("an answer to the probe of another size")
-        return row, answer
+        return row, losses
     finally:
         for answer in answers:
             os.close(answer)
