@@ -428,8 +428,9 @@ def measured(
     paces: tokens per second of the champion's runs so far. A run that the machine
     slowed down is void: made again, before anybody knows what it would have scored.
     """
-    train = partial(sandbox.train, night.bench, candidate, seed=seed, slot=slot)
-    train = partial(train, outlook=outlook)
+    train = partial(
+        sandbox.train, night.bench, candidate, seed=seed, slot=slot, outlook=outlook
+    )
     run = train()
     for _ in range(REPEATS_OF_VOID):
         pace = run.tokens_per_second
