@@ -323,8 +323,6 @@ def distance_from_trained(run: Run, on_probe: "Array") -> float:
     if not len(on_probe):
         return 0.0
     trained = np.frombuffer(run.weights.with_name("probe.f4").read_bytes(), "<f4")
-    if len(trained) != len(on_probe):
-        raise Junk("a probe of another size")
     return float(np.abs(on_probe.astype("float64") - trained).mean())
 
 

@@ -27,9 +27,7 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-    from autoresearch import weights
-
-    State = Mapping[str, weights.Tensor]
+    from autoresearch.weights import State
 
 Build = Callable[[], Any]  # build_model of the lab's train.py
 # One row of tokens uint16 (T+1) -> the trained model's loss of each next one, float32.
@@ -155,7 +153,7 @@ class Training:
         from autoresearch import weights
 
         facts.setdefault("mfu_percent", self._mfu(facts.get("flops_per_token")))
-        state, probe = state_of(model)
+        state, probe = state_and_probe(model)
         width = weights.WIDTH_BYTES
         self._host.finish(
             state,
@@ -216,7 +214,7 @@ def to_device(batch: "np.ndarray[Any, Any]", device: str) -> "tuple[Tensor, Tens
     return whole[:, :-1].contiguous(), whole[:, 1:].contiguous()
 
 
-def state_of(model: Any) -> "tuple[State, Probe]":
+def state_and_probe(model: Any) -> "tuple[State, Probe]":
     """A trained model -> (all its numbers, what answers the harness's probe)."""
     from autoresearch import weights
 

@@ -9,7 +9,7 @@ import mmap
 import os
 import sys
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import NoReturn
 
 import numpy as np
@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from autoresearch.channel import Channel, Message
-from autoresearch.weights import Tensor
+from autoresearch.weights import State, Tensor
 
 DTYPES = {
     torch.float64: "F64",
@@ -59,7 +59,7 @@ def plain(name: str) -> str:
     return name
 
 
-def load(model: nn.Module, state: Mapping[str, Tensor], device: str) -> None:
+def load(model: nn.Module, state: State, device: str) -> None:
     """Put a saved state into a freshly built model; complain if it does not fit."""
     mine = {plain(name) for name, _ in every(model)}
     if mine != set(state):

@@ -21,7 +21,7 @@ from typing import Any, NoReturn
 from autoresearch import channel, chips, weights
 from autoresearch.channel import Message
 from autoresearch.guest import Probe, Terms
-from autoresearch.weights import Tensor
+from autoresearch.weights import State
 
 
 class Keyboard:
@@ -65,7 +65,7 @@ class Keyboard:
         sys.stderr.flush()
 
     def finish(
-        self, state: Mapping[str, Tensor], facts: Mapping[str, object], probe: Probe
+        self, state: State, facts: Mapping[str, object], probe: Probe
     ) -> NoReturn:
         """Write the model, measure it, print the summary, and end the script."""
         seconds = time.monotonic() - self._started
@@ -108,7 +108,7 @@ class Keyboard:
             for path in self._lab.tokenizer_files():
                 shutil.copyfile(path, out / path.name)
 
-    def _measure(self, state: Mapping[str, Tensor]) -> float:
+    def _measure(self, state: State) -> float:
         """The metric on the validation set, from a freshly built model."""
         model = self._build()
         if not self._lab.CAUSAL:

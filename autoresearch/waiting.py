@@ -1,8 +1,8 @@
 """Guests that are started before they are needed, and wait with torch imported.
 
-On a GPU a run needs three processes, one after the other, and each imports torch and
-its compiler for 4 to 9 seconds while the GPU idles. Here they are started while the run
-before them trains.
+On a GPU a run needs three processes, one after the other, a kept one five, and each
+imports torch and its compiler for 4 to 9 seconds while the GPU idles. Here they are
+started while a run trains.
 
 Promises: a guest that waits has read nothing of any train.py and been told nothing; it
 serves one run and dies with it; one that died while it waited is not given out; all die

@@ -56,12 +56,15 @@ class Tensor(NamedTuple):
     raw: bytes | memoryview
 
 
-def encode(tensors: Mapping[str, Tensor]) -> bytes:
+State = Mapping[str, Tensor]  # all that a trained model is, by name
+
+
+def encode(tensors: State) -> bytes:
     """Named tensors -> the bytes of a safetensors file."""
     return b"".join(parts(tensors))
 
 
-def parts(tensors: Mapping[str, Tensor]) -> list[bytes | memoryview]:
+def parts(tensors: State) -> list[bytes | memoryview]:
     """The same in pieces, the numbers not copied: there may be a gigabyte of them.
 
     Wide numbers first, so that each lies at a multiple of its width: readers that map

@@ -134,7 +134,7 @@ def main():
     parser.add_argument("--text", required=True, help="as for `autoresearch new`")
     parser.add_argument("--seconds", type=float, nargs="+", default=[60.0, 300.0])
     parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--first-seed", type=int, default=1)
+    parser.add_argument("--first-seed", type=int, default=1, help="default 1")
     parser.add_argument("--other", type=Path, help="a train.py to run beside ours")
     parser.add_argument("--profile", help="default: the one for this machine")
     parser.add_argument("--set", default="", metavar="NAME=VALUE,..", help="in ours")
