@@ -3,8 +3,8 @@
     python benchmarks/step.py --set DEPTH=9,ASPECT=64 --set DEPTH=6,ASPECT=170
 
 For each --set (constants of train.py, the rest from the profile): milliseconds of a
-step on random tokens, tokens per second, MFU, peak memory, parameters, and how long it
-took to be ready. With --serving: a batch of the evaluator's size, eager and with its
+step on random tokens and how much of it each optimiser takes alone, tokens per second,
+MFU, peak memory, parameters, and how long it took to be ready. With --serving: a batch of the evaluator's size, eager and with its
 layers compiled, seconds of compiling, and how far the two losses differ. With
 --kernels: where the GPU's time goes. Each size runs in a process of its own.
 
@@ -77,6 +77,16 @@ def waited(device):
     return time.perf_counter()
 
 
+def median_of(times, work, device):
+    """Seconds that it takes, the device idle before and after; three go before."""
+    took = []
+    for _ in range(3 + times):
+        before = waited(device)
+        work()
+        took.append(waited(device) - before)
+    return statistics.median(took[3:])
+
+
 def stepped(options, source, vocabulary, context):
     """Time steps on random tokens."""
     import torch
@@ -86,20 +96,30 @@ def stepped(options, source, vocabulary, context):
     ready = time.perf_counter() - start
     tokens = torch.randint(vocabulary, (train.rows, context), device=device)
 
-    def step():
+    def gradients():
         for _ in range(train.passes):
             train.learn(tokens, tokens)
+
+    def step():
+        gradients()
         train.step(0.1)
 
-    took = []
-    for _ in range(3 + options.steps):
-        before = waited(device)
-        step()
-        took.append(waited(device) - before)
-    seconds = statistics.median(took[3:])
+    def muon():
+        train.muon.step(train.MATRIX_LR, train.MOMENTUM, train.MATRIX_DECAY)
+
+    seconds = median_of(options.steps, step, device)
+    gradients()
+    shares = {
+        "muon_percent": median_of(options.steps, muon, device),
+        "adam_percent": median_of(options.steps, train.adam.step, device),
+    }
     rate = train.rows * context * train.passes / seconds
     found = {
         "step_ms": round(1000 * seconds, 2),
+        "tokens": train.rows * context * train.passes,
+    }
+    found |= {name: round(100 * took / seconds, 2) for name, took in shares.items()}
+    found |= {
         "tokens_per_second": round(rate),
         "parameters_M": round(
             sum(p.numel() for p in train.model.parameters()) / 1e6, 1
