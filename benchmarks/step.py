@@ -4,9 +4,10 @@
 
 For each --set (constants of train.py, the rest from the profile): milliseconds of a
 step on random tokens and how much of it each optimiser takes alone, tokens per second,
-MFU, peak memory, parameters, and how long it took to be ready. With --serving: a batch of the evaluator's size, eager and with its
-layers compiled, seconds of compiling, and how far the two losses differ. With
---kernels: where the GPU's time goes. Each size runs in a process of its own.
+MFU, peak memory, parameters, and how long it took to be ready. With --serving: a batch
+of the evaluator's size, eager and with its layers compiled, seconds of compiling, and
+how far the two losses differ. With --kernels: where the GPU's time goes. Each size runs
+in a process of its own.
 
 Not covered: what a size learns; `benchmarks/gpu.py` trains it.
 """

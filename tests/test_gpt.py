@@ -252,6 +252,35 @@ def test_newton_schulz_yields_nearly_orthogonal_matrices(monkeypatch, shape):
     assert values.max() < 1.3
 
 
+@pytest.mark.parametrize("shape", [(2, 16, 16), (2, 48, 12), (2, 12, 48)])
+def test_muon_levels_rows_and_keeps_the_size_of_each_matrix(monkeypatch, shape):
+    train = load(monkeypatch)
+    g, momentum, weight = (torch.randn(shape).double() for _ in range(3))
+    variance = torch.rand(*shape[:2], 1).double()
+    ortho = train.orthogonalise(torch.lerp(g, torch.lerp(momentum, g, 0.1), 0.9))
+    rows = torch.lerp(variance, ortho.square().mean(-1, keepdim=True), 0.1)
+    level = ortho / rows.sqrt()
+    norms = [x.flatten(1).norm(dim=1)[:, None, None] for x in (ortho, level)]
+    wanted = level * norms[0] / norms[1]
+    decayed = torch.where(wanted * weight > 0, 0.1 * weight, 0.0)
+    wanted = weight - 0.02 * (wanted + decayed)
+
+    train.muon_update(g, momentum, variance, weight, lr=0.02, beta=0.9, decay=0.1)
+
+    torch.testing.assert_close(variance, rows)
+    torch.testing.assert_close(weight, wanted)
+
+
+def test_a_matrix_without_a_gradient_stays_where_it_is(monkeypatch):
+    train = load(monkeypatch)
+    nothing, weight = torch.zeros(1, 8, 8), torch.randn(1, 8, 8)
+    before, variance = weight.clone(), torch.zeros(1, 8, 1)
+
+    train.muon_update(nothing, nothing.clone(), variance, weight, 0.02, 0.9, 0.1)
+
+    assert torch.equal(weight, before)
+
+
 def test_the_loss_falls_in_twenty_steps(monkeypatch):
     train = load(monkeypatch)
     model = train.GPT()

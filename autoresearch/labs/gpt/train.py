@@ -402,21 +402,23 @@ def orthogonalise(g):
     """(N, rows, columns) -> the nearest (semi-)orthogonal matrices, roughly."""
     x = (g / (g.norm(dim=(-2, -1), keepdim=True) * 1.02 + 1e-6)).to(HALF[g.device.type])
     tall = x.shape[-2] > x.shape[-1]
-    x = x.mT if tall else x
-    for a, b, c in QUINTICS[:ORTHO_STEPS]:
-        s = x @ x.mT
-        x = a * x + (b * s + c * (s @ s)) @ x
-    return (x.mT if tall else x).to(g.dtype)
+    one = torch.eye(min(x.shape[-2:]), dtype=x.dtype, device=x.device)
+    for a, b, c in QUINTICS[:ORTHO_STEPS]:  # x stays as it lies: turned over, it would be copied
+        s = x.mT @ x if tall else x @ x.mT
+        quintic = a * one + b * s + c * (s @ s)
+        x = x @ quintic if tall else quintic @ x
+    return x.to(g.dtype)
 
 
 def muon_update(g, momentum, variance, weight, lr, beta, decay):
     """One step for a stack of matrices of one shape, in place."""
     momentum.lerp_(g, 1 - beta)
     update = orthogonalise(g.lerp(momentum, beta))
-    size = update.norm(dim=(-2, -1), keepdim=True)
-    variance.lerp_(update.square().mean(dim=-1, keepdim=True), 1 - VARIANCE_BETA)
-    update = update * torch.rsqrt(variance + 1e-10)
-    update = update * (size / (update.norm(dim=(-2, -1), keepdim=True) + 1e-10))
+    squares = update.square().mean(dim=-1, keepdim=True)
+    variance.lerp_(squares, 1 - VARIANCE_BETA)
+    scale = torch.rsqrt(variance + 1e-10)  # of each row; the matrix keeps its norm
+    scale = scale * (squares.sum(dim=-2, keepdim=True) / ((squares * scale**2).sum(dim=-2, keepdim=True) + 1e-20)).sqrt()
+    update = update * scale
     agrees = (update * weight) > 0  # decay only where it does not work against the step
     weight.sub_(lr * (update + decay * weight * agrees))
 
