@@ -140,6 +140,36 @@ def test_processes_that_serve_take_the_first_that_is_right_however_fast_another_
     assert train.fastest([group], 8, "cpu", True)[0] == "slow"
 
 
+def test_the_choice_of_a_back_end_is_remembered_and_checked_anew(monkeypatch, tmp_path):
+    train = load(monkeypatch)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "A Card")
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    tried = []
+
+    def candidate(name, off=0):
+        def make():
+            tried.append(name)
+            return lambda q, k, v, window: train.masked(q, k, v, window + off)
+
+        return {name: make}
+
+    def choose(*groups, window=8):
+        tried.clear()
+        return train.remembered(list(groups), window, "cpu")[0], list(tried)
+
+    one, other = candidate("one"), candidate("other")
+    assert choose(other, one) == ("other", ["other"])
+    assert choose(one, other) == ("other", ["other"])
+    assert choose(one, other, window=4) == ("one", ["one"])  # another question
+    assert choose(one, candidate("other", off=1)) == ("one", ["other", "one"])
+    assert choose(one) == ("one", ["one"])
+
+    (tmp_path / "attention.json").write_text('["no", "note"')
+    assert choose(other, one) == ("other", ["other"])
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "nowhere"))
+    assert choose(one, other) == ("one", ["one"])
+
+
 def test_back_ends_are_chosen_while_a_model_is_served(monkeypatch):
     train = load(monkeypatch)
 
