@@ -19,7 +19,7 @@ from autoresearch.cage import Guest, Slot
 
 Task = Literal["train", "serve"]
 # What torch reads when it is imported, a train.py may want to set before.
-SETS_VARIABLES = re.compile(r"\b(?:environ|putenv|setenv)\b")
+SETS_VARIABLES = re.compile(r"\b(?:environ(?!\.get\()|putenv|setenv)\b")
 
 
 class Waiting:

@@ -11,6 +11,7 @@ from autoresearch import apparatus, evaluator, night, sandbox
 from autoresearch.cage import COMPILED, Limits, Slot, Stop
 from autoresearch.errors import Failed
 from autoresearch.experiment import PERSON, Candidate, Proposal
+from autoresearch.founding import LABS
 from autoresearch.lab import git_blob
 from autoresearch.notebook import Notebook
 from autoresearch.sandbox import Bench, Terms
@@ -132,6 +133,16 @@ def test_a_train_py_that_sets_variables_starts_before_torch_is_there(bench):
     sets = "import os; os.environ['PYTORCH_ALLOC_CONF'] = 'expandable_segments:True'"
 
     assert bench.waiting.take(SLOT, "serve", sets) is None
+
+
+def test_a_train_py_that_reads_variables_need_not_wait_for_torch(bench):
+    bench.waiting.want(SLOT, 2)
+    wait_for(bench, 3)
+    reads = "import os; place = os.environ.get('TMPDIR', '/tmp')"
+    flagship = (LABS / "gpt" / "train.py").read_text()
+
+    for source in (reads, flagship):
+        assert bench.waiting.take(SLOT, "serve", source) is not None
 
 
 def test_nobody_trains_ahead_before_there_is_something_to_lend(bench):

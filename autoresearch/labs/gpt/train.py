@@ -226,7 +226,7 @@ def remembered(groups, window, device):
     """`fastest` for training: what it was here before is tried alone, and taken if it is still right.
 
     So a night's runs multiply alike. Noted beside the compiled code, which is as much this machine's; only there."""
-    note = Path(os.environ.get("TORCHINDUCTOR_CACHE_DIR", os.devnull)) / "attention.json"
+    note = Path(os.getenv("TORCHINDUCTOR_CACHE_DIR", os.devnull)) / "attention.json"
     extra = [name for name in ("flash_attn_interface", "flash_attn") if importlib.util.find_spec(name)]
     key = f"{torch.cuda.get_device_name()} {extra}: {HALF[device]} {T} x {HEADS} x {HEAD_SIZE}, window {window}"
     try:
