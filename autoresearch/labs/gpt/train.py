@@ -305,12 +305,13 @@ class GPT(nn.Module):
 
     def embedded(self, ids):
         """Each token, and the n-grams it ends, by a hash of their ids."""
-        x, last, key = F.embedding(ids, self.embed), ids, ids
+        x, last, key, keys = F.embedding(ids, self.embed), ids, ids, []
         for _ in range(NGRAM - 1):
             last = F.pad(last[:, :-1], (1, 0), value=V - 1)
             key = (key * 40503 ^ last * 30011) % 2**31
-            x = x + F.embedding(key % len(self.ngrams), self.ngrams)
-        return x
+            keys.append(key % len(self.ngrams))
+        # in one gather: each of its own would make whole gradients of the table, to be added up
+        return x + F.embedding(torch.stack(keys), self.ngrams).sum(0) if keys else x
 
     def look(self, kind, x, weights, gate, table, ids):
         """Attention of one layer: (B, T, WIDTH) -> the same."""
