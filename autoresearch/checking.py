@@ -27,6 +27,7 @@ from autoresearch.program import Program
 from autoresearch.proposers import Examined
 from autoresearch.sandbox import Bench
 from autoresearch.views import rate, spell
+from autoresearch.waiting import sets_variables
 
 TRAIN_SECONDS = 12.0
 TRAIN_TOKENS_SHARE = 0.1
@@ -62,6 +63,7 @@ class Checked:
     run_seconds: float  # one whole run, forecast
     slots: int
     text_tokens: int  # of training text; 0 where the lab has none
+    cold: bool = False  # no process of this train.py can have torch imported ahead
 
     @property
     def run(self) -> Run:
@@ -102,6 +104,16 @@ class Checked:
         )
 
     @property
+    def cold_words(self) -> str:
+        """What to say of a train.py whose processes all start from nothing."""
+        return (
+            "it mentions environ, putenv or setenv, so no process of a run can import "
+            "torch ahead: some 25 s a run (reading is free: os.environ.get(..))"
+            if self.cold
+            else ""
+        )
+
+    @property
     def ready(self) -> bool:
         """Whether anybody who was named will propose."""
         return any(found.ready for found in self.proposers.values())
@@ -138,6 +150,7 @@ class Checked:
             "run_tokens": self.run_tokens,
             "epochs": self.epochs,
             "too_short": self.too_short,
+            "cold": self.cold,
             "mfu_percent": self.mfu_percent,
             "memory_gb": self.run.memory_gb,
             "startup_seconds": self.run.startup_seconds,
@@ -199,7 +212,11 @@ class Checked:
             f"train.py   {rate(self.tokens_per_second)} tok/s, {mfu}"
             f"{run.memory_gb:.1f} GB, start-up {run.startup_seconds:.1f} s, {scored}",
             f"           trained and served model agree{self.reading}",
-            *([f"           {self.too_short}"] if self.too_short else []),
+            *(
+                f"           {said}"
+                for said in (self.too_short, self.cold_words)
+                if said
+            ),
             *self.proposer_lines(),
             f"rules      enforced: {budget(program)}; train.py only; {limits}.  "
             f"Advice: {advice} lines of program.md",
@@ -254,6 +271,7 @@ def check(lab: Lab, specs: Sequence[str], hours: float) -> Checked:
     with lab.held():
         night.leave_nothing_behind(lab)
         walls = probing.build(lab, program.cage, slots[0])
+        ahead = night.wait_here(found, slots[0], walls)
         score = short_run(lab, found, program, slots[0], walls)
     share = share_of_budget(program)
     trained = program.budget_seconds or score.run.seconds / share
@@ -269,6 +287,7 @@ def check(lab: Lab, specs: Sequence[str], hours: float) -> Checked:
         whole,
         len(slots),
         os.fstat(found.training()).st_size // 2 if found.causal else 0,
+        ahead and sets_variables(lab.read("train.py")),
     )
 
 

@@ -196,7 +196,7 @@ def night_of(
     for words in at_the_start(lab, hours, program, ledger):
         now.notice(words)
     bench = Bench(lab, found, terms_of(program, readonly), stop, now, walls)
-    if found.causal and slots[0].device == "cuda" and walls.level == "full":
+    if wait_here(found, slots[0], walls):
         bench = replace(bench, waiting=Waiting(partial(sandbox.ahead, bench)))
     specs = options.proposers or program.proposers
     if options.dollars is not None:
@@ -220,6 +220,11 @@ def night_of(
         lambda: over.left() / len(slots),
     )
     return night, now
+
+
+def wait_here(found: Apparatus, slot: Slot, walls: Walls) -> bool:
+    """Whether processes that come next import torch while a run trains."""
+    return found.causal and slot.device == "cuda" and walls.level == "full"
 
 
 def first_runs(program: Program) -> int:

@@ -22,6 +22,11 @@ Task = Literal["train", "serve"]
 SETS_VARIABLES = re.compile(r"\b(?:environ(?!\.get\()|putenv|setenv)\b")
 
 
+def sets_variables(source: str) -> bool:
+    """Whether this train.py may set what torch reads: then torch must come after it."""
+    return SETS_VARIABLES.search(source) is not None
+
+
 class Waiting:
     """Guests in waiting, by slot and task."""
 
@@ -69,7 +74,7 @@ class Waiting:
 
     def take(self, slot: Slot, task: Task, source: str) -> Guest | None:
         """One that waits for this; None: there is none that this train.py could use."""
-        if SETS_VARIABLES.search(source):
+        if sets_variables(source):
             return None
         with self._lock:
             guests = self._guests.get((slot, task), [])

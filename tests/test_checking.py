@@ -1,5 +1,6 @@
 """What `check` says of a run, from what a short one showed."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from autoresearch import checking, program, proposers
@@ -42,6 +43,14 @@ def test_a_token_budget_is_judged_the_same_way():
 
     assert few.too_short
     assert not enough.too_short
+
+
+def test_a_train_py_that_sets_variables_is_told_what_that_costs():
+    found = replace(checked(10_000, "many"), cold=True)
+
+    assert "25 s a run" in "\n".join(found.lines())
+    assert found.as_json()["cold"] is True
+    assert "environ" not in "\n".join(checked(10_000, "many").lines())
 
 
 def test_a_lab_that_says_nothing_of_its_size_gets_no_advice():
