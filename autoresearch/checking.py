@@ -106,11 +106,11 @@ class Checked:
     @property
     def cold_words(self) -> str:
         """What to say of a train.py whose processes all start from nothing."""
+        if not self.cold:
+            return ""
         return (
             "it mentions environ, putenv or setenv, so no process of a run can import "
             "torch ahead: some 25 s a run (reading is free: os.environ.get(..))"
-            if self.cold
-            else ""
         )
 
     @property
