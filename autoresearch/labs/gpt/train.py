@@ -41,14 +41,14 @@ X0_INIT = 0.05  # 0 .. 0.5; how much of the embedding is added back in every lay
 RESIDUAL_INIT = 1.05  # 0.8 .. 1.2; first layer's factor on the residual, falling to 1 at the last
 GATE_CHANNELS = 32  # 4 .. 64; channels that open the gates of values and heads
 NGRAM = 2  # 1 .. 4; the embedding also knows the last 2, .. NGRAM tokens together
-NGRAM_ROWS = 5  # 1 .. 64, log; rows of the table they are hashed into, in vocabularies
+NGRAM_ROWS = 20  # 1 .. 64, log; rows of the table they are hashed into, in vocabularies
 
 # batch
 DEVICE_BATCH = 2**11  # fixed: changes speed and memory only; tokens in one forward pass, halved until they fit
 TOTAL_BATCH = 2**11  # 2**10 .. 2**20; tokens in one step
 
 # Muon: the matrices of attention and MLP
-MATRIX_LR = 0.04  # 0.003 .. 0.3, log
+MATRIX_LR = 0.03  # 0.003 .. 0.3, log
 MOMENTUM = 0.95  # 0.8 .. 0.99
 MOMENTUM_START = 0.85  # 0.5 .. 0.95; rises to MOMENTUM
 MOMENTUM_RAMP = 0.15  # 0 .. 0.5; share of the budget over which it rises
@@ -305,13 +305,12 @@ class GPT(nn.Module):
 
     def embedded(self, ids):
         """Each token, and the n-grams it ends, by a hash of their ids."""
-        x, last, key, keys = F.embedding(ids, self.embed), ids, ids, []
+        x, last, key = F.embedding(ids, self.embed), ids, ids
         for _ in range(NGRAM - 1):
             last = F.pad(last[:, :-1], (1, 0), value=V - 1)
             key = (key * 40503 ^ last * 30011) % 2**31
-            keys.append(key % len(self.ngrams))
-        # in one gather: each of its own would make whole gradients of the table, to be added up
-        return x + F.embedding(torch.stack(keys), self.ngrams).sum(0) if keys else x
+            x = x + F.embedding(key % len(self.ngrams), self.ngrams)
+        return x
 
     def look(self, kind, x, weights, gate, table, ids):
         """Attention of one layer: (B, T, WIDTH) -> the same."""
