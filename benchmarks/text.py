@@ -24,7 +24,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-ADAMW_LR = 0.003  # for the matrices; not tuned (nor is MATRIX_LR)
+ADAMW_LR = 0.003  # for the matrices; not tuned (MATRIX_LR is, by three values)
 
 
 def adamw_only(source):
