@@ -30,13 +30,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol
+from typing import Literal, Protocol
 
 import psutil
 
 from autoresearch import warden
 from autoresearch.channel import Channel, Closed, Junk, Message
 from autoresearch.errors import Stopped
+
+Task = Literal["train", "serve"]  # what a guest is there for
 
 # In every guest's environment, for sweeping: a name of its lab and one of its folder.
 MARK = "AUTORESEARCH_GUEST_OF"

@@ -5,7 +5,8 @@ and a place to leave trained weights in: nothing that a run wrote may reach anot
 There is one exception: experiment 0 is the train.py that the person wrote, who has
 nobody to cheat. What its first run compiled is kept; every run, whoever's, starts with
 a private copy, which dies with it. A candidate that changes constants finds most of
-what it needs there, one that changes the model compiles anew.
+what it needs there, one that changes the model compiles anew. The same for processes
+that serve, apart, where a text is so long that they compile (`evaluator`).
 
 Not covered: a person whose own train.py deceives them, and other labs.
 """
@@ -17,7 +18,7 @@ import uuid
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from autoresearch.cage import COMPILED
+from autoresearch.cage import COMPILED, Task
 from autoresearch.experiment import PERSON, Proposal
 from autoresearch.lab import Lab
 
@@ -25,18 +26,18 @@ LARGEST_BYTES = 1 << 30
 MOST_FILES = 50_000
 
 
-def store(lab: Lab) -> Path:
+def store(lab: Lab, task: Task) -> Path:
     """Where it is kept for the torch that is installed: another one's is of no use."""
     try:
         name = version("torch")
     except PackageNotFoundError:
         name = "none"
-    return lab.state / "compiled" / name
+    return lab.state / "compiled" / (name if task == "train" else f"{name}-{task}")
 
 
-def lend(lab: Lab, scratch: Path, *, own: bool) -> None:
+def lend(lab: Lab, scratch: Path, task: Task, *, own: bool) -> None:
     """Put a private copy into a run's folder, or an empty one for the person's own."""
-    kept, place = store(lab), scratch / COMPILED
+    kept, place = store(lab, task), scratch / COMPILED
     if kept.is_dir():
         shutil.copytree(kept, place)
     elif own:
@@ -47,9 +48,9 @@ def lend(lab: Lab, scratch: Path, *, own: bool) -> None:
         path.chmod(0o777 if path.is_dir() else 0o666)
 
 
-def keep(lab: Lab, proposal: Proposal, scratch: Path) -> None:
+def keep(lab: Lab, proposal: Proposal, scratch: Path, task: Task) -> None:
     """Keep what the person's own train.py compiled, the first time; all or nothing."""
-    kept, place = store(lab), scratch / COMPILED
+    kept, place = store(lab, task), scratch / COMPILED
     if kept.exists() or not persons(proposal) or not place.is_dir():
         return
     files = plain_files(place)

@@ -28,7 +28,7 @@ from dataclasses import dataclass, replace
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from autoresearch import channel, chips, sandbox
+from autoresearch import channel, chips, compiled, sandbox
 from autoresearch.cage import Exited, Guest, OverLimit, Slot
 from autoresearch.calibration import PROBE_NATS, Pace, Place
 from autoresearch.channel import Junk
@@ -41,6 +41,10 @@ if TYPE_CHECKING:
     from autoresearch.metric import Array
 
 LARGEST_OUTPUT_BYTES = 64 << 20
+# After so many batches, claims that would go on for so long are worth compiling for:
+# they take half of that then, and compiling 2 s where the code is lent, else 10 to 20.
+TRIED, LONG_SECONDS = 4, {"cuda": 10.0}
+COMPILE_SECONDS = 120.0
 LARGEST_CLAIM = 6e4  # in nats; logits of 1e4 cannot lose more, and half floats hold it
 
 NOT_TRAINED = (
@@ -119,6 +123,8 @@ def model(
                 yield guest
             except Exited:
                 raise not_served(run, guest) from None
+            guest.kill()
+            compiled.keep(bench.lab, proposal, guest.folder, task="serve")
     finally:
         os.close(file)
 
@@ -284,8 +290,8 @@ def claimed(
         at = int.from_bytes(os.urandom(4), "little") % (len(rows) + 1)
         rows = np.insert(rows, at, probe, axis=0)
     claims = np.empty((len(rows), context), dtype="<f4")
-    begun = time.monotonic()
-    with asking(bench, run, slot, sheet, 4 * size * context, allowed) as (
+    begun, shape = time.monotonic(), (size, context)
+    with asking(bench, run, slot, sheet, 4 * math.prod(shape), allowed) as (
         guest,
         asks,
         says,
@@ -293,6 +299,10 @@ def claimed(
         pace = [time.monotonic() - begun]
         left = allowed.first_seconds
         for start in range(0, len(rows), size):
+            if start == TRIED * size:
+                compile_if_long(
+                    guest, slot, median(pace[2:]) * (len(rows) - start) / size
+                )
             part = rows[start : start + size]
             asks[:] = 0
             asks[: len(part)] = part
@@ -302,12 +312,22 @@ def claimed(
             left = allowed.batch_seconds
             pace.append(time.monotonic() - asked_at)
             # A private copy first: the guest could still be writing there.
-            copy = says[: size * context].copy().reshape(size, context)
+            copy = says[: math.prod(shape)].copy().reshape(shape)
             claims[start : start + size] = copy[: len(part)]
     took = Pace(pace[0], pace[1], median(pace[1:]))
     if not len(probe):
         return claims, np.empty(0, dtype="<f4"), took
     return np.delete(claims, at, axis=0), claims[at], took
+
+
+def compile_if_long(guest: Guest, slot: Slot, seconds: float) -> None:
+    """Have a guest compile its model if claiming is to go on for so many seconds.
+
+    That gives it time of its own with text that it has seen: it is audited by another.
+    """
+    if seconds > LONG_SECONDS.get(slot.device, math.inf):
+        guest.send({"say": "compile"})
+        expect(guest, "done", COMPILE_SECONDS)
 
 
 def probe_of(run: Run) -> bytes:

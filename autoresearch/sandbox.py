@@ -30,6 +30,7 @@ from autoresearch.cage import (
     OverLimit,
     Slot,
     Stop,
+    Task,
     Walls,
     erase,
 )
@@ -50,7 +51,7 @@ from autoresearch.experiment import (
 from autoresearch.lab import Lab
 from autoresearch.notebook import one_line
 from autoresearch.vitals import Monitor
-from autoresearch.waiting import Task, Waiting
+from autoresearch.waiting import Waiting
 
 LARGEST_WEIGHTS_BYTES = 4 << 30
 LARGEST_PROBE_BYTES = 1 << 22
@@ -137,7 +138,7 @@ def train(
             guest.kill()
             log_of(bench, folder).write_bytes(guest.log.whole())
             bench.apparatus.unchanged()
-        compiled.keep(bench.lab, proposal, guest.folder)
+        compiled.keep(bench.lab, proposal, guest.folder, task="train")
     get_ready(bench, slot)  # after a first run there is compiled code to lend
     return run
 
@@ -152,8 +153,7 @@ def entered(
         guest = bench.waiting.take(slot, task, proposal.source)
     if guest is None:
         folder = furnished(bench)
-        if task == "train":
-            compiled.lend(bench.lab, folder, own=compiled.persons(proposal))
+        compiled.lend(bench.lab, folder, task, own=compiled.persons(proposal))
         guest = started(bench, folder, slot)
     try:
         yield guest
@@ -170,11 +170,11 @@ def get_ready(bench: Bench, slot: Slot) -> None:
 
 def ahead(bench: Bench, slot: Slot, task: Task) -> Guest | None:
     """A guest that will wait; None where what it is to be lent is not there yet."""
-    if task == "train" and not compiled.store(bench.lab).is_dir():
+    if task == "train" and not compiled.store(bench.lab, task).is_dir():
         return None
     folder = furnished(bench)
-    if task == "train":
-        compiled.lend(bench.lab, folder, own=False)
+    # Of those that serve, one may be the person's own, whose code is kept.
+    compiled.lend(bench.lab, folder, task, own=task == "serve")
     return started(bench, folder, slot, AHEAD[task])
 
 

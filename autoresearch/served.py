@@ -9,7 +9,8 @@ import mmap
 import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from subprocess import SubprocessError
 from typing import NoReturn
 
 import numpy as np
@@ -106,12 +107,23 @@ def logits_of(model: nn.Module, ids: torch.Tensor, vocabulary: int) -> torch.Ten
     return logits[..., :vocabulary].float()
 
 
-def claim(model: nn.Module, batch: torch.Tensor, vocabulary: int) -> torch.Tensor:
+Losses = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+def losses_of(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """Logits (N, V) -> loss in nats of each token, float32 (N,)."""
+    return nn.functional.cross_entropy(logits, tokens, reduction="none")
+
+
+def claim(
+    model: nn.Module,
+    batch: torch.Tensor,
+    vocabulary: int,
+    losses: Losses = losses_of,
+) -> torch.Tensor:
     """Rows (B, T+1) -> loss in nats of every next token, float32 (B, T)."""
     logits = logits_of(model, batch[:, :-1], vocabulary)
-    flat = nn.functional.cross_entropy(
-        logits.flatten(0, 1), batch[:, 1:].flatten(), reduction="none"
-    )
+    flat = losses(logits.flatten(0, 1), batch[:, 1:].flatten())
     return flat.view(batch.shape[0], -1)
 
 
@@ -138,9 +150,31 @@ def lab_shape() -> tuple[int, int]:
     return int(lab.CONTEXT), int(lab.VOCABULARY)
 
 
+MAY_FAIL = (RuntimeError, ValueError, TypeError, LookupError, AssertionError)
+# A compiler is many programs, and starts others.
+COMPILER_MAY_FAIL = (*MAY_FAIL, OSError, ImportError, AttributeError, SubprocessError)
+
+
+def compiled(model: nn.Module, batch: torch.Tensor, vocabulary: int) -> Losses:
+    """Compile a model that knows how, on this batch; what its losses are taken by then.
+
+    Knowing how is a `compile` of its own: torch's compiles a model whole, which takes
+    longer than it saves. One that cannot be compiled after all stays as it is.
+    """
+    if type(model).compile is nn.Module.compile:
+        return losses_of
+    losses: Losses = torch.compile(losses_of, dynamic=False)
+    try:
+        model.compile()
+        claim(model, batch, vocabulary, losses)
+    except COMPILER_MAY_FAIL as error:
+        print(f"not compiled: {error}", file=sys.stderr, flush=True)
+        torch.compiler.set_stance("force_eager")
+    return losses
+
+
 PIECE = 32  # rows are cut to multiples of this: few shapes, and some kernels like it
 SAME_NATS = 1e-4
-MAY_FAIL = (RuntimeError, ValueError, TypeError, LookupError, AssertionError)
 
 
 class Last:
@@ -200,16 +234,20 @@ def answer(
     both_ways = mmap.PROT_READ | mmap.PROT_WRITE
     outputs = np.frombuffer(mapped(descriptors[1], both_ways), dtype="<f4")
     last = Last(model, vocabulary, device)
+    losses: Losses = losses_of
     link.send({"say": "ready"})
     while True:
         message, _ = link.receive()
         batch = torch.from_numpy(inputs.astype(np.int64)).to(device)
-        if message["say"] == "claim":
-            found = claim(model, batch, vocabulary)
+        if message["say"] == "compile":
+            losses = compiled(model, batch, vocabulary)
         else:
-            found = last.of(batch[:, :-1], message["positions"])
-        flat = found.reshape(-1).cpu().numpy()
-        outputs[: len(flat)] = flat
+            if message["say"] == "claim":
+                found = claim(model, batch, vocabulary, losses)
+            else:
+                found = last.of(batch[:, :-1], message["positions"])
+            flat = found.reshape(-1).cpu().numpy()
+            outputs[: len(flat)] = flat
         link.send({"say": "done"})
 
 

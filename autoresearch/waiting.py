@@ -13,11 +13,9 @@ processors are what trains: `night` has no guests wait there.
 import re
 import threading
 from collections.abc import Callable
-from typing import Literal
 
-from autoresearch.cage import Guest, Slot
+from autoresearch.cage import Guest, Slot, Task
 
-Task = Literal["train", "serve"]
 # What torch reads when it is imported, a train.py may want to set before.
 SETS_VARIABLES = re.compile(r"\b(?:environ(?!\.get\()|putenv|setenv)\b")
 

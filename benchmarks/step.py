@@ -161,7 +161,7 @@ def serving(options, source, vocabulary, context):
         return round(rows * context / statistics.median(took))
 
     eager, found = batch(), {"eager_tokens_per_second": rate()}
-    for part in ("opening", "layer", "closing"):
+    for part in train.FUSED:
         setattr(model, part, torch.compile(getattr(model, part), dynamic=False))
     before = waited(device)
     compiled = batch()

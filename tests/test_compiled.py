@@ -55,35 +55,35 @@ def test_a_persons_compiled_code_reaches_every_run_and_a_candidates_none(lab):
     assert [row.decision for row in rows[:1]] == ["keep"]
     assert found(lab, 0) == [[], ["own"], ["own"]]
     assert all(names == ["own"] for n in (1, 2) for names in found(lab, n))
-    assert [p.name for p in compiled.store(lab).iterdir()] == ["own"]
+    assert [p.name for p in compiled.store(lab, "train").iterdir()] == ["own"]
 
 
 def test_links_and_too_much_are_not_kept(tmp_path):
     lab, scratch = line_lab(tmp_path / "lab"), tmp_path / "scratch"
     scratch.mkdir()
-    compiled.lend(lab, scratch, own=True)
+    compiled.lend(lab, scratch, "train", own=True)
     (scratch / ".compiled" / "link").symlink_to("/etc/passwd")
     os.mkfifo(scratch / ".compiled" / "pipe")
 
-    compiled.keep(lab, OWN, scratch)
-    assert not compiled.store(lab).exists()
+    compiled.keep(lab, OWN, scratch, "train")
+    assert not compiled.store(lab, "train").exists()
 
     (scratch / ".compiled" / "code").write_text("x")
-    compiled.keep(lab, OWN, scratch)
-    assert [p.name for p in compiled.store(lab).iterdir()] == ["code"]
+    compiled.keep(lab, OWN, scratch, "train")
+    assert [p.name for p in compiled.store(lab, "train").iterdir()] == ["code"]
 
 
 def test_nobody_elses_is_ever_kept(tmp_path):
     lab, scratch = line_lab(tmp_path / "lab"), tmp_path / "scratch"
     scratch.mkdir()
-    compiled.lend(lab, scratch, own=False)
+    compiled.lend(lab, scratch, "train", own=False)
     assert not (scratch / ".compiled").exists()
     (scratch / ".compiled").mkdir()
     (scratch / ".compiled" / "planted").write_text("x")
 
-    compiled.keep(lab, OTHERS, scratch)
+    compiled.keep(lab, OTHERS, scratch, "train")
 
-    assert not compiled.store(lab).exists()
+    assert not compiled.store(lab, "train").exists()
 
 
 def test_a_failure_is_named_by_its_error_and_not_by_the_advice_after_it():

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from autoresearch import apparatus, evaluator, sandbox
+from autoresearch import apparatus, compiled, evaluator, sandbox
 from autoresearch.cage import Limits, Slot, Stop
 from autoresearch.errors import Failed
 from autoresearch.experiment import Candidate, Proposal
@@ -45,8 +45,8 @@ def bench_of(lab, tokens=20_000):
     return Bench(lab, found, terms, Stop(), watch, nights.walls())
 
 
-def score(bench, source, keep=None):
-    candidate = Candidate(Proposal(0, "t", source, "", "test"), git_blob(source))
+def score(bench, source, keep=None, by="test"):
+    candidate = Candidate(Proposal(0, "t", source, "", by), git_blob(source))
     run = sandbox.train(bench, candidate, seed=7, slot=SLOT)
     if keep is not None:
         shutil.copy(run.weights, keep)
@@ -228,6 +228,64 @@ def test_a_checkpoint_of_ones_own_is_scored_like_a_run(lab):
         "config.json",
         "train.py",
     }
+
+
+KNOWS_HOW = """
+    def compile(self):
+        import os, pathlib
+        torch.compiler.set_stance("force_eager")  # of what this one shows nothing
+        made = pathlib.Path(os.getenv("TORCHINDUCTOR_CACHE_DIR"), "made")
+        {}
+
+    def _init(self"""
+
+
+@pytest.fixture
+def long(monkeypatch):
+    """Every text is long, even on a CPU."""
+    monkeypatch.setattr(evaluator, "LONG_SECONDS", {"cpu": 0.0})
+    monkeypatch.setattr(evaluator.chips, "rows_at_a_time", lambda *_: 8)
+
+
+def knows_how(lab, words):
+    source = lab.read("train.py").replace(
+        "\n    def _init(self", KNOWS_HOW.format(words)
+    )
+    assert "def compile" in source
+    return source
+
+
+def test_a_model_is_compiled_for_a_long_text_and_the_code_of_the_persons_own_lent(
+    lab, long
+):
+    bench, kept = bench_of(lab, 4000), compiled.store(lab, "serve")
+    plain = score(bench, lab.read("train.py"))
+    assert not kept.exists()
+
+    candidate = score(bench, knows_how(lab, 'made.write_text("not kept")'))
+    assert not kept.exists()
+    found = score(bench, knows_how(lab, 'made.write_text("kept")'), by="human")
+
+    assert (kept / "made").read_text() == "kept"
+    for one in (candidate, found):
+        assert one.value == pytest.approx(plain.value, abs=1e-6)
+    with pytest.raises(Failed):  # it finds what was kept, and leaves
+        score(bench, knows_how(lab, "raise SystemExit(3 * made.exists())"))
+
+
+def test_a_model_that_cannot_be_compiled_is_scored_as_it_is(lab, long):
+    bench = bench_of(lab, 4000)
+
+    found = score(bench, knows_how(lab, 'raise RuntimeError("no compiler")'))
+
+    plain = score(bench, lab.read("train.py"))
+    assert found.value == pytest.approx(plain.value, abs=1e-6)
+
+
+def test_a_short_text_is_not_worth_compiling_for(lab):
+    source = knows_how(lab, "raise SystemExit(3)")
+
+    assert 0 < score(bench_of(lab, 4000), source).value < 9
 
 
 def test_audit_batches_never_show_an_answer_before_its_question():

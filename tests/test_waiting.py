@@ -27,7 +27,7 @@ def bench(tmp_path):
     """Lab `line`, whose guests wait, on a processor as well."""
     lab = nights.line_lab(tmp_path / "lab")
     # As if the first baseline had compiled something: only then a training guest waits.
-    sandbox.compiled.store(lab).mkdir(parents=True)
+    sandbox.compiled.store(lab, "train").mkdir(parents=True)
     found = apparatus.load(lab, Notebook(lab.folder))
     terms = Terms(None, 100, 1.0, 60.0, Limits(4.0))
     made = Bench(lab, found, terms, Stop(), lambda c, p: None, nights.walls())
@@ -74,7 +74,7 @@ def test_while_a_run_trains_those_after_it_get_ready(bench):
 
 
 def test_after_the_first_run_somebody_waits_to_train(bench):
-    sandbox.compiled.store(bench.lab).rmdir()
+    sandbox.compiled.store(bench.lab, "train").rmdir()
     start = "run = prepare.begin(build_model)"
     compiles = (
         "import os, pathlib\n"
@@ -110,7 +110,9 @@ def test_who_waits_has_not_been_told_what_it_will_run(bench):
 
     guest = bench.waiting.take(SLOT, "serve", SOURCE)
 
-    assert sorted(path.name for path in guest.folder.iterdir()) == ["prepare.py"]
+    names = sorted(path.name for path in guest.folder.iterdir())
+    assert names == [".compiled", "prepare.py"]
+    assert not list(guest.folder.joinpath(".compiled").iterdir())
     guest.kill()
 
 
@@ -146,7 +148,7 @@ def test_a_train_py_that_reads_variables_need_not_wait_for_torch(bench):
 
 
 def test_nobody_trains_ahead_before_there_is_something_to_lend(bench):
-    sandbox.compiled.store(bench.lab).rmdir()
+    sandbox.compiled.store(bench.lab, "train").rmdir()
 
     assert sandbox.ahead(bench, SLOT, "train") is None
 

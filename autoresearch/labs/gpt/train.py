@@ -276,6 +276,10 @@ def normal(std, *shape):
     return nn.Parameter(torch.empty(shape).normal_(std=std))
 
 
+# Of GPT: what lies between two matrix products. Compiled it is a kernel or two, which all layers share
+FUSED = ("opening", "mixed", "heads", "opened", "added", "squared", "capped")
+
+
 class GPT(nn.Module):
     """The matrices of all layers lie in stacks, as Muon wants them; float32, used in `half`."""
 
@@ -312,36 +316,48 @@ class GPT(nn.Module):
             x = x + F.embedding(key % len(self.ngrams), self.ngrams)
         return x
 
-    def look(self, kind, x, weights, gate, table, ids):
-        """Attention of one layer: (B, T, WIDTH) -> the same."""
-        b, t, _ = x.shape
-        q, k, v = (x @ weights[:3].flatten(0, 1).mT).view(b, t, 3, HEADS, HEAD_SIZE).unbind(2)
-        gate = 2 * torch.sigmoid(x[..., : gate.shape[-1]] @ gate.mT)
-        open_values, open_heads = gate[..., None].chunk(2, dim=-2)
-        if table is not None:  # the token speaks for itself, as far as its gate is open
-            v = v + open_values * F.embedding(ids, table).view(v.shape)
-        cos, sin = self.cos[:t].to(x.dtype), self.sin[:t].to(x.dtype)
-        q, k = (rotate(norm(y), cos, sin) * QK_SCALE for y in (q, k))
-        if kind == "L":  # still channels ask what came before: one layer finds the end of a known phrase
-            k = torch.where(self.still, torch.cat((k[:, :1], k[:, :-1]), dim=1), k)
-        y = attention_of(kind, x.device.type)(q, k, v, WINDOWS[kind])
-        return (y * open_heads).reshape(b, t, WIDTH) @ weights[3].mT
-
     def opening(self, ids):
         """ids (B, T) -> (B, T, WIDTH)"""
         return norm(self.embedded(ids).to(HALF[ids.device.type]))
 
+    def mixed(self, x, late, x0, mix):
+        """-> the residual, as it is read, and the channels that open the gates"""
+        x = mix[0] * (x + late) + mix[1] * x0
+        read = norm(x)
+        return x, read, read[..., :GATE_CHANNELS].contiguous()
+
+    def heads(self, kind, qkv, few, gate, table, ids):
+        """-> q, k, v (B, T, HEADS, HEAD_SIZE), and how far each head's answer will count"""
+        q, k, v = qkv.unflatten(-1, (3, HEADS, HEAD_SIZE)).unbind(2)
+        open_values, open_heads = (2 * torch.sigmoid(few @ gate.mT))[..., None].chunk(2, dim=-2)
+        if table is not None:  # the token speaks for itself, as far as its gate is open
+            v = v + open_values * F.embedding(ids, table).view(v.shape)
+        cos, sin = (turn[: q.shape[1]].to(q.dtype) for turn in (self.cos, self.sin))
+        q, k = (rotate(norm(y), cos, sin) * QK_SCALE for y in (q, k))
+        if kind == "L":  # still channels ask what came before: one layer finds the end of a known phrase
+            k = torch.where(self.still, torch.cat((k[:, :1], k[:, :-1]), dim=1), k)
+        return q, k, v, open_heads
+
+    def opened(self, y, open_heads):
+        return (y * open_heads).flatten(-2)
+
+    def added(self, x, y):
+        x = x + y
+        return x, norm(x)
+
+    def squared(self, hidden):
+        return F.relu(hidden).square()
+
     def layer(self, kind, x, late, x0, mix, weights, gate, up, down, table, ids):
         """One layer: (x, what the MLP before adds to it) -> the same. So that sum is made where it is read."""
-        x = mix[0] * (x + late) + mix[1] * x0
-        x = x + self.look(kind, norm(x), weights, gate, table, ids)
-        return x, F.relu(norm(x) @ up.mT).square() @ down
-
-    def closing(self, x, late):
-        """-> what the unembedding reads, (B * T, WIDTH)"""
-        return norm(x + late).view(-1, WIDTH)
+        x, read, few = self.mixed(x, late, x0, mix)
+        q, k, v, open_heads = self.heads(kind, read @ weights[:3].flatten(0, 1).mT, few, gate, table, ids)
+        y = attention_of(kind, x.device.type)(q, k, v, WINDOWS[kind])
+        x, read = self.added(x, self.opened(y, open_heads) @ weights[3].mT)
+        return x, self.squared(read @ up.mT) @ down
 
     def hidden(self, ids):
+        """ids (B, T) -> what the unembedding reads, (B * T, WIDTH)"""
         half = HALF[ids.device.type]
         attend, gates, up, down, values = (p.to(half).unbind() for p in (self.attend, self.gates, self.up, self.down, self.values))
         mixes = torch.stack((self.residual, self.x0), dim=1).to(half).unbind()
@@ -350,13 +366,20 @@ class GPT(nn.Module):
         for i, kind in enumerate(KINDS):
             table = values[VALUED.index(i)] if i in VALUED else None
             x, late = self.layer(kind, x, late, x0, mixes[i], attend[i], gates[i], up[i], down[i], table, ids)
-        return self.closing(x, late)
+        return self.added(x, late)[1].view(-1, WIDTH)
+
+    def capped(self, products):
+        return SOFTCAP * torch.tanh(products.float() / SOFTCAP)
 
     def forward(self, ids):
         """ids (B, T) -> logits (B, T, V), float32"""
         x = self.hidden(ids)
-        logits = (x @ self.head.to(x.dtype).mT).float()
-        return (SOFTCAP * torch.tanh(logits / SOFTCAP)).view(*ids.shape, V)
+        return self.capped(x @ self.head.to(x.dtype).mT).view(*ids.shape, V)
+
+    def compile(self):
+        """The training loop asks for it, and a process that serves if it is asked for much."""
+        for part in FUSED:
+            setattr(self, part, torch.compile(getattr(self, part), dynamic=False))
 
 
 def build_model():
@@ -508,6 +531,7 @@ def fitted(rows, passes, attempt):
         except torch.OutOfMemoryError:
             if rows == 1:
                 raise
+        torch.compiler.reset()  # or a third size would be one graph too many, and run uncompiled
         rows, passes = rows // 2, passes * 2
 
 
@@ -530,10 +554,9 @@ with torch.device(run.device):  # 0.6 s of random numbers on one core, otherwise
 stacks, adam_groups = groups_of(model)
 muon = Muon(stacks)
 adam = torch.optim.AdamW(adam_groups, lr=0.0, betas=(BETA1, BETA2), eps=1e-10, fused=cuda)
-if cuda:  # layers of a kind share a graph: a third of the time that compiling all of them as one takes
+if cuda:
+    model.compile()
     piece_loss = torch.compile(capped_loss, dynamic=False)
-    for part in ("opening", "layer", "closing"):
-        setattr(model, part, torch.compile(getattr(model, part), dynamic=False))
 
 rows = max(1, min(DEVICE_BATCH, TOTAL_BATCH) // T)
 passes = max(1, TOTAL_BATCH // (rows * T))  # forward passes in one step
