@@ -252,23 +252,27 @@ def asking(
     run: Run,
     slot: Slot,
     sheet: Sheet,
-    outputs_bytes: int,
+    floats: int,
     allowed: Pace,
 ) -> Iterator[tuple[Guest, Any, Any]]:
-    """A model guest with memory for questions and answers: (guest, in, out)."""
+    """A model guest and memory for two questions and answers of so many floats each:
+
+    (guest, uint16 (2, per_batch, T+1), float32 (2, floats)).
+    """
     import numpy as np
 
     context = sheet.rows.shape[1] - 1
-    shape = (sheet.per_batch, context + 1)
+    shape = (2, sheet.per_batch, context + 1)
     asks, question = channel.shared(2 * math.prod(shape), "inputs", writer=False)
-    says, answer = channel.shared(outputs_bytes, "outputs", writer=True)
+    says, answer = channel.shared(2 * 4 * floats, "outputs", writer=True)
     hello = {"rows": sheet.per_batch, "context": context}
     hello["vocabulary"] = sheet.vocabulary
     try:
         with model(bench, run, slot, hello, allowed, asks, says) as guest:
             guest.asked = True
             inputs = np.frombuffer(question, dtype="<u2").reshape(shape)
-            yield guest, inputs, np.frombuffer(answer, dtype="<f4")
+            outputs = np.frombuffer(answer, dtype="<f4").reshape(2, floats)
+            yield guest, inputs, outputs
     finally:
         os.close(asks)
         os.close(says)
@@ -283,51 +287,67 @@ def claimed(
     """
     import numpy as np
 
-    context = sheet.rows.shape[1] - 1
-    rows, size = sheet.rows, sheet.per_batch
+    rows, context = sheet.rows, sheet.rows.shape[1] - 1
     probe, at = np.frombuffer(probe_of(run), "<u2"), len(rows)
     if len(probe):
         at = int.from_bytes(os.urandom(4), "little") % (len(rows) + 1)
         rows = np.insert(rows, at, probe, axis=0)
-    claims = np.empty((len(rows), context), dtype="<f4")
-    begun, shape = time.monotonic(), (size, context)
-    with asking(bench, run, slot, sheet, 4 * math.prod(shape), allowed) as (
-        guest,
-        asks,
-        says,
-    ):
-        pace = [time.monotonic() - begun]
-        left = allowed.first_seconds
-        for start in range(0, len(rows), size):
-            if start == TRIED * size:
-                compile_if_long(
-                    guest, slot, median(pace[2:]) * (len(rows) - start) / size
-                )
-            part = rows[start : start + size]
-            asks[:] = 0
-            asks[: len(part)] = part
-            asked_at = time.monotonic()
-            guest.send({"say": "claim"})
-            expect(guest, "done", left)
-            left = allowed.batch_seconds
-            pace.append(time.monotonic() - asked_at)
-            # A private copy first: the guest could still be writing there.
-            copy = says[: math.prod(shape)].copy().reshape(shape)
-            claims[start : start + size] = copy[: len(part)]
-    took = Pace(pace[0], pace[1], median(pace[1:]))
+    begun, floats = time.monotonic(), sheet.per_batch * context
+    with asking(bench, run, slot, sheet, floats, allowed) as (guest, asks, says):
+        ready = time.monotonic() - begun
+        claims, pace = claims_on(rows, guest, slot, asks, says, allowed)
+    took = Pace(ready, pace[0], median(pace))
     if not len(probe):
         return claims, np.empty(0, dtype="<f4"), took
     return np.delete(claims, at, axis=0), claims[at], took
 
 
-def compile_if_long(guest: Guest, slot: Slot, seconds: float) -> None:
-    """Have a guest compile its model if claiming is to go on for so many seconds.
+def claims_on(
+    rows: "Array", guest: Guest, slot: Slot, asks: Any, says: Any, allowed: Pace
+) -> tuple["Array", list[float]]:
+    """Claims float32 (R, T), and the seconds of each batch.
 
-    That gives it time of its own with text that it has seen: it is audited by another.
+    A question ahead of the answers, so that no GPU waits for this process.
     """
-    if seconds > LONG_SECONDS.get(slot.device, math.inf):
-        guest.send({"say": "compile"})
-        expect(guest, "done", COMPILE_SECONDS)
+    import numpy as np
+
+    size, context = asks.shape[1], asks.shape[2] - 1
+    claims = np.empty((len(rows), context), dtype="<f4")
+    pace: list[float] = []
+
+    def ask(start: int) -> None:
+        half, part = start // size % 2, rows[start : start + size]
+        asks[half] = 0
+        asks[half, : len(part)] = part
+        guest.send({"say": "claim", "half": half})
+
+    ask(0)
+    left, asked_at = allowed.first_seconds, time.monotonic()
+    for start in range(0, len(rows), size):
+        half, after = start // size % 2, start + size
+        compiles = start == TRIED * size and is_long(rows[after:], size, pace, slot)
+        if after < len(rows) and not compiles:
+            ask(after)
+        expect(guest, "done", left)
+        pace.append(time.monotonic() - asked_at)
+        # A private copy first: the guest could still be writing there.
+        copy = says[half].copy().reshape(size, context)
+        claims[start:after] = copy[: len(rows) - start]
+        if compiles:
+            guest.send({"say": "compile", "half": half})
+            expect(guest, "done", COMPILE_SECONDS)
+            ask(after)
+        left, asked_at = allowed.batch_seconds, time.monotonic()
+    return claims, pace
+
+
+def is_long(rows: "Array", size: int, pace: list[float], slot: Slot) -> bool:
+    """Whether so many rows take longer than compiling would be worth.
+
+    It gives a guest time of its own with text that it has seen: another one audits it.
+    """
+    most = LONG_SECONDS.get(slot.device, math.inf)
+    return len(rows) > 0 and len(rows) / size * median(pace[1:]) > most
 
 
 def probe_of(run: Run) -> bytes:
@@ -381,8 +401,11 @@ def opened(
     text = np.frombuffer(channel.view(bench.apparatus.training()), dtype="<u2")
     found = np.empty(len(drawn))
     rng = np.random.default_rng(int.from_bytes(os.urandom(16), "little"))
-    wide = 4 * size * vocabulary
-    with asking(bench, run, slot, sheet, wide, allowed) as (guest, asks, says):
+    with asking(bench, run, slot, sheet, size * vocabulary, allowed) as (
+        guest,
+        (asks, _),
+        (says, _),
+    ):
         left = allowed.first_seconds
         for batch in batches(drawn, size):
             starts = rng.integers(max(1, len(text) - context - 1), size=size)
@@ -394,10 +417,10 @@ def opened(
                 row, cut = drawn[index]
                 asks[line, :cut] = sheet.rows[row, :cut]
                 positions[line] = cut - 1
-            guest.send({"say": "audit", "positions": positions})
+            guest.send({"say": "audit", "half": 0, "positions": positions})
             expect(guest, "done", left)
             left = allowed.batch_seconds
-            copy = says[: size * vocabulary].copy().reshape(size, vocabulary)
+            copy = says.copy().reshape(size, vocabulary)
             targets = np.array([int(sheet.rows[drawn[i]]) for i in batch])
             try:
                 found[batch] = metric.losses(copy[: len(batch)], targets)

@@ -58,13 +58,10 @@ LARGEST_PROBE_BYTES = 1 << 22
 MOST_FACTS = 40
 AN_ERROR = re.compile(r"[\w.]*(?:Error|Exception): ")
 ADVICE_LINES = 12
-# What a guest that waits imports: what serving needs, and what training needs as well.
+# What a guest that waits imports: what serving needs, and what compiling needs as well.
 # The first kernel of attention loads torch._dynamo: 4 s, measured on an H100.
 SERVING = ("torch", "torch._dynamo", "torch.nn.attention.varlen", "autoresearch.served")
-AHEAD: dict[Task, tuple[str, ...]] = {
-    "serve": SERVING,
-    "train": (*SERVING, "torch._inductor.compile_fx"),
-}
+COMPILING = (*SERVING, "torch._inductor.compile_fx")
 MOST_SERVING = 4  # processes: two for each split, and what is kept is scored on both
 OUT_OF_MEMORY = re.compile(rb"OutOfMemoryError|out of memory|MemoryError|bad_alloc")
 
@@ -175,7 +172,8 @@ def ahead(bench: Bench, slot: Slot, task: Task) -> Guest | None:
     folder = furnished(bench)
     # Of those that serve, one may be the person's own, whose code is kept.
     compiled.lend(bench.lab, folder, task, own=task == "serve")
-    return started(bench, folder, slot, AHEAD[task])
+    compiles = compiled.store(bench.lab, task).is_dir()
+    return started(bench, folder, slot, COMPILING if compiles else SERVING)
 
 
 def started(

@@ -155,14 +155,16 @@ MAY_FAIL = (RuntimeError, ValueError, TypeError, LookupError, AssertionError)
 COMPILER_MAY_FAIL = (*MAY_FAIL, OSError, ImportError, AttributeError, SubprocessError)
 
 
-def compiled(model: nn.Module, batch: torch.Tensor, vocabulary: int) -> Losses:
+def compiled(
+    model: nn.Module, batch: torch.Tensor, vocabulary: int
+) -> tuple[Losses, ...]:
     """Compile a model that knows how, on this batch; what its losses are taken by then.
 
     Knowing how is a `compile` of its own: torch's compiles a model whole, which takes
     longer than it saves. One that cannot be compiled after all stays as it is.
     """
     if type(model).compile is nn.Module.compile:
-        return losses_of
+        return ()
     losses: Losses = torch.compile(losses_of, dynamic=False)
     try:
         model.compile()
@@ -170,7 +172,8 @@ def compiled(model: nn.Module, batch: torch.Tensor, vocabulary: int) -> Losses:
     except COMPILER_MAY_FAIL as error:
         print(f"not compiled: {error}", file=sys.stderr, flush=True)
         torch.compiler.set_stance("force_eager")
-    return losses
+        return ()
+    return (losses,)
 
 
 PIECE = 32  # rows are cut to multiples of this: few shapes, and some kernels like it
@@ -224,30 +227,34 @@ def answer(
 ) -> NoReturn:
     """Answer claims and audits about rows in shared memory until the other end closes.
 
-    Inputs: uint16 (rows, T+1). Outputs: float32, (rows, T) for a claim and
-    (positions, V) for an audit, whose positions[i] belongs to row i.
+    Inputs: uint16 (2, rows, T+1). Outputs: float32 (2, ..), of which one half is filled
+    with (rows, T) for a claim, and with (positions, V) for an audit, whose positions[i]
+    belongs to row i. Each message says which half it is about.
     """
     rows, context, vocabulary = hello["rows"], hello["context"], hello["vocabulary"]
     device = hello["device"]
     inputs = np.frombuffer(mapped(descriptors[0], mmap.PROT_READ), dtype="<u2")
-    inputs = inputs[: rows * (context + 1)].reshape(rows, context + 1)
+    inputs = inputs[: 2 * rows * (context + 1)].reshape(2, rows, context + 1)
     both_ways = mmap.PROT_READ | mmap.PROT_WRITE
     outputs = np.frombuffer(mapped(descriptors[1], both_ways), dtype="<f4")
+    outputs = outputs.reshape(2, -1)
     last = Last(model, vocabulary, device)
-    losses: Losses = losses_of
+    quick: tuple[Losses, ...] = ()
     link.send({"say": "ready"})
     while True:
         message, _ = link.receive()
-        batch = torch.from_numpy(inputs.astype(np.int64)).to(device)
+        half = message["half"]
+        batch = torch.from_numpy(inputs[half].astype(np.int64)).to(device)
         if message["say"] == "compile":
-            losses = compiled(model, batch, vocabulary)
+            quick = compiled(model, batch, vocabulary)
+            link.send({"say": "done"})
+            continue
+        if message["say"] == "claim":
+            found = claim(model, batch, vocabulary, *quick)
         else:
-            if message["say"] == "claim":
-                found = claim(model, batch, vocabulary, losses)
-            else:
-                found = last.of(batch[:, :-1], message["positions"])
-            flat = found.reshape(-1).cpu().numpy()
-            outputs[: len(flat)] = flat
+            found = last.of(batch[:, :-1], message["positions"])
+        flat = found.reshape(-1).cpu().numpy()
+        outputs[half, : len(flat)] = flat
         link.send({"say": "done"})
 
 
