@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from autoresearch import (
     apparatus,
@@ -20,14 +21,14 @@ from autoresearch import (
 )
 from autoresearch.cage import Slot, Stop, Walls
 from autoresearch.errors import Failed, LabError
-from autoresearch.experiment import Candidate, Proposal, Run, Score
+from autoresearch.experiment import PERSON, Candidate, Proposal, Run, Score
 from autoresearch.lab import Lab, git_blob
 from autoresearch.notebook import Notebook, one_line
 from autoresearch.program import Program
 from autoresearch.proposers import Examined
 from autoresearch.sandbox import Bench
 from autoresearch.views import rate, spell
-from autoresearch.waiting import sets_variables
+from autoresearch.waiting import Waiting, sets_variables
 
 TRAIN_SECONDS = 12.0
 TRAIN_TOKENS_SHARE = 0.1
@@ -64,6 +65,7 @@ class Checked:
     slots: int
     text_tokens: int  # of training text; 0 where the lab has none
     cold: bool = False  # no process of this train.py can have torch imported ahead
+    first_startup_seconds: float | None = None  # where it ran twice: of the first run
 
     @property
     def run(self) -> Run:
@@ -114,6 +116,12 @@ class Checked:
         )
 
     @property
+    def first_words(self) -> str:
+        """What the first run's start-up took, where that was another thing."""
+        first = self.first_startup_seconds
+        return "" if first is None else f" (the first {first:.1f} s, compiling)"
+
+    @property
     def ready(self) -> bool:
         """Whether anybody who was named will propose."""
         return any(found.ready for found in self.proposers.values())
@@ -154,6 +162,7 @@ class Checked:
             "mfu_percent": self.mfu_percent,
             "memory_gb": self.run.memory_gb,
             "startup_seconds": self.run.startup_seconds,
+            "first_startup_seconds": self.first_startup_seconds,
             "evaluation_seconds": self.score.seconds,
             "value": self.score.value,
             "proposers": list(self.proposers),
@@ -210,7 +219,8 @@ class Checked:
             f"machine    {machine_line}",
             f"cage       {self.program.cage}: {self.caged}",
             f"train.py   {rate(self.tokens_per_second)} tok/s, {mfu}"
-            f"{run.memory_gb:.1f} GB, start-up {run.startup_seconds:.1f} s, {scored}",
+            f"{run.memory_gb:.1f} GB, start-up {run.startup_seconds:.1f} s"
+            f"{self.first_words}, {scored}",
             f"           trained and served model agree{self.reading}",
             *(
                 f"           {said}"
@@ -272,8 +282,8 @@ def check(lab: Lab, specs: Sequence[str], hours: float) -> Checked:
         night.leave_nothing_behind(lab)
         walls = probing.build(lab, program.cage, slots[0])
         ahead = night.wait_here(found, slots[0], walls)
-        score = short_run(lab, found, program, slots[0], walls)
-    share = share_of_budget(program)
+        scores = short_runs(lab, found, program, slots[0], walls, twice=ahead)
+    score, share = scores[-1], share_of_budget(program)
     trained = program.budget_seconds or score.run.seconds / share
     whole = score.run.startup_seconds + trained + score.seconds + DECIDE_SECONDS
     return Checked(
@@ -288,6 +298,7 @@ def check(lab: Lab, specs: Sequence[str], hours: float) -> Checked:
         len(slots),
         os.fstat(found.training()).st_size // 2 if found.causal else 0,
         ahead and sets_variables(lab.read("train.py")),
+        scores[0].run.startup_seconds if len(scores) > 1 else None,
     )
 
 
@@ -298,10 +309,19 @@ def share_of_budget(program: Program) -> float:
     return min(1.0, TRAIN_SECONDS / program.budget_seconds)
 
 
-def short_run(
-    lab: Lab, found: apparatus.Apparatus, program: Program, slot: Slot, walls: Walls
-) -> Score:
-    """Train for a moment and score, exactly as a night would."""
+def short_runs(
+    lab: Lab,
+    found: apparatus.Apparatus,
+    program: Program,
+    slot: Slot,
+    walls: Walls,
+    *,
+    twice: bool,
+) -> list[Score]:
+    """Train for a moment and score, exactly as a night would; twice: as its second run
+
+    would as well, which finds compiled code and processes that have waited for it.
+    """
     share = share_of_budget(program)
     terms = night.terms_of(program, night.read_readonly(lab, program))
     if program.budget_seconds is not None:
@@ -313,7 +333,21 @@ def short_run(
         terms = replace(terms, budget_tokens=tokens, wall_seconds=60.0)
     bench = Bench(lab, found, terms, Stop(), lambda candidate, progress: None, walls)
     source = lab.read("train.py")
-    candidate = Candidate(Proposal(0, "check", source, "", "check"), git_blob(source))
+    # Before a lab's first night it is the person's own, whose compiled code is kept.
+    author = "check" if lab.ledger.exists() else PERSON
+    candidate = Candidate(Proposal(0, "check", source, "", author), git_blob(source))
+    if not twice:
+        return [short_run(bench, candidate, slot)]
+    waiting = Waiting(partial(sandbox.ahead, bench))
+    try:
+        bench = replace(bench, waiting=waiting)
+        return [short_run(bench, candidate, slot) for _ in range(2)]
+    finally:
+        waiting.close()
+
+
+def short_run(bench: Bench, candidate: Candidate, slot: Slot) -> Score:
+    """One of them."""
     begun = time.monotonic()
     try:
         run = sandbox.train(bench, candidate, seed=0, slot=slot)

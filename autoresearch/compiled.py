@@ -3,24 +3,28 @@
 A cold start compiles for a minute on a GPU. A cache of compiled code is itself code,
 and a place to leave trained weights in: nothing that a run wrote may reach another run.
 There is one exception: experiment 0 is the train.py that the person wrote, who has
-nobody to cheat. What its first run compiled is kept; every run, whoever's, starts with
-a private copy, which dies with it. A candidate that changes constants finds most of
-what it needs there, one that changes the model compiles anew. The same for processes
-that serve, apart, where a text is so long that they compile (`evaluator`).
+nobody to cheat. What its first run compiled is kept, be it `check`'s or the night's;
+every run, whoever's, starts with a private copy, which dies with it. A candidate that
+changes constants finds most of what it needs there, one that changes the model compiles
+anew. The same for processes that serve, apart, where a text is so long that they
+compile (`evaluator`).
 
 Not covered: a person whose own train.py deceives them, and other labs.
 """
 
+import json
 import os
 import shutil
 import stat
 import uuid
+from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import get_args
 
 from autoresearch.cage import COMPILED, Task
 from autoresearch.experiment import PERSON, Proposal
-from autoresearch.lab import Lab
+from autoresearch.lab import Lab, git_blob, write_whole
 
 LARGEST_BYTES = 1 << 30
 MOST_FILES = 50_000
@@ -48,8 +52,27 @@ def lend(lab: Lab, scratch: Path, task: Task, *, own: bool) -> None:
         path.chmod(0o777 if path.is_dir() else 0o666)
 
 
-def keep(lab: Lab, proposal: Proposal, scratch: Path, task: Task) -> None:
-    """Keep what the person's own train.py compiled, the first time; all or nothing."""
+def forget(lab: Lab, proposal: Proposal) -> None:
+    """Throw away what another file of the person's left here, before this one runs.
+
+    Whoever wrote the train.py that was checked, it is not the one that now begins.
+    """
+    blob, tasks = git_blob(proposal.source), get_args(Task)
+    for task in tasks if persons(proposal) else ():
+        if store(lab, task).exists() and note_of(lab, task).blob != blob:
+            old = store(lab, task).with_name(f"old-{uuid.uuid4().hex}")
+            os.rename(store(lab, task), old)
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def keep(
+    lab: Lab, proposal: Proposal, scratch: Path, task: Task, seconds: float = 0.0
+) -> None:
+    """Keep what the person's own train.py compiled, the first time; all or nothing.
+
+    seconds: its start-up. Whoever compiles anew needs as long, and is not to be killed
+    for it because a later first run found the code there.
+    """
     kept, place = store(lab, task), scratch / COMPILED
     if kept.exists() or not persons(proposal) or not place.is_dir():
         return
@@ -63,9 +86,32 @@ def keep(lab: Lab, proposal: Proposal, scratch: Path, task: Task) -> None:
             target = half / file.relative_to(place)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, target, follow_symlinks=False)
+        note = Note(git_blob(proposal.source), seconds)
+        write_whole(note_path(lab, task), json.dumps(asdict(note)))
         os.rename(half, kept)
     except OSError:  # a full disk, or another run was first: later runs compile anew
         shutil.rmtree(half, ignore_errors=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """What is known of what is kept."""
+
+    blob: str = ""  # of the train.py that compiled it
+    seconds: float = 0.0  # its start-up, without any of this
+
+
+def note_path(lab: Lab, task: Task) -> Path:
+    kept = store(lab, task)
+    return kept.with_name(f"{kept.name}.json")
+
+
+def note_of(lab: Lab, task: Task) -> Note:
+    """The note beside what is kept; an empty one where there is none."""
+    try:
+        return Note(**json.loads(note_path(lab, task).read_text()))
+    except (OSError, ValueError, TypeError):
+        return Note()
 
 
 def persons(proposal: Proposal) -> bool:

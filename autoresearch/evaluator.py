@@ -218,7 +218,8 @@ def audited(bench: Bench, run: Run, slot: Slot, split: str) -> tuple[float, floa
         raise failed(run, "not the model you trained", NOT_TRAINED.format(off_nats))
     if known is None:
         far_nats = audit.far_for(found.largest_nats)
-        place.write(far_nats, off_nats, run.startup_seconds, pace)
+        cold = compiled.note_of(bench.lab, "train").seconds
+        place.write(far_nats, off_nats, max(cold, run.startup_seconds), pace)
     if split == "validation":
         remember(bench, run, claims)
     nats = float(claims[sheet.scored].sum(dtype="float64"))

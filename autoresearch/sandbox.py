@@ -128,6 +128,7 @@ def train(
     folder = bench.lab.run_folder(proposal.number, seed)
     erase(folder)
     folder.mkdir(parents=True)
+    compiled.forget(bench.lab, proposal)
     with entered(bench, slot, "train", proposal) as guest:
         try:
             run = attend(bench, candidate, guest, seed, slot, folder, outlook)
@@ -135,7 +136,8 @@ def train(
             guest.kill()
             log_of(bench, folder).write_bytes(guest.log.whole())
             bench.apparatus.unchanged()
-        compiled.keep(bench.lab, proposal, guest.folder, task="train")
+        waited = run.startup_seconds
+        compiled.keep(bench.lab, proposal, guest.folder, "train", waited)
     get_ready(bench, slot)  # after a first run there is compiled code to lend
     return run
 

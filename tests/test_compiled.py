@@ -3,10 +3,11 @@
 import os
 import re
 import subprocess
+from dataclasses import replace
 
 import pytest
 
-from autoresearch import compiled
+from autoresearch import cage, checking, compiled, night
 from autoresearch.experiment import Proposal
 from autoresearch.sandbox import last_line
 from tests.nights import line_lab, run
@@ -71,6 +72,71 @@ def test_links_and_too_much_are_not_kept(tmp_path):
     (scratch / ".compiled" / "code").write_text("x")
     compiled.keep(lab, OWN, scratch, "train")
     assert [p.name for p in compiled.store(lab, "train").iterdir()] == ["code"]
+
+
+def test_what_is_kept_belongs_to_one_file_of_the_persons(tmp_path):
+    """`check`, then an edit, then the baseline: it begins with nothing."""
+    lab = line_lab(tmp_path / "lab")
+    seconds = []
+    for source, name, took in (("a", "x", 50.0), ("a", "y", 6.0), ("b", "z", 9.0)):
+        scratch, own = tmp_path / name, replace(OWN, source=source)
+        scratch.mkdir()
+        compiled.forget(lab, own)
+        compiled.forget(lab, OTHERS)
+        compiled.lend(lab, scratch, "train", own=True)
+        (scratch / ".compiled" / name).write_text(name)
+        compiled.keep(lab, own, scratch, "train", took)
+        seconds.append(compiled.note_of(lab, "train").seconds)
+
+    found = sorted(path.name for path in compiled.store(lab, "train").iterdir())
+    assert found == ["z"]
+    assert seconds == [50.0, 50.0, 9.0]
+    (note,) = compiled.store(lab, "train").parent.glob("*.json")
+    note.write_text("{not a note")
+    assert compiled.note_of(lab, "train") == compiled.Note()
+
+
+def test_check_compiles_for_the_night_and_forecasts_with_its_second_run(
+    lab, monkeypatch
+):
+    monkeypatch.setattr(night, "wait_here", lambda *_: True)
+
+    said = checking.check(lab, ["search"], 1.0)
+    rows = run(lab)
+
+    assert found(lab, 0) == [["own"]] * len(found(lab, 0))
+    assert [row.decision for row in rows] == ["keep"]
+    assert said.first_startup_seconds > 0
+    assert said.as_json()["startup_seconds"] == said.run.startup_seconds
+    assert "the first" in "\n".join(said.lines())
+    assert not list((lab.state / "runs").glob("*"))
+    assert cage.sweep(lab.folder) == 0
+
+
+def test_what_a_checked_file_compiled_does_not_reach_a_changed_one(lab, monkeypatch):
+    monkeypatch.setattr(night, "wait_here", lambda *_: True)
+    checking.check(lab, ["search"], 1.0)
+    source = lab.read("train.py").replace('"own"', '"edited"')
+    lab.path("train.py").write_text(source)
+
+    run(lab)
+
+    checked, first, *others = found(lab, 0)
+    assert checked == ["own"]  # its second run: what its first had made
+    assert first == []
+    assert all(names == ["edited"] for names in others)
+
+
+def test_after_the_first_night_a_check_keeps_nothing(lab):
+    run(lab)
+    before = compiled.note_of(lab, "train")
+    lab.path("train.py").write_text(lab.read("train.py").replace('"own"', '"later"'))
+
+    said = checking.check(lab, ["search"], 1.0)
+
+    assert said.first_startup_seconds is None
+    assert compiled.note_of(lab, "train") == before
+    assert [p.name for p in compiled.store(lab, "train").iterdir()] == ["own"]
 
 
 def test_nobody_elses_is_ever_kept(tmp_path):
