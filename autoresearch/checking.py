@@ -119,7 +119,7 @@ class Checked:
     def first_words(self) -> str:
         """What the first run's start-up took, where that was another thing."""
         first = self.first_startup_seconds
-        return "" if first is None else f" (the first {first:.1f} s, compiling)"
+        return "" if first is None else f" (the first {first:.1f} s)"
 
     @property
     def ready(self) -> bool:
@@ -333,7 +333,7 @@ def short_runs(
         terms = replace(terms, budget_tokens=tokens, wall_seconds=60.0)
     bench = Bench(lab, found, terms, Stop(), lambda candidate, progress: None, walls)
     source = lab.read("train.py")
-    # Before a lab's first night it is the person's own, whose compiled code is kept.
+    # Where there are no books yet it may be what the lab begins with: its code is kept.
     author = "check" if lab.ledger.exists() else PERSON
     candidate = Candidate(Proposal(0, "check", source, "", author), git_blob(source))
     if not twice:

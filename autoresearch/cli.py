@@ -744,7 +744,7 @@ def stopping(as_json: bool) -> Iterator[Stop]:
 @main.command(epilog="example: autoresearch rebuild")
 def rebuild() -> None:
     """Make the ledger anew from refs/autoresearch/*, as in a fresh clone."""
-    from autoresearch import books, results
+    from autoresearch import books, night, results
     from autoresearch.notebook import Notebook
 
     lab = Lab.find(Path.cwd())
@@ -753,6 +753,7 @@ def rebuild() -> None:
         views.set_aside(lab.ledger)
         ledger = Ledger(lab.ledger)
         count = books.rebuild(lab, ledger)
+        night.lend_own_code_only(lab, ledger)
         results.write(lab.results, metric_of(lab), ledger.rows())
     say(f"{count} experiments came back from git, with every score of their verdicts")
     say(f"not in git, so not here any more: {books.NOT_IN_GIT}")

@@ -22,7 +22,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import get_args
 
-from autoresearch.cage import COMPILED, Task
+from autoresearch.cage import COMPILED, Task, erase
 from autoresearch.experiment import PERSON, Proposal
 from autoresearch.lab import Lab, git_blob, write_whole
 
@@ -39,30 +39,41 @@ def store(lab: Lab, task: Task) -> Path:
     return lab.state / "compiled" / (name if task == "train" else f"{name}-{task}")
 
 
-def lend(lab: Lab, scratch: Path, task: Task, *, own: bool) -> None:
-    """Put a private copy into a run's folder, or an empty one for the person's own."""
+def make_room(scratch: Path) -> None:
+    """An empty place in a run's folder for what it compiles."""
+    place = scratch / COMPILED
+    place.mkdir()
+    place.chmod(0o777)  # the guest may be another user
+
+
+def lend(lab: Lab, scratch: Path, task: Task) -> None:
+    """Put a private copy into a run's folder, if there is anything to lend."""
     kept, place = store(lab, task), scratch / COMPILED
     if kept.is_dir():
-        shutil.copytree(kept, place)
-    elif own:
-        place.mkdir()
-    else:
-        return
-    for path in (place, *place.rglob("*")):  # the guest may be another user
-        path.chmod(0o777 if path.is_dir() else 0o666)
+        shutil.copytree(kept, place, dirs_exist_ok=True)
+        for path in (place, *place.rglob("*")):
+            path.chmod(0o777 if path.is_dir() else 0o666)
 
 
-def forget(lab: Lab, proposal: Proposal) -> None:
-    """Throw away what another file of the person's left here, before this one runs.
+def forget_all_but(lab: Lab, *blobs: str) -> None:
+    """Throw away what any other train.py compiled than those a lab began with.
 
-    Whoever wrote the train.py that was checked, it is not the one that now begins.
+    `check` may have seen another, whose author nobody knows. Without a note it is as
+    old as the lab's first night.
     """
-    blob, tasks = git_blob(proposal.source), get_args(Task)
-    for task in tasks if persons(proposal) else ():
-        if store(lab, task).exists() and note_of(lab, task).blob != blob:
+    for task in get_args(Task):
+        if note_of(lab, task).blob not in ("", *blobs):
             old = store(lab, task).with_name(f"old-{uuid.uuid4().hex}")
             os.rename(store(lab, task), old)
+            note_path(lab, task).unlink(missing_ok=True)
             shutil.rmtree(old, ignore_errors=True)
+
+
+def sweep(lab: Lab) -> None:
+    """Remove what was half kept, or half forgotten, when somebody was killed."""
+    for pattern in ("half-*", "old-*", ".*"):
+        for path in store(lab, "train").parent.glob(pattern):
+            erase(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def keep(
@@ -98,7 +109,7 @@ class Note:
     """What is known of what is kept."""
 
     blob: str = ""  # of the train.py that compiled it
-    seconds: float = 0.0  # its start-up, without any of this
+    seconds: float = 0.0  # its start-up, without any of this; 0 for what serves
 
 
 def note_path(lab: Lab, task: Task) -> Path:
@@ -108,6 +119,8 @@ def note_path(lab: Lab, task: Task) -> Path:
 
 def note_of(lab: Lab, task: Task) -> Note:
     """The note beside what is kept; an empty one where there is none."""
+    if not store(lab, task).is_dir():
+        return Note()
     try:
         return Note(**json.loads(note_path(lab, task).read_text()))
     except (OSError, ValueError, TypeError):

@@ -42,9 +42,10 @@ if TYPE_CHECKING:
 
 LARGEST_OUTPUT_BYTES = 64 << 20
 # After so many batches, claims that would go on for so long are worth compiling for:
-# they take half of that then, and compiling 2 s where the code is lent, else 10 to 20.
+# they take half of that then, and compiling 3 to 5 s where the code is lent. Whoever
+# changed its shapes compiles for 10 to 20 s, and gains on still longer texts only.
 TRIED, LONG_SECONDS = 4, {"cuda": 10.0}
-COMPILE_SECONDS = 120.0
+COMPILE_SECONDS = 120.0  # whoever takes longer is asked anew, without compiling
 LARGEST_CLAIM = 6e4  # in nats; logits of 1e4 cannot lose more, and half floats hold it
 
 NOT_TRAINED = (
@@ -110,12 +111,15 @@ def model(
     hello: dict[str, Any],
     allowed: Pace,
     *shared: int,
+    compiles: bool = False,
 ) -> Iterator[Guest]:
     """A fresh guest that serves the run's weights, ready to answer."""
     proposal = run.candidate.proposal
     file = channel.sealed_file(run.weights, "weights")
     try:
-        with sandbox.entered(bench, slot, "serve", proposal) as guest:
+        with sandbox.entered(
+            bench, slot, "serve", proposal, compiles=compiles
+        ) as guest:
             greeting = {"mode": "serve", "device": slot.device, **hello}
             try:
                 sandbox.greet(guest, greeting, proposal.source, file, *shared)
@@ -123,8 +127,6 @@ def model(
                 yield guest
             except Exited:
                 raise not_served(run, guest) from None
-            guest.kill()
-            compiled.keep(bench.lab, proposal, guest.folder, task="serve")
     finally:
         os.close(file)
 
@@ -144,12 +146,11 @@ def not_served(run: Run, guest: Guest) -> Failed:
     return failed(run, "no score", "the model could not be built and served")
 
 
-def expect(guest: Guest, word: str, limit_seconds: float) -> list[int]:
-    """Wait for one word from the model guest; the descriptors that came with it."""
-    message, descriptors = guest.receive(time.monotonic() + limit_seconds)
+def expect(guest: Guest, word: str, limit_seconds: float) -> None:
+    """Wait for one word from the model guest."""
+    message = guest.hear(time.monotonic() + limit_seconds)
     if message.get("say") != word:
         raise Junk(f"not {word!r}")
-    return descriptors
 
 
 # -- labs whose prepare.py scores outputs ----------------------------------------------
@@ -163,8 +164,11 @@ def answered(bench: Bench, run: Run, slot: Slot, split: str) -> float:
         with model(bench, run, slot, {}, Pace()) as guest:
             guest.asked = True
             guest.send({"say": "answer"}, sent)
-            descriptors = expect(guest, "done", Pace().batch_seconds)
-            if len(descriptors) != 1:
+            deadline = time.monotonic() + Pace().batch_seconds
+            message, descriptors = guest.receive(deadline)
+            if message.get("say") != "done" or len(descriptors) != 1:
+                for descriptor in descriptors:
+                    os.close(descriptor)
                 raise Junk("no outputs")
             outputs = read_outputs(descriptors[0])
     finally:
@@ -255,10 +259,13 @@ def asking(
     sheet: Sheet,
     floats: int,
     allowed: Pace,
+    *,
+    compiles: bool = False,
 ) -> Iterator[tuple[Guest, Any, Any]]:
     """A model guest and memory for two questions and answers of so many floats each:
 
-    (guest, uint16 (2, per_batch, T+1), float32 (2, floats)).
+    (guest, uint16 (2, per_batch, T+1), float32 (2, floats)). compiles: whether it may,
+    and is lent what others compiled.
     """
     import numpy as np
 
@@ -269,7 +276,9 @@ def asking(
     hello = {"rows": sheet.per_batch, "context": context}
     hello["vocabulary"] = sheet.vocabulary
     try:
-        with model(bench, run, slot, hello, allowed, asks, says) as guest:
+        with model(
+            bench, run, slot, hello, allowed, asks, says, compiles=compiles
+        ) as guest:
             guest.asked = True
             inputs = np.frombuffer(question, dtype="<u2").reshape(shape)
             outputs = np.frombuffer(answer, dtype="<f4").reshape(2, floats)
@@ -288,25 +297,65 @@ def claimed(
     """
     import numpy as np
 
-    rows, context = sheet.rows, sheet.rows.shape[1] - 1
+    rows = sheet.rows
     probe, at = np.frombuffer(probe_of(run), "<u2"), len(rows)
     if len(probe):
         at = int.from_bytes(os.urandom(4), "little") % (len(rows) + 1)
         rows = np.insert(rows, at, probe, axis=0)
-    begun, floats = time.monotonic(), sheet.per_batch * context
-    with asking(bench, run, slot, sheet, floats, allowed) as (guest, asks, says):
-        ready = time.monotonic() - begun
-        claims, pace = claims_on(rows, guest, slot, asks, says, allowed)
-    took = Pace(ready, pace[0], median(pace))
+    whole = replace(sheet, rows=rows)
+    long_seconds = LONG_SECONDS.get(slot.device)
+    try:
+        claims, took = claims_of(bench, run, slot, whole, allowed, long_seconds)
+    except NotCompiled:
+        claims, took = claims_of(bench, run, slot, whole, allowed, None)
     if not len(probe):
         return claims, np.empty(0, dtype="<f4"), took
     return np.delete(claims, at, axis=0), claims[at], took
 
 
+class NotCompiled(Exception):
+    """A guest that was told to compile has not said that it has."""
+
+
+def claims_of(
+    bench: Bench,
+    run: Run,
+    slot: Slot,
+    sheet: Sheet,
+    allowed: Pace,
+    long_seconds: float | None,
+) -> tuple["Array", Pace]:
+    """One guest's claims on all rows. It compiles first if they take so many seconds.
+
+    That gives it time of its own with text that it has seen. Another one is audited,
+    and what this one leaves as compiled code only such as this one ever see.
+    """
+    begun, floats = time.monotonic(), sheet.per_batch * (sheet.rows.shape[1] - 1)
+    compiles = long_seconds is not None
+    with asking(bench, run, slot, sheet, floats, allowed, compiles=compiles) as (
+        guest,
+        asks,
+        says,
+    ):
+        ready = time.monotonic() - begun
+        claims, pace, compiled_it = claims_on(
+            sheet.rows, guest, asks, says, allowed, long_seconds
+        )
+        if compiled_it:
+            guest.kill()
+            compiled.keep(bench.lab, run.candidate.proposal, guest.folder, "serve")
+    return claims, Pace(ready, pace[0], median(pace))
+
+
 def claims_on(
-    rows: "Array", guest: Guest, slot: Slot, asks: Any, says: Any, allowed: Pace
-) -> tuple["Array", list[float]]:
-    """Claims float32 (R, T), and the seconds of each batch.
+    rows: "Array",
+    guest: Guest,
+    asks: Any,
+    says: Any,
+    allowed: Pace,
+    long_seconds: float | None,
+) -> tuple["Array", list[float], bool]:
+    """(claims float32 (R, T), seconds of each batch, whether it compiled).
 
     A question ahead of the answers, so that no GPU waits for this process.
     """
@@ -315,6 +364,7 @@ def claims_on(
     size, context = asks.shape[1], asks.shape[2] - 1
     claims = np.empty((len(rows), context), dtype="<f4")
     pace: list[float] = []
+    compiled_it = False
 
     def ask(start: int) -> None:
         half, part = start // size % 2, rows[start : start + size]
@@ -326,29 +376,38 @@ def claims_on(
     left, asked_at = allowed.first_seconds, time.monotonic()
     for start in range(0, len(rows), size):
         half, after = start // size % 2, start + size
-        compiles = start == TRIED * size and is_long(rows[after:], size, pace, slot)
-        if after < len(rows) and not compiles:
+        now = start == TRIED * size and is_long(rows[after:], size, pace, long_seconds)
+        if after < len(rows) and not now:
             ask(after)
         expect(guest, "done", left)
         pace.append(time.monotonic() - asked_at)
         # A private copy first: the guest could still be writing there.
         copy = says[half].copy().reshape(size, context)
         claims[start:after] = copy[: len(rows) - start]
-        if compiles:
-            guest.send({"say": "compile", "half": half})
-            expect(guest, "done", COMPILE_SECONDS)
+        if now:
+            have_compiled(guest, half)
+            compiled_it = True
             ask(after)
         left, asked_at = allowed.batch_seconds, time.monotonic()
-    return claims, pace
+    return claims, pace, compiled_it
 
 
-def is_long(rows: "Array", size: int, pace: list[float], slot: Slot) -> bool:
-    """Whether so many rows take longer than compiling would be worth.
+def is_long(
+    rows: "Array", size: int, pace: list[float], long_seconds: float | None
+) -> bool:
+    """Whether so many rows are left that compiling pays."""
+    if long_seconds is None or not len(rows):
+        return False
+    return len(rows) / size * median(pace[1:]) > long_seconds
 
-    It gives a guest time of its own with text that it has seen: another one audits it.
-    """
-    most = LONG_SECONDS.get(slot.device, math.inf)
-    return len(rows) > 0 and len(rows) / size * median(pace[1:]) > most
+
+def have_compiled(guest: Guest, half: int) -> None:
+    """Wait until a guest has compiled its model on the rows of a half."""
+    guest.send({"say": "compile", "half": half})
+    try:
+        expect(guest, "done", COMPILE_SECONDS)
+    except TimeoutError:
+        raise NotCompiled from None
 
 
 def probe_of(run: Run) -> bytes:

@@ -21,6 +21,7 @@ from typing import Any
 from autoresearch import (
     apparatus,
     cage,
+    compiled,
     machine,
     policy,
     probing,
@@ -32,7 +33,7 @@ from autoresearch.books import Books
 from autoresearch.cage import Limits, Slot, Stop, Walls
 from autoresearch.chips import Gpu
 from autoresearch.errors import LabError
-from autoresearch.experiment import HARNESS, Candidate
+from autoresearch.experiment import HARNESS, PERSON, Candidate
 from autoresearch.lab import Lab, git_blob, write_whole
 from autoresearch.ledger import Ledger
 from autoresearch.loop import Night
@@ -148,6 +149,7 @@ def opened(lab: Lab, options: Options, stop: Stop) -> Iterator[tuple[Night, Now]
         thinking: Proposer | None = None  # None: the night could not be put together
         waiting: Waiting | None = None
         try:
+            lend_own_code_only(lab, ledger)
             found_night, now = night_of(lab, options, stop, found, ledger)
             thinking = found_night.proposer
             waiting = found_night.bench.waiting
@@ -162,10 +164,17 @@ def opened(lab: Lab, options: Options, stop: Stop) -> Iterator[tuple[Night, Now]
             ledger.close()
 
 
+def lend_own_code_only(lab: Lab, ledger: Ledger) -> None:
+    """Drop what `check` compiled of a file that this lab did not begin with."""
+    if begun_with := {row.blob for row in ledger.rows() if row.author == PERSON}:
+        compiled.forget_all_but(lab, *begun_with)
+
+
 def leave_nothing_behind(lab: Lab) -> None:
     """End what a killed night left: processes, run folders, the note of what ran."""
     cage.sweep(lab.folder)
     cage.erase(lab.state / "runs")
+    compiled.sweep(lab)
     lab.now.unlink(missing_ok=True)
     Notebook(lab.folder).exclude(*VIEWS_OF_OURS)
 

@@ -182,7 +182,7 @@ class Understudy:
     def ready(self, deadline: float) -> bool:
         """Wait until it is; False when it ended instead."""
         try:
-            self._guest.receive(deadline)
+            self._guest.hear(deadline)
         except (Exited, OverLimit, Junk):
             return False
         return bool(self._guest.pids())
@@ -194,8 +194,7 @@ class Understudy:
             (self._folder / name).write_text(text)
         try:
             guest.send({"say": "go"})
-            message, _ = guest.receive(deadline)
-            return read(message)
+            return read(guest.hear(deadline))
         except Exited as gone:
             guest.kill()
             words = sandbox.last_line(guest.log.whole()) or f"exit code {gone.code}"

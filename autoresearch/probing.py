@@ -154,7 +154,7 @@ def probed(candidate: Walls, lab: Lab, slot: Slot) -> Findings:
             )
             with guest:
                 guest.send({**targets, **expected(lab, folder, slot)})
-                message, _ = guest.receive(time.monotonic() + PROBE_SECONDS)
+                message = guest.hear(time.monotonic() + PROBE_SECONDS)
         return Findings(candidate, tuple(map(str, message["open"])))
     except (Exited, TimeoutError, OverLimit, Junk, KeyError, OSError) as error:
         said = guest.log.whole().decode(errors="replace") if guest else ""
@@ -180,7 +180,7 @@ def sees_its_gpu(candidate: Walls, lab: Lab, slot: Slot) -> bool:
             folder, lab=lab.folder, slot=slot, limits=limits, stop=stop,
             walls=candidate, code=COUNT_GPUS,
         ) as guest:  # fmt: skip
-            message, _ = guest.receive(time.monotonic() + PROBE_SECONDS)
+            message = guest.hear(time.monotonic() + PROBE_SECONDS)
         return message.get("gpus") == 1
     except (Exited, TimeoutError, OverLimit, Junk):
         return False

@@ -128,7 +128,8 @@ def train(
     folder = bench.lab.run_folder(proposal.number, seed)
     erase(folder)
     folder.mkdir(parents=True)
-    compiled.forget(bench.lab, proposal)
+    if compiled.persons(proposal):
+        compiled.forget_all_but(bench.lab, candidate.blob)
     with entered(bench, slot, "train", proposal) as guest:
         try:
             run = attend(bench, candidate, guest, seed, slot, folder, outlook)
@@ -144,17 +145,21 @@ def train(
 
 @contextmanager
 def entered(
-    bench: Bench, slot: Slot, task: Task, proposal: Proposal
+    bench: Bench, slot: Slot, task: Task, proposal: Proposal, *, compiles: bool = True
 ) -> Iterator[Guest]:
-    """A guest to `greet`, which may have waited; its folder goes when it does."""
+    """A guest to `greet`, which may have waited; its folder goes when it does.
+
+    compiles: whether one that serves is lent what others that serve compiled.
+    """
     guest = None
     if bench.waiting is not None:
         guest = bench.waiting.take(slot, task, proposal.source)
     if guest is None:
-        folder = furnished(bench)
-        compiled.lend(bench.lab, folder, task, own=compiled.persons(proposal))
+        folder = equipped(bench, task, own=compiled.persons(proposal))
         guest = started(bench, folder, slot)
     try:
+        if task == "serve" and compiles:  # before it has read a word of train.py
+            compiled.lend(bench.lab, guest.folder, task)
         yield guest
     finally:
         guest.kill()
@@ -169,12 +174,10 @@ def get_ready(bench: Bench, slot: Slot) -> None:
 
 def ahead(bench: Bench, slot: Slot, task: Task) -> Guest | None:
     """A guest that will wait; None where what it is to be lent is not there yet."""
-    if task == "train" and not compiled.store(bench.lab, task).is_dir():
-        return None
-    folder = furnished(bench)
-    # Of those that serve, one may be the person's own, whose code is kept.
-    compiled.lend(bench.lab, folder, task, own=task == "serve")
     compiles = compiled.store(bench.lab, task).is_dir()
+    if task == "train" and not compiles:
+        return None
+    folder = equipped(bench, task, own=False)
     return started(bench, folder, slot, COMPILING if compiles else SERVING)
 
 
@@ -212,6 +215,19 @@ def furnished(bench: Bench) -> Path:
     return scratch
 
 
+def equipped(bench: Bench, task: Task, *, own: bool) -> Path:
+    """Such a folder, with room for compiled code, and what there is to train with.
+
+    own: whether it is for the person's own train.py, which compiles from nothing.
+    """
+    folder = furnished(bench)
+    if own or task == "serve":
+        compiled.make_room(folder)
+    if task == "train":
+        compiled.lend(bench.lab, folder, task)
+    return folder
+
+
 def discard(*runs: Run) -> None:
     """Throw away what is kept of runs that have been measured."""
     for run in runs:
@@ -234,7 +250,7 @@ def attend(
     with failing(candidate, guest, stage, log):
         greet(guest, greeting(terms, seed, slot), candidate.proposal.source)
         bench.watch(candidate, Progress("starting", 0.0, 0.0))
-        message, _ = guest.receive(begun + stage.seconds)
+        message = guest.hear(begun + stage.seconds)
         if message.get("say") != "start":
             raise Junk("something else before it touched the data")
         stage.name, stage.seconds = "training", terms.last_second

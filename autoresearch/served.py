@@ -10,7 +10,6 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from subprocess import SubprocessError
 from typing import NoReturn
 
 import numpy as np
@@ -150,34 +149,41 @@ def lab_shape() -> tuple[int, int]:
     return int(lab.CONTEXT), int(lab.VOCABULARY)
 
 
-MAY_FAIL = (RuntimeError, ValueError, TypeError, LookupError, AssertionError)
-# A compiler is many programs, and starts others.
-COMPILER_MAY_FAIL = (*MAY_FAIL, OSError, ImportError, AttributeError, SubprocessError)
-
-
 def compiled(
     model: nn.Module, batch: torch.Tensor, vocabulary: int
 ) -> tuple[Losses, ...]:
     """Compile a model that knows how, on this batch; what its losses are taken by then.
 
     Knowing how is a `compile` of its own: torch's compiles a model whole, which takes
-    longer than it saves. One that cannot be compiled after all stays as it is.
+    longer than it saves. One that cannot be compiled after all is put back as it was.
     """
     if type(model).compile is nn.Module.compile:
         return ()
+    before = [(module, contents(module)) for module in model.modules()]
     losses: Losses = torch.compile(losses_of, dynamic=False)
     try:
         model.compile()
         claim(model, batch, vocabulary, losses)
-    except COMPILER_MAY_FAIL as error:
+    except Exception as error:
         print(f"not compiled: {error}", file=sys.stderr, flush=True)
-        torch.compiler.set_stance("force_eager")
+        for module, found in before:
+            vars(module).clear()
+            vars(module).update(found)
         return ()
     return (losses,)
 
 
+def contents(module: nn.Module) -> dict[str, object]:
+    """All that hangs on a module by name; its tables of parameters and so on copied."""
+    return {
+        name: held.copy() if isinstance(held, dict) else held
+        for name, held in vars(module).items()
+    }
+
+
 PIECE = 32  # rows are cut to multiples of this: few shapes, and some kernels like it
 SAME_NATS = 1e-4
+MAY_FAIL = (RuntimeError, ValueError, TypeError, LookupError, AssertionError)
 
 
 class Last:

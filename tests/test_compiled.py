@@ -9,8 +9,9 @@ import pytest
 
 from autoresearch import cage, checking, compiled, night
 from autoresearch.experiment import Proposal
+from autoresearch.lab import Lab, git_blob
 from autoresearch.sandbox import last_line
-from tests.nights import line_lab, run
+from tests.nights import command, line_lab, run
 
 LOOKS = """
 import os, pathlib
@@ -28,6 +29,12 @@ def found(lab, number):
     logs = lab.logs.glob(f"{number}-*.log")
     logs = sorted(logs, key=lambda path: path.stat().st_mtime_ns)
     return [re.search(r"FOUND (.*)END", log.read_text())[1].split() for log in logs]
+
+
+def lent(lab, scratch):
+    """What the person's own train.py is given."""
+    compiled.make_room(scratch)
+    compiled.lend(lab, scratch, "train")
 
 
 @pytest.fixture
@@ -62,7 +69,7 @@ def test_a_persons_compiled_code_reaches_every_run_and_a_candidates_none(lab):
 def test_links_and_too_much_are_not_kept(tmp_path):
     lab, scratch = line_lab(tmp_path / "lab"), tmp_path / "scratch"
     scratch.mkdir()
-    compiled.lend(lab, scratch, "train", own=True)
+    lent(lab, scratch)
     (scratch / ".compiled" / "link").symlink_to("/etc/passwd")
     os.mkfifo(scratch / ".compiled" / "pipe")
 
@@ -81,9 +88,8 @@ def test_what_is_kept_belongs_to_one_file_of_the_persons(tmp_path):
     for source, name, took in (("a", "x", 50.0), ("a", "y", 6.0), ("b", "z", 9.0)):
         scratch, own = tmp_path / name, replace(OWN, source=source)
         scratch.mkdir()
-        compiled.forget(lab, own)
-        compiled.forget(lab, OTHERS)
-        compiled.lend(lab, scratch, "train", own=True)
+        compiled.forget_all_but(lab, git_blob(source))
+        lent(lab, scratch)
         (scratch / ".compiled" / name).write_text(name)
         compiled.keep(lab, own, scratch, "train", took)
         seconds.append(compiled.note_of(lab, "train").seconds)
@@ -111,6 +117,44 @@ def test_check_compiles_for_the_night_and_forecasts_with_its_second_run(
     assert "the first" in "\n".join(said.lines())
     assert not list((lab.state / "runs").glob("*"))
     assert cage.sweep(lab.folder) == 0
+
+
+def test_a_note_without_what_it_is_about_says_nothing(tmp_path):
+    """Or a slow `check` of another file would stretch the limit of start-up."""
+    lab, scratch = line_lab(tmp_path / "lab"), tmp_path / "scratch"
+    scratch.mkdir()
+    lent(lab, scratch)
+    (scratch / ".compiled" / "code").write_text("x")
+    compiled.keep(lab, OWN, scratch, "train", 170.0)
+    store = compiled.store(lab, "train")
+
+    store.rename(store.with_name("old-killed"))
+    assert compiled.note_of(lab, "train").seconds == 0.0
+
+    (store.parent / "half-killed").mkdir()
+    compiled.sweep(lab)
+    assert [path.suffix for path in store.parent.iterdir()] == [".json"]
+
+
+def test_a_champion_checked_in_a_clone_lends_nothing_after_rebuild(lab, tmp_path):
+    """There were no books yet, so nobody knew that a candidate had written it."""
+    source = lab.read("train.py").replace("RATE = 0.01", "RATE = 0.02")
+    run(lab, {"title": "better", "source": source.replace('"own"', '"a candidate"')})
+    clone = Lab(tmp_path / "clone")
+    refs = "refs/autoresearch/*:refs/autoresearch/*"
+    for words in (
+        ("clone", "-q", str(lab.folder), str(clone.folder)),
+        ("-C", str(clone.folder), "fetch", "-q", "origin", refs),
+    ):
+        subprocess.run(("git", *words), check=True)
+    assert '"a candidate"' in clone.read("train.py")
+    checking.check(clone, ["search"], 1.0)
+    kept = compiled.store(clone, "train")
+    assert [path.name for path in kept.iterdir()] == ["a candidate"]
+
+    command(clone, "rebuild")
+
+    assert not kept.exists()
 
 
 def test_what_a_checked_file_compiled_does_not_reach_a_changed_one(lab, monkeypatch):
@@ -142,7 +186,7 @@ def test_after_the_first_night_a_check_keeps_nothing(lab):
 def test_nobody_elses_is_ever_kept(tmp_path):
     lab, scratch = line_lab(tmp_path / "lab"), tmp_path / "scratch"
     scratch.mkdir()
-    compiled.lend(lab, scratch, "train", own=False)
+    compiled.lend(lab, scratch, "train")
     assert not (scratch / ".compiled").exists()
     (scratch / ".compiled").mkdir()
     (scratch / ".compiled" / "planted").write_text("x")

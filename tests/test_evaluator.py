@@ -2,6 +2,7 @@
 
 import difflib
 import importlib.util
+import os
 import shutil
 import subprocess
 import sys
@@ -273,13 +274,82 @@ def test_a_model_is_compiled_for_a_long_text_and_the_code_of_the_persons_own_len
         score(bench, knows_how(lab, "raise SystemExit(3 * made.exists())"))
 
 
-def test_a_model_that_cannot_be_compiled_is_scored_as_it_is(lab, long):
+@pytest.mark.parametrize("words", ['raise RuntimeError("no compiler")', "1 / 0"])
+def test_a_model_that_cannot_be_compiled_is_scored_as_it_was(lab, long, words):
     bench = bench_of(lab, 4000)
+    breaks = f"self.ln_f = None; {words}"
 
-    found = score(bench, knows_how(lab, 'raise RuntimeError("no compiler")'))
+    found = score(bench, knows_how(lab, breaks))
 
     plain = score(bench, lab.read("train.py"))
     assert found.value == pytest.approx(plain.value, abs=1e-6)
+
+
+def test_a_model_that_compiles_for_too_long_is_asked_without(lab, long, monkeypatch):
+    monkeypatch.setattr(evaluator, "COMPILE_SECONDS", 0.5)
+    source = knows_how(lab, "import time; time.sleep(60)")
+
+    assert 0 < score(bench_of(lab, 4000), source).value < 9
+
+
+AUDITED = """
+import os, pathlib
+from autoresearch import guest, served
+made = pathlib.Path(os.getenv("TORCHINDUCTOR_CACHE_DIR"), "made")
+claims, honest = [], served.claim
+def claim(*words):
+    claims.append(1)
+    found = honest(*words)
+    claims.pop()
+    return found
+served.claim = claim
+run = prepare.begin(GPT)"""
+
+
+def test_what_a_claiming_process_left_reaches_no_audited_one(lab, long):
+    """It had read the answers, and one of the person's own may have written them down."""
+    bench = bench_of(lab, 4000)
+    score(bench, knows_how(lab, 'made.write_text("answers")'), by="human")
+    source = lab.read("train.py").replace("run = prepare.begin(GPT)", AUDITED)
+    serving = (
+        'if guest._hello["mode"] == "serve" and {} made.exists(): raise SystemExit'
+    )
+    looks = "        return self.lm_head"
+
+    for_all = source.replace(looks, f"        {serving.format('')}\n{looks}")
+    for_audits = source.replace(
+        looks, f"        {serving.format('not claims and')}\n{looks}"
+    )
+
+    assert 0 < score(bench, for_audits).value < 9
+    with pytest.raises(Failed):
+        score(bench, for_all)
+
+
+def test_descriptors_that_nobody_asked_for_are_closed(lab, monkeypatch):
+    """Four a message: a long text would be more of them than a process may have."""
+    monkeypatch.setattr(evaluator.chips, "rows_at_a_time", lambda *_: 8)
+    sends = """
+import os
+from autoresearch import channel
+plain = channel.Channel.send
+def send(link, message, *descriptors):
+    more = [os.open("/dev/null", 0) for _ in range(4 - len(descriptors))]
+    if message["say"] == "submit":
+        more = []
+    plain(link, message, *descriptors, *more)
+channel.Channel.send = send
+run = prepare.begin(GPT)"""
+    source = lab.read("train.py").replace("run = prepare.begin(GPT)", sends)
+    bench = bench_of(lab, 4000)
+    score(bench, lab.read("train.py"))
+    before = len(os.listdir("/proc/self/fd"))
+
+    with pytest.raises(Failed, match="probe"):
+        score(bench, source)
+    score(bench, source.replace('"submit"', '"submit" or message["say"] == "probed"'))
+
+    assert len(os.listdir("/proc/self/fd")) <= before
 
 
 def test_a_short_text_is_not_worth_compiling_for(lab):

@@ -78,6 +78,7 @@ CATCHING_ALL = {
         "execute",
     ): "prepare.py is the researcher's and may raise anything",
     ("rehearsal.py", "main"): "an untrusted train.py may raise anything",
+    ("served.py", "compiled"): "a compiler may, and what compiles by a train.py",
 }
 
 FORBIDDEN_WORDS = {"util", "utils", "helper", "helpers", "manager", "handler", "misc"}

@@ -240,7 +240,7 @@ def remembered(groups, window, device):
     return chosen
 
 
-CHOSEN = {}  # kind of layer -> (name, function); filled before anything is compiled
+CHOSEN = {}  # kind of layer -> (name, function); filled before the clock starts
 
 
 def attention_of(kind, device, serving=True):
