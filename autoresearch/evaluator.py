@@ -111,15 +111,13 @@ def model(
     hello: dict[str, Any],
     allowed: Pace,
     *shared: int,
-    compiles: bool = False,
+    lends: bool = False,
 ) -> Iterator[Guest]:
     """A fresh guest that serves the run's weights, ready to answer."""
     proposal = run.candidate.proposal
     file = channel.sealed_file(run.weights, "weights")
     try:
-        with sandbox.entered(
-            bench, slot, "serve", proposal, compiles=compiles
-        ) as guest:
+        with sandbox.entered(bench, slot, "serve", proposal, lends=lends) as guest:
             greeting = {"mode": "serve", "device": slot.device, **hello}
             try:
                 sandbox.greet(guest, greeting, proposal.source, file, *shared)
@@ -202,7 +200,9 @@ def audited(bench: Bench, run: Run, slot: Slot, split: str) -> tuple[float, floa
     place = calibration_of(bench, slot)
     known = place.read()
     allowed = known.allowed if known else Pace()
-    claims, on_probe, pace = claimed(bench, run, slot, sheet, allowed)
+    # Who calibrates compiles from nothing: others may have to.
+    lends = known is not None
+    claims, on_probe, pace = claimed(bench, run, slot, sheet, allowed, lends=lends)
     if not ((claims >= -1e-6) & (claims < LARGEST_CLAIM)).all():
         raise Junk("losses that are negative, not finite or absurd")
     rng = np.random.default_rng(int.from_bytes(os.urandom(16), "little"))
@@ -260,12 +260,12 @@ def asking(
     floats: int,
     allowed: Pace,
     *,
-    compiles: bool = False,
+    lends: bool = False,
 ) -> Iterator[tuple[Guest, Any, Any]]:
     """A model guest and memory for two questions and answers of so many floats each:
 
-    (guest, uint16 (2, per_batch, T+1), float32 (2, floats)). compiles: whether it may,
-    and is lent what others compiled.
+    (guest, uint16 (2, per_batch, T+1), float32 (2, floats)). lends: whether it is given
+    what others compiled.
     """
     import numpy as np
 
@@ -276,9 +276,7 @@ def asking(
     hello = {"rows": sheet.per_batch, "context": context}
     hello["vocabulary"] = sheet.vocabulary
     try:
-        with model(
-            bench, run, slot, hello, allowed, asks, says, compiles=compiles
-        ) as guest:
+        with model(bench, run, slot, hello, allowed, asks, says, lends=lends) as guest:
             guest.asked = True
             inputs = np.frombuffer(question, dtype="<u2").reshape(shape)
             outputs = np.frombuffer(answer, dtype="<f4").reshape(2, floats)
@@ -289,7 +287,7 @@ def asking(
 
 
 def claimed(
-    bench: Bench, run: Run, slot: Slot, sheet: Sheet, allowed: Pace
+    bench: Bench, run: Run, slot: Slot, sheet: Sheet, allowed: Pace, *, lends: bool
 ) -> tuple["Array", "Array", Pace]:
     """(claims float32 (R, T), claims on the probe (T,) or (0,), how long it took).
 
@@ -302,19 +300,19 @@ def claimed(
     if len(probe):
         at = int.from_bytes(os.urandom(4), "little") % (len(rows) + 1)
         rows = np.insert(rows, at, probe, axis=0)
-    whole = replace(sheet, rows=rows)
-    long_seconds = LONG_SECONDS.get(slot.device)
+    whole, most = replace(sheet, rows=rows), LONG_SECONDS.get(slot.device)
+    lends = lends and most is not None
     try:
-        claims, took = claims_of(bench, run, slot, whole, allowed, long_seconds)
+        claims, took = claims_of(bench, run, slot, whole, allowed, most, lends=lends)
     except NotCompiled:
-        claims, took = claims_of(bench, run, slot, whole, allowed, None)
+        claims, took = claims_of(bench, run, slot, whole, allowed, None, lends=False)
     if not len(probe):
         return claims, np.empty(0, dtype="<f4"), took
     return np.delete(claims, at, axis=0), claims[at], took
 
 
 class NotCompiled(Exception):
-    """A guest that was told to compile has not said that it has."""
+    """A guest that was told to compile has not, or not in time."""
 
 
 def claims_of(
@@ -324,6 +322,8 @@ def claims_of(
     sheet: Sheet,
     allowed: Pace,
     long_seconds: float | None,
+    *,
+    lends: bool,
 ) -> tuple["Array", Pace]:
     """One guest's claims on all rows. It compiles first if they take so many seconds.
 
@@ -331,8 +331,7 @@ def claims_of(
     and what this one leaves as compiled code only such as this one ever see.
     """
     begun, floats = time.monotonic(), sheet.per_batch * (sheet.rows.shape[1] - 1)
-    compiles = long_seconds is not None
-    with asking(bench, run, slot, sheet, floats, allowed, compiles=compiles) as (
+    with asking(bench, run, slot, sheet, floats, allowed, lends=lends) as (
         guest,
         asks,
         says,
@@ -406,7 +405,7 @@ def have_compiled(guest: Guest, half: int) -> None:
     guest.send({"say": "compile", "half": half})
     try:
         expect(guest, "done", COMPILE_SECONDS)
-    except TimeoutError:
+    except (TimeoutError, Exited, OverLimit):
         raise NotCompiled from None
 
 

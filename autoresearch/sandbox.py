@@ -145,11 +145,11 @@ def train(
 
 @contextmanager
 def entered(
-    bench: Bench, slot: Slot, task: Task, proposal: Proposal, *, compiles: bool = True
+    bench: Bench, slot: Slot, task: Task, proposal: Proposal, *, lends: bool = False
 ) -> Iterator[Guest]:
     """A guest to `greet`, which may have waited; its folder goes when it does.
 
-    compiles: whether one that serves is lent what others that serve compiled.
+    lends: whether one that serves is given what others that serve compiled.
     """
     guest = None
     if bench.waiting is not None:
@@ -158,7 +158,7 @@ def entered(
         folder = equipped(bench, task, own=compiled.persons(proposal))
         guest = started(bench, folder, slot)
     try:
-        if task == "serve" and compiles:  # before it has read a word of train.py
+        if task == "serve" and lends:  # before it has read a word of train.py
             compiled.lend(bench.lab, guest.folder, task)
         yield guest
     finally:
@@ -263,7 +263,12 @@ def attend(
             )
         seconds = time.monotonic() - started
         guest.measure()
-        too_early(candidate, terms, seconds, submitted, log)
+        try:
+            too_early(candidate, terms, seconds, submitted, log)
+        except Failed:  # what came with it may be the whole model
+            for descriptor in descriptors:
+                os.close(descriptor)
+            raise
         file = take_weights(candidate, descriptors, folder, log)
         stage.name, stage.seconds = "the probe", PROBE_SECONDS
         probe, answer = probed(bench, guest)

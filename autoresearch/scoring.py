@@ -56,7 +56,7 @@ def score_folder(lab: Lab, found: apparatus.Apparatus, folder: Path) -> Score:
     slot = machine.slots()[0] if found.causal else Slot()
     walls = probing.build(lab, program.cage, slot)
     bench = Bench(lab, found, terms, Stop(), lambda candidate, progress: None, walls)
-    proposal = Proposal(0, "a checkpoint", source, "", "human")
+    proposal = Proposal(0, "a checkpoint", source, "", "score")
     run = Run(
         Candidate(proposal, git_blob(source)),
         *(0, 0.0, 0.0, 0.0, scratch / model.name, (), lab.logs / "score.log"),

@@ -155,30 +155,39 @@ def compiled(
     """Compile a model that knows how, on this batch; what its losses are taken by then.
 
     Knowing how is a `compile` of its own: torch's compiles a model whole, which takes
-    longer than it saves. One that cannot be compiled after all is put back as it was.
+    longer than it saves. One that cannot be after all gets back what hung on it.
     """
     if type(model).compile is nn.Module.compile:
         return ()
-    before = [(module, contents(module)) for module in model.modules()]
+    before = [(module, Contents(module)) for module in model.modules()]
     losses: Losses = torch.compile(losses_of, dynamic=False)
     try:
         model.compile()
         claim(model, batch, vocabulary, losses)
     except Exception as error:
         print(f"not compiled: {error}", file=sys.stderr, flush=True)
-        for module, found in before:
-            vars(module).clear()
-            vars(module).update(found)
+        for module, contents in before:
+            contents.put_back(module)
         return ()
     return (losses,)
 
 
-def contents(module: nn.Module) -> dict[str, object]:
-    """All that hangs on a module by name; its tables of parameters and so on copied."""
-    return {
-        name: held.copy() if isinstance(held, dict) else held
-        for name, held in vars(module).items()
-    }
+class Contents:
+    """What hangs on a module by name, to be put back."""
+
+    TABLES = ("_parameters", "_buffers", "_modules")
+
+    def __init__(self, module: nn.Module) -> None:
+        self._held = dict(vars(module))
+        self._tables = {name: dict(self._held[name]) for name in self.TABLES}
+
+    def put_back(self, module: nn.Module) -> None:
+        """The same objects under the same names, and in torch's own tables as well."""
+        vars(module).clear()
+        vars(module).update(self._held)
+        for name, table in self._tables.items():
+            self._held[name].clear()
+            self._held[name].update(table)
 
 
 PIECE = 32  # rows are cut to multiples of this: few shapes, and some kernels like it

@@ -256,7 +256,7 @@ def knows_how(lab, words):
     return source
 
 
-def test_a_model_is_compiled_for_a_long_text_and_the_code_of_the_persons_own_lent(
+def test_a_model_is_compiled_for_a_long_text_and_the_persons_own_code_kept(
     lab, long
 ):
     bench, kept = bench_of(lab, 4000), compiled.store(lab, "serve")
@@ -270,8 +270,6 @@ def test_a_model_is_compiled_for_a_long_text_and_the_code_of_the_persons_own_len
     assert (kept / "made").read_text() == "kept"
     for one in (candidate, found):
         assert one.value == pytest.approx(plain.value, abs=1e-6)
-    with pytest.raises(Failed):  # it finds what was kept, and leaves
-        score(bench, knows_how(lab, "raise SystemExit(3 * made.exists())"))
 
 
 @pytest.mark.parametrize("words", ['raise RuntimeError("no compiler")', "1 / 0"])
@@ -285,9 +283,12 @@ def test_a_model_that_cannot_be_compiled_is_scored_as_it_was(lab, long, words):
     assert found.value == pytest.approx(plain.value, abs=1e-6)
 
 
-def test_a_model_that_compiles_for_too_long_is_asked_without(lab, long, monkeypatch):
-    monkeypatch.setattr(evaluator, "COMPILE_SECONDS", 0.5)
-    source = knows_how(lab, "import time; time.sleep(60)")
+@pytest.mark.parametrize("words", ["import time; time.sleep(60)", "os._exit(1)"])
+def test_one_that_compiles_for_too_long_or_dies_of_it_is_asked_without(
+    lab, long, monkeypatch, words
+):
+    monkeypatch.setattr(evaluator, "COMPILE_SECONDS", 2.0)
+    source = knows_how(lab, words)
 
     assert 0 < score(bench_of(lab, 4000), source).value < 9
 
@@ -324,6 +325,20 @@ def test_what_a_claiming_process_left_reaches_no_audited_one(lab, long):
     assert 0 < score(bench, for_audits).value < 9
     with pytest.raises(Failed):
         score(bench, for_all)
+
+
+def test_weights_that_come_too_early_are_let_go(lab):
+    source = lab.read("train.py").replace(
+        "run.submit(model)", "run.tokens_seen = 1\nrun.submit(model)"
+    )
+    bench = bench_of(lab, 4000)
+    score(bench, lab.read("train.py"))
+    before = len(os.listdir("/proc/self/fd"))
+
+    with pytest.raises(Failed, match="submitted after 1 of"):
+        score(bench, source)
+
+    assert len(os.listdir("/proc/self/fd")) <= before
 
 
 def test_descriptors_that_nobody_asked_for_are_closed(lab, monkeypatch):
