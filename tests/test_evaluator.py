@@ -256,9 +256,7 @@ def knows_how(lab, words):
     return source
 
 
-def test_a_model_is_compiled_for_a_long_text_and_the_persons_own_code_kept(
-    lab, long
-):
+def test_a_model_is_compiled_for_a_long_text_and_the_persons_own_code_kept(lab, long):
     bench, kept = bench_of(lab, 4000), compiled.store(lab, "serve")
     plain = score(bench, lab.read("train.py"))
     assert not kept.exists()
