@@ -117,7 +117,7 @@ class Checked:
 
     @property
     def first_words(self) -> str:
-        """What the first run's start-up took, where that was another thing."""
+        """What the first run's start-up took, where there was a second run."""
         first = self.first_startup_seconds
         return "" if first is None else f" (the first {first:.1f} s)"
 

@@ -365,10 +365,13 @@ run = prepare.begin(GPT)"""
     assert len(os.listdir("/proc/self/fd")) <= before
 
 
-def test_a_short_text_is_not_worth_compiling_for(lab):
-    source = knows_how(lab, "raise SystemExit(3)")
+def test_a_short_text_is_not_worth_compiling_for(lab, long, monkeypatch):
+    monkeypatch.setattr(evaluator, "LONG_SECONDS", {"cpu": 60.0})
+    source = knows_how(lab, 'made.write_text("compiled")')
 
-    assert 0 < score(bench_of(lab, 4000), source).value < 9
+    score(bench_of(lab, 4000), source, by="human")
+
+    assert not compiled.store(lab, "serve").exists()
 
 
 def test_audit_batches_never_show_an_answer_before_its_question():
