@@ -14,6 +14,7 @@ import fcntl
 import json
 import mmap
 import os
+import select
 import socket
 import struct
 import time
@@ -82,6 +83,12 @@ class Channel:
             self.socket.settimeout(left)
             self.read()
         return found
+
+    def waits(self, limit_seconds: float) -> bool:
+        """Whether a message has begun to come, or does within so many seconds."""
+        end = select.poll()
+        end.register(self.socket, select.POLLIN)
+        return bool(self._bytes) or bool(end.poll(1000 * limit_seconds))
 
     def read(self) -> None:
         """Take what has arrived off the socket; block for it if nothing has."""

@@ -58,7 +58,7 @@ SLOWDOWNS = {
 # A desktop's GPU lives with a power cap; the others mean that something is wrong.
 HARMFUL = frozenset(SLOWDOWNS.values()) - {"software power cap"}
 # Tokens that a model is asked about at a time, where the card has room.
-BATCH_TOKENS = {"cpu": 4096, "mps": 8192, "cuda": 65536}
+BATCH_TOKENS = {"cpu": 4096, "mps": 8192, "cuda": 131072}
 # Of GPU memory for each of their logits: 22 by count while the loss is made (bf16, then
 # floats around the softcap, logarithm of the softmax), the rest for the model.
 LOGIT_BYTES = 32

@@ -10,7 +10,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -237,6 +237,9 @@ class Last:
         )
 
 
+POLL_SECONDS = 0.001
+
+
 def answer(
     link: Channel, hello: Message, model: nn.Module, descriptors: list[int]
 ) -> NoReturn:
@@ -244,7 +247,8 @@ def answer(
 
     Inputs: uint16 (2, rows, T+1). Outputs: float32 (2, ..), of which one half is filled
     with (rows, T) for a claim, and with (positions, V) for an audit, whose positions[i]
-    belongs to row i. Each message says which half it is about.
+    belongs to row i. Each message says which half it is about. Answers come in the
+    order of the questions; a GPU begins with the next while the last is on its way.
     """
     rows, context, vocabulary = hello["rows"], hello["context"], hello["vocabulary"]
     device = hello["device"]
@@ -255,21 +259,64 @@ def answer(
     outputs = outputs.reshape(2, -1)
     last = Last(model, vocabulary, device)
     quick: tuple[Losses, ...] = ()
+    coming: Coming | None = None
     link.send({"say": "ready"})
     while True:
-        message, _ = link.receive()
+        message, coming = received(link, coming)
         half = message["half"]
-        batch = torch.from_numpy(inputs[half].astype(np.int64)).to(device)
+        batch = on_device(inputs[half].astype(np.int64), device)
         if message["say"] == "compile":
-            quick = compiled(model, batch, vocabulary)
-            link.send({"say": "done"})
-            continue
-        if message["say"] == "claim":
+            quick, found = compiled(model, batch, vocabulary), torch.empty(0)
+        elif message["say"] == "claim":
             found = claim(model, batch, vocabulary, *quick)
         else:
             found = last.of(batch[:, :-1], message["positions"])
-        flat = found.reshape(-1).cpu().numpy()
-        outputs[half, : len(flat)] = flat
+        before, coming = coming, Coming(found.reshape(-1), outputs[half])
+        if before is not None:
+            before.tell(link)
+
+
+def received(link: Channel, coming: "Coming | None") -> tuple[Message, "Coming | None"]:
+    """The next message, and what is still on its way by then."""
+    while coming is not None:
+        if coming.there():
+            coming.tell(link)
+            coming = None
+        elif link.waits(POLL_SECONDS):
+            break
+    return link.receive()[0], coming
+
+
+def on_device(ids: Any, device: str) -> torch.Tensor:
+    """Whole numbers on a device. A GPU fetches them itself, when it comes to them."""
+    there = torch.from_numpy(ids)
+    if device == "cuda":
+        return there.pin_memory().to(device, non_blocking=True)
+    return there.to(device)
+
+
+class Coming:
+    """An answer (N,) on its way from a device into shared memory."""
+
+    def __init__(self, found: torch.Tensor, output: Any) -> None:
+        self._output = output
+        self._event = torch.cuda.Event() if found.is_cuda else None
+        if self._event is None:
+            self._floats = found.cpu()
+        else:
+            self._floats = torch.empty_like(found, device="cpu", pin_memory=True)
+            self._floats.copy_(found, non_blocking=True)
+            self._event.record()
+
+    def there(self) -> bool:
+        """Whether nothing has to be waited for."""
+        return self._event is None or self._event.query()
+
+    def tell(self, link: Channel) -> None:
+        """Wait for it, put it where the other side reads it, and say so."""
+        if self._event is not None:
+            self._event.synchronize()
+        self._output[: len(self._floats)] = self._floats.numpy()
         link.send({"say": "done"})
 
 

@@ -213,7 +213,7 @@ def test_small_cards_for_the_screens_do_not_outvote_the_one_that_computes():
 
 @pytest.mark.parametrize(
     ("vocabulary", "memory_gb", "rows"),
-    [(8192, None, 32), (8192, 80.0, 32), (8192, 12.0, 22), (65536, 80.0, 18), (65536, 0.1, 1)],
+    [(8192, None, 64), (8192, 80.0, 64), (8192, 12.0, 22), (65536, 80.0, 18), (65536, 0.1, 1)],
 )  # fmt: skip
 def test_a_batch_has_no_more_logits_than_the_card_can_hold(vocabulary, memory_gb, rows):
     found = chips.rows_at_a_time(2048, vocabulary, "cuda", memory_gb)
