@@ -273,14 +273,16 @@ def answer(
             found = last.of(batch[:, :-1], message["positions"])
         before, coming = coming, Coming(found.reshape(-1), outputs[half])
         if before is not None:
-            before.tell(link)
+            before.put()
+            link.send({"say": "done"})
 
 
 def received(link: Channel, coming: "Coming | None") -> tuple[Message, "Coming | None"]:
     """The next message, and what is still on its way by then."""
     while coming is not None:
         if coming.there():
-            coming.tell(link)
+            coming.put()
+            link.send({"say": "done"})
             coming = None
         elif link.waits(POLL_SECONDS):
             break
@@ -304,7 +306,7 @@ class Coming:
         if self._event is None:
             self._floats = found.cpu()
         else:
-            self._floats = torch.empty_like(found, device="cpu", pin_memory=True)
+            self._floats = torch.empty(len(found), dtype=found.dtype, pin_memory=True)
             self._floats.copy_(found, non_blocking=True)
             self._event.record()
 
@@ -312,12 +314,11 @@ class Coming:
         """Whether nothing has to be waited for."""
         return self._event is None or self._event.query()
 
-    def tell(self, link: Channel) -> None:
-        """Wait for it, put it where the other side reads it, and say so."""
+    def put(self) -> None:
+        """Wait for it, and put it where the other side reads it."""
         if self._event is not None:
             self._event.synchronize()
         self._output[: len(self._floats)] = self._floats.numpy()
-        link.send({"say": "done"})
 
 
 def mapped(descriptor: int, protection: int) -> mmap.mmap:

@@ -5,9 +5,9 @@
 For each --set (constants of train.py, the rest from the profile): milliseconds of a
 step on random tokens and how much of it each optimiser takes alone, tokens per second,
 MFU, peak memory, parameters, and how long it took to be ready. With --serving: a batch
-of the evaluator's size, eager and compiled as for a long text, seconds of compiling,
-and how far the two losses differ. With --kernels: where the GPU's time goes. Each size
-runs in a process of its own.
+of the evaluator's size, eager, compiled as for a long text, and so with the next begun
+before the last is read; seconds of compiling, and how far the two losses differ. With
+--kernels: where the GPU's time goes. Each size runs in a process of its own.
 
 Not covered: what a size learns; `benchmarks/gpu.py` trains it.
 """
@@ -140,6 +140,7 @@ def stepped(options, source, vocabulary, context):
 
 def serving(options, source, vocabulary, context):
     """Time the evaluator's batches, eager and compiled."""
+    import numpy as np
     import torch
 
     from autoresearch import served
@@ -162,12 +163,28 @@ def serving(options, source, vocabulary, context):
             took.append(waited(device) - before)
         return round(rows * context / statistics.median(took))
 
-    eager, found = batch(), {"eager_tokens_per_second": rate()}
+    def rate_ahead():
+        """The same with the next begun before the last is read, as `served.answer`."""
+        ids = tokens.cpu().numpy()
+        output, coming = np.empty(rows * context, dtype="<f4"), None
+        begun = waited(device)
+        for _ in range(options.steps):
+            claimed = served.claim(
+                model, served.on_device(ids, device), vocabulary, *quick
+            )
+            before, coming = coming, served.Coming(claimed.reshape(-1), output)
+            if before is not None:
+                before.put()
+        coming.put()
+        return round(options.steps * rows * context / (waited(device) - begun))
+
+    eager, found = batch(), {"rows": rows, "eager_tokens_per_second": rate()}
     before = waited(device)
     quick = served.compiled(model, tokens, vocabulary)
     found["compile_seconds"] = round(waited(device) - before, 1)
     compiled = batch()
     found["compiled_tokens_per_second"] = rate()
+    found["compiled_ahead_tokens_per_second"] = rate_ahead()
     found["largest_difference_nats"] = round((compiled - eager).abs().max().item(), 5)
     if options.kernels:
         print(kernels_of(batch), file=sys.stderr)

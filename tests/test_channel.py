@@ -160,6 +160,20 @@ def test_waiting_ends_at_the_limit(pair):
         pair[0].receive(0.05)
 
 
+def test_whether_a_message_has_begun_to_come_is_seen_without_taking_it(pair):
+    here, there = pair
+    before = there.waits(0.0)
+    here.send({"say": "one"})
+    here.send({"say": "two"})
+    came = there.waits(5.0)
+    first = there.receive(5.0)[0]
+    left = there.waits(0.0)  # the second, read off the socket with the first
+
+    assert (before, came, left) == (False, True, True)
+    assert [first, there.receive(5.0)[0]] == [{"say": "one"}, {"say": "two"}]
+    assert not there.waits(0.0)
+
+
 def test_half_a_message_is_no_message_however_long_one_waits(pair):
     here, there = pair
     here.socket.send(packet(b'{"say": "hello"}')[:-1])

@@ -1,12 +1,19 @@
 """How a model gets out of one process and into another."""
 
+import contextlib
+import os
+import socket
+import threading
+
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
 
 from torch import nn  # noqa: E402
 
-from autoresearch import served, weights  # noqa: E402
+from autoresearch import channel, served, weights  # noqa: E402
+from autoresearch.channel import Channel, Closed  # noqa: E402
 
 
 class Counting(nn.Module):
@@ -42,3 +49,65 @@ def test_what_is_loaded_equals_what_was_saved_and_may_be_written_to():
     assert torch.equal(fresh.line.weight, trained.line.weight)
     assert fresh.short.dtype == torch.bfloat16
     assert fresh.nothing.shape == (0, 4)
+
+
+ROWS, CONTEXT, VOCABULARY = 4, 16, 50
+DEVICES = [
+    "cpu",
+    pytest.param(
+        "cuda",
+        marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),
+    ),
+]
+
+
+def answering(link, model, device, descriptors):
+    """What a process that serves does until nobody asks any more."""
+    hello = {"rows": ROWS, "context": CONTEXT, "vocabulary": VOCABULARY}
+    with contextlib.suppress(Closed), torch.inference_mode():
+        served.answer(link, hello | {"device": device}, model, descriptors)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_questions_asked_ahead_are_answered_in_order_and_each_in_its_half(device):
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Embedding(VOCABULARY, 8), nn.Linear(8, VOCABULARY))
+    model.to(device)
+    text = np.random.default_rng(1).integers(VOCABULARY, size=(6, ROWS, CONTEXT + 1))
+    expected = [
+        served.claim(model, torch.from_numpy(part).to(device), VOCABULARY).cpu().numpy()
+        for part in text
+    ]
+    asks, question = channel.shared(2 * text[:2].size, "inputs", writer=False)
+    floats = ROWS * VOCABULARY
+    says, answer = channel.shared(2 * 4 * floats, "outputs", writer=True)
+    inputs = np.frombuffer(question, "<u2").reshape(2, ROWS, CONTEXT + 1)
+    outputs = np.frombuffer(answer, "<f4").reshape(2, floats)
+    ours, theirs = map(Channel, socket.socketpair())
+    job = threading.Thread(target=answering, args=(theirs, model, device, [asks, says]))
+    job.start()
+    assert ours.receive(60)[0]["say"] == "ready"
+
+    def ask(part):
+        inputs[part % 2] = text[part]
+        ours.send({"say": "claim", "half": part % 2})
+
+    ask(0)
+    for part in range(6):
+        if part < 5:
+            ask(part + 1)
+        assert ours.receive(60)[0] == {"say": "done"}
+        found = outputs[part % 2, : ROWS * CONTEXT].reshape(ROWS, CONTEXT)
+        np.testing.assert_allclose(found, expected[part], rtol=1e-5)
+    inputs[0] = text[0]
+    ours.send({"say": "audit", "half": 0, "positions": [CONTEXT - 1, 0, 3, 5]})
+    assert ours.receive(60)[0] == {"say": "done"}
+    logits = outputs[0].reshape(ROWS, VOCABULARY)
+    ours.close()
+    job.join(60)
+    os.close(asks)
+    os.close(says)
+    assert not job.is_alive()
+    there = logits[0].max() + np.log(np.exp(logits[0] - logits[0].max()).sum())
+    loss = there - logits[0, text[0, 0, CONTEXT]]
+    assert loss == pytest.approx(expected[0][0, CONTEXT - 1], rel=1e-4)
