@@ -248,7 +248,8 @@ def answer(
     Inputs: uint16 (2, rows, T+1). Outputs: float32 (2, ..), of which one half is filled
     with (rows, T) for a claim, and with (positions, V) for an audit, whose positions[i]
     belongs to row i. Each message says which half it is about. Answers come in the
-    order of the questions; a GPU begins with the next while the last is on its way.
+    order of the questions; a GPU that compiled begins with the next while the last is
+    on its way.
     """
     rows, context, vocabulary = hello["rows"], hello["context"], hello["vocabulary"]
     device = hello["device"]
@@ -271,7 +272,9 @@ def answer(
             found = claim(model, batch, vocabulary, *quick)
         else:
             found = last.of(batch[:, :-1], message["positions"])
-        before, coming = coming, Coming(found.reshape(-1), outputs[half])
+        # Whoever compiled has a long text before it; a short one gains nothing.
+        late = bool(quick) and found.is_cuda
+        before, coming = coming, Coming(found.reshape(-1), outputs[half], late=late)
         if before is not None:
             before.put()
             link.send({"say": "done"})
@@ -298,11 +301,14 @@ def on_device(ids: Any, device: str) -> torch.Tensor:
 
 
 class Coming:
-    """An answer (N,) on its way from a device into shared memory."""
+    """An answer (N,) on its way from a device into shared memory; late: from a GPU,
 
-    def __init__(self, found: torch.Tensor, output: Any) -> None:
+    which may begin with something else before it is there.
+    """
+
+    def __init__(self, found: torch.Tensor, output: Any, *, late: bool) -> None:
         self._output = output
-        self._event = torch.cuda.Event() if found.is_cuda else None
+        self._event = torch.cuda.Event() if late else None
         if self._event is None:
             self._floats = found.cpu()
         else:

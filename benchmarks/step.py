@@ -167,12 +167,16 @@ def serving(options, source, vocabulary, context):
         """The same with the next begun before the last is read, as `served.answer`."""
         ids = tokens.cpu().numpy()
         output, coming = np.empty(rows * context, dtype="<f4"), None
+        late = device == "cuda"
         begun = waited(device)
         for _ in range(options.steps):
             claimed = served.claim(
                 model, served.on_device(ids, device), vocabulary, *quick
             )
-            before, coming = coming, served.Coming(claimed.reshape(-1), output)
+            before, coming = (
+                coming,
+                served.Coming(claimed.reshape(-1), output, late=late),
+            )
             if before is not None:
                 before.put()
         coming.put()

@@ -74,9 +74,11 @@ def test_the_largest_message_passes_and_one_byte_more_is_refused_by_the_sender(p
     frame = len(json.dumps({"text": "", "descriptors": 0}))
     text = "x" * (channel.LARGEST_MESSAGE_BYTES - frame)
 
-    threading.Thread(target=here.send, args=({"text": text},)).start()
+    sender = threading.Thread(target=here.send, args=({"text": text},))
+    sender.start()
 
     assert there.receive(5)[0]["text"] == text
+    sender.join()
     with pytest.raises(ValueError, match="too large"):
         here.send({"text": text + "x"})
 

@@ -61,18 +61,24 @@ DEVICES = [
 ]
 
 
+class Knowing(nn.Sequential):
+    """Says that it knows how to compile."""
+
+    def compile(self):
+        pass
+
+
 def answering(link, model, device, descriptors):
     """What a process that serves does until nobody asks any more."""
     hello = {"rows": ROWS, "context": CONTEXT, "vocabulary": VOCABULARY}
-    with contextlib.suppress(Closed), torch.inference_mode():
+    with contextlib.suppress(Closed):
         served.answer(link, hello | {"device": device}, model, descriptors)
 
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_questions_asked_ahead_are_answered_in_order_and_each_in_its_half(device):
     torch.manual_seed(1)
-    model = nn.Sequential(nn.Embedding(VOCABULARY, 8), nn.Linear(8, VOCABULARY))
-    model.to(device)
+    model = Knowing(nn.Embedding(VOCABULARY, 8), nn.Linear(8, VOCABULARY)).to(device)
     text = np.random.default_rng(1).integers(VOCABULARY, size=(6, ROWS, CONTEXT + 1))
     expected = [
         served.claim(model, torch.from_numpy(part).to(device), VOCABULARY).cpu().numpy()
@@ -92,13 +98,16 @@ def test_questions_asked_ahead_are_answered_in_order_and_each_in_its_half(device
         inputs[part % 2] = text[part]
         ours.send({"say": "claim", "half": part % 2})
 
+    if device == "cuda":
+        ours.send({"say": "compile", "half": 0})
+        assert ours.receive(300)[0] == {"say": "done"}
     ask(0)
     for part in range(6):
         if part < 5:
             ask(part + 1)
         assert ours.receive(60)[0] == {"say": "done"}
         found = outputs[part % 2, : ROWS * CONTEXT].reshape(ROWS, CONTEXT)
-        np.testing.assert_allclose(found, expected[part], rtol=1e-5)
+        np.testing.assert_allclose(found, expected[part], rtol=1e-4)
     inputs[0] = text[0]
     ours.send({"say": "audit", "half": 0, "positions": [CONTEXT - 1, 0, 3, 5]})
     assert ours.receive(60)[0] == {"say": "done"}
