@@ -237,7 +237,7 @@ class Last:
         )
 
 
-POLL_SECONDS = 0.001
+POLL_SECONDS = 0.001  # a twentieth of a batch: nobody waits for it
 
 
 def answer(

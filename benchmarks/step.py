@@ -173,12 +173,10 @@ def serving(options, source, vocabulary, context):
             claimed = served.claim(
                 model, served.on_device(ids, device), vocabulary, *quick
             )
-            before, coming = (
-                coming,
-                served.Coming(claimed.reshape(-1), output, late=late),
-            )
-            if before is not None:
-                before.put()
+            begun_last = served.Coming(claimed.reshape(-1), output, late=late)
+            if coming is not None:
+                coming.put()
+            coming = begun_last
         coming.put()
         return round(options.steps * rows * context / (waited(device) - begun))
 
