@@ -150,10 +150,10 @@ def serving(options, source, vocabulary, context):
     rows = standalone.rows_at_a_time(context, vocabulary, device)
     tokens = torch.randint(vocabulary, (rows, context + 1), device=device)
 
-    quick = ()
+    claim = served.claim
 
     def batch():
-        return served.claim(model, tokens, vocabulary, *quick).cpu()
+        return claim(model, tokens, vocabulary).cpu()
 
     def rate():
         took = []
@@ -170,9 +170,7 @@ def serving(options, source, vocabulary, context):
         late = device == "cuda"
         begun = waited(device)
         for _ in range(options.steps):
-            claimed = served.claim(
-                model, served.on_device(ids, device), vocabulary, *quick
-            )
+            claimed = claim(model, served.on_device(ids, device), vocabulary)
             begun_last = served.Coming(claimed.reshape(-1), output, late=late)
             if coming is not None:
                 coming.put()
@@ -182,7 +180,7 @@ def serving(options, source, vocabulary, context):
 
     eager, found = batch(), {"rows": rows, "eager_tokens_per_second": rate()}
     before = waited(device)
-    quick = served.compiled(model, tokens, vocabulary)
+    claim = served.compiled(model, tokens, vocabulary)
     found["compile_seconds"] = round(waited(device) - before, 1)
     compiled = batch()
     found["compiled_tokens_per_second"] = rate()

@@ -281,6 +281,37 @@ def test_a_model_that_cannot_be_compiled_is_scored_as_it_was(lab, long, words):
     assert found.value == pytest.approx(plain.value, abs=1e-6)
 
 
+OWN_LOSSES = """pass
+
+    def losses(self, ids, y):
+        logits, before = self(ids).flatten(0, 1), self.asked
+        self.asked += 1
+        found = torch.nn.functional.cross_entropy(logits, y.flatten(), reduction="none")
+        return found.view(y.shape) {}
+
+    asked = 0"""
+
+
+def test_a_compiled_model_may_claim_by_losses_of_its_own(lab, long):
+    bench = bench_of(lab, 4000)
+    plain = score(bench, lab.read("train.py"))
+
+    honest = score(bench, knows_how(lab, OWN_LOSSES.format("")))
+    of_another_meaning = score(bench, knows_how(lab, OWN_LOSSES.format("* 0 + 7")))
+
+    for found in (honest, of_another_meaning):
+        assert found.value == pytest.approx(plain.value, abs=1e-6)
+
+
+def test_losses_that_lie_once_they_are_asked_in_earnest_are_found_out(lab, long):
+    lies = knows_how(lab, OWN_LOSSES.format("- (0.2 if before else 0)"))
+
+    with pytest.raises(Failed) as failed:
+        score(bench_of(lab, 4000), lies)
+
+    assert failed.value.failure.kind == "cheat"
+
+
 @pytest.mark.parametrize("words", ["import time; time.sleep(60)", "os._exit(1)"])
 def test_one_that_compiles_for_too_long_or_dies_of_it_is_asked_without(
     lab, long, monkeypatch, words

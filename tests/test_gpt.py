@@ -247,6 +247,31 @@ def test_the_loss_and_its_gradients_are_those_of_whole_logits(monkeypatch):
         assert torch.allclose(p.grad, 2 * gradient, atol=1e-5)
 
 
+def test_its_own_losses_are_those_of_its_logits(monkeypatch):
+    train = load(monkeypatch)
+    model = randomised(train.GPT()).eval()
+    ids, y = torch.randint(61, (2, 3, 32))
+
+    wanted = torch.nn.functional.cross_entropy(
+        model(ids).flatten(0, 1), y.flatten(), reduction="none"
+    )
+
+    torch.testing.assert_close(model.losses(ids, y).flatten(), wanted)
+
+
+@pytest.mark.parametrize(("tokens", "part"), [(2**11, "layer"), (2**20, "mixed")])
+def test_small_layers_are_compiled_whole_and_large_ones_in_pieces(
+    monkeypatch, tokens, part
+):
+    train = load(monkeypatch, constants.replace(SOURCE, {"DEVICE_BATCH": tokens}))
+    monkeypatch.setattr(torch, "compile", lambda function, dynamic: function)
+    model = train.GPT()
+
+    model.compile()
+
+    assert {"layer", "mixed"} & set(vars(model)) == {part}
+
+
 def test_the_pattern_of_windows_ends_with_a_long_one(monkeypatch):
     train = load(monkeypatch)
 

@@ -6,6 +6,7 @@ weights and on tokens up to t of the same row. Seed, clock and score are the har
 """
 
 import collections
+import contextlib
 import gc
 import importlib.util
 import json
@@ -83,7 +84,6 @@ WINDOWS = {"L": T, "S": max(1, T // SHORT_WINDOW)}
 VALUED = [i for i in range(DEPTH) if i % 2 == (DEPTH - 1) % 2]  # layers with value embeddings, the last among them
 PIECE = 2**16  # tokens whose logits exist at a time
 
-
 # what to multiply in: bf16 pays on tensor cores; fp16 where a GPU has no bf16
 HALF = {"cpu": torch.float32, "mps": torch.float32, "meta": torch.float32}  # meta: shapes only, before a run
 if torch.cuda.is_available():
@@ -107,16 +107,13 @@ def causal(backend=None):
 
     def attend(q, k, v, window):
         q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-        if backend is None:
-            return F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2)
-        with sdpa_kernel(backend):
+        with contextlib.nullcontext() if backend is None else sdpa_kernel(backend):
             return F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2)
 
     return attend
 
 
-# The next three import as late as this: two of them load torch's compiler, for seconds
-# that a CPU, and a process that serves, would only wait for.
+# The next three import as late as this: two load torch's compiler, for seconds that a CPU has no use for
 
 
 def varlen():
@@ -277,7 +274,7 @@ def normal(std, *shape):
 
 
 # Of GPT: what lies between two matrix products. Compiled it is a kernel or two, which all layers share
-FUSED = ("opening", "mixed", "heads", "opened", "added", "squared", "capped")
+FUSED = ("opening", "mixed", "heads", "opened", "added", "squared", "nats")
 
 
 class GPT(nn.Module):
@@ -368,17 +365,23 @@ class GPT(nn.Module):
             x, late = self.layer(kind, x, late, x0, mixes[i], attend[i], gates[i], up[i], down[i], table, ids)
         return self.added(x, late)[1].view(-1, WIDTH)
 
-    def capped(self, products):
-        return SOFTCAP * torch.tanh(products.float() / SOFTCAP)
-
     def forward(self, ids):
         """ids (B, T) -> logits (B, T, V), float32"""
         x = self.hidden(ids)
-        return self.capped(x @ self.head.to(x.dtype).mT).view(*ids.shape, V)
+        return (SOFTCAP * torch.tanh((x @ self.head.to(x.dtype).mT).float() / SOFTCAP)).view(*ids.shape, V)
+
+    def losses(self, ids, y):
+        """ids, y (B, T) -> nats of each token (B, T): what a process that serves and has compiled is asked for"""
+        x = self.hidden(ids)
+        return self.nats(x @ self.head.to(x.dtype).mT, y.flatten()).view(y.shape)
+
+    def nats(self, logits, y):
+        return capped_loss(logits, y)[0]
 
     def compile(self):
         """The training loop asks for it, and a process that serves if it is asked for much."""
-        for part in FUSED:
+        small = DEVICE_BATCH * WIDTH < 2**25  # done before its pieces are sent to the GPU: a layer goes as one
+        for part in ("opening", "layer", "added", "nats") if small else FUSED:
             setattr(self, part, torch.compile(getattr(self, part), dynamic=False))
 
 
