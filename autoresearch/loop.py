@@ -185,6 +185,7 @@ def baseline(night: Night) -> Row:
         raise LabError(
             f"{title} failed, and without it nothing can be compared: {row.why}. "
             f"Next: autoresearch show {row.number}   (its log), then mend train.py"
+            ", or the budget in program.md"
             + (", or leave a GPU out by CUDA_VISIBLE_DEVICES" * (len(night.slots) > 1))
         )
     return row

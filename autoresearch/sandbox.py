@@ -84,6 +84,14 @@ class Terms:
             return self.wall_seconds
         return self.budget_seconds + self.tolerance_seconds
 
+    @property
+    def last_second_granted(self) -> str:
+        """What the last seconds are made of, to be read by whoever ran out of them."""
+        if self.budget_seconds is None:
+            return ""
+        budget, more = f"{self.budget_seconds:g}", f"{self.tolerance_seconds:g}"
+        return f" (a budget of {budget} and {more} to hand in the weights)"
+
 
 @dataclass(frozen=True, slots=True)
 class Progress:
@@ -254,6 +262,7 @@ def attend(
         if message.get("say") != "start":
             raise Junk("something else before it touched the data")
         stage.name, stage.seconds = "training", terms.last_second
+        stage.granted = terms.last_second_granted
         started = time.monotonic()
         guest.send({"say": "go"}, bench.apparatus.training())
         get_ready(bench, slot)
@@ -270,7 +279,7 @@ def attend(
                 os.close(descriptor)
             raise
         file = take_weights(candidate, descriptors, folder, log)
-        stage.name, stage.seconds = "the probe", PROBE_SECONDS
+        stage.name, stage.seconds, stage.granted = "the probe", PROBE_SECONDS, ""
         probe, answer = probed(bench, guest)
     file.with_name("probe.u2").write_bytes(probe)
     file.with_name("probe.f4").write_bytes(answer)
@@ -339,6 +348,7 @@ class Stage:
 
     name: str
     seconds: float
+    granted: str = ""  # what those seconds are for
 
 
 @contextmanager
@@ -349,7 +359,7 @@ def failing(
     try:
         yield
     except TimeoutError:
-        detail = f"killed: {stage.name} went past {stage.seconds:.0f} s"
+        detail = f"killed: {stage.name} went past {stage.seconds:.0f} s{stage.granted}"
         raise Failed(Failure(candidate, "timeout", detail, log)) from None
     except Exited as gone:
         raise Failed(ended(candidate, guest, gone, stage.name, log)) from None
