@@ -106,8 +106,9 @@ def logits_of(model: nn.Module, ids: torch.Tensor, vocabulary: int) -> torch.Ten
     return logits[..., :vocabulary].float()
 
 
-# Two ways to compute one model in bf16 differ by up to a few hundredths, on average.
-ROUNDING_NATS = 0.1
+# Two ways to compute a model in bf16 differ by up to a few hundredths of a nat a token,
+# but to both sides. An audit refuses claims that are off by some 0.003 on average.
+ROUNDING_NATS, BIAS_NATS = 0.1, 0.002
 Claim = Callable[[nn.Module, torch.Tensor, int], torch.Tensor]
 
 
@@ -163,9 +164,10 @@ def compiled(model: nn.Module, batch: torch.Tensor, vocabulary: int) -> Claim:
     eager = claim(model, batch, vocabulary)
     try:
         model.compile()
-        off = (quick(model, batch, vocabulary) - eager).abs().mean().item()
-        if not off < ROUNDING_NATS:
-            raise ValueError(f"compiled it claims other losses, by {off:.3g} nats")
+        off = quick(model, batch, vocabulary) - eager
+        far, bias = off.abs().mean().item(), off.mean().item()
+        if not (far < ROUNDING_NATS and abs(bias) < BIAS_NATS):
+            raise ValueError(f"losses are others then: by {far:.2g}, {bias:+.2g} nats")
     except Exception as error:
         print(f"not compiled: {error}", file=sys.stderr, flush=True)
         for module, contents in before:
