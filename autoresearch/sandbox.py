@@ -261,8 +261,7 @@ def attend(
         message = guest.hear(begun + stage.seconds)
         if message.get("say") != "start":
             raise Junk("something else before it touched the data")
-        stage.name, stage.seconds = "training", terms.last_second
-        stage.granted = terms.last_second_granted
+        stage.begin("training", terms.last_second, terms.last_second_granted)
         started = time.monotonic()
         guest.send({"say": "go"}, bench.apparatus.training())
         get_ready(bench, slot)
@@ -279,7 +278,7 @@ def attend(
                 os.close(descriptor)
             raise
         file = take_weights(candidate, descriptors, folder, log)
-        stage.name, stage.seconds, stage.granted = "the probe", PROBE_SECONDS, ""
+        stage.begin("the probe", PROBE_SECONDS)
         probe, answer = probed(bench, guest)
     file.with_name("probe.u2").write_bytes(probe)
     file.with_name("probe.f4").write_bytes(answer)
@@ -348,7 +347,11 @@ class Stage:
 
     name: str
     seconds: float
-    granted: str = ""  # what those seconds are for
+    granted: str = ""  # what those seconds are made of
+
+    def begin(self, name: str, seconds: float, granted: str = "") -> None:
+        """Go on with something else."""
+        self.name, self.seconds, self.granted = name, seconds, granted
 
 
 @contextmanager
