@@ -358,6 +358,5 @@ def short_run(bench: Bench, candidate: Candidate, slot: Slot) -> Score:
         took = time.monotonic() - begun
         raise LabError(
             f"train.py failed after {took:.0f} s: {failed}. Its log is "
-            f"{failed.failure.log}. Next: mend train.py, or the budget in "
-            "program.md, then autoresearch check"
+            f"{failed.failure.log}. Next: mend train.py, then autoresearch check"
         ) from None

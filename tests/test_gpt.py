@@ -263,7 +263,8 @@ def test_its_own_losses_are_those_of_its_logits(monkeypatch):
 def test_small_layers_are_compiled_whole_and_large_ones_in_pieces(
     monkeypatch, tokens, part
 ):
-    train = load(monkeypatch, constants.replace(SOURCE, {"DEVICE_BATCH": tokens}))
+    sizes = {"DEVICE_BATCH": tokens, "TOTAL_BATCH": tokens}
+    train = load(monkeypatch, constants.replace(SOURCE, sizes))
     monkeypatch.setattr(torch, "compile", lambda function, dynamic: function)
     model = train.GPT()
 

@@ -68,6 +68,59 @@ class Knowing(nn.Sequential):
         pass
 
 
+class Losing(Knowing):
+    """And has losses of its own, which say something else where `off` is set."""
+
+    off = 0.0
+
+    def losses(self, ids, y):
+        flat = served.losses_of(self(ids).flatten(0, 1), y.flatten())
+        return flat.view(y.shape) + self.off
+
+
+class Halving(Losing):
+    """Compiling it changes what is not hung on it, but in it; its losses tell."""
+
+    off = 1.0
+
+    def compile(self):
+        self[1].weight.data.mul_(0.5)
+
+
+@pytest.mark.parametrize(
+    ("kind", "off", "name"),
+    [
+        (Knowing, None, "losses_of"),
+        (Losing, 0.0, "claim_alone"),
+        (Losing, 0.0015, "losses_of"),
+        (nn.Sequential, None, None),
+    ],
+)
+def test_claims_of_a_compiled_model_are_what_its_logits_say(kind, off, name):
+    torch.manual_seed(1)
+    model = kind(nn.Embedding(VOCABULARY, 8), nn.Linear(8, VOCABULARY))
+    model.off = off
+    batch = torch.randint(VOCABULARY, (ROWS, CONTEXT + 1))
+    before = served.claim(model, batch, VOCABULARY)
+
+    with torch.compiler.set_stance("force_eager"):
+        quick = served.compiled(model, batch, VOCABULARY)
+        after = (quick or served.claim)(model, batch, VOCABULARY)
+
+    assert (quick is None) == (name is None)
+    assert (quick is served.claim_alone) == (name == "claim_alone")
+    torch.testing.assert_close(after, before)
+
+
+def test_a_model_that_compiling_changed_for_good_serves_no_longer():
+    torch.manual_seed(1)
+    model = Halving(nn.Embedding(VOCABULARY, 8), nn.Linear(8, VOCABULARY))
+    batch = torch.randint(VOCABULARY, (ROWS, CONTEXT + 1))
+
+    with torch.compiler.set_stance("force_eager"), pytest.raises(SystemExit):
+        served.compiled(model, batch, VOCABULARY)
+
+
 def answering(link, model, device, descriptors):
     """What a process that serves does until nobody asks any more."""
     hello = {"rows": ROWS, "context": CONTEXT, "vocabulary": VOCABULARY}

@@ -376,11 +376,11 @@ class GPT(nn.Module):
         return self.nats(x @ self.head.to(x.dtype).mT, y.flatten()).view(y.shape)
 
     def nats(self, logits, y):
-        return capped_loss(logits, y)[0]
+        return capped_loss(logits, y)[0].clamp(min=0)
 
     def compile(self):
         """The training loop asks for it, and a process that serves if it is asked for much."""
-        small = DEVICE_BATCH * WIDTH < 2**25  # done before its pieces are sent to the GPU: a layer goes as one
+        small = min(DEVICE_BATCH, TOTAL_BATCH) * WIDTH < 2**25  # a GPU is done with a layer before it is sent the next piece
         for part in ("opening", "layer", "added", "nats") if small else FUSED:
             setattr(self, part, torch.compile(getattr(self, part), dynamic=False))
 
@@ -395,7 +395,7 @@ def build_model():
 
 
 def capped_loss(logits, y):
-    """(n, V) -> loss (n,), and its gradient by the logits. No maximum is taken out: they are capped."""
+    """(n, V) -> loss (n,), as `losses` has it too, and its gradient by the logits. No maximum is taken out: they are capped."""
     z = 2 * SOFTCAP * torch.sigmoid(logits.float() * (2 / SOFTCAP)) - SOFTCAP  # SOFTCAP * tanh(logits / SOFTCAP)
     total = z.exp().sum(-1, keepdim=True)
     right = torch.arange(V, device=y.device) == y[:, None]
