@@ -185,15 +185,9 @@ def baseline(night: Night) -> Row:
         raise LabError(
             f"{title} failed, and without it nothing can be compared: {row.why}. "
             f"Next: autoresearch show {row.number}   (its log), then mend train.py"
-            + (", or lengthen budget_seconds in program.md" * ran_out_of_time(done))
             + (", or leave a GPU out by CUDA_VISIBLE_DEVICES" * (len(night.slots) > 1))
         )
     return row
-
-
-def ran_out_of_time(done: Trial) -> bool:
-    """Whether that is why it has no score."""
-    return isinstance(done.result, Failure) and done.result.kind == "timeout"
 
 
 def baseline_runs(night: Night, candidate: Candidate) -> Scores:

@@ -89,8 +89,8 @@ class Terms:
         """What the last seconds are made of, to be read by whoever ran out of them."""
         if self.budget_seconds is None:
             return ""
-        budget, more = f"{self.budget_seconds:g}", f"{self.tolerance_seconds:g}"
-        return f" (a budget of {budget} and {more} to hand in the weights)"
+        more = f"{self.tolerance_seconds:g} to hand in the weights"
+        return f" (budget_seconds {self.budget_seconds:g}, and {more})"
 
 
 @dataclass(frozen=True, slots=True)

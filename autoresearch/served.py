@@ -128,7 +128,9 @@ def claim(
     return flat.view(batch.shape[0], -1)
 
 
-def claim_alone(model: nn.Module, batch: torch.Tensor, vocabulary: int) -> torch.Tensor:
+def claim_by_its_losses(
+    model: nn.Module, batch: torch.Tensor, vocabulary: int
+) -> torch.Tensor:
     """The same by the model's own `losses`, which need not write and read logits."""
     ids, tokens = batch[:, :-1], batch[:, 1:]
     with torch.inference_mode():
@@ -175,7 +177,7 @@ def compiled(model: nn.Module, batch: torch.Tensor, vocabulary: int) -> Claim | 
         return None
     before = [(module, Contents(module)) for module in model.modules()]
     eager = claim(model, batch, vocabulary)
-    ways: list[Claim] = [claim_alone] if hasattr(type(model), "losses") else []
+    ways: list[Claim] = [claim_by_its_losses] if hasattr(type(model), "losses") else []
     ways.append(partial(claim, losses=torch.compile(losses_of, dynamic=False)))
     try:
         model.compile()
@@ -279,7 +281,7 @@ class Last:
         )
 
 
-POLL_SECONDS = 0.001  # a twentieth of a batch: nobody waits for it
+POLL_SECONDS = 0.001  # a fiftieth of a batch: nobody waits for it
 
 
 def answer(

@@ -171,10 +171,10 @@ def serving(options, source, vocabulary, context):
         begun = waited(device)
         for _ in range(options.steps):
             claimed = claim(model, served.on_device(ids, device), vocabulary)
-            begun_last = served.Coming(claimed.reshape(-1), output, late=late)
+            latest = served.Coming(claimed.reshape(-1), output, late=late)
             if coming is not None:
                 coming.put()
-            coming = begun_last
+            coming = latest
         coming.put()
         return round(options.steps * rows * context / (waited(device) - begun))
 

@@ -88,15 +88,18 @@ class Halving(Losing):
 
 
 @pytest.mark.parametrize(
-    ("kind", "off", "name"),
+    ("kind", "off", "compiles", "by_its_losses"),
     [
-        (Knowing, None, "losses_of"),
-        (Losing, 0.0, "claim_alone"),
-        (Losing, 0.0015, "losses_of"),
-        (nn.Sequential, None, None),
+        (nn.Sequential, None, False, False),
+        (Knowing, None, True, False),
+        (Losing, 0.0, True, True),
+        (Losing, 0.0015, True, False),
+        (Losing, torch.tensor([0.05, -0.05]).repeat(CONTEXT // 2), True, False),
     ],
 )
-def test_claims_of_a_compiled_model_are_what_its_logits_say(kind, off, name):
+def test_claims_of_a_compiled_model_are_what_its_logits_say(
+    kind, off, compiles, by_its_losses
+):
     torch.manual_seed(1)
     model = kind(nn.Embedding(VOCABULARY, 8), nn.Linear(8, VOCABULARY))
     model.off = off
@@ -107,8 +110,8 @@ def test_claims_of_a_compiled_model_are_what_its_logits_say(kind, off, name):
         quick = served.compiled(model, batch, VOCABULARY)
         after = (quick or served.claim)(model, batch, VOCABULARY)
 
-    assert (quick is None) == (name is None)
-    assert (quick is served.claim_alone) == (name == "claim_alone")
+    assert (quick is not None) == compiles
+    assert (quick is served.claim_by_its_losses) == by_its_losses
     torch.testing.assert_close(after, before)
 
 
