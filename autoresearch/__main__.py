@@ -1,5 +1,5 @@
 """`python -m autoresearch`: the command line, without its script on the PATH."""
 
-from autoresearch.cli import main
+from autoresearch.cli.app import main
 
 main(prog_name="autoresearch")

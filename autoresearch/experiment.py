@@ -9,9 +9,7 @@ last one. Nothing in this file does any work.
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
-
-from autoresearch.noise import Noise
+from typing import Literal
 
 Kind = Literal[
     "refused",  # a constraint of program.md, or not Python
@@ -26,7 +24,13 @@ Kind = Literal[
     "cheat",  # the audit contradicts the claims
     "ended early",  # hopeless by its learning curve: the one kind that is a discard
 ]
-Decision = Literal["keep", "discard", "failed"]
+Decision = Literal[
+    "keep",
+    "discard",
+    "unresolved",  # a discard that may be better than the champion, but is not proven
+    "failed",
+]
+Status = Literal["keep", "discard", "failed"]  # results.tsv, trailers and JSON
 
 # What train.py resolved its constants to (width, depth, parameters, tokens, ...).
 # Untrusted: shown and stored, never used to decide.
@@ -152,21 +156,78 @@ class Champion:
     fresh: int = 0
 
 
-class Tried(Protocol):
-    """What a policy reads of a decided experiment: `ledger.Row` has all of it."""
+@dataclass(frozen=True, slots=True)
+class Noise:
+    """The spread of a single run's score around its candidate's true score."""
+
+    sd: float
+    degrees: float  # of freedom: how many independent differences it rests on
+    low: float  # 95 % interval of sd, if the noise is normal
+    high: float
+
+
+# Why a run was made: for its own verdict, because its experiment is the champion that
+# others are held against, or to replicate a night's gain.
+Occasion = Literal["verdict", "champion", "replicate"]
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One decided experiment, as every view reads it."""
+
+    number: int
+    title: str
+    reason: str  # the proposer's
+    author: str
+    parent: str
+    blob: str
+    program: str
+    series: str
+    decision: Decision
+    why: str  # the policy's, or what failed
+    kind: Kind | None  # None: it did not fail
+    value: float | None  # mean over all its runs; None: failed, or ended early
+    # Its mean less the champion's without the luck of seeds, as it was decided. None:
+    # it failed, or is a baseline.
+    delta: float | None
+    against: int | None  # the champion's experiment; None: a baseline
+    runs: int
+    values: tuple[float, ...]  # the champion's grow when it runs again
+    when: tuple[float, ...]  # seconds since 1970, at the end of each run; or empty
+    seeds: tuple[int, ...]  # of each run; 0: not known
+    seconds: float  # trained, over all runs
+    evaluation_seconds: float
+    memory_gb: float | None  # None: no run came to its end
+    facts: Facts  # of the last run, by its own word
+    health: Facts  # of the GPU in the last run; or empty
+    proposed_at: float
+    decided_at: float
+    commit: str | None  # None: in the ledger only
+    log: str | None
+    evidence: str
+    way: tuple[int, ...]  # unproven experiments that it stands on, its champion's not
 
     @property
-    def number(self) -> int: ...
-    @property
-    def blob(self) -> str: ...
-    @property
-    def parent(self) -> str: ...  # the blob it started from; "" for a baseline
-    @property
-    def decision(self) -> Decision: ...
-    @property
-    def why(self) -> str: ...
-    @property
-    def values(self) -> tuple[float, ...]: ...  # of all its runs; empty when it failed
+    def status(self) -> Status:
+        """The decision in the three words of results.tsv, trailers and JSON."""
+        return status_of(self.decision)
+
+
+def status_of(decision: Decision) -> Status:
+    """A decision in three words: what is unresolved is a discard."""
+    return "discard" if decision == "unresolved" else decision
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """One run, as a report sees it."""
+
+    seed: int
+    occasion: Occasion
+    value: float
+    holdout: float | None  # None: it was not scored there
+    error: float
+    at: float | None  # seconds since 1970, at its end; None: unknown
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,7 +249,7 @@ class History:
     # This series' decided experiments, oldest first (failures may be among them). What
     # started from what: a policy that lets a proposal start from something better than
     # the champion of record, before that is certain, cannot do without.
-    rows: "tuple[Tried, ...]" = ()
+    rows: tuple[Row, ...] = ()
     change: "Change | None" = None  # of the candidate in hand; None: none, or unknown
     # Of a score here. None: it is what the replicates say (`policy.noise_of`).
     noise: Noise | None = None
@@ -226,3 +287,15 @@ class Verdict:
         if isinstance(self.evidence, Failure):
             return ()
         return tuple(score.value for score in self.evidence)
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """A device a run may use."""
+
+    device: str = "cpu"  # as train.py sees it: "cpu", "cuda" or "mps"
+    index: int | None = None  # which GPU of the machine; None where there is no choice
+    threads: int = 1
+    uuid: str = ""  # of that GPU: a cage shows one, whose number inside is another
+    memory_gb: float | None = None  # of that GPU
+    node: str = ""  # its device file, of an AMD GPU

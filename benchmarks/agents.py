@@ -22,12 +22,12 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from autoresearch import night  # noqa: E402
-from autoresearch.cage import Stop  # noqa: E402
-from autoresearch.ledger import Ledger  # noqa: E402
-from autoresearch.loop import research  # noqa: E402
-from autoresearch.proposers.agent import home_of  # noqa: E402
-from tests.nights import line_lab  # noqa: E402
+from autoresearch.loop import research
+from autoresearch.proposers.agents.process import home_of
+from autoresearch.records.ledger import Ledger
+from autoresearch.run import session
+from autoresearch.sandbox.process import Stop
+from tests.nights import line_lab
 
 COMMAND = (
     "sed -i -E 's/^WEIGHT_INIT = [-0-9.]+/WEIGHT_INIT = 0.{number:03}/' train.py && "
@@ -186,9 +186,9 @@ def configure(agent, url):
 def drive(agent, experiments, folder):
     """What a night with this agent looked like."""
     lab = line_lab(folder / agent, "budget_seconds = 3\nbudget_tolerance_seconds = 2")
-    asked = night.Options(proposers=(agent,), seed=1, hours=0.12)
+    asked = session.Options(proposers=(agent,), seed=1, hours=0.12)
     begun, ours = time.monotonic(), 0
-    with night.opened(lab, asked, Stop()) as (opened, _):
+    with session.opened(lab, asked, Stop()) as (opened, _):
         for row in research(opened):
             ours += row.author == agent
             if ours >= experiments:

@@ -11,8 +11,9 @@ second by somebody who had not read how a rehearsal checks, so its catch rate sa
 import tomllib
 from pathlib import Path
 
-from autoresearch import constants, founding
-from autoresearch.edits import Answer, Block, apply
+from autoresearch.commands import new
+from autoresearch.lab import constants
+from autoresearch.lab.reply_parser import Answer, Block, apply
 
 BEGIN = "run = prepare.begin(build_model)"
 FORWARD = "        x = x + self.attention(norm(x), ids, cos, sin)"
@@ -236,7 +237,7 @@ def flagship(profile, later=False):
     for name, value in tomllib.loads((folder / "profiles.toml").read_text())[
         profile
     ].items():
-        source = founding.with_literal(source, name, value)
+        source = new.with_literal(source, name, value)
     return source
 
 

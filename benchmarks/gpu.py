@@ -31,8 +31,12 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from autoresearch import chips, founding, machine  # noqa: E402
-from benchmarks.step import changed  # noqa: E402
+from autoresearch.commands import new
+from autoresearch.devices import (
+    discovery,
+    nvml,
+)
+from benchmarks.step import changed
 
 SUMMARY = re.compile(r"^(\w+): *([-\d.]+)", re.MULTILINE)
 SAMPLE_SECONDS = 2.0
@@ -49,7 +53,7 @@ HAS_BF16 = "get_device_capability() >= (8, 0)"
 
 def lab_of(folder, text, profile):
     """A prepared lab `gpt` on this text."""
-    founding.found(folder, "gpt", text, None, profile)
+    new.found(folder, "gpt", text, None, profile)
     words = (sys.executable, "prepare.py")
     subprocess.run(words, cwd=folder, env=environment(), check=True, stdout=2)
     return folder
@@ -95,13 +99,13 @@ def run(folder, lab, seconds, seed, cache, memory_gb=None):
         words = (sys.executable, "-c", LIMITED, str(memory_gb))
     if "prepare.begin(" in (folder / "train.py").read_text():
         words += ("--seconds", str(seconds), "--seed", str(seed))
-    ask = machine.driver(0)
+    ask = discovery.driver(0)
     samples, begun = [], time.monotonic()
     with tempfile.TemporaryFile("w+") as output:
         process = subprocess.Popen(words, cwd=folder, env=env, stdout=output)
         while process.poll() is None:
             if ask is not None:
-                samples.append(chips.health(ask))
+                samples.append(nvml.health(ask))
             time.sleep(SAMPLE_SECONDS if ask is not None else 0.1)
         output.seek(0)
         printed = output.read()
@@ -113,7 +117,7 @@ def run(folder, lab, seconds, seed, cache, memory_gb=None):
         found["tokens_per_second"] = round(tokens / found["training_seconds"])
     found["wall_seconds"] = round(time.monotonic() - begun, 1)
     # Two thirds in, a run trains: its clocks are not those of start-up.
-    return found | chips.told(samples[len(samples) // 3 : -2]), samples
+    return found | nvml.told(samples[len(samples) // 3 : -2]), samples
 
 
 def shown(name, seconds, rows):

@@ -21,10 +21,10 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from autoresearch import results  # noqa: E402
-from autoresearch.ledger import Ledger  # noqa: E402
-from autoresearch.notebook import Notebook  # noqa: E402
-from tests import nights  # noqa: E402
+from autoresearch.git import Notebook
+from autoresearch.records import results_tsv
+from autoresearch.records.ledger import Ledger
+from tests import nights
 
 
 def letters(lab, count):
@@ -83,7 +83,7 @@ def finish(lab, count):
 
 def without_bounds(table):
     """The intervals are filled in at a start, and blank for what came after it."""
-    header = results.header("mse").split()
+    header = results_tsv.header("mse").split()
     bounds = [header.index(name) for name in ("delta_low", "delta_high")]
     rows = (line.split("\t") for line in table.splitlines())
     return [[c for n, c in enumerate(row) if n not in bounds] for row in rows]
@@ -107,7 +107,9 @@ def audit(lab, count):
         wrong.append(f"the branch has {len(branch) - 1} keeps, the ledger {len(kept)}")
     if book.git("status", "--porcelain"):
         wrong.append("the working tree is dirty: " + book.git("status", "--porcelain"))
-    table = results.header("mse") + "".join(map(results.line, results.shown(rows)))
+    table = results_tsv.header("mse") + "".join(
+        map(results_tsv.line, results_tsv.shown(rows))
+    )
     if without_bounds(lab.results.read_text()) != without_bounds(table):
         wrong.append("results.tsv is not what the ledger says")
     if nights.guests_of(lab):

@@ -20,12 +20,12 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from autoresearch import night as nightly  # noqa: E402
-from autoresearch.cage import Stop  # noqa: E402
-from autoresearch.experiment import Candidate, Proposal, Run, Score, Verdict  # noqa: E402
-from autoresearch.lab import git_blob  # noqa: E402
-from autoresearch.loop import research  # noqa: E402
-from tests import nights  # noqa: E402
+from autoresearch.experiment import Candidate, Proposal, Run, Score, Verdict
+from autoresearch.git import git_blob
+from autoresearch.loop import research
+from autoresearch.run import session as nightly
+from autoresearch.sandbox.process import Stop
+from tests import nights
 
 
 def fill(lab, count):

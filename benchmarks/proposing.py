@@ -28,34 +28,41 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from autoresearch import (  # noqa: E402
-    apparatus,
-    constants,
-    context,
-    founding,
-    loop,
-    night,
-    preflight,
-    probing,
-    rules,
-)
-from autoresearch.cage import Limits, Slot, Stop  # noqa: E402
-from autoresearch.experiment import (  # noqa: E402
+from autoresearch import loop
+from autoresearch.commands import new
+from autoresearch.experiment import (
     Candidate,
     Failure,
     Proposal,
     Run,
     Score,
+    Slot,
     Verdict,
 )
-from autoresearch.lab import Lab, git_blob  # noqa: E402
-from autoresearch.ledger import Ledger  # noqa: E402
-from autoresearch.notebook import Notebook  # noqa: E402
-from autoresearch.proposers.search import drawn, tidy  # noqa: E402
-from autoresearch.sandbox import Bench, Terms  # noqa: E402
-from benchmarks import edits  # noqa: E402
-from tests.model_server import ModelServer, reply  # noqa: E402
-from tests.nights import line_lab  # noqa: E402
+from autoresearch.git import (
+    Notebook,
+    git_blob,
+)
+from autoresearch.lab import apparatus, constants, constraints
+from autoresearch.lab.folder import Lab
+from autoresearch.measure import preflight
+from autoresearch.measure.workbench import (
+    Terms,
+    Workbench,
+    host_paths,
+)
+from autoresearch.proposers import context
+from autoresearch.proposers.search import drawn, tidy
+from autoresearch.records.ledger import Ledger
+from autoresearch.run import session
+from autoresearch.sandbox import selftest
+from autoresearch.sandbox.process import (
+    Limits,
+    Stop,
+)
+from benchmarks import edits
+from tests.model_server import ModelServer, reply
+from tests.nights import line_lab
 
 FLAGSHIP = ROOT / "autoresearch" / "labs" / "gpt"
 
@@ -94,7 +101,7 @@ def thousand(path, source, count, seed=1):
         title, text = change(rng, ledger.source(champion.blob), number)
         who = ("search", "claude", "anthropic:claude-sonnet-4-5")[number % 3]
         proposal = Proposal(None, title, text, champion.blob, who, "it may help " * 12)
-        proposal = ledger.admit(proposal, git_blob(text), rules.fingerprint(text))
+        proposal = ledger.admit(proposal, git_blob(text), constraints.fingerprint(text))
         if rng.random() < 0.12:
             failure = Failure(proposal, "crash", "RuntimeError: shapes do not match")
             verdict = Verdict("failed", "crash: RuntimeError", failure, champion)
@@ -197,7 +204,7 @@ def rehearsals(source, part, files):
     """Every file rehearsed against a champion, as in a night on a large card."""
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made) / "lab"
-        founding.found(folder, "gpt", None, None, "gpu")
+        new.found(folder, "gpt", None, None, "gpu")
         lab = Lab.find(folder)
         ledger = Ledger(lab.ledger)
         ledger.begin("series", "{}", 0, "{}")
@@ -207,8 +214,8 @@ def rehearsals(source, part, files):
         ledger.decide(Verdict("keep", "", scores, None), commit=None, at=0.0)
         terms = Terms(300.0, None, 15.0, 3600.0, Limits(memory_gb=80.0))
         found = apparatus.load(lab, Notebook(folder))
-        walls, _ = probing.best(lab, Slot())
-        bench = Bench(
+        walls, _ = selftest.best(host_paths(lab), Slot())
+        bench = Workbench(
             lab, found, terms, Stop(), lambda candidate, progress: None, walls
         )
         check = Counting(bench, ledger)
@@ -258,8 +265,8 @@ def idle_of(runs, think_seconds, run_seconds):
     fence = f"budget_seconds = {run_seconds}\nbudget_tolerance_seconds = 2"
     with tempfile.TemporaryDirectory() as made, ModelServer(slowly) as server:
         lab = line_lab(Path(made) / "lab", fence)
-        asked = night.Options(experiments=runs, proposers=(server.spec,), seed=1)
-        with night.opened(lab, asked, Stop()) as (opened, _):
+        asked = session.Options(experiments=runs, proposers=(server.spec,), seed=1)
+        with session.opened(lab, asked, Stop()) as (opened, _):
             timed = Timed(opened.pool)
             rows = list(loop.research(replace(opened, pool=timed)))
     marks = timed.marks[rows[0].runs :]  # those of the baseline come first

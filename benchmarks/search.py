@@ -35,12 +35,15 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from autoresearch import constants, rules  # noqa: E402
-from autoresearch.experiment import Proposal  # noqa: E402
-from autoresearch.lab import git_blob  # noqa: E402
-from autoresearch.proposers.hybrid import Hybrid  # noqa: E402
-from autoresearch.proposers.search import Search, drawn, tidy  # noqa: E402
-from tests.test_search import Bench  # noqa: E402
+from autoresearch.experiment import Proposal
+from autoresearch.git import git_blob
+from autoresearch.lab import (
+    constants,
+    constraints,
+)
+from autoresearch.proposers.bandit import Hybrid
+from autoresearch.proposers.search import Search, drawn, tidy
+from tests.test_search import Bench
 
 FROM = 30  # the first experiment that counts
 QUALITY = 0.15  # share of a coder's ideas that help: what public nights show
@@ -214,7 +217,7 @@ def night(job):
         asked = proposer(who, field, seed, rule)
         for number in range(count):
             proposal = asked.propose(bench.ledger)
-            code = rules.fingerprint(proposal.source)
+            code = constraints.fingerprint(proposal.source)
             proposal = bench.ledger.admit(proposal, git_blob(proposal.source), code)
             values = constants.values_of(proposal.source)
             bench.decide(proposal, None, bench.ledger.champion, field.fails(values))

@@ -26,7 +26,10 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from autoresearch import chips, constants, founding, standalone  # noqa: E402
+from autoresearch.commands import new
+from autoresearch.devices import gpu_specs
+from autoresearch.guest import standalone
+from autoresearch.lab import constants
 
 READY = "gc.collect(), gc.freeze()"  # of train.py: all is compiled, nothing has run
 SERVES = "stacks, adam_groups ="  # the model is there
@@ -35,7 +38,7 @@ SERVES = "stacks, adam_groups ="  # the model is there
 def source_of(profile, changes):
     """(train.py, vocabulary, context) of a lab of this profile, with some constants."""
     with tempfile.TemporaryDirectory() as place:
-        founding.found(Path(place) / "lab", "gpt", None, None, profile)
+        new.found(Path(place) / "lab", "gpt", None, None, profile)
         source = (Path(place) / "lab" / "train.py").read_text()
         prepare = (Path(place) / "lab" / "prepare.py").read_text()
     sizes = constants.values_of(prepare)
@@ -130,7 +133,7 @@ def stepped(options, source, vocabulary, context):
     }
     if device == "cuda":
         name = torch.cuda.get_device_name()
-        mfu = chips.mfu_percent(train.flops_per_token(), rate, name)
+        mfu = gpu_specs.mfu_percent(train.flops_per_token(), rate, name)
         peak = torch.cuda.max_memory_allocated() / 1e9
         found |= {"gpu": name, "mfu_percent": mfu, "peak_gb": round(peak, 1)}
     if options.kernels:
@@ -143,14 +146,14 @@ def serving(options, source, vocabulary, context):
     import numpy as np
     import torch
 
-    from autoresearch import served
+    from autoresearch.guest import torch_model
 
     train, device = begun(source, vocabulary, context, SERVES)
     model = train.model.eval()
     rows = standalone.rows_at_a_time(context, vocabulary, device)
     tokens = torch.randint(vocabulary, (rows, context + 1), device=device)
 
-    claim = served.claim
+    claim = torch_model.claim
 
     def batch():
         return claim(model, tokens, vocabulary).cpu()
@@ -170,8 +173,8 @@ def serving(options, source, vocabulary, context):
         late = device == "cuda"
         begun = waited(device)
         for _ in range(options.steps):
-            claimed = claim(model, served.on_device(ids, device), vocabulary)
-            latest = served.Coming(claimed.reshape(-1), output, late=late)
+            claimed = claim(model, torch_model.on_device(ids, device), vocabulary)
+            latest = torch_model.Coming(claimed.reshape(-1), output, late=late)
             if coming is not None:
                 coming.put()
             coming = latest
@@ -180,7 +183,7 @@ def serving(options, source, vocabulary, context):
 
     eager, found = batch(), {"rows": rows, "eager_tokens_per_second": rate()}
     before = waited(device)
-    claim = served.compiled(model, tokens, vocabulary) or claim
+    claim = torch_model.compiled(model, tokens, vocabulary) or claim
     found["compile_seconds"] = round(waited(device) - before, 1)
     compiled = batch()
     found["compiled_tokens_per_second"] = rate()

@@ -66,7 +66,7 @@ def loader_tokens_per_second(path, rows, context):
     """How fast batches come, with nobody training on them."""
     import numpy as np
 
-    from autoresearch.guest import shuffled, to_device
+    from autoresearch.guest.runtime import shuffled, to_device
 
     tokens = np.memmap(path, dtype="<u2", mode="r")
     batches = shuffled(tokens, rows, context, seed=1)
@@ -87,7 +87,7 @@ def main():
     folder = Path(tempfile.mkdtemp(prefix="autoresearch-text-"))
     os.environ["AUTORESEARCH_CACHE"] = str(folder / "cache")
 
-    from autoresearch import corpus
+    from autoresearch.data import corpus
 
     shutil.copy(ROOT / "autoresearch/labs/gpt/prepare.py", folder)
     begun = time.perf_counter()

@@ -36,36 +36,34 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-import numpy as np  # noqa: E402
+import numpy as np
 
-from autoresearch import (  # noqa: E402
-    apparatus,
-    audit,
-    cage,
-    evaluator,
-    founding,
-    machine,
-    probing,
-    sandbox,
+from autoresearch.commands import new
+from autoresearch.devices import discovery
+from autoresearch.experiment import Candidate, Proposal, Slot
+from autoresearch.git import (
+    Notebook,
+    git_blob,
 )
-from autoresearch.cage import (  # noqa: E402
-    Exited,
-    Guest,
-    Limits,
-    OverLimit,
-    Slot,
-    Stop,
+from autoresearch.lab import apparatus
+from autoresearch.lab.folder import Lab
+from autoresearch.measure import audit, evaluator, trainer
+from autoresearch.measure.calibration import Pace
+from autoresearch.measure.workbench import (
+    Terms,
+    Workbench,
+    host_paths,
 )
-from autoresearch.calibration import Pace  # noqa: E402
-from autoresearch.channel import Junk  # noqa: E402
-from autoresearch.experiment import Candidate, Proposal  # noqa: E402
-from autoresearch.lab import Lab, git_blob  # noqa: E402
-from autoresearch.notebook import Notebook  # noqa: E402
-from autoresearch.sandbox import Bench, Terms  # noqa: E402
+from autoresearch.sandbox import process, selftest
+from autoresearch.sandbox.process import Exited, Guest, Limits, OverLimit, Stop
+from autoresearch.sealed_memory import Junk
 
-IMPORTS = "import sys, autoresearch.guest, autoresearch.fence, ctypes, json, os"
+IMPORTS = (
+    "import sys, autoresearch.guest.runtime, ctypes, json, os\n"
+    "from autoresearch.sandbox.restrictions import Fence"
+)
 CAGED = (
-    f"{IMPORTS}\nif sys.argv[2]: autoresearch.fence.Fence.of(sys.argv[2]).close()\n"
+    f"{IMPORTS}\nif sys.argv[2]: Fence.of(sys.argv[2]).close()\n"
     "os.write(int(sys.argv[1]), b'\\x02\\0\\0\\0{}')"
 )
 BARE = f"{IMPORTS}\nos.write(1, b'x')"
@@ -121,8 +119,8 @@ def main():
         folder = Path(place).resolve()
         empty = Lab(folder / "empty")
         empty.folder.mkdir()
-        slot = machine.slots()[0]
-        walls, missed = probing.best(empty, slot)
+        slot = discovery.slots()[0]
+        walls, missed = selftest.best(host_paths(empty), slot)
         found["level"] = walls.level
         tell(options, f"level {walls.level} {missed}")
         parts = [options.part] if options.part else ["cage", "kill", "eval", "audit"]
@@ -239,9 +237,9 @@ def namespaces_below(pid):
     import psutil
 
     found = set()
-    for process in psutil.Process(pid).children(recursive=True):
+    for child in psutil.Process(pid).children(recursive=True):
         with contextlib.suppress(OSError):
-            found.add(os.readlink(f"/proc/{process.pid}/ns/pid"))
+            found.add(os.readlink(f"/proc/{child.pid}/ns/pid"))
     return found - {os.readlink("/proc/self/ns/pid")}
 
 
@@ -260,27 +258,29 @@ def alive_in(namespaces):
 
 def trained(folder, walls, slot, options):
     """Lab gpt with a million validation tokens, and two models trained for 30 s."""
-    founding.found(folder, "gpt", None, None, "cpu")
+    new.found(folder, "gpt", None, None, "cpu")
     prepare = folder / "prepare.py"
     text = prepare.read_text()
     for name, value in (("VALIDATION", 2_300_000), ("HOLDOUT", 100_000)):
-        text = founding.with_literal(text, f"{name}_BYTES", value)
-    prepare.write_text(founding.with_literal(text, "MAXIMUM_BYTES", 20_000_000))
+        text = new.with_literal(text, f"{name}_BYTES", value)
+    prepare.write_text(new.with_literal(text, "MAXIMUM_BYTES", 20_000_000))
     book = Notebook(folder)
     book.git("add", "-A")
     book.git("-c", "user.name=t", "-c", "user.email=t@t", "commit", "-qm", "larger")
     lab = Lab.find(folder)
     found = apparatus.load(lab, book)
     found.prepare(lambda stage, done, total: None)
-    terms = Terms(30.0, None, 5.0, 60.0, Limits(machine.memory_gb()))
-    bench = Bench(lab, found, terms, Stop(), lambda candidate, progress: None, walls)
+    terms = Terms(30.0, None, 5.0, 60.0, Limits(discovery.memory_gb()))
+    bench = Workbench(
+        lab, found, terms, Stop(), lambda candidate, progress: None, walls
+    )
     source = lab.read("train.py")
     runs = []
     for seed in (1, 2):
         candidate = Candidate(
             Proposal(seed, "x", source, "", "human"), git_blob(source)
         )
-        run = sandbox.train(bench, candidate, seed=seed, slot=slot)
+        run = trainer.train(bench, candidate, seed=seed, slot=slot)
         kept = lab.state / f"kept-{seed}"
         shutil.copytree(run.weights.parent, kept)
         runs.append(replace(run, weights=kept / run.weights.name))
@@ -298,9 +298,10 @@ def begin(build): raise Found(build)
 prepare.begin = begin
 try: runpy.run_path("train.py")
 except Found as found: build = found.args[0]
-from autoresearch import served, standalone, weights
+from autoresearch.guest import safetensors_format, standalone, torch_model
 model = build()
-served.load(model, weights.decode(open(sys.argv[1], "rb").read()), "cpu")
+state = safetensors_format.decode(open(sys.argv[1], "rb").read())
+torch_model.load(model, state, "cpu")
 prepare.text("validation")
 begun = time.monotonic()
 value = standalone.in_process(prepare, model, "cpu")
@@ -344,7 +345,7 @@ def in_one_process(bench, run, slot):
     done = subprocess.run(
         command,
         cwd=bench.lab.folder,
-        env={**os.environ, **cage.THREADS, "OMP_NUM_THREADS": str(slot.threads)},
+        env={**os.environ, **process.THREADS, "OMP_NUM_THREADS": str(slot.threads)},
         stdout=subprocess.PIPE,
         text=True,
         check=True,

@@ -2,7 +2,7 @@
 
     python benchmarks/verdicts.py --nights 1000 --json
 
-The nights are decided by the package's own policies (autoresearch/simulation.py). Two
+The nights are decided by the package's own policies (simulation.py). Two
 textbook designs that test each candidate alone stand beside them: a group-sequential
 one (its boundaries by dynamic programming) and an always-valid e-value. 120 runs a
 night for gains, 100 experiments for rates. Intervals are 95 %, over nights; ratios to
@@ -25,10 +25,10 @@ from statistics import fmean
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from autoresearch import simulation as lab  # noqa: E402
-from autoresearch.experiment import Verdict  # noqa: E402
-from autoresearch.policy import named  # noqa: E402
-from autoresearch.policy.noise_aware import NoiseAware  # noqa: E402
+from autoresearch.experiment import Verdict
+from autoresearch.policies.noise_aware import NoiseAware
+from autoresearch.policies.registry import named
+from benchmarks import simulation as lab
 
 SD = 0.0005
 SDS = (0.0003, 0.0005, 0.001, 0.002)  # measured in different labs

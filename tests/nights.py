@@ -10,11 +10,15 @@ import tempfile
 import time
 from pathlib import Path
 
-from autoresearch import cage, founding, night, probing
-from autoresearch.cage import Slot, Stop, Walls
-from autoresearch.lab import Lab
+from autoresearch.commands import new
+from autoresearch.experiment import Slot
+from autoresearch.git import Notebook
+from autoresearch.lab.folder import Lab
 from autoresearch.loop import research
-from autoresearch.notebook import Notebook
+from autoresearch.measure.workbench import host_paths
+from autoresearch.run import session
+from autoresearch.sandbox import process, selftest
+from autoresearch.sandbox.process import Stop, Walls
 
 AUTORESEARCH = (sys.executable, "-m", "autoresearch")
 
@@ -23,12 +27,12 @@ AUTORESEARCH = (sys.executable, "-m", "autoresearch")
 def walls() -> Walls:
     """The best cage this machine gives."""
     with tempfile.TemporaryDirectory() as place:
-        return probing.best(Lab(Path(place)), Slot())[0]
+        return selftest.best(host_paths(Lab(Path(place))), Slot())[0]
 
 
 def line_lab(folder: Path, fence: str = "", train: str | None = None) -> Lab:
     """Lab `line`, committed; `fence` replaces the settings of its program.md."""
-    founding.found(folder, "line", None, None, None, walls().level)
+    new.found(folder, "line", None, None, None, walls().level)
     lab = Lab.find(folder)
     if fence:
         if "cage" not in fence:
@@ -62,8 +66,8 @@ def rate(value: float, title: str | None = None) -> dict:
 
 def run(lab: Lab, *proposals: dict, stop: Stop | None = None, **options):
     """A night over these proposals, in this process; its verdicts."""
-    asked = night.Options(proposers=(script(lab, *proposals),), seed=1, **options)
-    with night.opened(lab, asked, stop or Stop()) as (opened, _):
+    asked = session.Options(proposers=(script(lab, *proposals),), seed=1, **options)
+    with session.opened(lab, asked, stop or Stop()) as (opened, _):
         return list(research(opened))
 
 
@@ -101,7 +105,7 @@ def wait_for(condition, seconds: float = 20.0, what: str = "it") -> None:
 
 def guests_of(lab: Lab) -> list[int]:
     """Processes that still belong to this lab's runs."""
-    mark, found = f"{cage.MARK}={cage.mark(lab.folder)}".encode(), []
+    mark, found = f"{process.MARK}={process.mark(lab.folder)}".encode(), []
     for name in os.listdir("/proc"):
         if name.isdigit():
             try:

@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 
 from autoresearch.errors import LabError
-from autoresearch.ledger import Ledger
-from autoresearch.program import Program
-from autoresearch.proposers import acp, agent, examined, named
-from autoresearch.proposers.desk import desk_of
+from autoresearch.lab.program import Program
+from autoresearch.proposers.agents import acp, process
+from autoresearch.proposers.registry import examined, named
+from autoresearch.proposers.toolkit import desk_of
+from autoresearch.records.ledger import Ledger
 from tests import nights
 from tests.test_agent import sleepers
 from tests.test_context import night as short_night
@@ -35,7 +36,7 @@ def spec(*words):
 
 def asked(lab, *words):
     """The agent with this trick, asked once; (agent, proposal, asking, transcript)."""
-    one = agent.Agent(spec(*words), desk_of(lab.folder, Program()))
+    one = process.Agent(spec(*words), desk_of(lab.folder, Program()))
     ledger = Ledger(lab.ledger)
     proposal = one.propose(ledger)
     asking = ledger.askings()[-1]
@@ -154,7 +155,7 @@ def test_who_dies_in_mid_turn_leaves_what_it_has_written(lab):
 def test_before_its_limit_it_is_asked_to_stop_and_may_say_what_it_took(
     lab, monkeypatch
 ):
-    monkeypatch.setattr(agent, "AGENT_SECONDS", 4.0)
+    monkeypatch.setattr(process, "AGENT_SECONDS", 4.0)
 
     _, proposal, asking, said = asked(lab, "stops")
 
@@ -164,7 +165,7 @@ def test_before_its_limit_it_is_asked_to_stop_and_may_say_what_it_took(
 
 
 def test_who_does_not_stop_is_killed_at_its_limit(lab, monkeypatch):
-    monkeypatch.setattr(agent, "AGENT_SECONDS", 3.0)
+    monkeypatch.setattr(process, "AGENT_SECONDS", 3.0)
 
     _, proposal, _, _ = asked(lab, "hangs")
 
@@ -173,7 +174,7 @@ def test_who_does_not_stop_is_killed_at_its_limit(lab, monkeypatch):
 
 
 def test_a_night_that_ends_does_not_wait_for_it(lab):
-    one = agent.Agent(spec("hangs"), desk_of(lab.folder, Program()))
+    one = process.Agent(spec("hangs"), desk_of(lab.folder, Program()))
     threading.Timer(1.0, one.close).start()
     begun = time.monotonic()
 
@@ -204,12 +205,12 @@ def test_no_message_whatever_it_holds_is_a_traceback(tmp_path):
 
 
 def test_the_names_in_the_table_are_started_by_their_own_flag():
-    assert agent.kind_of("gemini").acp[:2] == ("gemini", "--acp")
-    assert agent.kind_of("opencode").acp == ("opencode", "acp")
-    assert agent.kind_of("codex").acp == ()
-    assert agent.kind_of('acp:"x --y"').acp == ("x", "--y")
+    assert process.kind_of("gemini").acp[:2] == ("gemini", "--acp")
+    assert process.kind_of("opencode").acp == ("opencode", "acp")
+    assert process.kind_of("codex").acp == ()
+    assert process.kind_of('acp:"x --y"').acp == ("x", "--y")
     with pytest.raises(LabError, match=r'acp:" names no command'):
-        agent.kind_of("acp:")
+        process.kind_of("acp:")
 
 
 def test_check_asks_it_once(lab):

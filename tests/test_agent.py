@@ -7,14 +7,15 @@ import time
 
 import pytest
 
-from autoresearch import leash
 from autoresearch.errors import LabError
-from autoresearch.ledger import Ledger
-from autoresearch.program import Program
-from autoresearch.proposers import agent, named
-from autoresearch.proposers import examined as named_states
-from autoresearch.proposers.acp import Bill
-from autoresearch.proposers.desk import desk_of
+from autoresearch.lab.program import Program
+from autoresearch.proposers.agents import process
+from autoresearch.proposers.agents.acp import Bill
+from autoresearch.proposers.registry import examined as named_states
+from autoresearch.proposers.registry import named
+from autoresearch.proposers.toolkit import desk_of
+from autoresearch.records.ledger import Ledger
+from autoresearch.sandbox import command
 from tests import nights
 from tests.test_context import night as short_night
 
@@ -39,7 +40,7 @@ def asked(lab, tmp_path, *lines):
     program.write_text(
         "import os, sys, time\nprompt = sys.stdin.read()\n" + "\n".join(lines)
     )
-    one = agent.Agent(
+    one = process.Agent(
         f'cmd:"{sys.executable} {program}"', desk_of(lab.folder, Program())
     )
     ledger = Ledger(lab.ledger)
@@ -115,7 +116,7 @@ def test_a_refusal_goes_back_once_with_its_reason(lab, tmp_path):
 def test_at_its_limit_the_whole_tree_is_dead_and_a_change_left_behind_counts(
     lab, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(agent, "AGENT_SECONDS", 1.0)
+    monkeypatch.setattr(process, "AGENT_SECONDS", 1.0)
 
     _, proposal, _ = asked(
         lab, tmp_path, DEEPER,
@@ -132,7 +133,7 @@ def test_a_night_that_ends_does_not_wait_for_it(lab, tmp_path):
     import threading
 
     desk = desk_of(lab.folder, Program())
-    one = agent.Agent("cmd:sleep 77.25", desk)
+    one = process.Agent("cmd:sleep 77.25", desk)
     threading.Timer(0.5, one.close).start()
     begun = time.monotonic()
 
@@ -155,7 +156,7 @@ def test_it_sees_no_secret_that_it_does_not_need(lab, tmp_path, monkeypatch):
     assert "HOME []" in said
 
 
-@pytest.mark.skipif(not leash.bubblewrap(), reason="no bubblewrap here")
+@pytest.mark.skipif(not command.bubblewrap(), reason="no bubblewrap here")
 def test_behind_walls_it_can_write_only_its_own_folders(lab, tmp_path):
     _, proposal, asking = asked(
         lab, tmp_path,
@@ -198,9 +199,9 @@ def test_what_looks_like_a_time_and_is_none_does_not_end_a_rest():
     now = time.time()
 
     for words in ("limit reached, request 1700000000", "usage limit, try in 1 s"):
-        assert agent.limit_ends(words, now) == now + agent.LIMIT_REST_SECONDS
+        assert process.limit_ends(words, now) == now + process.LIMIT_REST_SECONDS
     for words in ("usage limit, try again in 999999 days", "limit until 2999999999"):
-        assert agent.limit_ends(words, now) == now + agent.LONGEST_LIMIT_SECONDS
+        assert process.limit_ends(words, now) == now + process.LONGEST_LIMIT_SECONDS
 
 
 def test_both_runs_are_on_the_bill_and_the_first_change_is_not_lost(lab, tmp_path):
@@ -228,7 +229,7 @@ def test_an_agent_stops_where_its_bill_reaches_the_dollars_of_the_night(lab, tmp
     said = []
     desk = desk_of(lab.folder, Program(dollars=0.4))
     desk.notify = said.append
-    one = agent.Agent(f'cmd:"{sys.executable} {program}"', desk)
+    one = process.Agent(f'cmd:"{sys.executable} {program}"', desk)
     ledger = Ledger(lab.ledger)
 
     first, second = one.propose(ledger), one.propose(ledger)
@@ -243,7 +244,7 @@ def test_a_command_that_is_gone_in_the_night_is_a_rest_and_no_traceback(lab, tmp
     program = tmp_path / "agent"
     program.write_text("#!/bin/sh\n")
     program.chmod(0o755)
-    one = agent.Agent(f"cmd:{program}", desk_of(lab.folder, Program()))
+    one = process.Agent(f"cmd:{program}", desk_of(lab.folder, Program()))
     program.unlink()
     ledger = Ledger(lab.ledger)
 
@@ -263,15 +264,15 @@ def test_folders_without_end_are_a_rest_and_no_traceback(lab, tmp_path):
     assert proposal is not None or one.resting_until > 0
 
 
-@pytest.mark.skipif(not leash.bubblewrap(), reason="no bubblewrap here")
+@pytest.mark.skipif(not command.bubblewrap(), reason="no bubblewrap here")
 def test_it_sees_no_other_agents_login(lab, tmp_path):
-    other = agent.home_of("codex") / ".codex" / "auth.json"
+    other = process.home_of("codex") / ".codex" / "auth.json"
     other.parent.mkdir()
     other.write_text("hunter2")
 
     _, _, asking = asked(
         lab, tmp_path,
-        f"print(os.path.exists({str(other)!r}), os.listdir({str(agent.homes())!r}))",
+        f"print(os.path.exists({str(other)!r}), os.listdir({str(process.homes())!r}))",
     )  # fmt: skip
 
     said = (lab.state / "asked" / asking.transcript).read_text()
@@ -281,8 +282,10 @@ def test_it_sees_no_other_agents_login(lab, tmp_path):
 def test_a_limit_that_names_an_hour_ends_at_that_hour():
     now = time.mktime((2026, 1, 5, 22, 30, 0, 0, 0, -1))
 
-    assert agent.limit_ends("limit reached, resets 3am", now) - now == 4.5 * 3600
-    assert agent.limit_ends("usage limit. try again at 11:05 PM", now) - now == 35 * 60
+    assert process.limit_ends("limit reached, resets 3am", now) - now == 4.5 * 3600
+    assert (
+        process.limit_ends("usage limit. try again at 11:05 PM", now) - now == 35 * 60
+    )
 
 
 def test_check_says_how_an_agent_does_before_the_night(lab, tmp_path, monkeypatch):
@@ -309,10 +312,10 @@ def test_costs_are_what_its_json_lines_say_or_unknown():
         '{"type":"step_finish","part":{"cost":0,"tokens":{"input":5,"output":1}}}'
     )
 
-    assert agent.bill_of(f"{opencode}\n{opencode}\n") == Bill(None, 10, 2)
-    assert agent.bill_of(f"x\n{claude}\n") == Bill(0.12, 9, 4)
-    assert agent.bill_of(f"{codex}\n{codex}\n[1]\n{{") == Bill(None, 14, 4)
-    assert agent.bill_of('{"total_cost_usd": -1}') == Bill()
+    assert process.bill_of(f"{opencode}\n{opencode}\n") == Bill(None, 10, 2)
+    assert process.bill_of(f"x\n{claude}\n") == Bill(0.12, 9, 4)
+    assert process.bill_of(f"{codex}\n{codex}\n[1]\n{{") == Bill(None, 14, 4)
+    assert process.bill_of('{"total_cost_usd": -1}') == Bill()
 
 
 def test_a_command_that_is_not_there_says_how_to_get_it(lab, monkeypatch):
@@ -324,12 +327,12 @@ def test_a_command_that_is_not_there_says_how_to_get_it(lab, monkeypatch):
 
 
 def test_every_row_says_how_a_person_logs_in_once():
-    for name, kind in agent.KINDS.items():
+    for name, kind in process.KINDS.items():
         assert kind.login, name
         assert kind.tokens, name
         assert kind.install, name
         prompt_is_no_argument = (
-            kind.stdin or agent.READ_IT in kind.argv or "{prompt}" in kind.argv
+            kind.stdin or process.READ_IT in kind.argv or "{prompt}" in kind.argv
         )
         assert prompt_is_no_argument, name
 

@@ -4,9 +4,10 @@ from dataclasses import replace
 
 import pytest
 
-from autoresearch import amd
-from autoresearch.cage import Limits, Room, Slot, environment
-from autoresearch.walls import nodes
+from autoresearch.devices import rocm
+from autoresearch.experiment import Slot
+from autoresearch.sandbox.backends import nodes
+from autoresearch.sandbox.process import Limits, Room, environment
 
 CPU = "cpu_cores_count 64\nsimd_count 0\nmem_banks_count 1\ngfx_target_version 0\n"
 GPU = (
@@ -42,7 +43,7 @@ def add(system, number, properties, banks=(), name=None, minor=128):
 
 
 def test_a_machine_without_the_driver_has_none(tmp_path):
-    assert amd.gpus(tmp_path / "nowhere", tmp_path) == ()
+    assert rocm.gpus(tmp_path / "nowhere", tmp_path) == ()
 
 
 def test_gpus_are_counted_as_rocm_counts_them_and_cpus_are_not(system):
@@ -51,7 +52,7 @@ def test_gpus_are_counted_as_rocm_counts_them_and_cpus_are_not(system):
     add(system, 2, big, [(1, 206 * 10**9)], name="AMD Instinct MI300X OAM")
     add(system, 10, GPU.format(version=110000, minor=129, unique=0), [(2, 24 * 10**9)])
 
-    first, second = amd.gpus(*system)
+    first, second = rocm.gpus(*system)
 
     assert (first.index, second.index) == (0, 1)
     assert first.uuid == "GPU-2b5f9d3e0c4a1187"
@@ -66,7 +67,7 @@ def test_gpus_are_counted_as_rocm_counts_them_and_cpus_are_not(system):
     [(90402, "AMD gfx942"), (90010, "AMD gfx90a"), (100300, "AMD gfx1030")],
 )
 def test_a_card_without_a_name_is_called_as_compilers_call_it(version, name):
-    assert amd.chip({"gfx_target_version": version}) == name
+    assert rocm.chip({"gfx_target_version": version}) == name
 
 
 @pytest.mark.parametrize("properties", ["", "simd_count many\n", "\0\n\n 1 2 3\n"])
@@ -74,7 +75,7 @@ def test_what_the_kernel_garbles_is_no_gpu(system, properties):
     add(system, 1, properties)
     (system[0] / "generation_id").write_text("2\n")
 
-    assert amd.gpus(*system) == ()
+    assert rocm.gpus(*system) == ()
 
 
 def test_a_guest_is_told_its_amd_card_and_shown_no_other(tmp_path, monkeypatch):
@@ -94,11 +95,11 @@ def test_a_guest_is_told_its_amd_card_and_shown_no_other(tmp_path, monkeypatch):
 
 
 def test_amd_gpus_are_looked_for_where_torch_was_built_for_them(tmp_path, monkeypatch):
-    monkeypatch.setattr(amd, "torch_libraries", lambda: tmp_path)
-    assert not amd.has_torch()
+    monkeypatch.setattr(rocm, "torch_libraries", lambda: tmp_path)
+    assert not rocm.has_torch()
 
     (tmp_path / "libtorch_hip.so").touch()
 
-    assert amd.has_torch()
-    monkeypatch.setattr(amd, "torch_libraries", lambda: None)
-    assert not amd.has_torch()
+    assert rocm.has_torch()
+    monkeypatch.setattr(rocm, "torch_libraries", lambda: None)
+    assert not rocm.has_torch()

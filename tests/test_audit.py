@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from autoresearch import audit
+from autoresearch.measure import audit
 
 ROWS, CONTEXT, BYTES_PER_TOKEN = 400, 100, 2.5
 

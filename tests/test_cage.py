@@ -13,20 +13,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autoresearch import cage, warden
-from autoresearch.cage import (
+from autoresearch.errors import Stopped
+from autoresearch.experiment import Slot
+from autoresearch.sandbox import process, supervisor
+from autoresearch.sandbox.process import (
     Exited,
     Guest,
     Limits,
     Log,
     OverLimit,
     Room,
-    Slot,
     Stop,
     sweep,
 )
-from autoresearch.channel import Junk, unseal
-from autoresearch.errors import Stopped
+from autoresearch.sealed_memory import Junk, unseal
 
 linux_only = pytest.mark.skipif(
     sys.platform != "linux", reason="only Linux hands orphans to the warden"
@@ -38,7 +38,7 @@ SOON = 15.0  # seconds; far more than anything here takes on an idle machine
 LINK = """
 import os, signal, subprocess, sys, time
 import autoresearch.guest
-link = autoresearch.guest._link
+link = autoresearch.guest.runtime._link
 """
 
 # Four kinds of offspring that outlive their parent if they can.
@@ -79,7 +79,7 @@ def lab(tmp_path):
 
 def survivors(lab: Path) -> set[int]:
     """Processes alive that carry the lab's mark, wardens too."""
-    mark, found = f"\0{cage.MARK}={cage.mark(lab)}".encode(), set()
+    mark, found = f"\0{process.MARK}={process.mark(lab)}".encode(), set()
     for name in os.listdir("/proc"):
         if name.isdigit():
             try:
@@ -133,7 +133,10 @@ def ending(guest: Guest) -> int:
 
 
 def test_a_guest_and_its_harness_talk(lab):
-    source = LINK + "link.send({'say': 'hello', 'heard': autoresearch.guest._hello})\n"
+    source = (
+        LINK
+        + "link.send({'say': 'hello', 'heard': autoresearch.guest.runtime._hello})\n"
+    )
 
     with running(lab, source) as guest:
         assert hear(guest) == {"say": "hello", "heard": {"mode": "train"}}
@@ -151,8 +154,8 @@ def test_the_last_message_before_the_exit_still_arrives(lab):
 def test_descriptors_of_the_last_message_still_arrive(lab):
     source = (
         LINK
-        + "from autoresearch import channel\n"
-        + "link.send({'say': 'submit'}, channel.sealed(b'weights'))\nos._exit(0)\n"
+        + "from autoresearch import sealed_memory\n"
+        + "link.send({'say': 'submit'}, sealed_memory.sealed(b'weights'))\nos._exit(0)\n"
     )
 
     with running(lab, source) as guest:
@@ -221,7 +224,7 @@ def test_nonsense_on_the_channel_is_junk(lab, noise):
 
 
 def test_a_flood_of_messages_is_junk_in_the_end(lab, monkeypatch):
-    monkeypatch.setattr(cage, "MOST_MESSAGES", 2000)
+    monkeypatch.setattr(process, "MOST_MESSAGES", 2000)
     source = LINK + "while True: link.send({'say': 'progress'})\n"
 
     with running(lab, source) as guest:
@@ -267,15 +270,15 @@ def test_the_environment_is_the_allow_list_and_nothing_else(lab, monkeypatch):
 
     assert "planted" not in str(seen)
     assert set(seen) - {"LC_CTYPE"} <= {
-        *cage.ALLOWED,
-        *cage.THREADS,
+        *process.ALLOWED,
+        *process.THREADS,
         *(
             "HOME",
             "TMPDIR",
             "TORCHINDUCTOR_CACHE_DIR",
             "USER",
             "OMP_NUM_THREADS",
-            cage.MARK,
+            process.MARK,
         ),
         *("PYTHONDONTWRITEBYTECODE", "PYTHONUNBUFFERED"),
     }
@@ -284,7 +287,7 @@ def test_the_environment_is_the_allow_list_and_nothing_else(lab, monkeypatch):
 
 def test_a_slot_says_which_gpu_and_how_many_threads():
     def seen_by(slot):
-        return cage.environment(Room(Path("/x"), Path("/lab"), slot, Limits(1.0)))
+        return process.environment(Room(Path("/x"), Path("/lab"), slot, Limits(1.0)))
 
     seen = seen_by(Slot("cuda", 3, threads=5))
 
@@ -386,7 +389,7 @@ def test_killed_at_the_wall_the_whole_family_dies(lab):
         begun = time.monotonic()
 
     assert not survivors(lab)
-    assert time.monotonic() - begun < warden.GIVE_UP_SECONDS
+    assert time.monotonic() - begun < supervisor.GIVE_UP_SECONDS
 
 
 @linux_only
@@ -406,7 +409,8 @@ def test_when_the_guest_leaves_by_itself_its_family_does_not_stay(lab, way):
 HARNESS = """
 import sys, time
 from pathlib import Path
-from autoresearch.cage import Guest, Limits, Slot, Stop
+from autoresearch.experiment import Slot
+from autoresearch.sandbox.process import Guest, Limits, Stop
 lab = Path(sys.argv[1])
 guest = Guest(lab / "guest", lab=lab, slot=Slot(), limits=Limits(4.0), stop=Stop())
 guest.channel.send({"mode": "train"})
@@ -481,21 +485,21 @@ def test_a_guest_that_kills_its_warden_is_swept_with_its_family(lab):
 @linux_only
 def test_a_guest_that_stops_its_warden_is_swept_with_its_family(lab, monkeypatch):
     monkeypatch.setattr(
-        warden, "GIVE_UP_SECONDS", -4.5
+        supervisor, "GIVE_UP_SECONDS", -4.5
     )  # the harness waits half a second
     source = FAMILY + "os.kill(os.getppid(), signal.SIGSTOP)\ntime.sleep(600)\n"
 
     with running(lab, source) as guest:
         assert hear(guest) == {"say": "family"}
         time.sleep(0.2)
-        monkeypatch.setattr(cage, "sweep", patient_sweep)
+        monkeypatch.setattr(process, "sweep", patient_sweep)
 
     wait_for(lambda: not survivors(lab), "the death of all")
 
 
 def patient_sweep(lab, folder=None):
     """The real one, with its own time limit although the test shortened the other."""
-    warden.GIVE_UP_SECONDS = 5.0
+    supervisor.GIVE_UP_SECONDS = 5.0
     return sweep(lab, folder)
 
 
@@ -562,7 +566,7 @@ def test_a_comet_that_forks_faster_than_it_is_listed_is_caught(lab):
 
     took = time.monotonic() - begun
     assert not survivors(lab)
-    assert took < warden.GIVE_UP_SECONDS
+    assert took < supervisor.GIVE_UP_SECONDS
     print(f"three comets caught in {1000 * took:.0f} ms")
 
 
@@ -617,7 +621,7 @@ def test_a_harness_that_looks_late_at_an_exit_gets_it_whole(lab):
 
 
 def test_too_much_memory_is_noticed_also_when_it_is_a_childs(lab, monkeypatch):
-    monkeypatch.setattr(cage, "LOOK_EVERY_SECONDS", 0.05)
+    monkeypatch.setattr(process, "LOOK_EVERY_SECONDS", 0.05)
     source = (
         LINK
         + "if os.fork() == 0:\n"
@@ -637,7 +641,7 @@ def test_too_much_memory_is_noticed_also_when_it_is_a_childs(lab, monkeypatch):
 
 
 def test_memory_is_measured_as_the_peak(lab, monkeypatch):
-    monkeypatch.setattr(cage, "LOOK_EVERY_SECONDS", 0.02)
+    monkeypatch.setattr(process, "LOOK_EVERY_SECONDS", 0.02)
     source = (
         LINK
         + "hoard = b'x' * 150_000_000\ntime.sleep(0.4)\ndel hoard\ntime.sleep(0.2)\n"
@@ -682,7 +686,7 @@ def test_printing_beyond_the_limit_ends_the_run(lab):
 
 
 def test_writing_beyond_the_limit_ends_the_run(lab, monkeypatch):
-    monkeypatch.setattr(cage, "LOOK_EVERY_SECONDS", 0.05)
+    monkeypatch.setattr(process, "LOOK_EVERY_SECONDS", 0.05)
     source = (
         LINK
         + "os.makedirs('a/b')\n"
@@ -721,17 +725,17 @@ def test_links_and_sparse_files_count_what_they_take(tmp_path):
     with (tmp_path / "sparse").open("wb") as file:
         file.truncate(1 << 40)
 
-    size_bytes, files = cage.contents(tmp_path)
+    size_bytes, files = process.contents(tmp_path)
 
     assert 100_000 <= size_bytes < 300_000
     assert files == 4
-    assert cage.contents(tmp_path / "none") == (0, 0)
+    assert process.contents(tmp_path / "none") == (0, 0)
 
 
 def test_empty_files_without_number_end_the_run(lab, monkeypatch):
     """They take no space, and a walk over a million of them takes seconds."""
-    monkeypatch.setattr(cage, "LOOK_EVERY_SECONDS", 0.05)
-    monkeypatch.setattr(cage, "MOST_FILES", 500)
+    monkeypatch.setattr(process, "LOOK_EVERY_SECONDS", 0.05)
+    monkeypatch.setattr(process, "MOST_FILES", 500)
     source = (
         "import os, time\n"
         "for number in range(1000):\n"
@@ -747,7 +751,7 @@ def test_empty_files_without_number_end_the_run(lab, monkeypatch):
 
 
 def test_a_look_that_takes_long_is_not_taken_where_the_wall_is_near(lab, monkeypatch):
-    monkeypatch.setattr(cage, "LOOK_EVERY_SECONDS", 0.01)
+    monkeypatch.setattr(process, "LOOK_EVERY_SECONDS", 0.01)
     looks = []
 
     def slowly(folder):
@@ -755,7 +759,7 @@ def test_a_look_that_takes_long_is_not_taken_where_the_wall_is_near(lab, monkeyp
         time.sleep(0.3)
         return 0, 0
 
-    monkeypatch.setattr(cage, "contents", slowly)
+    monkeypatch.setattr(process, "contents", slowly)
     with running(lab, "import time; time.sleep(30)") as found:
         deadline = time.monotonic() + 2
         with pytest.raises(TimeoutError):
@@ -777,14 +781,14 @@ def test_a_folder_too_deep_for_recursion_is_removed(tmp_path):
     os.fchdir(here)
     os.close(here)
 
-    cage.erase(place)
-    cage.erase(tmp_path / "none")
+    process.erase(place)
+    process.erase(tmp_path / "none")
 
     assert os.listdir(tmp_path) == []
 
 
 def test_a_guest_that_never_reads_does_not_hold_up_its_harness(lab, monkeypatch):
-    monkeypatch.setattr(cage, "SEND_SECONDS", 0.2)
+    monkeypatch.setattr(process, "SEND_SECONDS", 0.2)
 
     with (
         running(lab, "import time; time.sleep(30)") as found,
@@ -807,8 +811,8 @@ def test_a_log_keeps_its_beginning_and_its_end(sizes):
     kept = log.whole()
 
     assert log.total_bytes == len(whole)
-    assert len(kept) <= cage.LOG_HEAD_BYTES + cage.LOG_TAIL_BYTES + 50_000 + 60
-    assert kept[: cage.LOG_HEAD_BYTES] == whole[: cage.LOG_HEAD_BYTES]
-    assert kept[-cage.LOG_TAIL_BYTES :] == whole[-cage.LOG_TAIL_BYTES :]
+    assert len(kept) <= process.LOG_HEAD_BYTES + process.LOG_TAIL_BYTES + 50_000 + 60
+    assert kept[: process.LOG_HEAD_BYTES] == whole[: process.LOG_HEAD_BYTES]
+    assert kept[-process.LOG_TAIL_BYTES :] == whole[-process.LOG_TAIL_BYTES :]
     if b"not kept" not in kept:
         assert kept == whole

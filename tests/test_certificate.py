@@ -7,11 +7,12 @@ from statistics import fmean
 
 import pytest
 
-from autoresearch import certificate
-from autoresearch.certificate import Pair, certified, pairs_of
 from autoresearch.experiment import Candidate, Proposal, Run, Score, Verdict
-from autoresearch.lab import git_blob
-from autoresearch.ledger import Ledger
+from autoresearch.git import git_blob
+from autoresearch.records.ledger import Ledger
+from autoresearch.records.queries import certificate, pairs_of
+from autoresearch.stats import quantiles
+from autoresearch.stats.paired import Pair, certified
 
 
 def score_of(proposal, seed, value, holdout=None):
@@ -52,7 +53,7 @@ class Night:
 
     def certificate(self):
         numbers = [proposal.number for proposal in self.proposals]
-        return certificate.of(self.ledger, numbers[1], numbers[0])
+        return certificate(self.ledger, numbers[1], numbers[0])
 
 
 @pytest.fixture
@@ -136,14 +137,14 @@ def test_a_seed_run_twice_is_one_pair_still(night):
 def test_a_baseline_has_no_certificate_against_itself(night):
     night.replicate(0, 1, 1.0)
 
-    assert certificate.of(night.ledger, 0, 0) is None
+    assert certificate(night.ledger, 0, 0) is None
 
 
 @pytest.mark.parametrize(
     ("degrees", "quantile"), [(1, 12.706), (2, 4.303), (3, 3.182), (7, 2.365)]
 )
 def test_the_quantile_is_students(degrees, quantile):
-    assert certificate.student_95(degrees) == pytest.approx(quantile, rel=0.015)
+    assert quantiles.student_95(degrees) == pytest.approx(quantile, rel=0.015)
 
 
 @pytest.mark.parametrize("count", [2, 3, 8])

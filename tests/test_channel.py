@@ -15,10 +15,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autoresearch import channel
-from autoresearch.channel import Channel, Closed, Junk
+from autoresearch import sealed_memory
+from autoresearch.sandbox import ipc
+from autoresearch.sandbox.ipc import Channel, Closed
+from autoresearch.sealed_memory import Junk
 
-linux_only = pytest.mark.skipif(not channel.HAS_MEMFD, reason="sealing needs memfds")
+linux_only = pytest.mark.skipif(
+    not sealed_memory.HAS_MEMFD, reason="sealing needs memfds"
+)
 
 
 @pytest.fixture
@@ -72,7 +76,7 @@ def test_a_message_that_comes_byte_by_byte_is_still_one_message(pair):
 def test_the_largest_message_passes_and_one_byte_more_is_refused_by_the_sender(pair):
     here, there = pair
     frame = len(json.dumps({"text": "", "descriptors": 0}))
-    text = "x" * (channel.LARGEST_MESSAGE_BYTES - frame)
+    text = "x" * (ipc.LARGEST_MESSAGE_BYTES - frame)
 
     sender = threading.Thread(target=here.send, args=({"text": text},))
     sender.start()
@@ -83,7 +87,7 @@ def test_the_largest_message_passes_and_one_byte_more_is_refused_by_the_sender(p
         here.send({"text": text + "x"})
 
 
-@pytest.mark.parametrize("length", [channel.LARGEST_MESSAGE_BYTES + 1, 2**32 - 1])
+@pytest.mark.parametrize("length", [ipc.LARGEST_MESSAGE_BYTES + 1, 2**32 - 1])
 def test_a_length_beyond_the_limit_is_junk_before_the_body_comes(pair, length):
     here, there = pair
     here.socket.send(struct.pack("<I", length))
@@ -154,7 +158,7 @@ def test_a_flood_of_messages_is_read_one_by_one_in_bounded_memory(pair):
         largest = max(largest, len(there._bytes))
     sender.join()
 
-    assert largest <= 2 * channel.LARGEST_MESSAGE_BYTES
+    assert largest <= 2 * ipc.LARGEST_MESSAGE_BYTES
 
 
 def test_waiting_ends_at_the_limit(pair):
@@ -219,7 +223,7 @@ def test_hanging_up_on_unread_messages_is_closed_not_a_connection_error(pair):
 def test_closing_twice_is_fine_and_closes_descriptors_nobody_took(pair):
     here, there = pair
     before = open_descriptors()
-    source = channel.sealed(b"x")
+    source = sealed_memory.sealed(b"x")
     send_descriptors(here.socket, b'{"descriptors": 0}', source)
     os.close(source)
     there.receive(1)
@@ -236,14 +240,14 @@ def test_closing_twice_is_fine_and_closes_descriptors_nobody_took(pair):
 
 def test_descriptors_travel_with_their_message_and_are_not_inherited(pair):
     here, there = pair
-    first, second = channel.sealed(b"weights"), channel.sealed(b"probe")
+    first, second = sealed_memory.sealed(b"weights"), sealed_memory.sealed(b"probe")
 
     here.send({"say": "submit"}, first, second)
     message, (one, two) = there.receive(1)
 
     assert message == {"say": "submit"}
-    assert channel.unseal(one, 100) == b"weights"
-    assert channel.unseal(two, 100) == b"probe"
+    assert sealed_memory.unseal(one, 100) == b"weights"
+    assert sealed_memory.unseal(two, 100) == b"probe"
     assert not os.get_inheritable(one)
     for descriptor in (first, second, one, two):
         os.close(descriptor)
@@ -252,7 +256,7 @@ def test_descriptors_travel_with_their_message_and_are_not_inherited(pair):
 @pytest.mark.parametrize("count", [5, 6, 100, 253])
 def test_too_many_descriptors_in_one_message_are_junk_and_none_leaks(pair, count):
     here, there = pair
-    source = channel.sealed(b"x")
+    source = sealed_memory.sealed(b"x")
     before = open_descriptors()
     send_descriptors(here.socket, b'{"descriptors": 4}', *[source] * count)
 
@@ -266,7 +270,7 @@ def test_too_many_descriptors_in_one_message_are_junk_and_none_leaks(pair, count
 
 def test_surplus_descriptors_cannot_pile_up_message_by_message(pair):
     here, there = pair
-    source = channel.sealed(b"x")
+    source = sealed_memory.sealed(b"x")
     for _ in range(5):
         send_descriptors(here.socket, b'{"descriptors": 0}', source)
     for _ in range(4):
@@ -284,7 +288,7 @@ def test_surplus_descriptors_cannot_pile_up_message_by_message(pair):
 class TestSealedMemory:
     @pytest.fixture
     def descriptor(self):
-        descriptor = channel.sealed(b"sixteen bytes ok")
+        descriptor = sealed_memory.sealed(b"sixteen bytes ok")
         yield descriptor
         os.close(descriptor)
 
@@ -313,11 +317,13 @@ class TestSealedMemory:
             os.close(again)
         with pytest.raises(PermissionError):
             os.open(path, os.O_RDWR | os.O_TRUNC)
-        assert channel.unseal(descriptor, 16) == b"sixteen bytes ok"
+        assert sealed_memory.unseal(descriptor, 16) == b"sixteen bytes ok"
 
     def test_cannot_have_its_seals_changed(self, descriptor):
         with pytest.raises(PermissionError):
-            fcntl.fcntl(descriptor, channel.F_ADD_SEALS, channel.SEAL_FUTURE_WRITE)
+            fcntl.fcntl(
+                descriptor, sealed_memory.F_ADD_SEALS, sealed_memory.SEAL_FUTURE_WRITE
+            )
 
     def test_cannot_have_holes_punched_by_another_process(self, descriptor):
         punch = (
@@ -330,15 +336,19 @@ class TestSealedMemory:
         done = subprocess.run((sys.executable, "-c", punch), pass_fds=(descriptor,))
 
         assert done.returncode == 0
-        assert channel.unseal(descriptor, 16) == b"sixteen bytes ok"
+        assert sealed_memory.unseal(descriptor, 16) == b"sixteen bytes ok"
 
     def test_is_refused_when_it_is_not_sealed_or_not_wholly(self):
-        for seals in (0, channel.SEAL_WRITE, channel.ALL_SEALS & ~channel.SEAL_SEAL):
-            descriptor = channel.anonymous("loose")
+        for seals in (
+            0,
+            sealed_memory.SEAL_WRITE,
+            sealed_memory.ALL_SEALS & ~sealed_memory.SEAL_SEAL,
+        ):
+            descriptor = sealed_memory.anonymous("loose")
             os.write(descriptor, b"changes later")
-            fcntl.fcntl(descriptor, channel.F_ADD_SEALS, seals)
+            fcntl.fcntl(descriptor, sealed_memory.F_ADD_SEALS, seals)
             with pytest.raises(Junk, match="not sealed"):
-                channel.unseal(descriptor, 100)
+                sealed_memory.unseal(descriptor, 100)
             os.close(descriptor)
 
     def test_is_refused_when_it_is_no_memory_at_all(self, tmp_path):
@@ -350,53 +360,53 @@ class TestSealedMemory:
         nowhere = os.open(path, os.O_PATH)
         for descriptor in (file, folder, nowhere, reads, writes):
             with pytest.raises(Junk):
-                channel.unseal(descriptor, 100)
+                sealed_memory.unseal(descriptor, 100)
             os.close(descriptor)
 
     def test_is_refused_when_it_cannot_be_read(self, descriptor):
         write_only = os.open(f"/proc/self/fd/{descriptor}", os.O_WRONLY)
 
         with pytest.raises(Junk, match="cannot be read"):
-            channel.unseal(write_only, 100)
+            sealed_memory.unseal(write_only, 100)
         os.close(write_only)
 
     def test_is_refused_when_it_is_too_large_without_being_read(self):
-        descriptor = channel.anonymous("sparse")
+        descriptor = sealed_memory.anonymous("sparse")
         os.ftruncate(descriptor, 1 << 45)
-        fcntl.fcntl(descriptor, channel.F_ADD_SEALS, channel.ALL_SEALS)
+        fcntl.fcntl(descriptor, sealed_memory.F_ADD_SEALS, sealed_memory.ALL_SEALS)
 
         with pytest.raises(Junk, match="at most 1000"):
-            channel.unseal(descriptor, 1000)
+            sealed_memory.unseal(descriptor, 1000)
         os.close(descriptor)
 
     @pytest.mark.parametrize("content", [b"", b"x", bytes(range(256)) * 40_000])
     def test_comes_out_as_it_went_in(self, content):
-        descriptor = channel.sealed(content)
+        descriptor = sealed_memory.sealed(content)
 
-        assert channel.unseal(descriptor, len(content)) == content
-        assert bytes(channel.view(descriptor)) == content
+        assert sealed_memory.unseal(descriptor, len(content)) == content
+        assert bytes(sealed_memory.view(descriptor)) == content
         os.close(descriptor)
 
     def test_is_there_after_its_descriptors_are_closed(self):
-        descriptor = channel.sealed(b"sixteen bytes ok")
-        found = channel.unseal(descriptor, 16)
+        descriptor = sealed_memory.sealed(b"sixteen bytes ok")
+        found = sealed_memory.unseal(descriptor, 16)
         os.close(descriptor)
 
         assert found == b"sixteen bytes ok"
         assert found.readonly
 
-    @pytest.mark.parametrize("size_bytes", [0, 5, channel.COPY_BYTES + 1])
+    @pytest.mark.parametrize("size_bytes", [0, 5, sealed_memory.COPY_BYTES + 1])
     def test_can_be_made_of_a_file(self, tmp_path, size_bytes):
         path = tmp_path / "file"
         path.write_bytes(b"x" * size_bytes)
 
-        descriptor = channel.sealed_file(path, "weights")
+        descriptor = sealed_memory.sealed_file(path, "weights")
 
-        assert channel.unseal(descriptor, size_bytes) == path.read_bytes()
+        assert sealed_memory.unseal(descriptor, size_bytes) == path.read_bytes()
         os.close(descriptor)
 
     def test_looks_read_only_to_who_maps_it(self, descriptor):
-        look = channel.view(descriptor)
+        look = sealed_memory.view(descriptor)
 
         assert look.readonly
         with pytest.raises(TypeError):
@@ -409,7 +419,7 @@ class TestSealedMemory:
 @linux_only
 @pytest.mark.parametrize("writer", [True, False])
 def test_shared_memory_keeps_its_size_whoever_holds_it(writer):
-    descriptor, mapping = channel.shared(4096, "both", writer=writer)
+    descriptor, mapping = sealed_memory.shared(4096, "both", writer=writer)
 
     for size in (0, 4095, 8192):
         with pytest.raises(PermissionError):
@@ -420,7 +430,7 @@ def test_shared_memory_keeps_its_size_whoever_holds_it(writer):
 
 @linux_only
 def test_shared_memory_for_reading_shows_changes_but_takes_none():
-    descriptor, mapping = channel.shared(4096, "questions", writer=False)
+    descriptor, mapping = sealed_memory.shared(4096, "questions", writer=False)
     theirs = mmap.mmap(descriptor, 4096, mmap.MAP_SHARED, mmap.PROT_READ)
 
     mapping[:5] = b"asked"
@@ -435,7 +445,7 @@ def test_shared_memory_for_reading_shows_changes_but_takes_none():
 
 @linux_only
 def test_shared_memory_for_writing_carries_answers_back():
-    descriptor, mapping = channel.shared(4096, "answers", writer=True)
+    descriptor, mapping = sealed_memory.shared(4096, "answers", writer=True)
     theirs = mmap.mmap(descriptor, 4096)
 
     theirs[:4] = b"done"

@@ -3,8 +3,10 @@
 from dataclasses import replace
 from pathlib import Path
 
-from autoresearch import checking, program, proposers
+from autoresearch import proposers
+from autoresearch.commands import check
 from autoresearch.experiment import Candidate, Proposal, Run, Score
+from autoresearch.lab import program
 
 
 def checked(tokens_per_second, parameters, fence="budget_seconds = 300", **facts):
@@ -15,7 +17,7 @@ def checked(tokens_per_second, parameters, fence="budget_seconds = 300", **facts
     )
     asked = program.parse(f"```toml\n{fence}\n```\n")
     score = Score(run, 1.0, 0.0, 2.0, 0.0)
-    return checking.Checked(
+    return check.Checked(
         {}, asked, {"level": "full"}, score, {"search": proposers.Examined("ok")}, 30, 8.0, 305.0, 1, 90_000_000
     )  # fmt: skip
 

@@ -6,8 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from autoresearch import chips, machine, night
-from autoresearch.cage import Limits, Room, Slot, environment
+from autoresearch.devices import discovery, gpu_specs, nvml
+from autoresearch.experiment import Slot
+from autoresearch.measure import void_runs
+from autoresearch.run import session
+from autoresearch.sandbox.process import Limits, Room, environment
 
 RECORDED = json.loads(
     (Path(__file__).parent / "recorded" / "nvml-h200.json").read_text()
@@ -29,7 +32,7 @@ def answering(sample):
 
 
 def test_an_h200_in_training_runs_into_its_power_cap():
-    found = chips.health(answering(RECORDED["training"]))
+    found = nvml.health(answering(RECORDED["training"]))
 
     assert found.clock_mhz == 1650
     assert found.highest_clock_mhz == 1980
@@ -42,14 +45,14 @@ def test_an_h200_in_training_runs_into_its_power_cap():
 
 
 def test_an_idle_h200_has_no_slowdown_and_nobody_on_it():
-    found = chips.health(answering(RECORDED["idle"]))
+    found = nvml.health(answering(RECORDED["idle"]))
 
     assert found.slowdowns == ()
     assert found.compute_pids == ()
 
 
 def test_what_a_card_does_not_tell_is_missing():
-    found = chips.health(lambda name, *arguments: None)
+    found = nvml.health(lambda name, *arguments: None)
 
     assert found.clock_mhz is None
     assert found.power_watts is None
@@ -57,7 +60,7 @@ def test_what_a_card_does_not_tell_is_missing():
 
 
 def test_a_machine_without_a_gpu_has_no_health():
-    assert machine.nvml_of(Slot("cpu", None, 2)) is None
+    assert discovery.nvml_of(Slot("cpu", None, 2)) is None
 
 
 @pytest.mark.parametrize(
@@ -77,24 +80,24 @@ def test_a_machine_without_a_gpu_has_no_health():
     ],
 )
 def test_a_chip_has_the_peak_of_its_data_sheet(name, tera):
-    assert chips.peak_flops(name) == tera * 1e12
+    assert gpu_specs.peak_flops(name) == tera * 1e12
 
 
 def test_an_unknown_chip_has_no_mfu():
-    assert chips.mfu_percent(1e9, 1e6, "NVIDIA GeForce GT 710") is None
-    assert chips.mfu_percent(342.1e6, 1.15e6, "NVIDIA H200") == pytest.approx(
+    assert gpu_specs.mfu_percent(1e9, 1e6, "NVIDIA GeForce GT 710") is None
+    assert gpu_specs.mfu_percent(342.1e6, 1.15e6, "NVIDIA H200") == pytest.approx(
         39.8, 0.01
     )
 
 
-TRAINING = chips.health(answering(RECORDED["training"]))
+TRAINING = nvml.health(answering(RECORDED["training"]))
 HOT = replace(TRAINING, slowdowns=("hardware thermal slowdown",))
 OURS = TRAINING.compute_pids
 USUAL = (1.14e6, 1.15e6, 1.16e6)
 
 
 def void(samples, ours, rate, usual):
-    return chips.void(chips.harm(samples, ours), rate, usual)
+    return void_runs.void(nvml.harm(samples, ours), rate, usual)
 
 
 def test_a_hot_and_slow_run_is_void():
@@ -127,7 +130,7 @@ def test_a_run_counts_when_heat_and_slowness_do_not_meet(samples, ours, rate, us
 
 
 def test_a_row_keeps_clock_power_heat_errors_and_slowdowns():
-    found = chips.told([TRAINING, TRAINING, HOT])
+    found = nvml.told([TRAINING, TRAINING, HOT])
 
     assert found["gpu_clock_mhz"] == 1650
     assert found["gpu_watts"] == pytest.approx(692.4)
@@ -137,11 +140,11 @@ def test_a_row_keeps_clock_power_heat_errors_and_slowdowns():
 
 
 def test_without_samples_there_is_nothing_to_keep():
-    assert chips.told([]) == {}
+    assert nvml.told([]) == {}
 
 
 CARDS = tuple(
-    chips.Gpu(index, f"GPU-{uuid}", "NVIDIA H100 80GB HBM3", "580", 85.0)
+    gpu_specs.Gpu(index, f"GPU-{uuid}", "NVIDIA H100 80GB HBM3", "580", 85.0)
     for index, uuid in enumerate(("54cb337b", "0c2f3020", "54dd0000"))
 )
 
@@ -159,7 +162,7 @@ CARDS = tuple(
     ],
 )
 def test_who_limits_cuda_to_some_cards_limits_a_night_to_them(visible, indices):
-    assert [gpu.index for gpu in machine.chosen(CARDS, visible)] == indices
+    assert [gpu.index for gpu in discovery.chosen(CARDS, visible)] == indices
 
 
 def test_a_guest_is_told_its_card_by_what_it_is_called_in_every_cage(tmp_path):
@@ -171,7 +174,7 @@ def test_a_guest_is_told_its_card_by_what_it_is_called_in_every_cage(tmp_path):
 
 
 def card(index, name, memory_gb=80.0):
-    return chips.Gpu(index, f"GPU-{index}", name, "580.1", memory_gb)
+    return gpu_specs.Gpu(index, f"GPU-{index}", name, "580.1", memory_gb)
 
 
 @pytest.mark.parametrize(
@@ -187,17 +190,17 @@ def card(index, name, memory_gb=80.0):
 def test_a_night_runs_on_gpus_of_one_kind_and_says_which_it_leaves_out(names, used):
     gpus = [card(index, name) for index, name in enumerate(names)]
 
-    same, others = machine.alike(gpus)
+    same, others = discovery.alike(gpus)
 
     assert [gpu.index for gpu in same] == used
     assert sorted(gpu.index for gpu in (*same, *others)) == list(range(len(names)))
-    for gpu, words in zip(others, night.left_out(same, others), strict=True):
+    for gpu, words in zip(others, session.left_out(same, others), strict=True):
         assert words.startswith(f"GPU {gpu.index} ({gpu.name}) is left out")
         assert f"CUDA_VISIBLE_DEVICES={gpu.index}" in words
 
 
 def test_one_name_with_two_sizes_of_memory_is_two_kinds():
-    same, others = machine.alike([card(0, "A100", 40.0), card(1, "A100", 80.0)])
+    same, others = discovery.alike([card(0, "A100", 40.0), card(1, "A100", 80.0)])
 
     assert ([gpu.index for gpu in same], [gpu.index for gpu in others]) == ([1], [0])
 
@@ -205,7 +208,7 @@ def test_one_name_with_two_sizes_of_memory_is_two_kinds():
 def test_small_cards_for_the_screens_do_not_outvote_the_one_that_computes():
     cards = [card(0, "T400", 4.0), card(1, "A6000", 48.0), card(2, "T400", 4.0)]
 
-    same, others = machine.alike(cards)
+    same, others = discovery.alike(cards)
 
     assert [gpu.index for gpu in same] == [1]
     assert [gpu.index for gpu in others] == [0, 2]
@@ -216,8 +219,8 @@ def test_small_cards_for_the_screens_do_not_outvote_the_one_that_computes():
     [(8192, None, 64), (8192, 80.0, 64), (8192, 12.0, 22), (65536, 80.0, 18), (65536, 0.1, 1)],
 )  # fmt: skip
 def test_a_batch_has_no_more_logits_than_the_card_can_hold(vocabulary, memory_gb, rows):
-    found = chips.rows_at_a_time(2048, vocabulary, "cuda", memory_gb)
+    found = gpu_specs.rows_at_a_time(2048, vocabulary, "cuda", memory_gb)
 
     assert found == rows
     if memory_gb is not None and rows > 1:
-        assert found * 2048 * vocabulary * chips.LOGIT_BYTES <= memory_gb * 1e9
+        assert found * 2048 * vocabulary * gpu_specs.LOGIT_BYTES <= memory_gb * 1e9

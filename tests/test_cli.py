@@ -7,9 +7,11 @@ import sys
 
 import pytest
 
-from autoresearch import program, results, views
-from autoresearch.cli import main
-from autoresearch.notebook import Notebook
+from autoresearch.cli.app import main
+from autoresearch.git import Notebook
+from autoresearch.lab import program
+from autoresearch.reporting import status
+from autoresearch.text import exact
 from tests import nights
 from tests.nights import command, line_lab, rate, run
 
@@ -316,10 +318,10 @@ def test_a_champion_can_be_trained_longer_and_scored_in_lab_line(lab):
 
 
 def test_small_scores_keep_their_digits():
-    assert results.exact(0.00000234567) == "2.34567e-06"
-    assert results.exact(-0.000012, "+") == "-1.2e-05"
-    assert results.exact(0.0) == "0.000000"
-    assert results.exact(1.25) == "1.250000"
+    assert exact(0.00000234567) == "2.34567e-06"
+    assert exact(-0.000012, "+") == "-1.2e-05"
+    assert exact(0.0) == "0.000000"
+    assert exact(1.25) == "1.250000"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs a mount namespace")
@@ -371,8 +373,8 @@ def test_a_run_that_has_hardly_begun_does_not_say_when_it_ends():
         "loss": None, "tokens": 0, "seconds": 4.5,
     }  # fmt: skip
 
-    assert "left" not in views.run_line(run)
-    assert "4.0 s left" in views.run_line({**run, "share": 0.5, "seconds": 4.0})
+    assert "left" not in status.run_line(run)
+    assert "4.0 s left" in status.run_line({**run, "share": 0.5, "seconds": 4.0})
 
 
 def test_what_stop_now_throws_away_is_counted(lab):

@@ -7,10 +7,14 @@ from dataclasses import replace
 
 import pytest
 
-from autoresearch import cage, checking, compiled, night
+from autoresearch.commands import check
 from autoresearch.experiment import Proposal
-from autoresearch.lab import Lab, git_blob
-from autoresearch.sandbox import last_line
+from autoresearch.git import git_blob
+from autoresearch.lab.folder import Lab
+from autoresearch.measure import compile_cache
+from autoresearch.measure.trainer import last_line
+from autoresearch.run import session
+from autoresearch.sandbox import process
 from tests.nights import command, line_lab, run
 
 LOOKS = """
@@ -33,8 +37,8 @@ def found(lab, number):
 
 def lent(lab, scratch):
     """What the person's own train.py is given."""
-    compiled.make_room(scratch)
-    compiled.lend(lab, scratch, "train")
+    compile_cache.make_room(scratch)
+    compile_cache.lend(lab, scratch, "train")
 
 
 @pytest.fixture
@@ -63,7 +67,7 @@ def test_a_persons_compiled_code_reaches_every_run_and_a_candidates_none(lab):
     assert [row.decision for row in rows[:1]] == ["keep"]
     assert found(lab, 0) == [[], ["own"], ["own"]]
     assert all(names == ["own"] for n in (1, 2) for names in found(lab, n))
-    assert [p.name for p in compiled.store(lab, "train").iterdir()] == ["own"]
+    assert [p.name for p in compile_cache.store(lab, "train").iterdir()] == ["own"]
 
 
 def test_links_and_too_much_are_not_kept(tmp_path):
@@ -73,12 +77,12 @@ def test_links_and_too_much_are_not_kept(tmp_path):
     (scratch / ".compiled" / "link").symlink_to("/etc/passwd")
     os.mkfifo(scratch / ".compiled" / "pipe")
 
-    compiled.keep(lab, OWN, scratch, "train")
-    assert not compiled.store(lab, "train").exists()
+    compile_cache.keep(lab, OWN, scratch, "train")
+    assert not compile_cache.store(lab, "train").exists()
 
     (scratch / ".compiled" / "code").write_text("x")
-    compiled.keep(lab, OWN, scratch, "train")
-    assert [p.name for p in compiled.store(lab, "train").iterdir()] == ["code"]
+    compile_cache.keep(lab, OWN, scratch, "train")
+    assert [p.name for p in compile_cache.store(lab, "train").iterdir()] == ["code"]
 
 
 def test_what_is_kept_belongs_to_one_file_of_the_persons(tmp_path):
@@ -88,26 +92,26 @@ def test_what_is_kept_belongs_to_one_file_of_the_persons(tmp_path):
     for source, name, took in (("a", "x", 50.0), ("a", "y", 6.0), ("b", "z", 9.0)):
         scratch, own = tmp_path / name, replace(OWN, source=source)
         scratch.mkdir()
-        compiled.forget_all_but(lab, git_blob(source))
+        compile_cache.forget_all_but(lab, git_blob(source))
         lent(lab, scratch)
         (scratch / ".compiled" / name).write_text(name)
-        compiled.keep(lab, own, scratch, "train", took)
-        seconds.append(compiled.note_of(lab, "train").seconds)
+        compile_cache.keep(lab, own, scratch, "train", took)
+        seconds.append(compile_cache.note_of(lab, "train").seconds)
 
-    found = sorted(path.name for path in compiled.store(lab, "train").iterdir())
+    found = sorted(path.name for path in compile_cache.store(lab, "train").iterdir())
     assert found == ["z"]
     assert seconds == [50.0, 50.0, 9.0]
-    (note,) = compiled.store(lab, "train").parent.glob("*.json")
+    (note,) = compile_cache.store(lab, "train").parent.glob("*.json")
     note.write_text("{not a note")
-    assert compiled.note_of(lab, "train") == compiled.Note()
+    assert compile_cache.note_of(lab, "train") == compile_cache.Note()
 
 
 def test_check_compiles_for_the_night_and_forecasts_with_its_second_run(
     lab, monkeypatch
 ):
-    monkeypatch.setattr(night, "wait_here", lambda *_: True)
+    monkeypatch.setattr(session, "wait_here", lambda *_: True)
 
-    said = checking.check(lab, ["search"], 1.0)
+    said = check.check(lab, ["search"], 1.0)
     rows = run(lab)
 
     assert found(lab, 0) == [["own"]] * len(found(lab, 0))
@@ -116,7 +120,7 @@ def test_check_compiles_for_the_night_and_forecasts_with_its_second_run(
     assert said.as_json()["startup_seconds"] == said.run.startup_seconds
     assert "the first" in "\n".join(said.lines())
     assert not list((lab.state / "runs").glob("*"))
-    assert cage.sweep(lab.folder) == 0
+    assert process.sweep(lab.folder) == 0
 
 
 def test_a_note_without_what_it_is_about_says_nothing(tmp_path):
@@ -125,14 +129,14 @@ def test_a_note_without_what_it_is_about_says_nothing(tmp_path):
     scratch.mkdir()
     lent(lab, scratch)
     (scratch / ".compiled" / "code").write_text("x")
-    compiled.keep(lab, OWN, scratch, "train", 170.0)
-    store = compiled.store(lab, "train")
+    compile_cache.keep(lab, OWN, scratch, "train", 170.0)
+    store = compile_cache.store(lab, "train")
 
     store.rename(store.with_name("old-killed"))
-    assert compiled.note_of(lab, "train").seconds == 0.0
+    assert compile_cache.note_of(lab, "train").seconds == 0.0
 
     (store.parent / "half-killed").mkdir()
-    compiled.sweep(lab)
+    compile_cache.sweep(lab)
     assert [path.suffix for path in store.parent.iterdir()] == [".json"]
 
 
@@ -148,8 +152,8 @@ def test_a_champion_checked_in_a_clone_lends_nothing_after_rebuild(lab, tmp_path
     ):
         subprocess.run(("git", *words), check=True)
     assert '"a candidate"' in clone.read("train.py")
-    checking.check(clone, ["search"], 1.0)
-    kept = compiled.store(clone, "train")
+    check.check(clone, ["search"], 1.0)
+    kept = compile_cache.store(clone, "train")
     assert [path.name for path in kept.iterdir()] == ["a candidate"]
 
     command(clone, "rebuild")
@@ -158,8 +162,8 @@ def test_a_champion_checked_in_a_clone_lends_nothing_after_rebuild(lab, tmp_path
 
 
 def test_what_a_checked_file_compiled_does_not_reach_a_changed_one(lab, monkeypatch):
-    monkeypatch.setattr(night, "wait_here", lambda *_: True)
-    checking.check(lab, ["search"], 1.0)
+    monkeypatch.setattr(session, "wait_here", lambda *_: True)
+    check.check(lab, ["search"], 1.0)
     source = lab.read("train.py").replace('"own"', '"edited"')
     lab.path("train.py").write_text(source)
 
@@ -173,27 +177,27 @@ def test_what_a_checked_file_compiled_does_not_reach_a_changed_one(lab, monkeypa
 
 def test_after_the_first_night_a_check_keeps_nothing(lab):
     run(lab)
-    before = compiled.note_of(lab, "train")
+    before = compile_cache.note_of(lab, "train")
     lab.path("train.py").write_text(lab.read("train.py").replace('"own"', '"later"'))
 
-    said = checking.check(lab, ["search"], 1.0)
+    said = check.check(lab, ["search"], 1.0)
 
     assert said.first_startup_seconds is None
-    assert compiled.note_of(lab, "train") == before
-    assert [p.name for p in compiled.store(lab, "train").iterdir()] == ["own"]
+    assert compile_cache.note_of(lab, "train") == before
+    assert [p.name for p in compile_cache.store(lab, "train").iterdir()] == ["own"]
 
 
 def test_nobody_elses_is_ever_kept(tmp_path):
     lab, scratch = line_lab(tmp_path / "lab"), tmp_path / "scratch"
     scratch.mkdir()
-    compiled.lend(lab, scratch, "train")
+    compile_cache.lend(lab, scratch, "train")
     assert not (scratch / ".compiled").exists()
     (scratch / ".compiled").mkdir()
     (scratch / ".compiled" / "planted").write_text("x")
 
-    compiled.keep(lab, OTHERS, scratch, "train")
+    compile_cache.keep(lab, OTHERS, scratch, "train")
 
-    assert not compiled.store(lab, "train").exists()
+    assert not compile_cache.store(lab, "train").exists()
 
 
 def test_a_failure_is_named_by_its_error_and_not_by_the_advice_after_it():

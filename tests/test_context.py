@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from autoresearch import context
-from autoresearch.context import Asked
 from autoresearch.experiment import Candidate, Failure, Proposal, Run, Score, Verdict
-from autoresearch.lab import git_blob
-from autoresearch.ledger import Ledger
+from autoresearch.git import git_blob
+from autoresearch.lab import source_diff
+from autoresearch.proposers import context
+from autoresearch.proposers.context import Asked
+from autoresearch.records.ledger import Ledger
 
 SOURCE = """RATE = 0.1  # 0.001 .. 1, log
 DEPTH = 4  # 1 .. 9
@@ -125,10 +126,10 @@ def test_a_long_night_fits_a_small_budget_and_says_what_is_left_out(tmp_path):
 
 
 def test_lines_tell_what_changed_without_parsing(tmp_path):
-    assert context.middle("a\nb\nc\n", "a\nx\nc\n") == (["b"], ["x"])
-    assert context.middle("a\nb\n", "a\nb\nc\n") == ([""], ["c", ""])
-    assert context.middle("aa\n", "aaa\n") == (["aa"], ["aaa"])
-    assert context.middle("x\n", "x\n")[0] == context.middle("x\n", "x\n")[1]
+    assert source_diff.middle("a\nb\nc\n", "a\nx\nc\n") == (["b"], ["x"])
+    assert source_diff.middle("a\nb\n", "a\nb\nc\n") == ([""], ["c", ""])
+    assert source_diff.middle("aa\n", "aaa\n") == (["aa"], ["aaa"])
+    assert source_diff.middle("x\n", "x\n")[0] == source_diff.middle("x\n", "x\n")[1]
 
 
 def test_a_champion_that_was_taken_back_is_not_called_kept(tmp_path):

@@ -10,11 +10,11 @@ import time
 import numpy as np
 import pytest
 
-from autoresearch import corpus
-from autoresearch.corpus import Recipe
+from autoresearch.data import corpus
+from autoresearch.data.corpus import Recipe
+from autoresearch.data.sources.files import Files
+from autoresearch.data.sources.python import Python
 from autoresearch.errors import LabError
-from autoresearch.sources.files import Files
-from autoresearch.sources.python import Python
 
 
 def quiet(stage, done, total):
@@ -146,7 +146,7 @@ def test_special_words_in_a_document_are_ordinary_text(folder):
 
 def test_kill_9_while_preparing_leaves_nothing_that_is_trusted(folder):
     words = (
-        "from autoresearch import corpus; import sys;"
+        "from autoresearch.data import corpus; import sys;"
         f"corpus.prepare(corpus.Recipe({str(folder)!r}, 300, 3000, 3000),"
         "lambda *a: print(*a, flush=True))"
     )

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autoresearch import curves, simulation
-from autoresearch.curves import Finished, hopeless
+from autoresearch.stats import early_stopping
+from autoresearch.stats.early_stopping import Finished, hopeless
+from benchmarks import simulation
 
 
 def curve(end: float, until: float = 1.0):
@@ -46,7 +47,7 @@ def test_a_run_that_may_still_win_goes_on():
 
 
 def test_it_is_off_until_there_is_enough_history():
-    assert asked(curve(2.0, 0.3), night(curves.FEWEST - 1), 1.0) is None
+    assert asked(curve(2.0, 0.3), night(early_stopping.FEWEST - 1), 1.0) is None
     assert asked(curve(2.0, 0.3), [], 1.0) is None
 
 
@@ -112,7 +113,7 @@ def test_a_run_whose_parent_was_never_measured_goes_on():
     )
 )
 def test_whatever_train_py_reports_is_a_curve_or_left_out(points):
-    tidied = curves.tidy(points)
+    tidied = early_stopping.tidy(points)
 
     assert all(math.isfinite(loss) and 0 <= at <= 1 for at, loss in tidied)
     assert all(a[0] < b[0] for a, b in itertools.pairwise(tidied))
@@ -122,7 +123,7 @@ def test_whatever_train_py_reports_is_a_curve_or_left_out(points):
 def test_a_flood_of_reports_is_thinned_out():
     points = [(n / 100_000, 1.0) for n in range(100_000)]
 
-    assert len(curves.tidy(points)) <= curves.MOST_POINTS
+    assert len(early_stopping.tidy(points)) <= early_stopping.MOST_POINTS
 
 
 @pytest.mark.parametrize(
@@ -137,20 +138,20 @@ def test_a_flood_of_reports_is_thinned_out():
     ],
 )
 def test_a_schedule_is_known_by_its_words(old, new, touched):
-    assert curves.touches_schedule(old, new) is touched
+    assert early_stopping.touches_schedule(old, new) is touched
 
 
 def test_a_tenth_runs_on_and_always_the_same_tenth():
-    drawn = [curves.spared(7, number) for number in range(4000)]
+    drawn = [early_stopping.spared(7, number) for number in range(4000)]
 
-    assert fmean(drawn) == pytest.approx(curves.SPARED, abs=0.015)
-    assert drawn == [curves.spared(7, number) for number in range(4000)]
-    assert drawn != [curves.spared(8, number) for number in range(4000)]
+    assert fmean(drawn) == pytest.approx(early_stopping.SPARED, abs=0.015)
+    assert drawn == [early_stopping.spared(7, number) for number in range(4000)]
+    assert drawn != [early_stopping.spared(8, number) for number in range(4000)]
 
 
 def test_the_rate_of_false_kills_comes_with_an_interval():
-    assert curves.false_kills([], 5) is None
-    told = curves.false_kills([False] * 19 + [True], 180)
+    assert early_stopping.false_kills([], 5) is None
+    told = early_stopping.false_kills([False] * 19 + [True], 180)
 
     assert told.share == 0.05
     assert told.low < 0.05 < told.high
@@ -164,7 +165,7 @@ def test_the_spared_tenth_estimates_the_truth_without_bias():
     truth = sum(n.false for n in nights) / max(1, sum(n.killed for n in nights))
     spared = [won for n in nights for won in n.spared_won]
 
-    told = curves.false_kills(spared, sum(n.killed for n in nights))
+    told = early_stopping.false_kills(spared, sum(n.killed for n in nights))
 
     assert told is None or told.low - 0.02 <= truth <= told.high + 0.02
 

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autoresearch import edits
-from autoresearch.edits import Refused
+from autoresearch.lab import reply_parser
+from autoresearch.lab.reply_parser import Refused
 
 SOURCE = """import prepare
 
@@ -32,7 +32,9 @@ def block(search, replace):
 
 
 def test_a_reply_becomes_a_whole_file_and_says_what_it_expects():
-    answer, source = edits.new_source(HEAD + block("DEPTH = 4", "DEPTH = 8"), SOURCE)
+    answer, source = reply_parser.new_source(
+        HEAD + block("DEPTH = 4", "DEPTH = 8"), SOURCE
+    )
 
     assert (answer.title, answer.reason) == ("more depth", "deeper is better")
     assert answer.expected == -0.002
@@ -54,7 +56,7 @@ def test_a_reply_becomes_a_whole_file_and_says_what_it_expects():
     ],
 )
 def test_many_spellings_of_a_reply_mean_the_same(reply):
-    _, source = edits.new_source(reply, SOURCE)
+    _, source = reply_parser.new_source(reply, SOURCE)
 
     assert source == SOURCE.replace("DEPTH = 4", "DEPTH = 8")
 
@@ -62,7 +64,7 @@ def test_many_spellings_of_a_reply_mean_the_same(reply):
 def test_lines_indented_otherwise_are_found_and_put_back_as_the_file_is():
     reply = "TITLE: t\n" + block("if DEPTH:\n    return 1", "if RATE:\n    return 3")
 
-    _, source = edits.new_source(reply, SOURCE)
+    _, source = reply_parser.new_source(reply, SOURCE)
 
     assert "    if RATE:\n        return 3\n    return 2\n" in source
     ast.parse(source)
@@ -91,20 +93,20 @@ def test_lines_indented_otherwise_are_found_and_put_back_as_the_file_is():
 )
 def test_what_does_not_fit_is_refused_in_a_sentence(reply, why):
     with pytest.raises(Refused, match=why):
-        edits.new_source(reply, SOURCE)
+        reply_parser.new_source(reply, SOURCE)
 
 
 def test_a_search_that_matches_twice_is_refused_with_its_places():
     twice = SOURCE + "RATE = 0.1\n"
 
     with pytest.raises(Refused, match=r"matches 2 places \(lines 3, 14\)"):
-        edits.new_source(HEAD + block("RATE = 0.1", "RATE = 1"), twice)
+        reply_parser.new_source(HEAD + block("RATE = 0.1", "RATE = 1"), twice)
 
 
 def test_a_title_cannot_carry_escapes_or_turn_the_line_around():
     reply = "TITLE: \x1b[31mred\x1b[0m \u202eesrever\u200b\n" + block("RATE = 0.1", "")
 
-    assert edits.read(reply).title == "red esrever"
+    assert reply_parser.read(reply).title == "red esrever"
 
 
 PIECES = st.sampled_from(
@@ -121,7 +123,7 @@ PIECES = st.sampled_from(
 @given(st.lists(st.one_of(PIECES, st.text(max_size=30)), max_size=14))
 def test_any_reply_is_an_answer_or_refused_and_nothing_else(lines):
     with suppress(Refused):
-        answer, source = edits.new_source("\n".join(lines), SOURCE)
+        answer, source = reply_parser.new_source("\n".join(lines), SOURCE)
 
         assert answer.title
         assert isinstance(source, str)

@@ -10,13 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from autoresearch import apparatus, compiled, evaluator, sandbox
-from autoresearch.cage import Limits, Slot, Stop
 from autoresearch.errors import Failed
-from autoresearch.experiment import Candidate, Proposal
-from autoresearch.lab import Lab, git_blob
-from autoresearch.notebook import Notebook
-from autoresearch.sandbox import Bench, Terms
+from autoresearch.experiment import Candidate, Proposal, Slot
+from autoresearch.git import Notebook, git_blob
+from autoresearch.lab import apparatus
+from autoresearch.lab.folder import Lab
+from autoresearch.measure import compile_cache, evaluator, trainer
+from autoresearch.measure.workbench import Terms, Workbench
+from autoresearch.sandbox.process import Limits, Stop
 from tests import nights
 
 HERE = Path(__file__).parent / "nanogpt"
@@ -43,12 +44,12 @@ def bench_of(lab, tokens=20_000):
     def watch(candidate, progress):
         pass
 
-    return Bench(lab, found, terms, Stop(), watch, nights.walls())
+    return Workbench(lab, found, terms, Stop(), watch, nights.walls())
 
 
 def score(bench, source, keep=None, by="test"):
     candidate = Candidate(Proposal(0, "t", source, "", by), git_blob(source))
-    run = sandbox.train(bench, candidate, seed=7, slot=SLOT)
+    run = trainer.train(bench, candidate, seed=7, slot=SLOT)
     if keep is not None:
         shutil.copy(run.weights, keep)
     return evaluator.score(bench, run, slot=SLOT)
@@ -88,9 +89,9 @@ def begin(build):
 prepare.begin = begin
 try: exec(open("train.py").read(), globals())
 except Enough: pass
-from autoresearch import served, standalone, weights
+from autoresearch.guest import safetensors_format, standalone, torch_model
 model = build()
-served.load(model, weights.decode(open(sys.argv[1], "rb").read()), "cpu")
+torch_model.load(model, safetensors_format.decode(open(sys.argv[1], "rb").read()), "cpu")
 print(standalone.in_process(prepare, model, "cpu"))
 """
     done = subprocess.run(
@@ -143,7 +144,7 @@ def test_what_is_not_an_honest_model_has_no_score(lab, old, new, kind):
 def test_an_answer_to_the_probe_of_another_size_is_a_failed_run(lab, change):
     """Also one that is no whole number of floats."""
     submits = (
-        "from autoresearch import served\n"
+        "from autoresearch.guest import torch_model as served\n"
         "honest = served.probe\n"
         f"served.probe = lambda model, row: honest(model, row) {change}\n"
         "run.submit(model)"
@@ -217,9 +218,9 @@ def test_a_checkpoint_of_ones_own_is_scored_like_a_run(lab):
     assert trained.returncode == 0, trained.stderr
     unofficial = float(trained.stdout.split("val_bpb:")[1].split()[0])
 
-    from autoresearch import scoring
+    from autoresearch.commands.score import score_folder
 
-    found = scoring.score_folder(
+    found = score_folder(
         lab, apparatus.load(lab, Notebook(lab.folder)), lab.path("mine")
     )
 
@@ -245,7 +246,7 @@ KNOWS_HOW = """
 def long(monkeypatch):
     """Every text is long, even on a CPU."""
     monkeypatch.setattr(evaluator, "LONG_SECONDS", {"cpu": 0.0})
-    monkeypatch.setattr(evaluator.chips, "rows_at_a_time", lambda *_: 8)
+    monkeypatch.setattr(evaluator.gpu_specs, "rows_at_a_time", lambda *_: 8)
 
 
 def knows_how(lab, words):
@@ -257,7 +258,7 @@ def knows_how(lab, words):
 
 
 def test_a_model_is_compiled_for_a_long_text_and_the_persons_own_code_kept(lab, long):
-    bench, kept = bench_of(lab, 4000), compiled.store(lab, "serve")
+    bench, kept = bench_of(lab, 4000), compile_cache.store(lab, "serve")
     plain = score(bench, lab.read("train.py"))
     assert not kept.exists()
 
@@ -324,7 +325,7 @@ def test_one_that_compiles_for_too_long_or_dies_of_it_is_asked_without(
 
 AUDITED = """
 import os, pathlib
-from autoresearch import guest, served
+from autoresearch.guest import runtime as guest, torch_model as served
 made = pathlib.Path(os.getenv("TORCHINDUCTOR_CACHE_DIR"), "made")
 claims, honest = [], served.claim
 def claim(*words):
@@ -372,10 +373,10 @@ def test_weights_that_come_too_early_are_let_go(lab):
 
 def test_descriptors_that_nobody_asked_for_are_closed(lab, monkeypatch):
     """Four a message: a long text would be more of them than a process may have."""
-    monkeypatch.setattr(evaluator.chips, "rows_at_a_time", lambda *_: 8)
+    monkeypatch.setattr(evaluator.gpu_specs, "rows_at_a_time", lambda *_: 8)
     sends = """
 import os
-from autoresearch import channel
+from autoresearch.sandbox import ipc as channel
 plain = channel.Channel.send
 def send(link, message, *descriptors):
     more = [os.open("/dev/null", 0) for _ in range(4 - len(descriptors))]
@@ -402,7 +403,7 @@ def test_a_short_text_is_not_worth_compiling_for(lab, long, monkeypatch):
 
     score(bench_of(lab, 4000), source, by="human")
 
-    assert not compiled.store(lab, "serve").exists()
+    assert not compile_cache.store(lab, "serve").exists()
 
 
 def test_audit_batches_never_show_an_answer_before_its_question():

@@ -8,15 +8,15 @@ from statistics import fmean
 
 import pytest
 
-from autoresearch import gains
-from autoresearch.gains import Told
+from autoresearch.stats import gain
+from autoresearch.stats.gain import Told
 
 NIGHT = Path(__file__).parent.parent / "docs/nights/2026-11-24-cpu/ledger.sql.gz"
 HOUR = 3600.0
 
 
 @dataclass(frozen=True)
-class Row:
+class Scored:
     number: int
     blob: str
     parent: str
@@ -27,12 +27,12 @@ class Row:
 
 def told(number, blob, parent, runs, hours=()):
     """An experiment by its (seed, score) pairs."""
-    row = Row(number, blob, parent, tuple(value for _, value in runs))
+    row = Scored(number, blob, parent, tuple(value for _, value in runs))
     return Told(row, tuple(runs), tuple(HOUR * hour for hour in hours))
 
 
 def claim(*rows, lower=True):
-    return gains.claim(rows, "best", "first", lower_is_better=lower)
+    return gain.claim(rows, "best", "first", lower_is_better=lower)
 
 
 FIRST = told(0, "first", "", [(1, 1.01), (2, 0.99), (3, 1.0)], (0.1, 0.2, 0.3))
@@ -123,7 +123,7 @@ def test_nothing_is_claimed_where_nothing_can_be():
     assert claim(still, champion((1, 0.9))) is None  # no noise: the difference is exact
     assert claim(once, champion((1, 0.9))) is None  # nothing ran twice
     assert claim(FIRST) is None  # a champion that was never measured
-    same = gains.claim([FIRST], "first", "first", lower_is_better=True)
+    same = gain.claim([FIRST], "first", "first", lower_is_better=True)
     assert (same.gain, same.low, same.high) == (0, 0, 0)
 
 
@@ -141,7 +141,7 @@ def test_a_second_look_under_another_number_counts():
 
 
 def wanted(*rows):
-    return gains.wanted(rows, "best", "first", lower_is_better=True)
+    return gain.wanted(rows, "best", "first", lower_is_better=True)
 
 
 def test_the_last_runs_go_where_the_claim_is_least_sure():
@@ -154,7 +154,7 @@ def test_the_last_runs_go_where_the_claim_is_least_sure():
     )
 
     assert thin[0] == "best"  # one run against three
-    assert 1 <= len(thin) <= gains.MOST_RUNS
+    assert 1 <= len(thin) <= gain.MOST_RUNS
     assert old[0] == "first"  # nobody ran it since the evening
 
 
@@ -168,7 +168,7 @@ def test_the_recorded_night_would_have_claimed_what_came_again():
     rows, pairs = recorded_night()
     best, first = rows[-1].row.blob, rows[0].row.blob
 
-    ours = gains.claim(
+    ours = gain.claim(
         sorted(rows, key=lambda one: one.row.number), best, first, lower_is_better=True
     )
 
@@ -194,7 +194,7 @@ def recorded_night():
         blob, parent, decision = db.execute(
             "select blob, parent, decision from experiment where number = ?", (number,)
         ).fetchone()
-        row = Row(number, blob, parent, tuple(v for _, v, _ in made), decision)
+        row = Scored(number, blob, parent, tuple(v for _, v, _ in made), decision)
         rows.append(
             Told(row, tuple((s, v) for s, v, _ in made), tuple(t for *_, t in made))
         )

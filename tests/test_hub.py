@@ -15,8 +15,8 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from autoresearch.data.sources import hub
 from autoresearch.errors import LabError
-from autoresearch.sources import hub
 
 REVISION = "a" * 40
 
@@ -220,7 +220,7 @@ def test_no_network_is_one_clear_sentence(tmp_path, monkeypatch):
 def test_a_killed_download_goes_on_in_the_next_process(tmp_path, server):
     server.slow = 0.05
     words = (
-        "from pathlib import Path; from autoresearch.sources import hub;"
+        "from pathlib import Path; from autoresearch.data.sources import hub;"
         f"hub.Hub('tinystories', Path({str(tmp_path)!r}), 1 << 30)"
         ".fetch(lambda *a: None)"
     )

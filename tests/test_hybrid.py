@@ -5,15 +5,16 @@ import time
 
 import pytest
 
-from autoresearch import proposers
 from autoresearch.experiment import Proposal
-from autoresearch.lab import git_blob
-from autoresearch.ledger import Ledger, effects
-from autoresearch.program import Program
-from autoresearch.proposers import ahead
-from autoresearch.proposers.ahead import Ahead
-from autoresearch.proposers.desk import desk_of
-from autoresearch.proposers.hybrid import Hybrid
+from autoresearch.git import git_blob
+from autoresearch.lab.program import Program
+from autoresearch.proposers import prefetch
+from autoresearch.proposers import registry as proposer_registry
+from autoresearch.proposers.bandit import Hybrid
+from autoresearch.proposers.prefetch import Ahead
+from autoresearch.proposers.toolkit import desk_of
+from autoresearch.records.ledger import Ledger
+from autoresearch.stats.history import effects
 from tests import nights
 from tests.test_context import SOURCE
 from tests.test_context import night as short_night
@@ -259,10 +260,10 @@ def test_a_night_that_ends_leaves_no_thread_behind(thinking):
 def test_merging_keeps_both_changes_or_says_no():
     base = "a\nb\nc\nd\ne\nf\n"
 
-    assert ahead.merge("A\nb\nc\nd\ne\nf\n", base, "a\nb\nc\nd\ne\nF\n") == (
+    assert prefetch.merge("A\nb\nc\nd\ne\nf\n", base, "a\nb\nc\nd\ne\nF\n") == (
         "A\nb\nc\nd\ne\nF\n"
     )
-    assert ahead.merge("A\nb\nc\nd\ne\nf\n", base, "Z\nb\nc\nd\ne\nf\n") is None
+    assert prefetch.merge("A\nb\nc\nd\ne\nf\n", base, "Z\nb\nc\nd\ne\nf\n") is None
 
 
 def test_a_changed_constant_is_carried_over_beside_another_changed_line(thinking):
@@ -273,14 +274,14 @@ def test_a_changed_constant_is_carried_over_beside_another_changed_line(thinking
     theirs = SOURCE.replace("DEPTH = 4", "DEPTH = 8")
     proposal = Proposal(None, "deeper", theirs, old, "slow")
 
-    found = ahead.carried_over(ledger, proposal, ledger.champion.blob)
+    found = prefetch.carried_over(ledger, proposal, ledger.champion.blob)
 
     assert found.source == ours.replace("DEPTH = 4", "DEPTH = 8")
 
 
 def test_one_fast_proposer_is_itself_and_several_are_a_bandit(lab):
     def kind(*specs):
-        return type(proposers.named(specs, Program(), lab.folder, 0)).__name__
+        return type(proposer_registry.named(specs, Program(), lab.folder, 0)).__name__
 
     assert kind("search") == "Search"
     assert kind("search", "mailbox") == "Hybrid"

@@ -6,10 +6,12 @@ from dataclasses import dataclass
 
 import pytest
 
-from autoresearch import chain, claims, morning, replaying, views
+from autoresearch.commands import import_results, replay
 from autoresearch.errors import LabError, NotYet
-from autoresearch.ledger import Ledger
-from autoresearch.policy import named
+from autoresearch.policies.registry import named
+from autoresearch.records import hash_chain
+from autoresearch.records.ledger import Ledger
+from autoresearch.reporting import format, report_json, report_text
 from tests.nights import command, line_lab, rate, run
 
 HEAD = "commit\tval_bpb\tmemory_gb\tstatus\tdescription"
@@ -50,8 +52,8 @@ def lab(tmp_path):
 
 
 def test_every_row_becomes_an_experiment_that_is_claimed(ledger, theirs):
-    file = claims.read(theirs.write(*NIGHT))
-    numbers = claims.put(ledger, file)
+    file = import_results.read(theirs.write(*NIGHT))
+    numbers = import_results.put(ledger, file)
     rows = ledger.claimed()
 
     assert numbers == [1, 2, 3, 4, 5, 6]
@@ -69,7 +71,7 @@ def test_every_row_becomes_an_experiment_that_is_claimed(ledger, theirs):
 
 
 def test_a_claim_is_never_champion_and_nobody_who_decides_sees_it(ledger, theirs):
-    claims.put(ledger, claims.read(theirs.write(*NIGHT)))
+    import_results.put(ledger, import_results.read(theirs.write(*NIGHT)))
 
     assert ledger.champion is None
     assert ledger.last_keep() is None
@@ -84,22 +86,22 @@ def test_a_claim_is_never_champion_and_nobody_who_decides_sees_it(ledger, theirs
 def test_the_chain_of_rows_stays_whole_and_shows_a_claim_that_was_changed(
     ledger, theirs
 ):
-    claims.put(ledger, claims.read(theirs.write(*NIGHT)))
-    before = list(chain.problems(ledger.db))
+    import_results.put(ledger, import_results.read(theirs.write(*NIGHT)))
+    before = list(hash_chain.problems(ledger.db))
     ledger.db.execute("update experiment set value = 0.9 where number = 2")
 
     assert before == []
-    assert list(chain.problems(ledger.db)) == [
+    assert list(hash_chain.problems(ledger.db)) == [
         "experiment 2 was changed after it was written"
     ]
 
 
 def test_the_same_file_is_refused_the_second_time(ledger, theirs):
     path = theirs.write(*NIGHT)
-    claims.put(ledger, claims.read(path))
+    import_results.put(ledger, import_results.read(path))
 
     with pytest.raises(LabError, match="was imported before"):
-        claims.put(ledger, claims.read(path))
+        import_results.put(ledger, import_results.read(path))
     assert len(ledger.claimed()) == 6
 
 
@@ -115,7 +117,7 @@ def test_the_same_file_is_refused_the_second_time(ledger, theirs):
     ],
 )
 def test_odd_rows_are_left_out_and_named_by_their_line(theirs, line, says):
-    file = claims.read(theirs.write(NIGHT[0], line, "", NIGHT[1]))
+    file = import_results.read(theirs.write(NIGHT[0], line, "", NIGHT[1]))
 
     assert [claim.line for claim in file.claims] == [2, 5]
     (odd,) = file.odd
@@ -131,7 +133,7 @@ def test_odd_rows_are_left_out_and_named_by_their_line(theirs, line, says):
         (HEAD.encode() + b"\n", "no row"),
         (HEAD.encode() + b"\nx\ty\n", "line 2: 2 columns"),
         (b"\xff\xfe\x00", "UTF-8"),
-        (b"x" * (claims.LARGEST_BYTES + 1), "larger than 4 MB"),
+        (b"x" * (import_results.LARGEST_BYTES + 1), "larger than 4 MB"),
     ],
 )
 def test_what_is_no_results_tsv_is_refused(tmp_path, body, says):
@@ -139,28 +141,28 @@ def test_what_is_no_results_tsv_is_refused(tmp_path, body, says):
     path.write_bytes(body)
 
     with pytest.raises(LabError, match=says):
-        claims.read(path)
+        import_results.read(path)
 
 
 def test_a_file_that_is_not_there_is_refused_in_one_sentence(tmp_path):
     with pytest.raises(LabError, match="cannot be read"):
-        claims.read(tmp_path / "nowhere.tsv")
+        import_results.read(tmp_path / "nowhere.tsv")
 
 
 def test_hostile_words_lose_their_escapes_and_their_length(ledger, theirs):
     line = f"\x1b[31mabc\t0.9\t1.0\tkeep\t\x1b[2J<script>{'x' * 1000}"
-    claims.put(ledger, claims.read(theirs.write(line)))
+    import_results.put(ledger, import_results.read(theirs.write(line)))
 
     (row,) = ledger.claimed()
     assert "\x1b" not in row.title + row.why
-    assert len(row.title) <= claims.MOST_WORDS
+    assert len(row.title) <= import_results.MOST_WORDS
 
 
 def test_our_own_results_tsv_with_its_further_columns_can_be_imported(lab, tmp_path):
     run(lab, rate(0.02), rate(0.0001))
     (tmp_path / "ours.tsv").write_bytes(lab.results.read_bytes())
 
-    file = claims.read(tmp_path / "ours.tsv")
+    file = import_results.read(tmp_path / "ours.tsv")
 
     assert len(file.claims) == 3
     assert file.metric == "mse"
@@ -226,14 +228,16 @@ def test_a_rebuilt_ledger_takes_the_file_once_more(lab, theirs):
 
 
 def test_the_report_counts_no_claim(lab, theirs, ledger):
-    claims.put(ledger, claims.read(theirs.write(*NIGHT)))
-    built = morning.build(
+    import_results.put(ledger, import_results.read(theirs.write(*NIGHT)))
+    built = report_text.build(
         ledger, metric="mse", lab_name="lab", facts={}, notices=()
     )  # fmt: skip
 
-    assert morning.as_json(built)["counts"]["experiments"] == 0
-    assert morning.as_json(built)["counts"]["claimed"] == 6
-    assert any("nobody measured it here" in line for line in morning.unknowns(built))
+    assert report_json.as_json(built)["counts"]["experiments"] == 0
+    assert report_json.as_json(built)["counts"]["claimed"] == 6
+    assert any(
+        "nobody measured it here" in line for line in report_text.unknowns(built)
+    )
 
 
 # -- a night decided again -------------------------------------------------------------
@@ -244,9 +248,9 @@ def policy(name):
 
 
 def test_greedy_says_of_a_greedy_night_what_was_recorded(ledger, theirs):
-    claims.put(ledger, claims.read(theirs.write(*NIGHT)))
+    import_results.put(ledger, import_results.read(theirs.write(*NIGHT)))
 
-    found = replaying.replay(ledger, policy("greedy"), "greedy", None)
+    found = replay.replay(ledger, policy("greedy"), "greedy", None)
 
     assert found.claimed
     assert (found.experiments, found.runs, found.without_score) == (5, 5, 1)
@@ -256,10 +260,10 @@ def test_greedy_says_of_a_greedy_night_what_was_recorded(ledger, theirs):
 
 
 def test_one_run_each_resolves_nothing_for_who_knows_noise(ledger, theirs):
-    claims.put(ledger, claims.read(theirs.write(*NIGHT)))
+    import_results.put(ledger, import_results.read(theirs.write(*NIGHT)))
 
-    found = replaying.replay(ledger, policy("noise-aware"), "noise-aware", "claimed:")
-    lines = replaying.lines(found)
+    found = replay.replay(ledger, policy("noise-aware"), "noise-aware", "claimed:")
+    lines = replay.lines(found)
 
     assert found.replayed["keep"] == 1  # the baseline
     assert found.missing > 0
@@ -273,9 +277,9 @@ def test_a_policy_that_knows_the_noise_keeps_what_stands_out_of_it(ledger, their
     rng = random.Random(1)
     lines = [f"b\t{rng.gauss(1, 1e-4):.6f}\t1.0\tkeep\tbaseline"]
     lines += [f"c{n}\t{rng.gauss(1.01, 1e-4):.6f}\t1.0\tdiscard\tno" for n in range(9)]
-    claims.put(ledger, claims.read(theirs.write(*lines)))
+    import_results.put(ledger, import_results.read(theirs.write(*lines)))
 
-    found = replaying.replay(ledger, policy("noise-aware"), "noise-aware", None)
+    found = replay.replay(ledger, policy("noise-aware"), "noise-aware", None)
 
     assert found.replayed["keep"] == 1
     assert found.changed == ()
@@ -283,11 +287,11 @@ def test_a_policy_that_knows_the_noise_keeps_what_stands_out_of_it(ledger, their
 
 def test_a_series_is_chosen_by_how_its_name_begins(ledger, theirs):
     with pytest.raises(NotYet, match="nothing was decided"):
-        replaying.replay(ledger, policy("greedy"), "greedy", None)
-    claims.put(ledger, claims.read(theirs.write(*NIGHT)))
+        replay.replay(ledger, policy("greedy"), "greedy", None)
+    import_results.put(ledger, import_results.read(theirs.write(*NIGHT)))
 
     with pytest.raises(LabError, match="names 0 series"):
-        replaying.replay(ledger, policy("greedy"), "greedy", "nothing-like-it")
+        replay.replay(ledger, policy("greedy"), "greedy", "nothing-like-it")
 
 
 def test_replay_is_a_command_with_json(lab):
@@ -309,12 +313,12 @@ def test_replay_is_a_command_with_json(lab):
 
 
 def test_replaying_changes_nothing_in_the_ledger(ledger, theirs):
-    claims.put(ledger, claims.read(theirs.write(*NIGHT)))
+    import_results.put(ledger, import_results.read(theirs.write(*NIGHT)))
     before = ledger.chain_head
-    replaying.replay(ledger, policy("islands"), "islands", None)
+    replay.replay(ledger, policy("islands"), "islands", None)
 
     assert ledger.chain_head == before
-    assert len(views.logged(ledger)) == 6
+    assert len(format.logged(ledger)) == 6
 
 
 def test_a_replay_compares_scores_without_the_luck_of_their_seeds(ledger, theirs):
@@ -323,7 +327,7 @@ def test_a_replay_compares_scores_without_the_luck_of_their_seeds(ledger, theirs
         f"c\t{value}\t1.0\t{status}\tx"
         for value, status in ((1.17, "keep"), (2.17, "discard"), (1.49, "discard"))
     ]
-    claims.put(ledger, claims.read(theirs.write(*lines)))
+    import_results.put(ledger, import_results.read(theirs.write(*lines)))
     (series,) = {row.series for row in ledger.claimed()}
     ledger.db.execute("delete from run")
     runs = {1: (1.0, 1.5, 1.01), 2: (2.0, 2.51, 2.0)}
@@ -336,6 +340,6 @@ def test_a_replay_compares_scores_without_the_luck_of_their_seeds(ledger, theirs
             (number, series, seed, value),
         )
 
-    found = replaying.replay(ledger, policy("greedy"), "greedy", None)
+    found = replay.replay(ledger, policy("greedy"), "greedy", None)
 
     assert [one.replayed for one in found.changed] == ["keep"]

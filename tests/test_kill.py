@@ -3,7 +3,7 @@
 import random
 import time
 
-from autoresearch.ledger import Ledger
+from autoresearch.records.ledger import Ledger
 from benchmarks import kill
 from tests import nights
 

@@ -9,14 +9,16 @@ import time
 
 import pytest
 
-from autoresearch import lab as lab_module
+from autoresearch.atomic_file import write_whole
 from autoresearch.errors import Busy, LabError
-from autoresearch.lab import THREE_FILES, Lab, git_blob, write_whole
+from autoresearch.git import git_blob
+from autoresearch.lab import folder as lab_module
+from autoresearch.lab.folder import LARGEST_FILE_BYTES, THREE_FILES, Lab
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from autoresearch.lab import Lab
+from autoresearch.lab.folder import Lab
 with Lab.find(Path(sys.argv[1])).held():
     print("held", flush=True)
     time.sleep(600)
@@ -78,7 +80,7 @@ def test_a_folder_in_a_files_place_is_a_missing_file(folder, name):
 def test_files_that_cannot_be_used_are_one_clear_sentence(folder):
     lab = Lab.find(folder)
     (folder / "train.py").write_bytes(b"x = '\xff'\n")
-    (folder / "program.md").write_bytes(b"x" * (lab_module.LARGEST_FILE_BYTES + 1))
+    (folder / "program.md").write_bytes(b"x" * (LARGEST_FILE_BYTES + 1))
 
     assert "not UTF-8" in complaint(lambda: lab.read("train.py"))
     assert "larger than 1 MB" in complaint(lambda: lab.read("program.md"))
@@ -176,7 +178,7 @@ def test_threads_that_write_one_file_do_not_trip_over_each_other(folder):
 def test_a_text_is_written_as_utf_8_whatever_the_language_of_the_machine(folder):
     path = folder / "table.tsv"
     code = (
-        "from pathlib import Path; from autoresearch.lab import write_whole\n"
+        "from pathlib import Path; from autoresearch.atomic_file import write_whole\n"
         f"write_whole(Path({str(path)!a}), '\\u0394bpb \\xb1 0.1\\r\\n')\n"
     )
     latin = {"LC_ALL": "POSIX", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}

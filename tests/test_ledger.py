@@ -13,8 +13,6 @@ from pathlib import Path
 
 import pytest
 
-from autoresearch import ledger as ledger_module
-from autoresearch import results
 from autoresearch.errors import LabError
 from autoresearch.experiment import (
     Candidate,
@@ -25,8 +23,10 @@ from autoresearch.experiment import (
     Score,
     Verdict,
 )
-from autoresearch.lab import git_blob
-from autoresearch.ledger import Ledger
+from autoresearch.git import git_blob
+from autoresearch.records import results_tsv, schema
+from autoresearch.records.ledger import Ledger
+from autoresearch.text import change, score
 
 REPOSITORY = Path(__file__).parent.parent
 
@@ -530,13 +530,13 @@ def test_a_ledger_that_another_program_holds_is_not_called_damage(path, monkeypa
 def test_a_migration_runs_once_however_often_a_ledger_is_opened(path, monkeypatch):
     filled(path, count=1)
     twice = ("alter table run add column note text;",)
-    monkeypatch.setattr(ledger_module, "MIGRATIONS", ledger_module.MIGRATIONS + twice)
+    monkeypatch.setattr(schema, "MIGRATIONS", schema.MIGRATIONS + twice)
 
     for _ in range(3):
         ledger = Ledger(path)
         columns = ledger.db.execute("pragma table_info(run)").fetchall()
         assert [column[1] for column in columns].count("note") == 1
-        newest = len(ledger_module.MIGRATIONS)
+        newest = len(schema.MIGRATIONS)
         assert ledger.db.execute("pragma user_version").fetchone() == (newest,)
         ledger.close()
 
@@ -544,7 +544,7 @@ def test_a_migration_runs_once_however_often_a_ledger_is_opened(path, monkeypatc
 def test_a_migration_that_fails_leaves_the_ledger_as_it_was(path, monkeypatch):
     before = filled(path, count=1)
     broken = ("create table half (x); create table half (x);",)
-    monkeypatch.setattr(ledger_module, "MIGRATIONS", ledger_module.MIGRATIONS + broken)
+    monkeypatch.setattr(schema, "MIGRATIONS", schema.MIGRATIONS + broken)
 
     complaint(lambda: Ledger(path))
 
@@ -554,9 +554,7 @@ def test_a_migration_that_fails_leaves_the_ledger_as_it_was(path, monkeypatch):
 
 
 def test_many_who_open_a_fresh_ledger_at_once_all_find_it_in_order(path):
-    code = (
-        "import sys; from pathlib import Path; from autoresearch.ledger import Ledger"
-    )
+    code = "import sys; from pathlib import Path; from autoresearch.records.ledger import Ledger"
     code += "; sys.stdin.readline(); print(Ledger(Path(sys.argv[1])).counts()['runs'])"
     openers = [
         subprocess.Popen(
@@ -654,7 +652,7 @@ def test_the_table_has_a_line_for_all_that_ran_and_blanks_for_what_is_missing(
     fail(ledger, propose(ledger, source="Y = 2\n"), "out of memory")
     fail(ledger, propose(ledger, source="Z = 3\n"), "duplicate")
     fail(ledger, propose(ledger, source="W = 4\n"), "refused")
-    results.write(path, "val_bpb", ledger.rows())
+    results_tsv.write(path, "val_bpb", ledger.rows())
 
     kept, failed = table(path)
 
@@ -674,14 +672,14 @@ def test_the_table_has_a_line_for_all_that_ran_and_blanks_for_what_is_missing(
 
 def test_lines_added_one_by_one_make_the_table_written_at_once(ledger, tmp_path):
     one_by_one, at_once = tmp_path / "a.tsv", tmp_path / "b.tsv"
-    results.write(one_by_one, "val_bpb", [])
+    results_tsv.write(one_by_one, "val_bpb", [])
     for n in range(9):
         proposal = propose(ledger, source=f"X = {n}\n", title=f"Δ {n}")
         how = (keep, discard, fail)[n % 3]
         row = how(ledger, proposal, *(() if how is fail else (1.0,)))
-        results.append(one_by_one, row)
-    results.append(one_by_one, fail(ledger, propose(ledger, source="R"), "refused"))
-    results.write(at_once, "val_bpb", ledger.rows())
+        results_tsv.append(one_by_one, row)
+    results_tsv.append(one_by_one, fail(ledger, propose(ledger, source="R"), "refused"))
+    results_tsv.write(at_once, "val_bpb", ledger.rows())
 
     assert one_by_one.read_bytes() == at_once.read_bytes()
 
@@ -690,7 +688,7 @@ def test_a_title_cannot_break_out_of_its_cell(ledger, tmp_path):
     path = tmp_path / "results.tsv"
     evil = "a\tkeep\n0000000\t0.1\t\x1b[31m\u2028\u202e"
     keep(ledger, propose(ledger, title=evil, author="human:x\ty"), 1.0)
-    results.write(path, "val_bpb", ledger.rows())
+    results_tsv.write(path, "val_bpb", ledger.rows())
 
     (line,) = table(path)
 
@@ -707,7 +705,7 @@ def test_a_title_cannot_break_out_of_its_cell(ledger, tmp_path):
     ],
 )
 def test_a_score_is_shown_with_as_many_digits_as_it_needs(value, shown):
-    assert results.score(value) == shown
+    assert score(value) == shown
 
 
 @pytest.mark.parametrize(
@@ -715,7 +713,7 @@ def test_a_score_is_shown_with_as_many_digits_as_it_needs(value, shown):
     [(None, ""), (-0.0012, "-0.0012"), (0.00001, "+1e-05"), (0.5, "+0.5000")],
 )
 def test_a_change_always_shows_its_sign(delta, shown):
-    assert results.change(delta) == shown
+    assert change(delta) == shown
 
 
 def test_a_row_is_frozen(ledger):

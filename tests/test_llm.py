@@ -10,14 +10,17 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from autoresearch import checking, morning, night, proposers
-from autoresearch.cage import Stop
+from autoresearch.commands import check
 from autoresearch.errors import LabError
-from autoresearch.ledger import Ledger
+from autoresearch.lab.program import Program
 from autoresearch.loop import research
-from autoresearch.program import Program
 from autoresearch.proposers import llm
-from autoresearch.proposers.desk import Purse, desk_of
+from autoresearch.proposers import registry as proposer_registry
+from autoresearch.proposers.toolkit import Purse, desk_of
+from autoresearch.records.ledger import Ledger
+from autoresearch.reporting import report_text
+from autoresearch.run import session
+from autoresearch.sandbox.process import Stop
 from tests import nights
 from tests.model_server import ModelServer, reply
 from tests.test_context import night as short_night
@@ -96,7 +99,7 @@ def test_the_report_says_what_it_cost_and_from_when_to_when_it_was_away(lab):
     with ModelServer(GOOD, "429 long") as server:
         asked(lab, server, times=2)
 
-    first, second = morning.asked_lines(Ledger(lab.ledger))
+    first, second = report_text.asked_lines(Ledger(lab.ledger))
 
     assert first == f"{server.spec}: asked 2 times, 1 idea; 2 of unknown cost"
     assert re.match(r"  from \d\d:\d\d: limit until \d\d:\d\d: 429", second)
@@ -172,7 +175,7 @@ def test_a_paid_model_is_never_asked_without_leave(lab, monkeypatch):
 def test_a_key_in_the_environment_names_nobody(lab, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "k")
 
-    found = proposers.named(("search",), Program(), lab.folder, 0)
+    found = proposer_registry.named(("search",), Program(), lab.folder, 0)
 
     assert found.name == "search"
 
@@ -214,7 +217,7 @@ def test_the_grammar_says_where_a_model_is(spec, url, local):
 
 def test_an_unknown_provider_names_the_known_ones(lab):
     with pytest.raises(LabError, match="providers are anthropic"):
-        proposers.named(("nobody:model",), Program(), lab.folder, 0)
+        proposer_registry.named(("nobody:model",), Program(), lab.folder, 0)
 
 
 def test_a_model_drives_a_night_from_end_to_end(tmp_path):
@@ -257,7 +260,7 @@ def test_a_model_drives_a_night_from_end_to_end(tmp_path):
 )
 def test_check_says_how_a_model_does_before_the_night(lab, step, state):
     with ModelServer(step) as server:
-        found = proposers.examined((server.spec,), Program(), lab.folder)
+        found = proposer_registry.examined((server.spec,), Program(), lab.folder)
 
     assert state in found[server.spec].state
     assert len(server.prompts[0]) > 60_000
@@ -349,7 +352,7 @@ def test_calls_under_way_at_once_cannot_spend_the_same_dollars(lab):
     ],
 )
 def test_a_server_that_is_not_there_is_said_with_what_starts_it(lab, spec, said):
-    found = proposers.examined((spec,), Program(), lab.folder)[spec]
+    found = proposer_registry.examined((spec,), Program(), lab.folder)[spec]
 
     assert said in found.state
     assert not found.ready
@@ -365,19 +368,19 @@ def test_check_ends_with_not_yet_where_nobody_who_was_named_can_propose(lab):
 def test_a_model_on_the_gpu_that_trains_costs_the_forecast_what_it_takes(
     lab, monkeypatch
 ):
-    monkeypatch.setattr(llm.machine, "nvidia", lambda: ["a GPU"])
+    monkeypatch.setattr(llm.discovery, "nvidia", lambda: ["a GPU"])
 
     def slowly(prompt):
         time.sleep(0.5)
         return prompt.partition("codeword is ")[2][:11]
 
     with ModelServer(slowly) as server:
-        found = checking.check(lab, (server.spec, "search"), 1.0)
+        found = check.check(lab, (server.spec, "search"), 1.0)
 
     assert "asked between runs" in found.proposers[server.spec].state
     assert 0.25 < found.waiting_seconds < 10  # half of the proposals wait for it
     assert "of waiting for ideas" in "\n".join(found.lines())
-    without = replace(found, proposers={"search": proposers.Examined("ok")})
+    without = replace(found, proposers={"search": proposer_registry.Examined("ok")})
     assert found.experiments < without.experiments
 
 
@@ -394,8 +397,8 @@ def test_every_reply_that_is_taken_gets_one_verdict_in_a_night(tmp_path_factory,
     lab = nights.line_lab(tmp_path_factory.mktemp("night") / "lab")
     plan = [text.encode(errors="replace").decode() for text in said]
     with ModelServer(*plan) as server:
-        asked = night.Options(experiments=8, proposers=(server.spec,), seed=1)
-        with night.opened(lab, asked, Stop()) as (opened, _):
+        asked = session.Options(experiments=8, proposers=(server.spec,), seed=1)
+        with session.opened(lab, asked, Stop()) as (opened, _):
             list(research(opened))
             ledger = opened.books.ledger
             rows, waiting = ledger.rows(), ledger.open()

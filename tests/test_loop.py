@@ -10,15 +10,18 @@ from dataclasses import replace
 
 import pytest
 
-from autoresearch import books, constants, loop, night
-from autoresearch.cage import Slot, Stop
 from autoresearch.errors import LabError
-from autoresearch.experiment import HARNESS, Candidate, Proposal
-from autoresearch.ledger import Ledger
+from autoresearch.experiment import HARNESS, Candidate, Proposal, Slot
+from autoresearch.git import Notebook, read_trailers
+from autoresearch.lab import constants
 from autoresearch.loop import research
-from autoresearch.notebook import Notebook
+from autoresearch.measure.workbench import Progress
+from autoresearch.measure.worker import Worker
 from autoresearch.pools.local import Local
-from autoresearch.sandbox import Progress
+from autoresearch.records.ledger import Ledger
+from autoresearch.run import session
+from autoresearch.run.seeds import seed_of
+from autoresearch.sandbox.process import Stop
 from tests import nights
 from tests.nights import (
     command,
@@ -121,11 +124,11 @@ def test_a_second_night_goes_on_without_a_second_baseline(lab):
 
 def test_two_devices_work_at_the_same_time_and_every_verdict_is_recorded_once(lab):
     proposals = [rate(0.0001 * n) for n in range(1, 9)]
-    asked = night.Options(proposers=(script(lab, *proposals),), seed=1)
-    with night.opened(lab, asked, Stop()) as (opened, now):
+    asked = session.Options(proposers=(script(lab, *proposals),), seed=1)
+    with session.opened(lab, asked, Stop()) as (opened, now):
         busy = []
         now.listener = lambda *_: busy.append(len(now._runs))
-        local = Local([Slot(), Slot()])
+        local = Local(Worker(opened.bench), [Slot(), Slot()])
         rows = []
         for row in research(replace(opened, pool=local)):
             now.done(row.number)
@@ -138,8 +141,8 @@ def test_two_devices_work_at_the_same_time_and_every_verdict_is_recorded_once(la
 
 
 def test_a_baseline_runs_first_alone_and_then_on_several_devices(lab):
-    asked = night.Options(proposers=(script(lab),), seed=1, experiments=0)
-    with night.opened(lab, asked, Stop()) as (opened, now):
+    asked = session.Options(proposers=(script(lab),), seed=1, experiments=0)
+    with session.opened(lab, asked, Stop()) as (opened, now):
         at_once = []
         folders = lab.state / "runs"
         shown = []
@@ -149,9 +152,9 @@ def test_a_baseline_runs_first_alone_and_then_on_several_devices(lab):
             shown.append(len(now._runs))
 
         now.listener = look
-        local = Local([Slot(), Slot(), Slot()])
+        local = Local(Worker(opened.bench), [Slot(), Slot(), Slot()])
         rows = list(research(replace(opened, pool=local)))
-        seeds = [loop.seed_of(opened.seed, run) for run in range(3)]
+        seeds = [seed_of(opened.seed, run) for run in range(3)]
 
     assert at_once[0] == {f"0-{seeds[0]}"}
     assert {f"0-{seed}" for seed in seeds[1:]} in at_once  # three runs in all
@@ -163,7 +166,7 @@ def test_a_baseline_runs_first_alone_and_then_on_several_devices(lab):
 
 
 def test_what_finished_with_one_experiment_is_not_counted_with_the_next(tmp_path):
-    now = night.Now(tmp_path / "now.json")
+    now = session.Now(tmp_path / "now.json")
     champion = Candidate(Proposal(0, "champion", "", "", HARNESS), "b")
 
     def runs(count):
@@ -181,13 +184,19 @@ def test_what_finished_with_one_experiment_is_not_counted_with_the_next(tmp_path
 def test_a_baseline_that_fails_on_one_device_only_is_no_baseline(tmp_path):
     lab = line_lab(tmp_path / "lab")
     begin = "run = prepare.begin(build_model)"
-    unlucky = f"{begin}\nassert run.seed != {loop.seed_of(1, 2)}"
+    unlucky = f"{begin}\nassert run.seed != {seed_of(1, 2)}"
     lab.path("train.py").write_text(train_py(lab, begin, unlucky))
-    asked = night.Options(proposers=(script(lab),), seed=1)
-    with night.opened(lab, asked, Stop()) as (opened, _):
+    asked = session.Options(proposers=(script(lab),), seed=1)
+    with session.opened(lab, asked, Stop()) as (opened, _):
         slots = tuple(Slot(index=index) for index in range(3))
         with pytest.raises(LabError) as told:
-            list(research(replace(opened, pool=Local(slots), slots=slots)))
+            list(
+                research(
+                    replace(
+                        opened, pool=Local(Worker(opened.bench), slots), slots=slots
+                    )
+                )
+            )
 
     said = str(told.value)
     assert re.search(r"on GPU [012] \(on a further seed; before: 0\.\d+, 0\.\d+", said)
@@ -379,7 +388,7 @@ def test_edits_to_train_py_are_offered_as_a_try(lab):
 
 
 def test_a_full_disk_stops_the_night_before_it_loses_anything(lab, monkeypatch):
-    monkeypatch.setattr("autoresearch.lab.FREE_BYTES_NEEDED", 1 << 60)
+    monkeypatch.setattr("autoresearch.lab.folder.FREE_BYTES_NEEDED", 1 << 60)
 
     with pytest.raises(LabError, match="make space"):
         run(lab)
@@ -612,5 +621,5 @@ def test_a_reason_cannot_forge_trailers(lab):
 
     message = git(lab, "log", "-1", "--format=%B", row.commit)
     scores = " ".join(map(repr, row.values))
-    assert books.notebook.read_trailers(message)["Score"] == scores
-    assert books.notebook.read_trailers(message)["Verdict"].startswith("discard")
+    assert read_trailers(message)["Score"] == scores
+    assert read_trailers(message)["Verdict"].startswith("discard")

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autoresearch import noise
+from autoresearch import experiment
+from autoresearch.stats import noise, quantiles
 
 
 def repeated(seed, candidates, runs, sd=0.5):
@@ -60,9 +61,9 @@ def test_more_runs_narrow_the_interval():
     [(2.776, 4, 1.960), (2.228, 10, 1.960), (2.042, 30, 1.960), (3.747, 4, 2.326)],
 )
 def test_students_t_is_made_a_normal_deviate_as_in_the_tables(t, degrees, z):
-    assert noise.as_normal(t, degrees) == pytest.approx(z, abs=0.03)
-    assert noise.as_normal(-t, degrees) == -noise.as_normal(t, degrees)
-    assert noise.as_student(z, degrees) == pytest.approx(t, rel=0.03)
+    assert quantiles.as_normal(t, degrees) == pytest.approx(z, abs=0.03)
+    assert quantiles.as_normal(-t, degrees) == -quantiles.as_normal(t, degrees)
+    assert quantiles.as_student(z, degrees) == pytest.approx(t, rel=0.03)
 
 
 def test_a_claim_from_fresh_runs_is_unbiased_and_its_interval_holds():
@@ -80,7 +81,7 @@ def test_a_claim_from_fresh_runs_is_unbiased_and_its_interval_holds():
 
 
 def test_a_claim_follows_the_direction_of_the_metric():
-    known = noise.Noise(0.1, 10, 0.05, 0.2)
+    known = experiment.Noise(0.1, 10, 0.05, 0.2)
 
     lower = noise.claim([1.0], [2.0], known, lower_is_better=True)
     higher = noise.claim([1.0], [2.0], known, lower_is_better=False)

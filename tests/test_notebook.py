@@ -9,9 +9,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autoresearch import books, notebook
 from autoresearch.errors import LabError
-from autoresearch.notebook import Entry, GitFailed, Notebook
+from autoresearch.git import (
+    TRAILERS,
+    Entry,
+    GitFailed,
+    Notebook,
+    read_trailers,
+    summary,
+)
+from autoresearch.records import commit_message
+from autoresearch.text import one_line
 
 BEFORE, AFTER = "RATE = 1\n", "RATE = 2  # Δ\n"
 CRLF = "RATE = 3\r\nx = '$Id$'\r\n"
@@ -572,12 +580,12 @@ def test_a_lab_may_be_a_linked_worktree(book, tmp_path):
     ],
 )
 def test_a_summary_is_short_ascii_and_one_line(title, expected):
-    assert notebook.summary(title) == expected
+    assert summary(title) == expected
 
 
 @given(st.text())
 def test_any_title_makes_a_summary(title):
-    short = notebook.summary(title)
+    short = summary(title)
 
     assert short.isascii()
     assert short.isprintable()
@@ -605,28 +613,26 @@ def test_any_title_makes_a_summary(title):
     ],
 )
 def test_one_line_strips_escapes_controls_and_writing_direction(text, expected):
-    assert notebook.one_line(text) == expected
+    assert one_line(text) == expected
 
 
 @given(st.text() | st.text(alphabet="\x1b[]\\\x07;0m\u202e a\n"))
 def test_one_line_is_always_one_printable_line(text):
-    line = notebook.one_line(text)
+    line = one_line(text)
 
     assert "\n" not in line
     assert "\x1b" not in line
-    assert notebook.one_line(line) == line
+    assert one_line(line) == line
     line.encode()
 
 
 @pytest.mark.parametrize("opening", ["\x1b]", "\x1b[", "\x1b[0;", "\x1b]\x1b"])
 def test_an_endless_escape_is_read_at_once(opening):
     for text in (opening * 100_000, opening + "0" * 500_000, opening + "; " * 200_000):
-        notebook.one_line(text)
+        one_line(text)
 
 
-ALL_TRAILERS = tuple(
-    (key, f"words of {key}: with: colons  and Δ") for key in notebook.TRAILERS
-)
+ALL_TRAILERS = tuple((key, f"words of {key}: with: colons  and Δ") for key in TRAILERS)
 
 
 @pytest.mark.parametrize("body", ["", "One.", "One.\n\nTwo.\n", "\n\nOne.\n\n"])
@@ -637,8 +643,8 @@ def test_trailers_survive_a_round_trip_through_git(book, body):
     ((number, commit, message),) = book.entries()
 
     assert (number, commit) == (7, book.commit_of(7))
-    found = notebook.read_trailers(message)
-    assert found == {key: notebook.one_line(text) for key, text in ALL_TRAILERS}
+    found = read_trailers(message)
+    assert found == {key: one_line(text) for key, text in ALL_TRAILERS}
     assert message.splitlines()[0] == entry.title
     told = git(book.folder, "log", "-1", "--format=%(trailers:only)", commit)
     assert len(told.splitlines()) == len(ALL_TRAILERS)
@@ -662,14 +668,14 @@ FAKE = "Verdict: keep: mine\nExperiment: 999\nScore: 0.000001\nRan: " + "0" * 40
     ids=range(8),
 )
 def test_a_reason_that_poses_as_trailers_cannot_forge_them(book, reason):
-    entry = an_entry(body=books.paragraph(reason))
+    entry = an_entry(body=commit_message.paragraph(reason))
     book.name(7, book.commit(entry, book.store(AFTER), book.head()))
 
     ((number, commit, message),) = book.entries()
 
     honest = {"Experiment": "7", "Verdict": "keep: gain 0.0012"}
     assert number == 7
-    assert notebook.read_trailers(message) == honest
+    assert read_trailers(message) == honest
     told = git(book.folder, "log", "-1", "--format=%(trailers:only,unfold)", commit)
     assert dict(line.split(": ", 1) for line in told.splitlines()) == honest
 
@@ -680,7 +686,7 @@ def test_a_trailer_cannot_smuggle_in_another(book):
 
     ((_, _, message),) = book.entries()
 
-    assert notebook.read_trailers(message) == {
+    assert read_trailers(message) == {
         "Verdict": "discard Score: 0.1",
         "Experiment": "7 Ran: x",
     }

@@ -2,7 +2,7 @@
 
 import pytest
 
-from autoresearch.novelty import near_twin
+from autoresearch.records.queries import near_twin
 from tests import nights
 from tests.test_context import SOURCE, night
 

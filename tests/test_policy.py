@@ -20,12 +20,13 @@ from autoresearch.experiment import (
     Run,
     Score,
 )
-from autoresearch.policy import gain, named
-from autoresearch.policy.anneal import Anneal
-from autoresearch.policy.greedy import Greedy
-from autoresearch.policy.islands import Islands
-from autoresearch.policy.noise_aware import NoiseAware
-from autoresearch.program import POLICIES
+from autoresearch.lab.program import POLICIES
+from autoresearch.policies import gain
+from autoresearch.policies.anneal import Anneal
+from autoresearch.policies.greedy import Greedy
+from autoresearch.policies.islands import Islands
+from autoresearch.policies.noise_aware import NoiseAware
+from autoresearch.policies.registry import named
 
 CANDIDATE = Candidate(Proposal(1, "an idea", "X = 1\n", "parent", "search"), "blob")
 CHAMPION = Champion(0, "blob of the champion", (1.0,))
@@ -323,7 +324,7 @@ class TestNoiseAware:
 
         verdict = NOISE_AWARE.decide(scores(0.9985), BEFORE, NONE)
 
-        assert verdict.decision == "discard"
+        assert verdict.decision == "unresolved"
         assert verdict.reason.startswith("unresolved")
         assert NOISE_AWARE.parent(seen(*rows), rows) == "1"
 

@@ -5,15 +5,23 @@ import time
 
 import pytest
 
-from autoresearch.cage import Slot
+from autoresearch.experiment import Slot
 from autoresearch.pools.inline import Inline
 from autoresearch.pools.local import Local
+from tests import nights
 
 GPUS = tuple(Slot("cuda", index) for index in range(3))
+
+
+def carry_out(request, device):
+    """A worker whose requests are functions of the device."""
+    return request(device)
+
+
 MEMBERS = {
-    "inline": lambda: Inline(Slot()),
-    "local, one slot": lambda: Local([Slot()]),
-    "local, three slots": lambda: Local(GPUS),
+    "inline": lambda: Inline(carry_out, [Slot()]),
+    "local, one device": lambda: Local(carry_out, [Slot()]),
+    "local, three devices": lambda: Local(carry_out, GPUS),
 }
 
 
@@ -33,7 +41,8 @@ def fill(pool, work) -> int:
 
 class TestEveryPool:
     def test_has_room_at_first_and_nothing_to_wait_for(self, pool):
-        assert pool.free >= 1
+        assert pool.free == pool.width >= 1
+        assert not pool.ready
         assert pool.next() is None
 
     def test_hands_back_what_the_work_returned(self, pool):
@@ -81,7 +90,7 @@ class TestEveryPool:
 
 
 def test_inline_works_in_this_thread_and_only_when_asked():
-    pool, seen = Inline(Slot()), []
+    pool, seen = Inline(carry_out, [Slot()]), []
     pool.submit(lambda slot: seen.append(threading.current_thread()))
     assert seen == []
 
@@ -91,7 +100,7 @@ def test_inline_works_in_this_thread_and_only_when_asked():
 
 
 def test_local_works_on_all_slots_at_the_same_time():
-    pool, together = Local(GPUS), threading.Barrier(3, timeout=10)
+    pool, together = Local(carry_out, GPUS), threading.Barrier(3, timeout=10)
 
     fill(pool, lambda slot: (together.wait(), slot.index))
 
@@ -99,7 +108,7 @@ def test_local_works_on_all_slots_at_the_same_time():
 
 
 def test_local_never_gives_one_slot_to_two():
-    pool, lock, busy = Local(GPUS), threading.Lock(), set()
+    pool, lock, busy = Local(carry_out, GPUS), threading.Lock(), set()
 
     def work(slot):
         with lock:
@@ -121,7 +130,7 @@ def test_local_never_gives_one_slot_to_two():
 
 
 def test_local_hands_back_whatever_finishes_first():
-    pool, gate = Local(GPUS), threading.Event()
+    pool, gate = Local(carry_out, GPUS), threading.Event()
     pool.submit(lambda slot: gate.wait(10) and "slow")
     pool.submit(lambda slot: "fast")
 
@@ -131,7 +140,7 @@ def test_local_hands_back_whatever_finishes_first():
 
 
 def test_local_keeps_going_when_one_of_many_fails():
-    pool = Local(GPUS)
+    pool = Local(carry_out, GPUS)
     for number in (0, 1, 2):
         pool.submit(lambda slot, number=number: 1 / number)
 
@@ -144,3 +153,28 @@ def test_local_keeps_going_when_one_of_many_fails():
 
     assert sorted(map(str, found)) == ["0.5", "1.0", "failed"]
     assert pool.free == 3
+
+
+def test_local_says_when_a_result_is_there_without_waiting_for_it():
+    pool, gate = Local(carry_out, GPUS), threading.Event()
+    pool.submit(lambda slot: gate.wait(10))
+    assert not pool.ready
+
+    gate.set()
+    nights.wait_for(lambda: pool.ready)
+
+    assert pool.next() is True
+
+
+def test_local_gives_the_device_that_was_freed_last():
+    """A trial goes on where it began; a pair of runs compares on one device."""
+    pool, gate = Local(carry_out, GPUS), threading.Event()
+    pool.submit(lambda slot: gate.wait(10))
+    pool.submit(lambda slot: slot.index)
+    first = pool.next()
+
+    pool.submit(lambda slot: slot.index)
+
+    assert pool.next() == first
+    gate.set()
+    pool.next()

@@ -5,14 +5,18 @@ import signal
 
 import pytest
 
-from autoresearch import apparatus, founding, night, preflight, rehearsal
-from autoresearch.cage import Stop
+from autoresearch.commands import new
 from autoresearch.experiment import Proposal
-from autoresearch.lab import Lab
-from autoresearch.ledger import Ledger
-from autoresearch.notebook import Notebook
-from autoresearch.preflight import Rehearsed, broken_contract, small
-from autoresearch.sandbox import Bench
+from autoresearch.git import Notebook
+from autoresearch.guest import dry_run
+from autoresearch.lab import apparatus
+from autoresearch.lab.folder import Lab
+from autoresearch.measure import preflight
+from autoresearch.measure.preflight import Rehearsed, broken_contract, small
+from autoresearch.measure.workbench import Workbench
+from autoresearch.records.ledger import Ledger
+from autoresearch.run import session
+from autoresearch.sandbox.process import Stop
 from benchmarks import edits
 from tests import nights
 
@@ -36,7 +40,7 @@ CAUGHT = {
 def lab(tmp_path_factory):
     """The flagship, small."""
     folder = tmp_path_factory.mktemp("gpt") / "lab"
-    founding.found(folder, "gpt", None, None, "demo")
+    new.found(folder, "gpt", None, None, "demo")
     shipped = folder / "train.py"
     shipped.rename(folder / "shipped.py")
     shipped.write_text(edits.flagship("demo"))
@@ -47,8 +51,8 @@ def lab(tmp_path_factory):
 def flight(lab):
     """Preflight of that lab."""
     found = apparatus.load(lab, Notebook(lab.folder))
-    terms = night.terms_of(lab.program(), ())
-    bench = Bench(
+    terms = session.terms_of(lab.program(), ())
+    bench = Workbench(
         lab, found, terms, Stop(), lambda candidate, progress: None, nights.walls()
     )
     found = preflight.Preflight(bench, Ledger(lab.ledger))
@@ -87,8 +91,8 @@ def test_a_sound_edit_passes(lab, flight, name):
 
 def test_a_lab_without_tensors_is_rehearsed_as_well(tmp_path):
     lab = nights.line_lab(tmp_path / "lab")
-    asked = night.Options(proposers=("mailbox",))
-    with night.opened(lab, asked, Stop()) as (opened, _):
+    asked = session.Options(proposers=("mailbox",))
+    with session.opened(lab, asked, Stop()) as (opened, _):
         flight = preflight.Preflight(opened.bench, opened.books.ledger)
         good = flight.rehearse(lab.read("train.py"))
         bad = flight.rehearse(
@@ -100,12 +104,12 @@ def test_a_lab_without_tensors_is_rehearsed_as_well(tmp_path):
 
 
 def test_a_model_hears_at_once_what_a_run_would_have_found(tmp_path):
-    from autoresearch.proposers.desk import desk_of
+    from autoresearch.proposers.toolkit import desk_of
 
     lab = nights.line_lab(tmp_path / "lab")
     nights.run(lab, nights.rate(0.02))
-    asked = night.Options(proposers=("mailbox",))
-    with night.opened(lab, asked, Stop()) as (opened, _):
+    asked = session.Options(proposers=("mailbox",))
+    with session.opened(lab, asked, Stop()) as (opened, _):
         ledger = opened.books.ledger
         desk = desk_of(lab.folder, lab.program())
         desk.check = preflight.Preflight(opened.bench, ledger)
@@ -123,8 +127,8 @@ def test_where_the_champion_cannot_be_rehearsed_nothing_is_refused(
 ):
     lab = nights.line_lab(tmp_path / "lab")
     nights.run(lab, nights.rate(0.02))
-    asked = night.Options(proposers=("mailbox",))
-    with night.opened(lab, asked, Stop()) as (opened, _):
+    asked = session.Options(proposers=("mailbox",))
+    with session.opened(lab, asked, Stop()) as (opened, _):
         flight = preflight.Preflight(opened.bench, opened.books.ledger)
         monkeypatch.setattr(preflight, "LIMIT_SECONDS", 0.01)
         source = opened.books.ledger.source(opened.books.ledger.champion.blob)
@@ -161,8 +165,8 @@ def test_a_forged_answer_is_read_as_what_it_is():
 def small_flight(tmp_path):
     """Preflight of lab line: (it, a file that passes)."""
     lab = nights.line_lab(tmp_path / "lab")
-    asked = night.Options(proposers=("mailbox",))
-    with night.opened(lab, asked, Stop()) as (opened, _):
+    asked = session.Options(proposers=("mailbox",))
+    with session.opened(lab, asked, Stop()) as (opened, _):
         flight = preflight.Preflight(opened.bench, opened.books.ledger)
         yield flight, lab.read("train.py")
         flight.close()
@@ -202,7 +206,7 @@ def test_a_night_that_is_over_leaves_nobody_waiting(small_flight):
 
 
 def test_numbers_that_a_file_writes_down_are_not_changed_under_it():
-    found = rehearsal.numbers_in("a = 2**13\nb = 1 << 9\nc = nn.Embedding(4096, 8)\n")
+    found = dry_run.numbers_in("a = 2**13\nb = 1 << 9\nc = nn.Embedding(4096, 8)\n")
 
     assert {8192, 512, 4096, 8} <= found
-    assert len(rehearsal.numbers_in("x = 9 ** 9 ** 9 ** 9\n")) == 2  # and ends
+    assert len(dry_run.numbers_in("x = 9 ** 9 ** 9 ** 9\n")) == 2  # and ends

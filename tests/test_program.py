@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autoresearch.errors import LabError
-from autoresearch.program import KINDS, SETTINGS, Program, parse
+from autoresearch.lab.program import KINDS, SETTINGS, Program, parse
 
 # The article's own, verbatim.
 ARTICLE = """\

@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import pytest
 
-from autoresearch import constants, rules
 from autoresearch.errors import LabError
 from autoresearch.experiment import (
     Candidate,
@@ -18,9 +17,10 @@ from autoresearch.experiment import (
     Score,
     Verdict,
 )
-from autoresearch.lab import git_blob
-from autoresearch.ledger import Ledger
+from autoresearch.git import git_blob
+from autoresearch.lab import constants, constraints
 from autoresearch.proposers.search import Search
+from autoresearch.records.ledger import Ledger
 
 SOURCE = '''"""Not Δ ascii."""
 import os  # CAPITALS = 3
@@ -106,14 +106,14 @@ def test_an_unknown_constant_names_the_known_ones():
     ],
 )
 def test_rules_refuse_with_one_line(change, why):
-    said = rules.refusal(change(SOURCE), SOURCE, rules.Limits())
+    said = constraints.refusal(change(SOURCE), SOURCE, constraints.Limits())
 
     assert said is None if why is None else why in said
 
 
 def test_added_lines_are_code_only():
-    assert rules.change("a = 1\n", "# why\n\na = 1\nb = 2\n") == Change(1, 0)
-    assert rules.change("a = 1\nb = 2\n", "a = 1\n") == Change(0, 1)
+    assert constraints.change("a = 1\n", "# why\n\na = 1\nb = 2\n") == Change(1, 0)
+    assert constraints.change("a = 1\nb = 2\n", "a = 1\n") == Change(0, 1)
 
 
 # -- the proposer on a real ledger -----------------------------------------------------
@@ -157,7 +157,7 @@ class Bench:
         seen = []
         for _ in range(count):
             proposal = proposer.propose(self.ledger)
-            code = rules.fingerprint(proposal.source)
+            code = constraints.fingerprint(proposal.source)
             proposal = self.ledger.admit(proposal, git_blob(proposal.source), code)
             seen.append((proposal.title, code, proposal.parent))
             failure = fails(constants.values_of(proposal.source))
@@ -199,7 +199,7 @@ def test_what_another_device_is_trying_is_not_tried_beside_it(tmp_path):
     constants_tried = []
     for _ in range(3):  # on three devices, and none has its result yet
         idea = Search(seed=2).propose(bench.ledger)
-        code = rules.fingerprint(idea.source)
+        code = constraints.fingerprint(idea.source)
         bench.ledger.admit(idea, git_blob(idea.source), code)
         constants_tried.append(idea.title.split()[0])
 
@@ -251,7 +251,7 @@ def test_a_constant_that_a_model_named_is_tuned_by_the_optimiser(tmp_path):
     start = bench.ledger.champion
     named = bench.ledger.source(start.blob) + "GATE = 0.8  # 0 .. 1\n"
     idea = Proposal(None, "a gate", named, start.blob, "ollama:x")
-    idea = bench.ledger.admit(idea, git_blob(named), rules.fingerprint(named))
+    idea = bench.ledger.admit(idea, git_blob(named), constraints.fingerprint(named))
     bench.decide(idea, None, start)
     assert bench.ledger.champion.number == idea.number  # kept
 
@@ -266,13 +266,13 @@ def test_what_a_model_tried_is_not_tried_again_by_the_optimiser(tmp_path):
     search = Search(seed=8)
     wanted = search.propose(bench.ledger)
     theirs = replace(wanted, author="ollama:x")
-    code = rules.fingerprint(theirs.source)
+    code = constraints.fingerprint(theirs.source)
     theirs = bench.ledger.admit(theirs, git_blob(theirs.source), code)
     bench.decide(theirs, "discard", bench.ledger.champion)
 
     following = Search(seed=8).propose(bench.ledger)
 
-    assert rules.fingerprint(following.source) != code
+    assert constraints.fingerprint(following.source) != code
     assert following.title != wanted.title
 
 

@@ -10,10 +10,14 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from torch import nn  # noqa: E402
+from torch import nn
 
-from autoresearch import channel, served, weights  # noqa: E402
-from autoresearch.channel import Channel, Closed  # noqa: E402
+from autoresearch import sealed_memory
+from autoresearch.guest import safetensors_format, torch_model
+from autoresearch.sandbox.ipc import (
+    Channel,
+    Closed,
+)
 
 
 class Counting(nn.Module):
@@ -33,15 +37,15 @@ class Counting(nn.Module):
 
 def read_only(model):
     """Its weights as they come out of sealed memory."""
-    file = weights.encode(served.state_of(model))
-    return weights.decode(memoryview(file).toreadonly())
+    file = safetensors_format.encode(torch_model.state_of(model))
+    return safetensors_format.decode(memoryview(file).toreadonly())
 
 
 def test_what_is_loaded_equals_what_was_saved_and_may_be_written_to():
     trained, fresh = Counting(), Counting()
     trained(torch.ones(3))
 
-    served.load(fresh, read_only(trained), "cpu")
+    torch_model.load(fresh, read_only(trained), "cpu")
     fresh(torch.ones(3))
 
     assert fresh.asked.item() == 2
@@ -74,7 +78,7 @@ class Losing(Knowing):
     off = 0.0
 
     def losses(self, ids, y):
-        flat = served.losses_of(self(ids).flatten(0, 1), y.flatten())
+        flat = torch_model.losses_of(self(ids).flatten(0, 1), y.flatten())
         return flat.view(y.shape) + self.off
 
 
@@ -104,14 +108,14 @@ def test_claims_of_a_compiled_model_are_what_its_logits_say(
     model = kind(nn.Embedding(VOCABULARY, 8), nn.Linear(8, VOCABULARY))
     model.off = off
     batch = torch.randint(VOCABULARY, (ROWS, CONTEXT + 1))
-    before = served.claim(model, batch, VOCABULARY)
+    before = torch_model.claim(model, batch, VOCABULARY)
 
     with torch.compiler.set_stance("force_eager"):
-        quick = served.compiled(model, batch, VOCABULARY)
-        after = (quick or served.claim)(model, batch, VOCABULARY)
+        quick = torch_model.compiled(model, batch, VOCABULARY)
+        after = (quick or torch_model.claim)(model, batch, VOCABULARY)
 
     assert (quick is not None) == compiles
-    assert (quick is served.claim_by_its_losses) == by_its_losses
+    assert (quick is torch_model.claim_by_its_losses) == by_its_losses
     torch.testing.assert_close(after, before)
 
 
@@ -121,14 +125,14 @@ def test_a_model_that_compiling_changed_for_good_serves_no_longer():
     batch = torch.randint(VOCABULARY, (ROWS, CONTEXT + 1))
 
     with torch.compiler.set_stance("force_eager"), pytest.raises(SystemExit):
-        served.compiled(model, batch, VOCABULARY)
+        torch_model.compiled(model, batch, VOCABULARY)
 
 
 def answering(link, model, device, descriptors):
     """What a process that serves does until nobody asks any more."""
     hello = {"rows": ROWS, "context": CONTEXT, "vocabulary": VOCABULARY}
     with contextlib.suppress(Closed):
-        served.answer(link, hello | {"device": device}, model, descriptors)
+        torch_model.answer(link, hello | {"device": device}, model, descriptors)
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -137,12 +141,14 @@ def test_questions_asked_ahead_are_answered_in_order_and_each_in_its_half(device
     model = Knowing(nn.Embedding(VOCABULARY, 8), nn.Linear(8, VOCABULARY)).to(device)
     text = np.random.default_rng(1).integers(VOCABULARY, size=(6, ROWS, CONTEXT + 1))
     expected = [
-        served.claim(model, torch.from_numpy(part).to(device), VOCABULARY).cpu().numpy()
+        torch_model.claim(model, torch.from_numpy(part).to(device), VOCABULARY)
+        .cpu()
+        .numpy()
         for part in text
     ]
-    asks, question = channel.shared(2 * text[:2].size, "inputs", writer=False)
+    asks, question = sealed_memory.shared(2 * text[:2].size, "inputs", writer=False)
     floats = ROWS * VOCABULARY
-    says, answer = channel.shared(2 * 4 * floats, "outputs", writer=True)
+    says, answer = sealed_memory.shared(2 * 4 * floats, "outputs", writer=True)
     inputs = np.frombuffer(question, "<u2").reshape(2, ROWS, CONTEXT + 1)
     outputs = np.frombuffer(answer, "<f4").reshape(2, floats)
     ours, theirs = map(Channel, socket.socketpair())

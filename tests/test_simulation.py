@@ -6,10 +6,12 @@ from statistics import fmean, stdev
 
 import pytest
 
-from autoresearch import levels, simulation
-from autoresearch.policy import named
-from autoresearch.program import POLICIES
-from autoresearch.simulation import Noise, night, replayed, same_effect, spike_and_slab
+from autoresearch.lab.program import POLICIES
+from autoresearch.policies.registry import named
+from autoresearch.policies.replay import replayed
+from autoresearch.stats import posterior
+from benchmarks import simulation
+from benchmarks.simulation import Noise, night, same_effect, spike_and_slab
 
 NOTHING = same_effect(0.0, 0.0)
 
@@ -124,7 +126,7 @@ def recorded(*experiments):
 def test_a_lucky_score_is_mostly_believed_to_be_luck():
     rows = recorded(("a", "", 0.0, 0.1, -0.1), ("b", "a", 1.5))
 
-    found = levels.levels(rows, 1.0)
+    found = posterior.levels(rows, 1.0)
 
     assert 0 < found["b"].mean < 0.8
 
@@ -132,15 +134,15 @@ def test_a_lucky_score_is_mostly_believed_to_be_luck():
 def test_a_large_score_is_believed():
     rows = recorded(("a", "", 0.0, 0.1, -0.1), ("b", "a", 30.0))
 
-    assert levels.levels(rows, 1.0)["b"].mean == pytest.approx(30.0, abs=1.0)
+    assert posterior.levels(rows, 1.0)["b"].mean == pytest.approx(30.0, abs=1.0)
 
 
 def test_changes_that_do_nothing_measure_their_parent():
     lucky = ("a", "", 2.0)
     others = [(str(n), "a", 0.1 * (-1) ** n) for n in range(20)]
 
-    alone = levels.levels(recorded(lucky), 1.0)["a"]
-    found = levels.levels(recorded(lucky, *others), 1.0)["a"]
+    alone = posterior.levels(recorded(lucky), 1.0)["a"]
+    found = posterior.levels(recorded(lucky, *others), 1.0)["a"]
 
     assert found.mean < alone.mean
     assert found.variance < alone.variance
@@ -151,23 +153,23 @@ def test_losers_cannot_talk_their_parent_down():
         ("a", "", 0.0, 0.1, -0.1), *((str(n), "a", -5.7) for n in range(100))
     )
 
-    assert levels.levels(rows, 1.0)["a"].mean > -1.0
+    assert posterior.levels(rows, 1.0)["a"].mean > -1.0
 
 
 def test_levels_do_not_depend_on_what_was_asked_before():
     rows = recorded(
         ("a", "", 0.0, 0.1), ("b", "a", 1.5), ("c", "b", 1.0), ("d", "a", 3.0)
     )
-    grown = [levels.levels(rows[:n], 1.0) for n in range(1, 5)][-1]
-    levels.levels(rows[:2], -0.5)
+    grown = [posterior.levels(rows[:n], 1.0) for n in range(1, 5)][-1]
+    posterior.levels(rows[:2], -0.5)
 
-    assert levels.levels(rows, 1.0) == grown
+    assert posterior.levels(rows, 1.0) == grown
 
 
 def test_failures_and_numbers_that_are_none_leave_levels_alone():
     rows = recorded(("a", "", 0.0, 0.1), ("b", "a"), ("c", "a", float("nan")))
 
-    assert set(levels.levels(rows, 1.0)) == {"a"}
+    assert set(posterior.levels(rows, 1.0)) == {"a"}
 
 
 # -- replay ----------------------------------------------------------------------------

@@ -7,14 +7,22 @@ from statistics import fmean
 
 import pytest
 
-from autoresearch import evidence, loop, night
-from autoresearch.cage import Slot, Stop
-from autoresearch.curves import LOOKS, Finished, spared
-from autoresearch.experiment import Proposal, Verdict
-from autoresearch.ledger import Ledger
+from autoresearch.experiment import Proposal, Slot, Verdict
+from autoresearch.git import Notebook
 from autoresearch.loop import research
-from autoresearch.notebook import Notebook
+from autoresearch.measure.worker import Worker
 from autoresearch.pools.local import Local
+from autoresearch.proposers.context import PLATEAU
+from autoresearch.records import queries
+from autoresearch.records.ledger import Ledger
+from autoresearch.run import session
+from autoresearch.run.baseline import measure_baseline
+from autoresearch.run.closing import CLOSING_RUNS, ClosingRuns
+from autoresearch.run.dispatcher import Dispatcher, open_trial
+from autoresearch.run.seeds import ChampionSeeds, seed_of
+from autoresearch.run.verdicts import record
+from autoresearch.sandbox.process import Stop
+from autoresearch.stats.early_stopping import LOOKS, Finished, spared
 from tests.nights import command, line_lab, rate, run, script
 
 AT = 1_700_000_000.0
@@ -73,8 +81,8 @@ class Told:
 
 def told_night(lab, policy, *proposals, change=None):
     """A night of these proposals under this policy; its rows and notices."""
-    asked = night.Options(proposers=(script(lab, *proposals),), seed=1)
-    with night.opened(lab, asked, Stop()) as (opened, now):
+    asked = session.Options(proposers=(script(lab, *proposals),), seed=1)
+    with session.opened(lab, asked, Stop()) as (opened, now):
         if change:
             opened = change(opened)
         return list(research(replace(opened, policy=policy))), list(now.notices)
@@ -120,9 +128,12 @@ def test_the_holdout_is_scored_for_baseline_and_champions_and_shown_to_nobody(la
 def test_a_discard_that_may_be_better_is_a_near_miss_that_policies_see(lab):
     run(lab, rate(0.02), rate(0.021), rate(0.0001))
 
-    with night.opened(lab, night.Options(proposers=("mailbox",)), Stop()) as (found, _):
+    with session.opened(lab, session.Options(proposers=("mailbox",)), Stop()) as (
+        found,
+        _,
+    ):
         ledger = found.books.ledger
-        history = evidence.of(ledger).history()
+        history = queries.of(ledger).history()
         unresolved = [r.number for r in ledger.rows() if r.why.startswith("unresolved")]
     assert list(history.near) == unresolved
     assert history.taken == 3
@@ -140,7 +151,7 @@ def test_runs_of_the_champion_join_its_score_everywhere(lab):
     assert baseline.value == pytest.approx(fmean(baseline.values))
     assert ledger.champion.values == baseline.values
     assert ledger.champion.fresh == 2
-    fair = {row.number: row.value for row in evidence.of(ledger).fair_rows()}
+    fair = {row.number: row.value for row in queries.of(ledger).fair_rows()}
     assert rows[1].delta == pytest.approx(fair[1] - fair[0])
     measured = ledger.measured(0)
     assert [m.occasion for m in measured] == ["verdict", "champion", "champion"]
@@ -163,7 +174,7 @@ def test_a_champion_that_fails_again_is_said_and_spoils_no_verdict(lab):
         "if run.seed != FIRST:\n    raise SystemExit('moody')\nmodel = build_model()\n",
     )
     ledger_seed = 1
-    first = loop.seed_of(ledger_seed, 0)
+    first = seed_of(ledger_seed, 0)
     moody = moody.replace("BATCH = 4", f"FIRST = {first}\nBATCH = 4")
     policy = Told(("candidate", "champion"), keeps=("moody",))
     plain = {"title": "plain", "source": lab.read("train.py").replace("0.5", "0.4")}
@@ -175,7 +186,7 @@ def test_a_champion_that_fails_again_is_said_and_spoils_no_verdict(lab):
 
 
 def test_a_failure_on_a_further_seed_tells_the_scores_before_it(lab):
-    first = loop.seed_of(1, 0)
+    first = seed_of(1, 0)
     moody = lab.read("train.py").replace(
         "model = build_model()\n",
         f"if run.seed != {first}:\n    raise SystemExit(3)\nmodel = build_model()\n",
@@ -190,19 +201,21 @@ def test_a_failure_on_a_further_seed_tells_the_scores_before_it(lab):
 
 def test_two_trials_never_run_the_champion_on_the_same_seed(lab):
     run(lab, rate(0.02))
-    with night.opened(lab, night.Options(proposers=("mailbox",)), Stop()) as (found, _):
+    with session.opened(lab, session.Options(proposers=("mailbox",)), Stop()) as (
+        found,
+        _,
+    ):
         known = found.books.ledger.seeds(0)
-        seeds = loop.Seeds(found)
-        one, two = seeds.of(0), seeds.of(0)
-        given = [next(one), next(two), next(one), next(two)]
+        seeds = ChampionSeeds(found.books.ledger, found.seed)
+        given = [seeds.draw(0) for _ in range(4)]
     assert len(set(given)) == 4
     assert not known & set(given)
 
 
 def test_a_night_stopped_in_a_run_of_the_champion_loses_no_verdict(lab):
-    asked = night.Options(proposers=(script(lab, rate(0.02)),), seed=1)
+    asked = session.Options(proposers=(script(lab, rate(0.02)),), seed=1)
     stop = Stop()
-    with night.opened(lab, asked, stop) as (opened, now):
+    with session.opened(lab, asked, stop) as (opened, now):
         seen = []
 
         def listen(candidate, progress):
@@ -258,7 +271,10 @@ def test_a_night_killed_between_ledger_and_branch_takes_back_at_the_next_start(l
     policy = Told(keeps=("rate 0.02",))
     told_night(lab, policy, rate(0.02))
     before = Notebook(lab.folder).git("show", "HEAD^:train.py") + "\n"
-    with night.opened(lab, night.Options(proposers=("mailbox",)), Stop()) as (found, _):
+    with session.opened(lab, session.Options(proposers=("mailbox",)), Stop()) as (
+        found,
+        _,
+    ):
         made, ledger = found.books, found.books.ledger
         now, former = ledger.champion, ledger.champions()[0]
         entry = made.entry_back(now, former, "killed", AT)
@@ -295,10 +311,10 @@ class Closing(Told):
 
 
 def test_a_second_look_is_an_experiment_of_its_own_on_seeds_of_its_own(lab):
-    asked = night.Options(
+    asked = session.Options(
         proposers=(script(lab, rate(0.02), rate(0.03)),), seed=1, experiments=1
     )
-    with night.opened(lab, asked, Stop()) as (opened, _):
+    with session.opened(lab, asked, Stop()) as (opened, _):
         policy = Closing(keeps=("again: rate 0.02",))
         rows = list(research(replace(opened, policy=policy)))
 
@@ -317,29 +333,33 @@ def test_the_last_runs_of_a_night_make_its_claim_surer(lab):
     ledger = Ledger(lab.ledger)
     runs = [m for number in (0, 1) for m in ledger.measured(number)]
     closing = [m for m in runs if m.occasion == "champion"]
-    assert 0 < len(closing) <= loop.CLOSING_RUNS
+    assert 0 < len(closing) <= CLOSING_RUNS
     assert all(m.holdout is not None for m in closing)
     assert len(ledger.rows()) == 2  # they are no experiments
     verified(lab)
 
 
 def test_the_last_runs_of_a_night_are_made_on_several_devices_at_once(lab):
-    asked = night.Options(proposers=(script(lab, rate(0.02)),), seed=1, experiments=1)
-    with night.opened(lab, asked, Stop()) as (opened, now):
+    asked = session.Options(proposers=(script(lab, rate(0.02)),), seed=1, experiments=1)
+    with session.opened(lab, asked, Stop()) as (opened, now):
         at_once = set()
         folders = lab.state / "runs"
         now.listener = lambda *_: at_once.add(
             frozenset(path.name.split("-")[0] for path in folders.glob("[01]-*"))
         )
         slots = (Slot(), Slot())
-        rows = list(research(replace(opened, pool=Local(slots), slots=slots)))
+        rows = list(
+            research(
+                replace(opened, pool=Local(Worker(opened.bench), slots), slots=slots)
+            )
+        )
 
     assert [row.title for row in rows] == ["baseline", "rate 0.02"]
     assert {"0", "1"} in at_once  # baseline and champion
     ledger = Ledger(lab.ledger)
     runs = {number: ledger.measured(number) for number in (0, 1)}
     closing = [m for one in runs.values() for m in one if m.occasion == "champion"]
-    assert 2 <= len(closing) <= loop.CLOSING_RUNS
+    assert 2 <= len(closing) <= CLOSING_RUNS
     assert all(len({m.seed for m in one}) == len(one) for one in runs.values())
     verified(lab)
 
@@ -350,21 +370,22 @@ def test_the_last_runs_of_a_night_are_made_on_several_devices_at_once(lab):
 )
 def test_the_last_runs_begin_while_there_is_time_for_them(lab, left, over, wanted):
     run(lab, rate(0.02))
-    with night.opened(lab, night.Options(seed=1), Stop()) as (opened, _):
-        end = replace(opened, left=lambda: left, slots=(Slot(),) * 8)
-        blobs = loop.Ending(end, loop.Seeds(end), before=-99).wants(over)
+    with session.opened(lab, session.Options(seed=1), Stop()) as (opened, _):
+        pool = Local(Worker(opened.bench), (Slot(),) * 8)
+        end = replace(opened, runs_left=lambda: left, pool=pool)
+        blobs = ClosingRuns(end, Dispatcher(end), before=-99).choose(is_over=over)
 
     assert bool(blobs) == bool(wanted)
     assert len(blobs) <= wanted
 
 
 def test_the_hours_that_are_left_are_told_in_runs(lab):
-    asked = night.Options(proposers=("mailbox",), seed=1, hours=1)
-    with night.opened(lab, asked, Stop()) as (opened, _):
-        assert opened.left() == math.inf  # nobody knows yet what a run takes
-        loop.baseline(opened)
+    asked = session.Options(proposers=("mailbox",), seed=1, hours=1)
+    with session.opened(lab, asked, Stop()) as (opened, _):
+        assert opened.runs_left() == math.inf  # nobody knows yet what a run takes
+        measure_baseline(opened, Dispatcher(opened))
 
-        assert 1 < opened.left() < math.inf
+        assert 1 < opened.runs_left() < math.inf
 
 
 def test_a_night_whose_proposers_have_nothing_left_does_not_linger(lab):
@@ -460,18 +481,17 @@ def hopeless_lab(tmp_path):
 
 def ended(lab, slow, past, *, spare):
     """Its row, after a trial that meets this past and this coin."""
-    asked = night.Options(proposers=("mailbox",), seed=1)
-    with night.opened(lab, asked, Stop()) as (opened, _):
+    asked = session.Options(proposers=("mailbox",), seed=1)
+    with session.opened(lab, asked, Stop()) as (opened, _):
         coin = next(s for s in range(999) if spared(s, 1) == spare)
         opened = replace(opened, policy=Told(), seed=coin)
-        loop.baseline(opened)
+        measure_baseline(opened, Dispatcher(opened))
         blob = opened.books.ledger.champion.blob
         made = Proposal(None, slow["title"], slow["source"], blob, "human:t")
         candidate = opened.books.write_down(opened.books.admit(made))
-        opened = loop.paced(opened)
-        told = loop.asked(opened, candidate, loop.Seeds(opened))
-        told = replace(told, past=past, schedule=False)
-        return loop.record(opened, loop.trial(opened, told, opened.slots[0]))
+        trial = open_trial(opened, candidate)
+        trial.past, trial.changes_schedule = past, False
+        return record(opened, Dispatcher(opened).run_alone(trial))
 
 
 def test_a_hopeless_run_is_ended_early_and_is_a_discard_without_a_score(tmp_path):
@@ -514,7 +534,7 @@ def test_early_kill_can_be_switched_off(tmp_path):
 
 
 def test_a_plateau_is_said_once(lab):
-    low = [rate(0.0001 * n) for n in range(1, loop.PLATEAU + 3)]
+    low = [rate(0.0001 * n) for n in range(1, PLATEAU + 3)]
     _, notices = told_night(lab, Told(), *low)
 
     assert sum("structurally different" in notice for notice in notices) == 1

@@ -6,9 +6,11 @@ import sqlite3
 
 import pytest
 
-from autoresearch import chain, verifying
-from autoresearch.ledger import MIGRATIONS, Ledger
-from autoresearch.notebook import Notebook
+from autoresearch.commands import verify_ledger
+from autoresearch.git import Notebook
+from autoresearch.records import hash_chain
+from autoresearch.records.ledger import Ledger
+from autoresearch.records.schema import MIGRATIONS
 from tests.nights import command, line_lab, rate, run
 
 
@@ -79,11 +81,11 @@ def test_a_score_of_many_digits_is_the_same_in_git_and_ledger(tmp_path):
 
 
 def test_commits_of_older_versions_have_six_decimals_and_agree():
-    assert verifying.agree(["3613121710.025316"], [3613121710.0253163])
-    assert verifying.agree(["0.500000"], [0.5, 0.25])
-    assert not verifying.agree(["0.500001"], [0.5])
-    assert not verifying.agree(["0.5", "0.5"], [0.5])
-    assert not verifying.agree([], [0.5])
+    assert verify_ledger.agree(["3613121710.025316"], [3613121710.0253163])
+    assert verify_ledger.agree(["0.500000"], [0.5, 0.25])
+    assert not verify_ledger.agree(["0.500001"], [0.5])
+    assert not verify_ledger.agree(["0.5", "0.5"], [0.5])
+    assert not verify_ledger.agree([], [0.5])
 
 
 @pytest.mark.parametrize(
@@ -140,7 +142,7 @@ def test_commits_anchor_the_chain(lab):
 
     link = message.split("Chain: ")[1].split()[0]
 
-    assert link in chain.links_before(ledger.db, 1)
+    assert link in hash_chain.links_before(ledger.db, 1)
     ledger.close()
 
 

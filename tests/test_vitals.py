@@ -6,12 +6,15 @@ from dataclasses import replace
 
 import pytest
 
-from autoresearch import night, vitals
-from autoresearch.cage import Stop
-from autoresearch.curves import Outlook
-from autoresearch.ledger import Ledger
+from autoresearch.devices import monitor
+from autoresearch.devices.monitor import Monitor
 from autoresearch.loop import research
-from autoresearch.vitals import Monitor
+from autoresearch.measure.worker import Worker
+from autoresearch.pools.inline import Inline
+from autoresearch.records.ledger import Ledger
+from autoresearch.run import session
+from autoresearch.sandbox.process import Stop
+from autoresearch.stats.early_stopping import Outlook
 from tests.nights import command, line_lab, rate, script
 from tests.test_chips import RECORDED, answering
 
@@ -23,7 +26,7 @@ SLOW = ("run.spent(BATCH)", "import time; time.sleep(0.01); run.spent(BATCH)")
 
 @pytest.fixture(autouse=True)
 def often(monkeypatch):
-    monkeypatch.setattr(vitals, "EVERY_SECONDS", 0.1)
+    monkeypatch.setattr(monitor, "EVERY_SECONDS", 0.1)
 
 
 def sick(sample):
@@ -50,10 +53,11 @@ class Card:
 
 
 def rows_of(lab, card, *proposals):
-    asked = night.Options(proposers=(script(lab, *proposals),), seed=1)
-    with night.opened(lab, asked, Stop()) as (opened, now):
+    asked = session.Options(proposers=(script(lab, *proposals),), seed=1)
+    with session.opened(lab, asked, Stop()) as (opened, now):
         bench = replace(opened.bench, nvml=card.nvml, watch=card)
-        return list(research(replace(opened, bench=bench))), now.notices
+        pool = Inline(Worker(bench), opened.slots)
+        return list(research(replace(opened, bench=bench, pool=pool))), now.notices
 
 
 def slowed(lab):

@@ -7,15 +7,16 @@ from functools import partial
 
 import pytest
 
-from autoresearch import apparatus, evaluator, night, sandbox
-from autoresearch.cage import COMPILED, Limits, Slot, Stop
+from autoresearch.commands.new import LABS
 from autoresearch.errors import Failed
-from autoresearch.experiment import PERSON, Candidate, Proposal
-from autoresearch.founding import LABS
-from autoresearch.lab import git_blob
-from autoresearch.notebook import Notebook
-from autoresearch.sandbox import Bench, Terms
-from autoresearch.waiting import Waiting
+from autoresearch.experiment import PERSON, Candidate, Proposal, Slot
+from autoresearch.git import Notebook, git_blob
+from autoresearch.lab import apparatus
+from autoresearch.measure import evaluator, trainer
+from autoresearch.measure.warm_pool import Waiting
+from autoresearch.measure.workbench import Terms, Workbench
+from autoresearch.run import session
+from autoresearch.sandbox.process import COMPILED, Limits, Stop
 from tests import nights
 
 SLOT = Slot()
@@ -27,11 +28,11 @@ def bench(tmp_path):
     """Lab `line`, whose guests wait, on a processor as well."""
     lab = nights.line_lab(tmp_path / "lab")
     # As if the first baseline had compiled something: only then a training guest waits.
-    sandbox.compiled.store(lab, "train").mkdir(parents=True)
+    trainer.compile_cache.store(lab, "train").mkdir(parents=True)
     found = apparatus.load(lab, Notebook(lab.folder))
     terms = Terms(None, 100, 1.0, 60.0, Limits(4.0))
-    made = Bench(lab, found, terms, Stop(), lambda c, p: None, nights.walls())
-    made = replace(made, waiting=Waiting(partial(sandbox.ahead, made)))
+    made = Workbench(lab, found, terms, Stop(), lambda c, p: None, nights.walls())
+    made = replace(made, waiting=Waiting(partial(trainer.ahead, made)))
     yield made
     made.waiting.close()
 
@@ -45,9 +46,9 @@ def wait_for(bench, count):
 
 def score(bench, source, seed):
     candidate = Candidate(Proposal(0, "t", source, "", "test"), git_blob(source))
-    run = sandbox.train(bench, candidate, seed=seed, slot=SLOT)
+    run = trainer.train(bench, candidate, seed=seed, slot=SLOT)
     found = evaluator.score(bench, run, slot=SLOT)
-    sandbox.discard(run)
+    trainer.discard(run)
     return found.value
 
 
@@ -69,12 +70,12 @@ def test_while_a_run_trains_those_after_it_get_ready(bench):
         thread.join()
     assert len(bench.waiting._guests[SLOT, "train"]) == 1
     # One of those that were to serve did, unless the run was over before it was there.
-    most = sandbox.MOST_SERVING
+    most = trainer.MOST_SERVING
     assert len(bench.waiting._guests[SLOT, "serve"]) in (most - 1, most)
 
 
 def test_after_the_first_run_somebody_waits_to_train(bench):
-    sandbox.compiled.store(bench.lab, "train").rmdir()
+    trainer.compile_cache.store(bench.lab, "train").rmdir()
     start = "run = prepare.begin(build_model)"
     compiles = (
         "import os, pathlib\n"
@@ -86,13 +87,13 @@ def test_after_the_first_run_somebody_waits_to_train(bench):
     source = source.replace(start, compiles + start)
     first = Proposal(0, "baseline", source, "", PERSON)
 
-    run = sandbox.train(bench, Candidate(first, git_blob(source)), seed=3, slot=SLOT)
+    run = trainer.train(bench, Candidate(first, git_blob(source)), seed=3, slot=SLOT)
 
     for thread in bench.waiting._threads:
         thread.join()
     (guest,) = bench.waiting._guests[SLOT, "train"]
     assert [path.name for path in (guest.folder / COMPILED).iterdir()] == ["kernel"]
-    sandbox.discard(run)
+    trainer.discard(run)
 
 
 def test_who_is_wanted_twice_at_once_comes_once(bench):
@@ -148,9 +149,9 @@ def test_a_train_py_that_reads_variables_need_not_wait_for_torch(bench):
 
 
 def test_nobody_trains_ahead_before_there_is_something_to_lend(bench):
-    sandbox.compiled.store(bench.lab, "train").rmdir()
+    trainer.compile_cache.store(bench.lab, "train").rmdir()
 
-    assert sandbox.ahead(bench, SLOT, "train") is None
+    assert trainer.ahead(bench, SLOT, "train") is None
 
 
 def test_all_go_home_with_the_night(bench):
@@ -182,7 +183,7 @@ def test_what_a_run_leaves_in_its_folder_goes_with_it(bench):
 
 def test_on_a_processor_nobody_waits(tmp_path):
     lab = nights.line_lab(tmp_path / "lab")
-    options = night.Options(proposers=(nights.script(lab),), seed=1)
+    options = session.Options(proposers=(nights.script(lab),), seed=1)
 
-    with night.opened(lab, options, Stop()) as (opened, _):
+    with session.opened(lab, options, Stop()) as (opened, _):
         assert opened.bench.waiting is None

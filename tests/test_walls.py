@@ -11,10 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from autoresearch import fence, groups, machine, night, probing, walls
-from autoresearch.cage import Guest, Limits, NoWalls, Slot, Stop
+from autoresearch.devices import discovery
 from autoresearch.errors import LabError
-from autoresearch.lab import Lab
+from autoresearch.experiment import Slot
+from autoresearch.lab.folder import Lab
+from autoresearch.measure.workbench import host_paths
+from autoresearch.run import session
+from autoresearch.sandbox import backends, cgroups, landlock, seccomp, selftest
+from autoresearch.sandbox.process import Guest, Limits, NoWalls, Stop
 from tests import nights
 from tests.nights import AUTORESEARCH, command, line_lab, rate, run
 
@@ -28,9 +32,9 @@ def lab(tmp_path):
 
 def level(name, lab):
     """The walls of one level, or a skip that says why there are none."""
-    if name not in (names := [w.level for w in walls.available((), lab.folder)]):
+    if name not in (names := [w.level for w in backends.available((), lab.folder)]):
         pytest.skip(f"level {name} cannot be had here, only {', '.join(names)}")
-    return next(w for w in walls.available((), lab.folder) if w.level == name)
+    return next(w for w in backends.available((), lab.folder) if w.level == name)
 
 
 class Unlocked:
@@ -47,16 +51,16 @@ class Unlocked:
 
 @pytest.mark.parametrize("name", ["full", "landlock", "container", "seatbelt"])
 def test_a_probe_finds_nothing_open_that_its_level_denies(lab, name):
-    found = probing.probed(level(name, lab), lab, Slot())
+    found = selftest.probed(level(name, lab), host_paths(lab), Slot())
 
     if found.broken:
         pytest.skip(f"{name} does not work on this machine: {found.broken}")
-    assert set(found.open) <= probing.LEFT_OPEN[name]
+    assert set(found.open) <= selftest.LEFT_OPEN[name]
 
 
 @linux_only
 def test_the_same_probe_gets_through_where_there_are_no_walls(lab):
-    found = probing.probed(Unlocked(), lab, Slot())
+    found = selftest.probed(Unlocked(), host_paths(lab), Slot())
 
     assert not found.reached
     for door in ("files of the lab", "TCP", "UDP", "named sockets", "other processes"):
@@ -65,14 +69,17 @@ def test_the_same_probe_gets_through_where_there_are_no_walls(lab):
 
 @linux_only
 def test_a_cage_that_reads_the_lab_is_not_reached_whatever_it_calls_itself(lab):
-    assert "files of the lab" in probing.probed(Unlocked(), lab, Slot()).missed
+    assert (
+        "files of the lab"
+        in selftest.probed(Unlocked(), host_paths(lab), Slot()).missed
+    )
 
 
 def guest(tmp_path, lab, name, code, **limits):
     folder = tmp_path / "run"
     folder.mkdir()
     (folder / "train.py").write_text("")
-    shut = "import os, sys; from autoresearch.fence import Fence\n"
+    shut = "import os, sys; from autoresearch.sandbox.restrictions import Fence\n"
     shut += "if sys.argv[2]: Fence.of(sys.argv[2]).close()\n"
     return Guest(
         folder,
@@ -107,9 +114,9 @@ def test_of_hidden_tests_level_landlock_shows_names_and_of_secrets_not_even_thos
     for place in ("lib/package/test", "lib/lab", "lib/clean"):
         (tmp_path / place).mkdir(parents=True)
     root, tests, lab = (tmp_path / n for n in ("lib", "lib/package/test", "lib/lab"))
-    view = walls.View((root,), (tests, lab), (lab,))
+    view = backends.View((root,), (tests, lab), (lab,))
 
-    read, names = walls.around(view)
+    read, names = backends.around(view)
 
     assert read == (str(root / "clean"),)
     assert names == (str(root / "package"),)
@@ -132,7 +139,7 @@ def test_a_full_scratch_is_the_guests_own_trouble(tmp_path, lab):
 
 @linux_only
 def test_memory_that_is_in_no_process_counts(tmp_path, lab):
-    if nights.walls().level != "full" or groups.find() is None:
+    if nights.walls().level != "full" or cgroups.find() is None:
         pytest.skip("needs level full and control groups")
     code = (
         "for n in range(8):\n"
@@ -149,13 +156,13 @@ def test_memory_that_is_in_no_process_counts(tmp_path, lab):
 
 @linux_only
 def test_the_filter_knows_this_machine_and_refuses_others(monkeypatch):
-    assert len(fence.program()) % 8 == 0
+    assert len(seccomp.program()) % 8 == 0
     names = os.uname()
     other = type(names)((*names[:4], "riscv64"))
     monkeypatch.setattr(os, "uname", lambda: other)
 
     with pytest.raises(OSError, match="riscv64"):
-        fence.program()
+        seccomp.program()
 
 
 # -- what a human is told --------------------------------------------------------------
@@ -254,20 +261,20 @@ def test_a_tiny_shared_memory_of_the_host_is_no_matter(lab):
 
 
 def test_each_system_that_refuses_namespaces_gets_its_own_remedy(monkeypatch):
-    settings = {probing.APPARMOR: "1"}
+    settings = {selftest.APPARMOR: "1"}
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
-    monkeypatch.setattr(probing, "setting", lambda path: settings.get(path, ""))
-    assert "apparmor_parser -r /etc/apparmor.d/bwrap" in probing.remedy("denied")
+    monkeypatch.setattr(selftest, "setting", lambda path: settings.get(path, ""))
+    assert "apparmor_parser -r /etc/apparmor.d/bwrap" in selftest.remedy("denied")
 
     settings = {"/proc/sys/kernel/unprivileged_userns_clone": "0"}
-    assert "kernel.unprivileged_userns_clone=1" in probing.remedy("denied")
+    assert "kernel.unprivileged_userns_clone=1" in selftest.remedy("denied")
 
     settings = {"/proc/sys/user/max_user_namespaces": "0"}
-    assert "user.max_user_namespaces" in probing.remedy("denied")
+    assert "user.max_user_namespaces" in selftest.remedy("denied")
 
     settings = {}
-    monkeypatch.setattr(walls, "in_container", lambda: True)
-    assert "--cap-add SYS_ADMIN" in probing.remedy("denied")
+    monkeypatch.setattr(backends, "in_container", lambda: True)
+    assert "--cap-add SYS_ADMIN" in selftest.remedy("denied")
 
 
 def test_less_than_full_needs_the_users_word_and_is_another_series(lab):
@@ -304,29 +311,31 @@ def test_in_a_container_an_old_kernel_and_another_user_are_a_level(
     open_lab, monkeypatch
 ):
     """Landlock 4 is that of Ubuntu 24.04: it keeps no signals and no sockets inside."""
-    old = "from autoresearch import fence; fence.landlock_abi = lambda: 4; "
-    monkeypatch.setattr(probing, "PROBE", old + probing.PROBE)
-    monkeypatch.setattr(walls, "in_container", lambda: True)
-    view = walls.view_for(probing.secrets(open_lab))
-    others = walls.reachable(view, open_lab.folder)
-    if os.geteuid() != 0 or fence.landlock_abi() < 4 or not others:
+    old = (
+        "from autoresearch.sandbox import landlock; landlock.landlock_abi = lambda: 4; "
+    )
+    monkeypatch.setattr(selftest, "PROBE", old + selftest.PROBE)
+    monkeypatch.setattr(backends, "in_container", lambda: True)
+    view = backends.view_for(host_paths(open_lab).secrets)
+    others = backends.reachable(view, open_lab.folder)
+    if os.geteuid() != 0 or landlock.landlock_abi() < 4 or not others:
         pytest.skip("needs root, Landlock, and an interpreter that others can reach")
 
-    found = probing.survey(open_lab, Slot(), only="container")
+    found = selftest.survey(host_paths(open_lab), Slot(), only="container")
 
     assert [finding.missed for finding in found if not finding.reached] == []
     assert found[0].walls.level == "container"
-    monkeypatch.setattr(walls, "in_container", lambda: False)
-    assert probing.survey(open_lab, Slot(), only="container") == []
+    monkeypatch.setattr(backends, "in_container", lambda: False)
+    assert selftest.survey(host_paths(open_lab), Slot(), only="container") == []
 
 
 @linux_only
 def test_a_probe_that_comes_to_no_end_reaches_no_level_and_has_its_reason(
     lab, monkeypatch
 ):
-    monkeypatch.setattr(probing, "PROBE_SECONDS", 0.0)
+    monkeypatch.setattr(selftest, "PROBE_SECONDS", 0.0)
 
-    found = probing.probed(Unlocked(), lab, Slot())
+    found = selftest.probed(Unlocked(), host_paths(lab), Slot())
 
     assert not found.reached
     assert "came to no end" in found.missed
@@ -334,7 +343,7 @@ def test_a_probe_that_comes_to_no_end_reaches_no_level_and_has_its_reason(
 
 @linux_only
 def test_a_memory_limit_below_need_is_a_failure_with_its_reason(tmp_path):
-    if nights.walls().level != "full" or groups.find() is None:
+    if nights.walls().level != "full" or cgroups.find() is None:
         pytest.skip("needs level full and control groups")
     lab = line_lab(tmp_path / "lab", "budget_tokens = 100\nmax_memory_gb = 0.004")
 
@@ -348,7 +357,7 @@ def test_a_memory_limit_below_need_is_a_failure_with_its_reason(tmp_path):
 def test_a_plain_user_reaches_the_same_level():
     """As root: become somebody else, if that somebody can reach this interpreter."""
     somebody = ("setpriv", "--reuid", "1000", "--regid", "1000", "--clear-groups")
-    code = "import autoresearch.probing, sys, subprocess as s; s.run((sys.executable, '-V'))"
+    code = "import autoresearch.sandbox.selftest, sys, subprocess as s; s.run((sys.executable, '-V'))"
     able = subprocess.run(
         (*somebody, sys.executable, "-I", "-c", code), cwd="/", capture_output=True
     )
@@ -358,10 +367,12 @@ def test_a_plain_user_reaches_the_same_level():
     os.chown(place, 1000, 1000)
     script = (
         "import sys; from pathlib import Path\n"
-        "from autoresearch import probing\n"
-        "from autoresearch.cage import Slot\n"
-        "from autoresearch.lab import Lab\n"
-        "print(probing.best(Lab(Path(sys.argv[1])), Slot())[0].level)\n"
+        "from autoresearch.measure.workbench import host_paths\n"
+        "from autoresearch.sandbox import selftest\n"
+        "from autoresearch.experiment import Slot\n"
+        "from autoresearch.lab.folder import Lab\n"
+        "place = host_paths(Lab(Path(sys.argv[1])))\n"
+        "print(selftest.best(place, Slot())[0].level)\n"
     )
 
     done = subprocess.run(
@@ -390,14 +401,14 @@ def test_a_step_of_the_systems_clock_changes_no_run(lab, monkeypatch):
 
 
 def test_a_card_that_cannot_be_used_in_the_cage_takes_no_part_in_a_night(lab):
-    if machine.nvidia():
+    if discovery.nvidia():
         pytest.skip("this machine has the card")
     said = []
     absent = Slot("cuda", 0, 1, "GPU-0c2f3020")
 
-    assert night.working((Slot(), absent), nights.walls(), lab, said.append) == (
+    assert session.working((Slot(), absent), nights.walls(), lab, said.append) == (
         Slot(),
     )
     assert said == ["GPU 0 is left out: CUDA does not find it in the cage"]
     with pytest.raises(LabError, match="CUDA finds no GPU from inside the cage"):
-        night.working((absent,), nights.walls(), lab, said.append)
+        session.working((absent,), nights.walls(), lab, said.append)

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autoresearch import weights
-from autoresearch.weights import BadWeights, NotFinite, Tensor
+from autoresearch.guest import safetensors_format
+from autoresearch.guest.safetensors_format import BadWeights, NotFinite, Tensor
 
 FLOATS = ("F64", "F32", "F16", "BF16")
 
@@ -29,7 +29,7 @@ def entry(dtype="F32", shape=(1,), offsets=(0, 4)):
 def good() -> bytes:
     one = np.arange(6, dtype="<f4").tobytes()
     two = np.arange(3, dtype="<i8").tobytes()
-    return weights.encode(
+    return safetensors_format.encode(
         {"one": Tensor("F32", (2, 3), one), "two": Tensor("I64", (3,), two)}
     )
 
@@ -52,7 +52,7 @@ def every_dtype() -> dict:
         "U8": torch.uint8,
         "BOOL": torch.bool,
     }
-    assert set(dtypes) == set(weights.WIDTH_BYTES)
+    assert set(dtypes) == set(safetensors_format.WIDTH_BYTES)
     return {name: (torch.randn(3, 5) * 9).to(dtype) for name, dtype in dtypes.items()}
 
 
@@ -65,7 +65,7 @@ def test_what_the_library_writes_we_read():
     tensors = every_dtype()
     library = pytest.importorskip("safetensors.torch")
 
-    ours = weights.decode(library.save(tensors, metadata={"format": "pt"}))
+    ours = safetensors_format.decode(library.save(tensors, metadata={"format": "pt"}))
 
     assert set(ours) == set(tensors)
     for name, tensor in tensors.items():
@@ -78,7 +78,9 @@ def test_what_we_write_the_library_reads():
     tensors = every_dtype()
     library = pytest.importorskip("safetensors.torch")
 
-    file = weights.encode({k: Tensor(k, (3, 5), raw(t)) for k, t in tensors.items()})
+    file = safetensors_format.encode(
+        {k: Tensor(k, (3, 5), raw(t)) for k, t in tensors.items()}
+    )
     theirs = library.load(file)
 
     assert all(theirs[name].dtype == tensor.dtype for name, tensor in tensors.items())
@@ -91,7 +93,7 @@ def test_what_we_write_the_library_maps_whatever_order_it_came_in(tmp_path):
     path = tmp_path / "model.safetensors"
     # An odd byte first would push the doubles off their boundary.
     path.write_bytes(
-        weights.encode(
+        safetensors_format.encode(
             {
                 "flag": Tensor("U8", (1,), b"\x07"),
                 "half": Tensor("BF16", (1,), raw(torch.tensor([1.5]).bfloat16())),
@@ -114,8 +116,8 @@ def test_scalars_and_empty_tensors_survive_both_ways(shape):
     tensor = torch.ones(shape)
     others = {"a": torch.zeros(2), "b": tensor, "c": torch.zeros(3)}
 
-    ours = weights.decode(library.save(others))
-    theirs = library.load(weights.encode(ours))
+    ours = safetensors_format.decode(library.save(others))
+    theirs = library.load(safetensors_format.encode(ours))
 
     assert ours["b"].shape == shape
     assert theirs["b"].equal(tensor)
@@ -162,32 +164,32 @@ def test_scalars_and_empty_tensors_survive_both_ways(shape):
 )
 def test_a_file_that_lies_about_itself_is_refused(file):
     with pytest.raises(BadWeights):
-        weights.check(file)
+        safetensors_format.check(file)
 
 
 def test_an_overlap_cannot_hide_behind_a_gap_of_its_size():
     header = {"a": entry(offsets=[0, 4]), "b": entry(offsets=[0, 4])}
 
     with pytest.raises(BadWeights, match="overlap"):
-        weights.decode(file_of(header, bytes(8)))
+        safetensors_format.decode(file_of(header, bytes(8)))
 
 
 @pytest.mark.parametrize("cut", [1, 7, 8, 20, 60])
 def test_a_file_that_was_cut_short_is_refused(cut):
     with pytest.raises(BadWeights):
-        weights.check(good()[:-cut])
+        safetensors_format.check(good()[:-cut])
 
 
 def test_nearly_a_million_dimensions_are_refused_at_once():
     shape = [2**47] * 900_000  # their product has 42 million bits
 
     with pytest.raises(BadWeights, match="nonsense"):
-        weights.decode(file_of({"a": entry(shape=shape)}, bytes(4)))
+        safetensors_format.decode(file_of({"a": entry(shape=shape)}, bytes(4)))
 
 
 def test_a_name_of_a_million_letters_does_not_fill_the_message():
     with pytest.raises(BadWeights) as refused:
-        weights.decode(file_of({"n" * 1_000_000: None}))
+        safetensors_format.decode(file_of({"n" * 1_000_000: None}))
 
     assert len(str(refused.value)) < 200
 
@@ -195,13 +197,13 @@ def test_a_name_of_a_million_letters_does_not_fill_the_message():
 @given(st.binary(max_size=400))
 def test_random_bytes_are_bad_weights_and_never_another_error(noise):
     with pytest.raises(BadWeights):
-        weights.check(noise)
+        safetensors_format.check(noise)
 
 
 @given(st.binary(max_size=200), st.binary(max_size=40))
 def test_a_random_header_is_bad_weights_and_never_another_error(header, body):
     try:
-        weights.check(file_of(header, body))
+        safetensors_format.check(file_of(header, body))
     except BadWeights:
         pass
     else:  # nothing but an empty table passes
@@ -224,7 +226,7 @@ JSON = st.recursive(
 def test_random_tables_are_bad_weights_and_never_another_error(a, b, c, d, body):
     header = {"x": {"dtype": a, "shape": b, "data_offsets": c}, "y": d}
     with pytest.raises(BadWeights):
-        weights.check(file_of(header, body))
+        safetensors_format.check(file_of(header, body))
 
 
 @given(st.data())
@@ -234,7 +236,7 @@ def test_a_flipped_bit_is_refused_or_changes_only_numbers_and_names(data):
     file[at // 8] ^= 1 << at % 8
 
     try:
-        found = weights.decode(bytes(file))
+        found = safetensors_format.decode(bytes(file))
     except BadWeights:
         return
     blocks = b"".join(bytes(tensor.raw) for tensor in found.values())
@@ -257,10 +259,10 @@ def test_one_number_that_is_not_finite_is_found(dtype, bad, at):
     numbers = [bits(dtype, 1.0)] * 1000
     numbers[at] = bits(dtype, bad)
 
-    file = weights.encode({"w": Tensor(dtype, (1000,), b"".join(numbers))})
+    file = safetensors_format.encode({"w": Tensor(dtype, (1000,), b"".join(numbers))})
 
     with pytest.raises(NotFinite, match="w"):
-        weights.check(file)
+        safetensors_format.check(file)
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
@@ -268,28 +270,28 @@ def test_the_largest_the_smallest_and_zero_are_finite(dtype):
     largest = {"F16": 65504.0, "F64": 1.7e308}.get(dtype, 3e38)
     numbers = [bits(dtype, n) for n in (largest, -largest, 0.0, -0.0, 1e-7)]
 
-    file = weights.encode({"w": Tensor(dtype, (5,), b"".join(numbers))})
+    file = safetensors_format.encode({"w": Tensor(dtype, (5,), b"".join(numbers))})
 
-    assert weights.check(file) == 5
+    assert safetensors_format.check(file) == 5
 
 
 def test_signalling_nans_are_found_too():
     for dtype, word in (("F32", "<I"), ("F64", "<Q")):
         quiet = 0x7F800001 if dtype == "F32" else 0x7FF0000000000001
         tensor = Tensor(dtype, (1,), struct.pack(word, quiet))
-        assert not weights.all_finite(tensor)
+        assert not safetensors_format.all_finite(tensor)
 
 
 def test_whole_numbers_are_finite_whatever_their_bits():
-    file = weights.encode({"w": Tensor("I32", (4,), b"\xff" * 16)})
+    file = safetensors_format.encode({"w": Tensor("I32", (4,), b"\xff" * 16)})
 
-    assert weights.check(file) == 4
+    assert safetensors_format.check(file) == 4
 
 
 def test_numbers_are_checked_without_numpy_as_with_it():
     blocked = (
         "import sys; sys.modules['numpy'] = None\n"
-        "from autoresearch import weights\n"
+        "from autoresearch.guest import safetensors_format as weights\n"
         "for dtype, width in (('F64', 8), ('F32', 4), ('F16', 2), ('BF16', 2)):\n"
         "    fine = weights.Tensor(dtype, (9,), bytes(9 * width))\n"
         "    odd = weights.Tensor(dtype, (9,), bytes(8 * width) + b'\\xff' * width)\n"
@@ -303,7 +305,7 @@ def test_numbers_are_checked_without_numpy_as_with_it():
 def test_plain_floats_come_back_to_the_last_bit():
     numbers = [0.1, -0.0, 5e-324, 1.7976931348623157e308, math.pi]
 
-    file = weights.encode({"line": weights.from_floats(numbers)})
+    file = safetensors_format.encode({"line": safetensors_format.from_floats(numbers)})
 
-    back = weights.to_floats(weights.decode(file)["line"])
+    back = safetensors_format.to_floats(safetensors_format.decode(file)["line"])
     assert struct.pack("5d", *back) == struct.pack("5d", *numbers)

@@ -1,30 +1,49 @@
-"""Pools: where runs happen. In this process, or one per device of this machine.
+"""Where runs happen: in this process, or one per device of this machine.
 
-A pool knows nothing of experiments: it calls a piece of work with a device slot and
-hands back what it returned. What the work raises, `next` raises.
+A pool knows nothing of experiments: it hands requests to a worker and its results back.
+What the worker raises, `next` raises.
 """
 
-from collections.abc import Callable
-from typing import Protocol, TypeVar
+from typing import Protocol
 
-from autoresearch.cage import Slot
-
-T = TypeVar("T")
-Work = Callable[[Slot], T]
+from autoresearch.experiment import Score, Slot
+from autoresearch.measure.messages import RunLost, RunRequest, RunResult
 
 
-class Pool(Protocol[T]):
-    """Runs work on free slots and hands back results as they finish."""
+class Work(Protocol):
+    """Carries out requests on a device (`measure.worker.Worker`)."""
+
+    def __call__(self, request: RunRequest, device: Slot) -> RunResult: ...
+
+    def release(self, score: Score) -> None: ...
+
+
+class Pool(Protocol):
+    """Runs requests on free devices and hands back results as they end."""
+
+    @property
+    def width(self) -> int:
+        """How many runs there can be at once; may change as machines come and go."""
+        ...
 
     @property
     def free(self) -> int:
-        """How many more pieces of work can start now."""
+        """How many more requests can start now."""
         ...
 
-    def submit(self, work: Work[T]) -> None:
-        """Start work on a free slot."""
+    @property
+    def ready(self) -> bool:
+        """Whether `next` returns at once."""
         ...
 
-    def next(self) -> T | None:
-        """Whichever piece finishes first; None when there is none to wait for."""
+    def submit(self, request: RunRequest) -> None:
+        """Start a request on a free device."""
+        ...
+
+    def next(self) -> RunResult | RunLost | None:
+        """Whichever request ends first; None when there is none to wait for."""
+        ...
+
+    def release(self, score: Score) -> None:
+        """Delete what is kept of a run that has its verdict."""
         ...

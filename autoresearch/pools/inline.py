@@ -1,29 +1,39 @@
 """One run at a time, in this process: for tests, laptops and breakpoints."""
 
 from collections import deque
-from typing import Generic
+from collections.abc import Sequence
 
-from autoresearch.cage import Slot
-from autoresearch.pools import T, Work
+from autoresearch.experiment import Score, Slot
+from autoresearch.measure.messages import RunRequest, RunResult
+from autoresearch.pools import Work
 
 
-class Inline(Generic[T]):
-    """A pool of one slot, which works only when asked for the next result."""
+class Inline:
+    """A pool of one device, which works only when asked for the next result."""
 
-    def __init__(self, slot: Slot) -> None:
-        self._slot = slot
-        self._waiting: deque[Work[T]] = deque()
+    width = 1
+    ready = False
+
+    def __init__(self, work: Work, devices: Sequence[Slot]) -> None:
+        self._work, self._device = work, devices[0]
+        self._waiting: deque[RunRequest] = deque()
 
     @property
     def free(self) -> int:
         """One, unless something is waiting."""
         return 1 - len(self._waiting)
 
-    def submit(self, work: Work[T]) -> None:
-        """Remember the work; `next` will do it."""
-        assert self.free, "the one slot is taken"
-        self._waiting.append(work)
+    def submit(self, request: RunRequest) -> None:
+        """Remember the request; `next` will carry it out."""
+        assert self.free, "the one device is taken"
+        self._waiting.append(request)
 
-    def next(self) -> T | None:
-        """Do the waiting work."""
-        return self._waiting.popleft()(self._slot) if self._waiting else None
+    def next(self) -> RunResult | None:
+        """Carry out the waiting request."""
+        if not self._waiting:
+            return None
+        return self._work(self._waiting.popleft(), self._device)
+
+    def release(self, score: Score) -> None:
+        """Delete what is kept of a run."""
+        self._work.release(score)

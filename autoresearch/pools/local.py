@@ -2,40 +2,51 @@
 
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from typing import Generic
 
-from autoresearch.cage import Slot
-from autoresearch.pools import T, Work
+from autoresearch.experiment import Score, Slot
+from autoresearch.measure.messages import RunRequest, RunResult
+from autoresearch.pools import Work
 
 TICK_SECONDS = 0.2  # how often a waiting `next` lets a signal through
 
 
-class Local(Generic[T]):
-    """A thread per slot: the work itself is a child process, so threads are enough."""
+class Local:
+    """A thread per device: the work is a child process, so threads are enough."""
 
-    def __init__(self, slots: Sequence[Slot]) -> None:
-        self._idle = list(slots)
-        self._busy: dict[Future[T], Slot] = {}
-        self._threads = ThreadPoolExecutor(len(slots), thread_name_prefix="slot")
+    def __init__(self, work: Work, devices: Sequence[Slot]) -> None:
+        self.width = len(devices)
+        self._work = work
+        self._idle = list(reversed(devices))  # the one freed last is given first
+        self._busy: dict[Future[RunResult], Slot] = {}
+        self._threads = ThreadPoolExecutor(len(devices), thread_name_prefix="device")
 
     @property
     def free(self) -> int:
-        """Slots with nothing to do."""
+        """Devices with nothing to do."""
         return len(self._idle)
 
-    def submit(self, work: Work[T]) -> None:
-        """Start work on an idle slot."""
-        assert self._idle, "every slot is taken"
-        slot = self._idle.pop(0)
-        self._busy[self._threads.submit(work, slot)] = slot
+    @property
+    def ready(self) -> bool:
+        """Whether a request has ended."""
+        return any(future.done() for future in self._busy)
 
-    def next(self) -> T | None:
-        """Wait for the first piece of work to finish and free its slot."""
+    def submit(self, request: RunRequest) -> None:
+        """Start a request on an idle device."""
+        assert self._idle, "every device is taken"
+        device = self._idle.pop()
+        self._busy[self._threads.submit(self._work, request, device)] = device
+
+    def next(self) -> RunResult | None:
+        """Wait for the first request to end and free its device."""
         if not self._busy:
             return None
-        done: set[Future[T]] = set()
+        done: set[Future[RunResult]] = set()
         while not done:
             done, _ = wait(self._busy, TICK_SECONDS, return_when=FIRST_COMPLETED)
         first = done.pop()
         self._idle.append(self._busy.pop(first))
         return first.result()
+
+    def release(self, score: Score) -> None:
+        """Delete what is kept of a run."""
+        self._work.release(score)

@@ -28,13 +28,14 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from autoresearch import context, machine
-from autoresearch.edits import one_line, visible
+from autoresearch.devices import discovery
 from autoresearch.errors import LabError
 from autoresearch.experiment import Proposal
-from autoresearch.lab import git_blob
-from autoresearch.ledger import Asking, Ledger
-from autoresearch.proposers.desk import Desk, proposal_of
+from autoresearch.git import git_blob
+from autoresearch.proposers import context
+from autoresearch.proposers.toolkit import Desk, proposal_of
+from autoresearch.records.ledger import Asking, Ledger
+from autoresearch.text import one_line, visible
 
 if TYPE_CHECKING:
     from pydantic_ai.messages import ModelMessage, ModelResponse
@@ -167,7 +168,7 @@ class LLM:
         self._rest_seconds = FIRST_REST_SECONDS
         self._broke = False
         # A model on the GPU that trains is asked between runs only, and unloaded.
-        self.shares_the_gpu = self._endpoint.here and bool(machine.every_gpu())
+        self.shares_the_gpu = self._endpoint.here and bool(discovery.every_gpu())
         require_means(spec, self._endpoint, desk)
 
     @property

@@ -12,10 +12,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from autoresearch import constants
 from autoresearch.errors import LabError
 from autoresearch.experiment import Proposal
-from autoresearch.ledger import Ledger
+from autoresearch.lab import constants
+from autoresearch.records.ledger import Ledger
 
 LARGEST_SCRIPT_BYTES = 16 << 20
 KEYS = {"title", "source", "set", "reason"}

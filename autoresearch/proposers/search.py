@@ -18,13 +18,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from autoresearch import constants, rules
-from autoresearch.constants import Constant, Value
 from autoresearch.errors import LabError
-from autoresearch.evidence import all_rows
-from autoresearch.experiment import Proposal
-from autoresearch.lab import git_blob
-from autoresearch.ledger import Ledger, Row, effects
+from autoresearch.experiment import Proposal, Row
+from autoresearch.git import git_blob
+from autoresearch.lab import constants, constraints
+from autoresearch.lab.constants import Constant, Value
+from autoresearch.records.ledger import Ledger
+from autoresearch.records.queries import all_rows
+from autoresearch.stats.history import effects
 
 if TYPE_CHECKING:
     import optuna
@@ -76,7 +77,7 @@ class Search:
             return None
         source = ledger.source(start.blob)
         rows = all_rows(ledger)
-        taken = {rules.fingerprint(p.source) for p in ledger.open()}
+        taken = {constraints.fingerprint(p.source) for p in ledger.open()}
         rng = random.Random(f"{self._seed}:{len(rows)}:{len(taken)}:{start.blob}")
         knobs = {c.name: c for c in constants.read(source) if not c.fixed}
         history = self._history(ledger, start.blob, knobs, rows)
@@ -88,9 +89,9 @@ class Search:
                 if self._most > 1:
                     changed |= companions(knobs, history, name, self._most - 1, rng)
                 text = constants.replace(source, changed)
-                code = rules.fingerprint(text)
+                code = constraints.fingerprint(text)
                 known = ledger.same_code(code, start.blob, None) is not None
-                if known or code in taken or code == rules.fingerprint(source):
+                if known or code in taken or code == constraints.fingerprint(source):
                     continue
                 title = ", ".join(worded(knobs[n], v) for n, v in changed.items())
                 return Proposal(None, title, text, start.blob, self.name, reason)
@@ -139,7 +140,9 @@ class Search:
             try:
                 source = ledger.source(blob)
                 self._values[blob] = constants.values_of(source)
-                self._skeletons[blob] = rules.fingerprint(constants.skeleton(source))
+                self._skeletons[blob] = constraints.fingerprint(
+                    constants.skeleton(source)
+                )
             except (SyntaxError, ValueError, RecursionError):
                 self._values[blob], self._skeletons[blob] = {}, "not Python"
         return self._values[blob], self._skeletons[blob]

@@ -1,0 +1,897 @@
+"""The command line: arguments in, text out. Decisions are made below this file.
+
+Commands are listed in the order of a day. Exit codes: 0 done or kept, 2 your input,
+3 too soon, 4 discarded, 5 failed (docs/how-it-works.md). Every command ends by saying
+what to type next.
+"""
+
+import atexit
+import errno
+import json
+import math
+import os
+import shlex
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from autoresearch import __version__
+from autoresearch.commands import queue
+from autoresearch.errors import LabError, NotYet
+from autoresearch.experiment import Candidate, Row
+from autoresearch.lab import constants
+from autoresearch.lab.folder import Lab
+from autoresearch.lab.program import MOST_HOURS
+from autoresearch.measure.workbench import Progress
+from autoresearch.records.ledger import Ledger, copied
+from autoresearch.reporting import format
+from autoresearch.reporting import show as views
+from autoresearch.reporting import status as status_view
+from autoresearch.reporting.format import counts_words
+from autoresearch.run import session
+from autoresearch.sandbox.process import Stop
+from autoresearch.text import exact, one_line
+
+if TYPE_CHECKING:
+    from autoresearch.reporting.report_text import Report
+
+DONE, YOURS, NOT_YET, DISCARDED, FAILED = 0, 2, 3, 4, 5
+# What the machine refuses and a human can mend; any other OSError is our mistake.
+REFUSED_BY_MACHINE = (errno.EACCES, errno.EDQUOT, errno.ENOSPC, errno.EROFS)
+
+
+class Amount(click.FloatRange):
+    """A number within bounds; nan is within none."""
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        found = float(super().convert(value, param, ctx))
+        if math.isnan(found):
+            self.fail(f"{value} is not a number.", param, ctx)
+        return found
+
+
+HOURS = Amount(0, MOST_HOURS)
+SECONDS = Amount(0, 3600 * MOST_HOURS)
+DOLLARS = Amount(0, 1e9)
+COUNT, AT_LEAST_ONE = click.IntRange(0, 10**9), click.IntRange(1, 10**9)
+SEED = click.IntRange(0, 2**63 - 1)  # what the ledger can hold
+PORT = click.IntRange(1, 65535)
+
+
+class Day(click.Group):
+    """Commands in the order of a day, and one clear sentence for a human's mistake."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except NotYet as error:
+            click.echo(f"autoresearch: {error}", err=True)
+            ctx.exit(NOT_YET)
+        except LabError as error:
+            click.echo(f"autoresearch: {error}", err=True)
+            ctx.exit(YOURS)
+        except OSError as error:
+            if error.errno not in REFUSED_BY_MACHINE:
+                raise
+            where = f"{error.filename}: " if error.filename else ""
+            click.echo(
+                f"autoresearch: {where}{error.strerror}. Next: make it a place that "
+                "you may write to, or copy the lab to one (git clone)",
+                err=True,
+            )
+            ctx.exit(YOURS)
+
+
+@click.group(cls=Day, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="autoresearch")
+def main() -> None:
+    """Let something improve your train.py overnight, and learn which gains are real.
+
+    \b
+    autoresearch demo                     everything at once, offline, on a CPU
+    autoresearch new lab && cd lab        a lab of your own
+    autoresearch prepare && autoresearch check && autoresearch run --hours 8
+    autoresearch report                   in the morning
+    """
+
+
+def say(line: str = "") -> None:
+    """One line of output."""
+    click.echo(line)
+
+
+def tell(found: object) -> None:
+    """One JSON object on one line."""
+    click.echo(json.dumps(found))
+
+
+def following(words: str) -> None:
+    """What to type next."""
+    say(f"Next: {words}")
+
+
+json_option = click.option("--json", "as_json", is_flag=True, help="For machines.")
+
+
+@main.command(epilog="example: autoresearch new lab --text tinystories --vocab 4096")
+@click.argument("lab", type=click.Path(path_type=Path))
+@click.option(
+    "--text",
+    help="python, fineweb-edu, climbmix, tinystories, or a PATH of "
+    ".txt, .jsonl or .parquet. Default: python.",
+)
+@click.option("--vocab", type=int, help="Size of the BPE vocabulary. Default: profile.")
+@click.option(
+    "--profile",
+    type=click.Choice(["cpu", "gpu", "gpu24", "gpu12", "gpu8", "gpu4", "demo"]),
+    help="Sizes of model and data. Default: by the memory of the GPU, else cpu.",
+)
+@click.option(
+    "--kind", type=click.Choice(["gpt", "line"]), default="gpt", show_default=True
+)
+def new(
+    lab: Path, text: str | None, vocab: int | None, profile: str | None, kind: str
+) -> None:
+    """Make a lab: a folder with prepare.py, train.py and program.md, under git."""
+    from autoresearch.commands import new as founding
+
+    for line in founding.found(lab, kind, text, vocab, profile):
+        say(line)
+    following(f"cd {shlex.quote(str(lab))} && autoresearch prepare")
+
+
+@main.command(epilog="example: autoresearch prepare")
+def prepare() -> None:
+    """Fetch the text, train the tokenizer, tokenise, split and seal. Twice is fine."""
+    from autoresearch.git import Notebook
+    from autoresearch.lab import apparatus
+
+    lab = Lab.find(Path.cwd())
+    Notebook(lab.folder).require()
+    found = apparatus.load(lab, Notebook(lab.folder))
+    begun = time.monotonic()
+    found.prepare(Bar())
+    took = time.monotonic() - begun
+    say(f"sealed {found.fingerprint()}   ({took:.1f} s)")
+    following("autoresearch check")
+
+
+@main.command(epilog="example: autoresearch check --proposer search")
+@click.option("--proposer", multiple=True, help="As in program.md. Repeatable.")
+@click.option(
+    "--hours", type=HOURS, default=8.0, show_default=True, help="Forecast for."
+)
+@json_option
+def check(proposer: tuple[str, ...], hours: float, as_json: bool) -> None:
+    """Try everything once in at most 90 s, and forecast the night."""
+    from autoresearch.commands import check as checking
+
+    lab = Lab.find(Path.cwd())
+    found = checking.check(lab, proposer, hours)
+    if as_json:
+        tell(found.as_json())
+        return
+    for line in found.lines():
+        say(line)
+    noted(lab)
+    if found.ready:
+        following(f"autoresearch run --hours {hours:g}")
+        return
+    following("mend what is said of the proposers, then autoresearch check")
+    click.get_current_context().exit(NOT_YET)
+
+
+@main.command(epilog="example: autoresearch run --hours 8 --proposer search")
+@click.option("--experiments", type=COUNT, help="Stop after so many. Default: no end.")
+@click.option("--hours", type=HOURS, help="Begin none after this. Default: no end.")
+@click.option("--proposer", multiple=True, help="Instead of program.md's. Repeatable.")
+@click.option("--seed", type=SEED, help="Of all runs. Default: from the series.")
+@click.option("--dollars", type=DOLLARS, help="Models may cost this. Default: nothing.")
+@json_option
+def run(
+    experiments: int | None,
+    hours: float | None,
+    proposer: tuple[str, ...],
+    seed: int | None,
+    dollars: float | None,
+    as_json: bool,
+) -> None:
+    """Propose, train, measure, keep or discard, until you say stop."""
+    lab = Lab.find(Path.cwd())
+    options = session.Options(experiments, hours, proposer, seed, dollars)
+    last = run_night(lab, options, as_json)
+    if not as_json:
+        say(last)
+        following("autoresearch report | git log --oneline | autoresearch run")
+
+
+def run_night(lab: Lab, options: session.Options, as_json: bool) -> str:
+    """Run until it is over, printing verdicts; the closing line."""
+    from autoresearch.loop import research
+
+    stop = Stop()
+    screen = Screen(lab, as_json)
+    with obeying(stop, screen), session.opened(lab, options, stop) as (opened, now):
+        books = opened.books
+        screen.begin(books.ledger, now, options)
+        now.listener, now.reader = screen.show, screen.notice
+        for row in research(opened):
+            now.done(row.number)
+            screen.verdict(row)
+        counts = books.ledger.counts()
+        books.write_results()  # with the intervals that the whole night tells
+    word = "stopped" if stop.soon or stop.now else "done"
+    return f"{word}, so far {counts_words(counts)}"
+
+
+class Screen:
+    """Verdicts as lines that stay, and the run in hand as a line that changes."""
+
+    def __init__(self, lab: Lab, as_json: bool) -> None:
+        self._json = as_json
+        self._live = sys.stdout.isatty() and not as_json
+        self._shown = 0.0
+        self._current = ""
+        self._progress: Progress | None = None  # None: nothing ran yet
+        self._lab = lab
+        self._log = lab.state / "run.log"
+
+    def begin(self, ledger: Ledger, now: session.Now, options: session.Options) -> None:
+        """How the night starts."""
+        if now.until is not None:
+            until = time.strftime("%H:%M", time.localtime(now.until))
+            words = f"until {until}"
+        else:
+            most = options.experiments
+            words = "until you say stop" if most is None else f"{most} experiments"
+        self.print(
+            f"{words}. You may close this terminal; autoresearch status --follow "
+            "comes back."
+        )
+        for words in now.notices:
+            self.notice(words)
+        for proposal in ledger.open():
+            title = one_line(proposal.title)
+            self.print(f"going on with experiment {proposal.number}: {title}")
+
+    def verdict(self, row: Row) -> None:
+        """A line that stays."""
+        if self._json:
+            tell(format.as_json(row))
+            self._note(json.dumps(format.as_json(row)))
+        else:
+            self.print(format.verdict_line(row))
+
+    def notice(self, words: str) -> None:
+        """Something the human should know."""
+        self.print(f"note: {one_line(words)}")
+
+    def left(self) -> str:
+        """How long the run in hand will still train, as far as it says."""
+        if self._progress is None:
+            return ""
+        left = status_view.left_seconds(self._progress.seconds, self._progress.share)
+        return "" if left is None else f", about {format.spell(left)} of training"
+
+    def hurry(self) -> str:
+        """What stopping now loses."""
+        return queue.hurry(self._lab)
+
+    def show(self, candidate: Candidate, progress: Progress) -> None:
+        """The run in hand, at most five times a second."""
+        self._progress = progress
+        if not self._live or time.monotonic() - self._shown < 0.2:
+            return
+        self._shown = time.monotonic()
+        run = {
+            "experiment": candidate.proposal.number,
+            "title": candidate.proposal.title,
+            "phase": progress.phase,
+            "share": progress.share,
+            "loss": progress.loss,
+            "tokens": progress.tokens,
+            "seconds": progress.seconds,
+        }
+        width = max(20, os.get_terminal_size().columns - 1)
+        self._current = status_view.run_line(run)[:width]
+        self._write(f"\r\x1b[2K{self._current}")
+
+    def print(self, line: str) -> None:
+        """A line above the one that changes; to the log as well."""
+        self._note(line)
+        if self._json:
+            click.echo(line, err=True)
+            return
+        self._write(f"\r\x1b[2K{line}\n{self._current}" if self._live else f"{line}\n")
+
+    def _note(self, line: str) -> None:
+        with self._log.open("a") as file:
+            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
+
+    def _write(self, text: str) -> None:
+        try:
+            sys.stdout.write(text)
+            sys.stdout.flush()
+        except OSError:
+            # The terminal was closed. The night goes on; run.log has every line.
+            self._live = False
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+
+
+@contextmanager
+def obeying(stop: Stop, screen: Screen) -> Iterator[None]:
+    """Ctrl-C ends the night after the run in hand, a second one now; a closed
+    terminal ends nothing."""
+
+    def heard(number: int, frame: FrameType | None) -> None:
+        if stop.soon:
+            stop.now = True
+            what = screen.hurry() or "nothing is in hand"
+            screen.print(f"stopping now; {what}")
+        else:
+            stop.soon = True
+            screen.print(
+                f"stopping after the experiment in hand: its run{screen.left()}, and "
+                "further runs if its verdict needs them; once more stops now and "
+                "loses those"
+            )
+
+    old = {name: signal.signal(name, heard) for name in (signal.SIGINT, signal.SIGTERM)}
+    old[signal.SIGHUP] = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        for name, handler in old.items():
+            signal.signal(name, handler)
+
+
+@main.command(epilog="example: autoresearch status --follow")
+@click.option("--follow", is_flag=True, help="Stay, and show the live view.")
+@json_option
+def status(follow: bool, as_json: bool) -> None:
+    """How the lab stands, and what runs at this moment."""
+    lab = Lab.find(Path.cwd())
+    metric = metric_of(lab)
+    ledger = ledger_of(lab)
+    while True:
+        found = status_view.status(lab, ledger)
+        if as_json:
+            tell(found)
+        else:
+            if follow and sys.stdout.isatty():
+                click.clear()
+            for line in status_view.status_lines(metric, found):
+                say(line)
+            noted(lab, (found["running"] or {}).get("notices", ()))
+        if not follow or found["running"] is None:
+            break
+        time.sleep(1.0)
+    if not as_json:
+        then = "run" if found["running"] is None else "stop"
+        following(f"autoresearch log | autoresearch report | autoresearch {then}")
+
+
+@main.command(epilog="example: autoresearch stop")
+@click.option("--now", is_flag=True, help="Do not wait for the experiment.")
+def stop(now: bool) -> None:
+    """End the night after the experiment in hand, or now, which loses its runs."""
+    lab = Lab.find(Path.cwd())
+    holder = lab.holder()
+    if holder is None:
+        raise NotYet(f"nothing runs in {lab.folder}. Next: autoresearch run")
+    lost = queue.hurry(lab)
+    os.kill(holder, signal.SIGTERM)
+    if now:
+        time.sleep(0.2)
+        os.kill(holder, signal.SIGTERM)
+    if now:
+        say(f"process {holder} stops now" + (f"; {lost}" if lost else ""))
+    else:
+        say(f"process {holder} stops after the experiment in hand, all its runs")
+    following("autoresearch status --follow")
+
+
+@main.command(epilog="example: autoresearch pause")
+def pause() -> None:
+    """Begin no new run until `resume`; the run in hand goes on to its verdict."""
+    lab = Lab.find(Path.cwd())
+    lab.need_writing()
+    lab.pause.touch()
+    runs = lab.holder() is not None
+    say(
+        "paused: the run in hand goes on to its verdict, and nothing new begins"
+        if runs
+        else "paused: nothing runs here now, and a night would begin nothing"
+    )
+    following("autoresearch resume")
+
+
+@main.command(epilog="example: autoresearch resume")
+def resume() -> None:
+    """Go on after `pause`."""
+    lab = Lab.find(Path.cwd())
+    lab.need_writing()
+    lab.pause.unlink(missing_ok=True)
+    runs = lab.holder() is not None
+    say("the night goes on" if runs else "not paused any more; nothing runs here now")
+    following("autoresearch status --follow" if runs else "autoresearch run")
+
+
+@main.command(epilog="example: autoresearch guide")
+def guide() -> None:
+    """For coding agents: how to propose here, step by step."""
+    from autoresearch.proposers import agent_guide
+
+    lab = Lab.find(Path.cwd())
+    running, paused = lab.holder() is not None, lab.pause.exists()
+    if lab.ledger.exists():
+        program = status_view.in_force(lab, ledger_of(lab)).program
+    else:
+        program = lab.program()
+    say(agent_guide.guide(program, running=running, paused=paused))
+    following("autoresearch context" if running else "autoresearch run")
+
+
+@main.command(epilog="example: autoresearch context | less")
+def context() -> None:
+    """What every proposer reads: program.md, train.py, and all that was tried."""
+    from autoresearch.commands import mcp as serving
+
+    lab = Lab.find(Path.cwd())
+    say(serving.Desk(lab).read_context())
+
+
+@main.command(epilog="example: autoresearch mcp my-lab --http 8765")
+@click.argument("folder", type=click.Path(path_type=Path), default=".")
+@click.option("--by", default="mcp", help="Who proposes, as the ledger names it.")
+@click.option("--http", "port", type=PORT, help="On this port of loopback, not stdio.")
+def mcp(folder: Path, by: str, port: int | None) -> None:
+    """Serve the lab to clients of the Model Context Protocol."""
+    from autoresearch.commands import mcp as serving
+
+    lab = Lab.find(folder)
+    if port is None:
+        serving.serve_stdio(lab, by)
+        return
+    serving.token_of(lab)
+    serving.need_port(port)
+    say(f"http://127.0.0.1:{port}/mcp, token in {lab.state / 'mcp-token'}")
+    following("in your client, that address and the header Authorization: Bearer TOKEN")
+    serving.serve_http(lab, by, port)
+
+
+@main.command(epilog="example: autoresearch log --kept")
+@click.option("--kept", "which", flag_value="kept", help="Only what was kept.")
+@click.option("--failed", "which", flag_value="failed", help="Only what failed.")
+@click.option("--near", "which", flag_value="near", help="The nearest misses first.")
+@click.option("--last", type=COUNT, default=0, help="Only the last so many.")
+@json_option
+def log(which: str | None, last: int, as_json: bool) -> None:
+    """Every experiment, one a line."""
+    lab = Lab.find(Path.cwd())
+    ledger = ledger_of(lab)
+    rows, back = format.logged(ledger), format.taken_back(ledger)
+    if which == "kept":
+        rows = [row for row in rows if row.decision == "keep"]
+    elif which == "failed":
+        rows = [row for row in rows if row.decision == "failed"]
+    elif which == "near":
+        rows = views.nearest(rows, lower_is_better=lower_is_better(lab))
+    rows = rows[-last:] if last else rows
+    if as_json:
+        for row in rows:
+            tell(format.as_json(row, back))
+        return
+    for row in rows:
+        say(format.verdict_line(row, back))
+    noted(lab)
+    following("autoresearch show N")
+
+
+@main.command(epilog="example: autoresearch show champion")
+@click.argument("which", default="last")
+@click.option("--wait", type=SECONDS, default=0.0, help="Seconds, for its verdict.")
+@json_option
+def show(which: str, wait: float, as_json: bool) -> None:
+    """One experiment, whole. WHICH is a number, champion, baseline or last."""
+    lab = Lab.find(Path.cwd())
+    ledger = ledger_of(lab)
+    deadline = time.monotonic() + wait
+    while (
+        which.isdigit() and not ledger.row(int(which)) and time.monotonic() < deadline
+    ):
+        time.sleep(0.2)
+    if which.isdigit() and not ledger.row(int(which)):
+        raise views.not_yet(lab, ledger, int(which))
+    row = views.pick(ledger, which)
+    if as_json:
+        log = views.read_log(lab, row)
+        told = format.as_json(row, format.taken_back(ledger))
+        tell({**told, "diff": views.diff(ledger, row), "log": log})
+        return
+    for line in views.show_lines(lab, ledger, row, metric_of(lab)):
+        say(line)
+    noted(lab)
+    in_git = f"git show autoresearch/{row.number} | " if row.commit else ""
+    following(f"{in_git}autoresearch log")
+
+
+@main.command(
+    "try", epilog='example: autoresearch try my_train.py "gated MLP" --wait 900'
+)
+@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("title")
+@click.option("--by", default="", help="Your name. Default: your login.")
+@click.option("--reason", default="", help="Why it might help.")
+@click.option(
+    "--wait", type=SECONDS, default=0.0, help="Seconds to wait for the verdict."
+)
+@json_option
+def try_file(
+    file: Path, title: str, by: str, reason: str, wait: float, as_json: bool
+) -> None:
+    """Queue your own train.py as the next experiment, and return at once."""
+    lab = Lab.find(Path.cwd())
+    lab.need_writing()
+    ledger = ledger_of(lab)
+    number, minutes = queue.queue(lab, ledger, file, title, by, reason)
+    if not wait:
+        if as_json:
+            tell({"experiment": number, "minutes": minutes})
+            return
+        when = f"a verdict in about {minutes:.0f} min"
+        if lab.holder() is None:
+            when = "nothing runs now, so it waits for autoresearch run"
+        elif lab.pause.exists():
+            when = "the night is paused, so it waits for autoresearch resume"
+        say(f"experiment {number} is queued; {when}")
+        following(f"autoresearch show {number} --wait 100")
+        return
+    deadline = time.monotonic() + wait
+    while (row := ledger.row(number)) is None and time.monotonic() < deadline:
+        time.sleep(0.2)
+    if row is None:
+        raise views.not_yet(lab, ledger, number)
+    if as_json:
+        tell(format.as_json(row))
+    else:
+        say(format.verdict_line(row))
+        if row.decision != "failed":  # there the line says it
+            say(f"     {one_line(row.why)}")
+        following(f"autoresearch show {number} | the next idea: autoresearch try ...")
+    code = {"keep": DONE, "discard": DISCARDED, "failed": FAILED}[row.status]
+    click.get_current_context().exit(code)
+
+
+@main.command(epilog="example: autoresearch report")
+@json_option
+def report(as_json: bool) -> None:
+    """What was found: on the terminal, and as one self-contained HTML page."""
+    from autoresearch.reporting import report_json, report_text
+
+    lab = Lab.find(Path.cwd())
+    built, lines = write_report(lab)
+    if as_json:
+        tell(report_json.as_json(built))
+        return
+    for line in lines:
+        say(line)
+    noted(lab)
+    following(" | ".join(["autoresearch run", *report_text.takeaway(built)]))
+
+
+def write_report(lab: Lab) -> tuple["Report", list[str]]:
+    """Write report.html; what is in it, and the headline for the terminal."""
+    from autoresearch.atomic_file import write_whole
+    from autoresearch.reporting import report_html as reporting
+    from autoresearch.reporting import report_text
+
+    ledger = ledger_of(lab)
+    built = report_text.build(
+        ledger,
+        metric=metric_of(lab),
+        lab_name=lab.folder.name,
+        facts=ledger.series_facts(ledger.last_series()),
+        notices=(),
+    )
+    page = lab.path("report.html")
+    lines = [*report_text.headline(built), *built.asked]
+    if not lab.writable:
+        return built, [*lines, f"{page} not written: {lab.folder} is read-only."]
+    write_whole(page, reporting.html(built))
+    return built, [*lines, f"{page} written."]
+
+
+@main.command(epilog="example: autoresearch replay --policy greedy")
+@click.option("--policy", "name", help="Who decides again. Default: program.md's.")
+@click.option("--series", help="Which night, or how its name begins. Default: last.")
+@json_option
+def replay(name: str | None, series: str | None, as_json: bool) -> None:
+    """Decide a recorded or imported night again under another policy."""
+    from autoresearch.commands import replay as replaying
+
+    lab = Lab.find(Path.cwd())
+    program = lab.program()
+    name = name or program.policy
+    from autoresearch.policies import registry as policy_registry
+
+    judge = policy_registry.named(
+        name,
+        lower_is_better=lower_is_better(lab),
+        gain_per_20_added_lines=program.gain_per_20_added_lines,
+    )
+    found = replaying.replay(ledger_of(lab), judge, name, series)
+    if as_json:
+        tell(found.as_json())
+        return
+    for line in replaying.lines(found):
+        say(line)
+    other = "noise-aware" if found.policy == "greedy" else "greedy"
+    following(f"autoresearch show N | autoresearch replay --policy {other}")
+
+
+@main.command("import", epilog="example: autoresearch import their-results.tsv")
+@click.argument("file", type=click.Path(path_type=Path))
+@json_option
+def import_file(file: Path, as_json: bool) -> None:
+    """Take somebody's results.tsv into the ledger, as claims that nobody measured."""
+    from autoresearch.commands import import_results
+
+    lab = Lab.find(Path.cwd())
+    found = import_results.read(file)
+    with lab.held():
+        ledger = Ledger(lab.ledger, lower_is_better=lower_is_better(lab))
+        numbers = import_results.put(ledger, found)
+        ledger.close()
+    if as_json:
+        tell(import_results.as_json(found, numbers))
+        return
+    for line in import_results.lines(found, numbers, metric_of(lab)):
+        say(line)
+    following(f"autoresearch replay --series {found.series} | autoresearch log")
+
+
+@main.command(epilog="example: autoresearch replicate --pairs 8")
+@click.option(
+    "--pairs",
+    type=AT_LEAST_ONE,
+    default=8,
+    show_default=True,
+    help="In the ledger at the end.",
+)
+@json_option
+def replicate(pairs: int, as_json: bool) -> None:
+    """Champion against baseline on fresh seeds: does the gain come again?"""
+    from autoresearch.commands import replicate as replication
+
+    lab, made = Lab.find(Path.cwd()), 0
+    with stopping(as_json) as stop:
+        begun = time.monotonic()
+        for pair in replication.replicate(lab, pairs, stop):
+            made += 1
+            each = (time.monotonic() - begun) / made
+            if as_json:
+                continue
+            if pair.scores is None:
+                say(f"seed {pair.seed}: {one_line(pair.why)}")
+                continue
+            first, best = pair.scores
+            gained = f"{exact(first.value)} -> {exact(best.value)}"
+            say(f"seed {pair.seed}  {gained}   {format.spell(each)} a pair")
+    found = replication.certified(lab)
+    if found is None:
+        raise NotYet("no pair was finished. Next: autoresearch replicate")
+    if as_json:
+        tell(found.as_json())
+        return
+    for line in replication.lines(metric_of(lab), found):
+        say(line)
+    following("autoresearch report   (it stands on top there)")
+
+
+@main.command(epilog="example: autoresearch ablate --runs 3")
+@click.option(
+    "--runs",
+    type=AT_LEAST_ONE,
+    default=3,
+    show_default=True,
+    help="Of the champion without it.",
+)
+@json_option
+def ablate(runs: int, as_json: bool) -> None:
+    """What is each change in the champion worth now, and which can go?"""
+    from autoresearch.commands import ablate as ablation
+
+    lab, count = Lab.find(Path.cwd()), 0
+    with stopping(as_json) as stop:
+        for found in ablation.ablate(lab, runs, stop):
+            count += 1
+            if as_json:
+                tell(found.as_json())
+            else:
+                say(ablation.line(found))
+    if as_json:
+        return
+    if not count:
+        say("the champion is the baseline: there is nothing to take out")
+    following("autoresearch show champion | autoresearch replicate")
+
+
+@contextmanager
+def stopping(as_json: bool) -> Iterator[Stop]:
+    """A Stop that Ctrl-C sets: once after what is in hand, twice now."""
+    stop = Stop()
+
+    def heard(number: int, frame: FrameType | None) -> None:
+        stop.now, stop.soon = stop.soon, True
+        if not as_json:
+            say("stopping; what is done stays. Once more stops now")
+
+    old = {name: signal.signal(name, heard) for name in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for name, handler in old.items():
+            signal.signal(name, handler)
+
+
+@main.command(epilog="example: autoresearch rebuild")
+def rebuild() -> None:
+    """Make the ledger anew from refs/autoresearch/*, as in a fresh clone."""
+    from autoresearch.git import Notebook
+    from autoresearch.records import rebuild as rebuild_view
+    from autoresearch.records import results_tsv
+    from autoresearch.run import session
+
+    lab = Lab.find(Path.cwd())
+    Notebook(lab.folder).require()
+    with lab.held():
+        queue.set_aside(lab.ledger)
+        ledger = Ledger(lab.ledger)
+        count = rebuild_view.rebuild(lab, ledger)
+        session.lend_own_code_only(lab, ledger)
+        results_tsv.write(lab.results, metric_of(lab), ledger.rows())
+    say(f"{count} experiments came back from git, with every score of their verdicts")
+    say(f"not in git, so not here any more: {rebuild_view.NOT_IN_GIT}")
+    following("autoresearch log | autoresearch run")
+
+
+@main.command("verify-ledger", epilog="example: autoresearch verify-ledger --again 17")
+@click.option("--again", type=int, help="Train and score this experiment once more.")
+@json_option
+def verify_ledger(again: int | None, as_json: bool) -> None:
+    """Is everything still as it was recorded? Rows, commits, apparatus."""
+    from autoresearch.commands import verify_ledger as verifying
+
+    found = verifying.verify(Lab.find(Path.cwd()), again)
+    if as_json:
+        tell(found.as_json())
+    else:
+        for line in verifying.lines(found):
+            say(line)
+        following(
+            "autoresearch rebuild   (the ledger anew from git)"
+            if found.problems
+            else "autoresearch verify-ledger --again N   (measure one once more)"
+        )
+    if found.problems:
+        click.get_current_context().exit(FAILED)
+
+
+@main.command(epilog="example: autoresearch demo my-demo")
+@click.argument("folder", type=click.Path(path_type=Path), default="autoresearch-demo")
+@click.option("--experiments", type=COUNT, default=8, show_default=True)
+def demo(folder: Path, experiments: int) -> None:
+    """The whole loop in a few minutes: offline, on a CPU, on real text."""
+    from autoresearch.commands import new as founding
+    from autoresearch.devices import discovery
+    from autoresearch.git import Notebook
+    from autoresearch.lab.apparatus import load
+    from autoresearch.measure.workbench import host_paths
+    from autoresearch.sandbox import selftest
+
+    with tempfile.TemporaryDirectory() as place:
+        walls, missed = selftest.best(
+            host_paths(Lab(Path(place))), discovery.slots()[0]
+        )
+    say(f"1/4  a lab in {folder}: three files under git")
+    for line in founding.found(folder, "gpt", None, None, "demo", walls.level):
+        say(f"     {line}")
+    say(f"     cage        {walls.level}" + (f"; {missed}" if missed else ""))
+    lab = Lab.find(folder)
+    say("2/4  prepare: Python's own source code, a BPE tokenizer, three sealed splits")
+    load(lab, Notebook(lab.folder)).prepare(Bar())
+    say(f"3/4  the loop: a baseline, then {experiments} experiments of the optimiser")
+    run_night(lab, session.Options(experiments=experiments, seed=1), as_json=False)
+    say("4/4  the morning after")
+    say()
+    say("$ git log --oneline")
+    say(Notebook(lab.folder).log(20))
+    say()
+    say("$ column -t results.tsv")
+    say(lab.results.read_text().rstrip())
+    say()
+    say("$ autoresearch report")
+    for line in write_report(lab)[1]:
+        say(line)
+    following(
+        f"open {shlex.quote(str(lab.path('report.html')))} | "
+        f"cd {shlex.quote(str(folder))} && autoresearch show champion | "
+        "autoresearch new lab"
+    )
+
+
+class Bar:
+    """Progress of `prepare`: one line per stage, redrawn where there is a terminal."""
+
+    def __init__(self) -> None:
+        self._stage = ""
+        self._begun = 0.0
+        self._drawn = 0.0
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        if stage != self._stage:
+            self._stage, self._begun = stage, time.monotonic()
+        seconds = time.monotonic() - self._begun
+        share = done / total if total else 1.0
+        if not sys.stdout.isatty():
+            if share >= 1:
+                say(f"     {one_line(stage)}: {seconds:.1f} s")
+            return
+        if share < 1 and time.monotonic() - self._drawn < 0.1:
+            return
+        self._drawn = time.monotonic()
+        left = format.duration(seconds * (1 - share) / share) if share else "?"
+        end = "\n" if share >= 1 else ""
+        words = f"{seconds:.1f} s" if share >= 1 else f"{left} left"
+        click.echo(
+            f"\r\x1b[2K     {one_line(stage)} {share:4.0%}  {words}{end}", nl=False
+        )
+
+
+def noted(lab: Lab, said: Sequence[str] = ()) -> None:
+    """What is wrong with program.md, unless that was said."""
+    for words in status_view.faults(lab):
+        if words not in said:
+            say(f"note: {words}")
+
+
+def ledger_of(lab: Lab) -> Ledger:
+    """The lab's ledger, or NotYet. Where nothing can be written, a copy to read."""
+    if not lab.ledger.exists():
+        raise NotYet(f"{lab.folder} has no ledger yet. Next: autoresearch run")
+    path = lab.ledger
+    if not lab.writable:
+        place = tempfile.mkdtemp(prefix="autoresearch-")
+        atexit.register(shutil.rmtree, place, ignore_errors=True)
+        path = copied(path, Path(place))
+    return Ledger(path, lower_is_better=lower_is_better(lab))
+
+
+def literal_of(lab: Lab, name: str, default: Any) -> Any:
+    """A constant of prepare.py, read without running it: views must be fast."""
+    return constants.literal(lab.read("prepare.py"), name, default)
+
+
+def metric_of(lab: Lab) -> str:
+    """What the lab measures."""
+    return str(literal_of(lab, "METRIC", "metric"))
+
+
+def lower_is_better(lab: Lab) -> bool:
+    """In which direction the metric is better."""
+    return bool(literal_of(lab, "LOWER_IS_BETTER", True))

@@ -1,0 +1,223 @@
+"""`ablate`: what is each change in the champion worth now, and which can go?
+
+Every step from the baseline to the champion is taken out alone (a three-way merge), and
+what is left is tried like any other proposal: numbered, trained on the champion's
+seeds, decided by the night's policy. A removal that is shown not to be worse by more
+than its lines cost becomes champion, and the rest is taken out of that one. What has
+its runs already, the baseline for one, is not run again.
+
+Not covered: two changes that only matter together; a step that others were built on
+cannot be taken out alone, and is named as such.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+
+from autoresearch.errors import Failed, NotYet, Stopped
+from autoresearch.experiment import (
+    Champion,
+    Change,
+    Decision,
+    History,
+    Proposal,
+    Row,
+    Scores,
+    Verdict,
+)
+from autoresearch.lab import constraints
+from autoresearch.lab.folder import Lab
+from autoresearch.policies import Policy, Wanted
+from autoresearch.proposers.prefetch import carried_over
+from autoresearch.records import queries
+from autoresearch.records.ledger import Ledger
+from autoresearch.run import session
+from autoresearch.run.dispatcher import Dispatcher, open_trial
+from autoresearch.run.session import Session
+from autoresearch.run.verdicts import record, refused_trial
+from autoresearch.sandbox.process import Stop
+from autoresearch.stats import noise
+from autoresearch.text import exact, one_line
+
+AUTHOR = "ablate"
+
+
+@dataclass(frozen=True, slots=True)
+class Ablated:
+    """One change, and what became of the champion without it."""
+
+    step: int  # the experiment that brought the change
+    title: str
+    experiment: int | None  # the one without it; None: it cannot be taken out alone
+    worth: float | None  # what it brings now, positive is better; None: not measured
+    low: float | None  # 95 % interval; None: the noise is not known
+    high: float | None
+    runs: int
+    decision: Decision | None  # "keep": the champion is better off without
+    why: str
+
+    def as_json(self) -> dict[str, object]:
+        """One line of `ablate --json`."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class AtLeast:
+    """A policy that gives every candidate, and the champion, so many runs."""
+
+    policy: Policy
+    runs: int
+
+    def wants(self, scores: Scores, history: History) -> Wanted:
+        """Runs of both in turn, then whatever the policy wants."""
+        champion = history.champion
+        if champion is not None and len(champion.values) < self.runs:
+            return "champion"
+        if len(scores) < self.runs:
+            return "candidate"
+        return self.policy.wants(scores, history)
+
+    def decide(self, scores: Scores, history: History, change: Change) -> Verdict:
+        """As the policy."""
+        return self.policy.decide(scores, history, change)
+
+    def demoted(self, history: History) -> Champion | None:
+        """As the policy."""
+        return self.policy.demoted(history)
+
+    def closing(self, history: History, left: float) -> str | None:
+        """As the policy."""
+        return self.policy.closing(history, left)
+
+    def parent(self, history: History, rows: Sequence[Row]) -> str | None:
+        """As the policy."""
+        return self.policy.parent(history, rows)
+
+
+def ablate(lab: Lab, runs: int, stop: Stop) -> Iterator[Ablated]:
+    """Take each change out alone, the newest first; one result at a time."""
+    with session.opened(lab, session.Options(proposers=("mailbox",)), stop) as (
+        found,
+        _,
+    ):
+        policy = AtLeast(found.policy, runs)
+        yield from steps_out(replace(found, policy=policy), runs)
+
+
+def steps_out(found: Session, runs: int) -> Iterator[Ablated]:
+    """The same in an open session. A new champion is gone on from."""
+    ledger, done, dispatcher = found.books.ledger, set[int](), Dispatcher(found)
+    while (step := next_step(ledger, done)) is not None:
+        done.add(step.number)
+        proposal = without(ledger, step)
+        if proposal is None:
+            why = "later changes touch the same lines: it cannot be taken out alone"
+            yield unmeasured(step, why)
+            continue
+        before, twin = ledger.champion, measured_twin(ledger, proposal)
+        assert before is not None, "what is ablated is the champion"
+        if twin is not None and min(twin.runs, len(before.values)) >= runs:
+            yield replace(measured(ledger, step, before.number, twin), decision=None)
+            continue
+        proposal = found.books.admit(proposal)
+        try:
+            candidate = found.books.write_down(proposal, again=twin is not None)
+        except Failed as failed:
+            row = record(found, refused_trial(proposal, failed.failure))
+            yield unmeasured(step, row.why, row)
+            continue
+        trial = open_trial(found, candidate)
+        trial.past = ()  # every run goes to its end
+        try:
+            row = record(found, dispatcher.run_alone(trial))
+        except Stopped:
+            return
+        yield measured(ledger, step, before.number, row)
+
+
+def next_step(ledger: Ledger, done: set[int]) -> Row | None:
+    """The newest change of the champion that was not taken out yet."""
+    champion = ledger.champion
+    if champion is None:
+        raise NotYet("there is no champion here yet. Next: autoresearch run")
+    line = lineage(ledger, champion.blob)
+    return next((row for row in reversed(line) if row.number not in done), None)
+
+
+def lineage(ledger: Ledger, blob: str) -> list[Row]:
+    """Every change between the baseline and a train.py, the oldest first."""
+    by_blob: dict[str, Row] = {}
+    for row in ledger.rows():
+        if row.series == ledger.series and row.values:
+            by_blob.setdefault(row.blob, row)  # the first to bring it
+    line: list[Row] = []
+    while blob in by_blob:
+        row = by_blob.pop(blob)
+        if row.parent:
+            line.append(row)
+        blob = row.parent
+    return line[::-1]
+
+
+def without(ledger: Ledger, step: Row) -> Proposal | None:
+    """The champion's train.py without one change; None where later ones overlap it."""
+    champion = ledger.champion
+    assert champion is not None, "somebody brought the change"
+    back = Proposal(
+        None,
+        f"without {step.number}: {step.title}"[:200],
+        ledger.source(step.parent),
+        step.blob,
+        AUTHOR,
+        f"What is the change of experiment {step.number} worth now?",
+    )
+    if step.blob == champion.blob:
+        return back
+    return carried_over(ledger, back, champion.blob)
+
+
+def measured_twin(ledger: Ledger, proposal: Proposal) -> Row | None:
+    """The experiment that was this very program, with its scores; None: it is new."""
+    code = constraints.fingerprint(proposal.source)
+    number = ledger.same_code(code, proposal.parent, None)
+    row = None if number is None else ledger.row(number)
+    return row if row is not None and row.values else None
+
+
+def unmeasured(step: Row, why: str, row: Row | None = None) -> Ablated:
+    """A change of which nothing new is known."""
+    number = None if row is None else row.number
+    return Ablated(step.number, step.title, number, *(None,) * 3, 0, None, why)
+
+
+def measured(ledger: Ledger, step: Row, champion: int, row: Row) -> Ablated:
+    """What a change is worth: the champion's mean against the mean without it."""
+    if not row.values:
+        return unmeasured(step, row.why, row)
+    known = queries.of(ledger)
+    fair = {one.number: one for one in known.fair_rows()}
+    best, less = fair[champion], fair[row.number]
+    worth, low, high = (less.value or 0.0) - (best.value or 0.0), None, None
+    if not ledger.lower_is_better:
+        worth = -worth
+    if known.luck.noise is not None:
+        better = ledger.lower_is_better
+        found = noise.claim(
+            best.values, less.values, known.luck.noise, lower_is_better=better
+        )
+        worth, low, high = found.gain, found.low, found.high
+    return Ablated(
+        *(step.number, step.title, row.number, worth, low, high),
+        *(row.runs, row.status, row.why),
+    )
+
+
+def line(found: Ablated) -> str:
+    """One change for people."""
+    title = one_line(found.title)
+    if found.worth is None:
+        return f"{found.step:>4} {'':<38} {title}: {one_line(found.why)}"
+    worth = f"worth {exact(found.worth, '+')}"
+    if found.low is not None and found.high is not None:
+        worth += f" ({exact(found.low, '+')} to {exact(found.high, '+')})"
+    gone = "   removed" if found.decision == "keep" else ""
+    return f"{found.step:>4} {worth:<38} {title}{gone}"

@@ -1,0 +1,351 @@
+"""`check`: try everything once before the night, and say what the night will be.
+
+A short real run in the real cage, scored by the real evaluator; nothing is recorded.
+"""
+
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+from autoresearch.devices import discovery
+from autoresearch.errors import Failed, LabError
+from autoresearch.experiment import PERSON, Candidate, Proposal, Run, Score, Slot
+from autoresearch.git import Notebook, git_blob
+from autoresearch.lab import apparatus, constants
+from autoresearch.lab.folder import Lab
+from autoresearch.lab.program import Program
+from autoresearch.measure import evaluator, trainer
+from autoresearch.measure.warm_pool import Waiting, sets_variables
+from autoresearch.measure.workbench import Workbench, devices_for
+from autoresearch.proposers import registry as proposer_registry
+from autoresearch.proposers.registry import Examined
+from autoresearch.reporting.format import rate, spell
+from autoresearch.run import session
+from autoresearch.sandbox import selftest
+from autoresearch.text import one_line
+
+TRAIN_SECONDS = 12.0
+TRAIN_TOKENS_SHARE = 0.1
+# Below so many training tokens a parameter a run ends before it has learned much; the
+# proposed budget. Compute-optimal training takes about twenty (Hoffmann et al. 2022),
+# the best known five-minute recipes three to seven.
+FEWEST_TOKENS, PROPOSED_TOKENS = 0.5, 2.0
+DECIDE_SECONDS = 0.3  # harness overhead of one experiment (benchmarks/overhead.py)
+# Fresh seeds for what is promising, the champion again (benchmarks/verdicts.py).
+RUNS_PER_EXPERIMENT = {"greedy": 1.0}
+OTHERWISE = 1.16
+CAGES = {
+    "full": "no network, no files but its own, another user; {facts}",
+    "landlock": "no network, no files but its own, by the kernel's Landlock; {facts}",
+    "container": "no network, no files but its own, as another user; {facts}",
+    "seatbelt": "no network, no files but its own, by macOS's Seatbelt",
+    "none": "train.py runs as you, with a clock and limits but no walls; run only "
+    "proposers you would let run code",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """What `check` found."""
+
+    facts: dict[str, str]  # of the machine
+    program: Program
+    cage: dict[str, object]
+    score: Score
+    proposers: dict[str, Examined]  # and how each does
+    constants: int
+    hours: float
+    run_seconds: float  # one whole run, forecast
+    slots: int
+    text_tokens: int  # of training text; 0 where the lab has none
+    cold: bool = False  # no process of this train.py can have torch imported ahead
+    first_startup_seconds: float | None = None  # where it ran twice: of the first run
+
+    @property
+    def run(self) -> Run:
+        return self.score.run
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Of the short run; 0 where the run did not say."""
+        tokens = dict(self.run.facts).get("tokens", 0)
+        return float(tokens) / self.run.seconds if self.run.seconds else 0.0
+
+    @property
+    def run_tokens(self) -> float:
+        """What a whole run will see."""
+        if self.program.budget_seconds is None:
+            return float(self.program.budget_tokens or 0)
+        return self.tokens_per_second * self.program.budget_seconds
+
+    @property
+    def epochs(self) -> float | None:
+        """How often a run reads its text; None where there is none."""
+        return self.run_tokens / self.text_tokens if self.text_tokens else None
+
+    @property
+    def too_short(self) -> str:
+        """What to say of a budget in which little is learned; "" where it is enough."""
+        size = dict(self.run.facts).get("parameters", 0)
+        if not isinstance(size, int) or not self.tokens_per_second or not self.epochs:
+            return ""
+        if self.run_tokens >= FEWEST_TOKENS * size:
+            return ""
+        tokens = int(PROPOSED_TOKENS * size)
+        each = spell(tokens / self.tokens_per_second)
+        return (
+            f"too short to learn much: {self.run_tokens / size:.2g} tokens a "
+            f"parameter. Next: budget_tokens = {tokens} in program.md (about {each} a "
+            "run), or a smaller DEPTH"
+        )
+
+    @property
+    def cold_words(self) -> str:
+        """What to say of a train.py whose processes all start from nothing."""
+        if not self.cold:
+            return ""
+        return (
+            "it mentions environ, putenv or setenv, so no process of a run can import "
+            "torch ahead: some 25 s a run (reading is free: os.environ.get(..))"
+        )
+
+    @property
+    def first_words(self) -> str:
+        """What the first run's start-up took, where there was a second run."""
+        first = self.first_startup_seconds
+        return "" if first is None else f" (the first {first:.1f} s)"
+
+    @property
+    def ready(self) -> bool:
+        """Whether anybody who was named will propose."""
+        return any(found.ready for found in self.proposers.values())
+
+    @property
+    def waiting_seconds(self) -> float:
+        """That the GPU waits for ideas, per experiment, were all asked as often."""
+        every = [found.waiting_seconds for found in self.proposers.values()]
+        return sum(every) / len(every)
+
+    @property
+    def experiments(self) -> int:
+        """How many fit into the hours."""
+        each = self.run_seconds * self.runs_per_experiment + self.waiting_seconds
+        return int(self.hours * 3600 / each) * self.slots
+
+    @property
+    def least_seconds(self) -> float:
+        """Before the first idea is tried."""
+        return self.run_seconds * session.first_runs(self.program)
+
+    @property
+    def runs_per_experiment(self) -> float:
+        """On average, as simulated."""
+        return RUNS_PER_EXPERIMENT.get(self.program.policy, OTHERWISE)
+
+    def as_json(self) -> dict[str, object]:
+        """The contract of `check --json`."""
+        return {
+            "machine": self.facts,
+            "cage": self.cage["level"],
+            "cage_facts": self.cage,
+            "tokens_per_second": self.tokens_per_second,
+            "run_tokens": self.run_tokens,
+            "epochs": self.epochs,
+            "too_short": self.too_short,
+            "cold": self.cold,
+            "mfu_percent": self.mfu_percent,
+            "memory_gb": self.run.memory_gb,
+            "startup_seconds": self.run.startup_seconds,
+            "first_startup_seconds": self.first_startup_seconds,
+            "evaluation_seconds": self.score.seconds,
+            "value": self.score.value,
+            "proposers": list(self.proposers),
+            "proposer_states": {n: found.state for n, found in self.proposers.items()},
+            "waiting_seconds": self.waiting_seconds,
+            "constants": self.constants,
+            "run_seconds": self.run_seconds,
+            "experiment_seconds": self.run_seconds * self.runs_per_experiment
+            + self.waiting_seconds,
+            "least_seconds": self.least_seconds,
+            "hours": self.hours,
+            "experiments": self.experiments,
+        }
+
+    @property
+    def mfu_percent(self) -> float | None:
+        """Share of the GPU's peak; None where it is not known."""
+        found = dict(self.run.facts).get("mfu_percent")
+        return float(found) if isinstance(found, int | float) else None
+
+    @property
+    def run_words(self) -> str:
+        """How long one run takes."""
+        return spell(self.run_seconds)
+
+    @property
+    def waiting_words(self) -> str:
+        """What it costs to ask a model that needs the GPU which trains."""
+        if not self.waiting_seconds:
+            return ""
+        seconds = f"{self.waiting_seconds:.0f}"
+        return f", and at least {seconds} s an experiment of waiting for ideas"
+
+    @property
+    def caged(self) -> str:
+        """What the cage is made of."""
+        seen = {key: words for key, words in self.cage.items() if words}
+        made = ", ".join(f"{key} {words}" for key, words in seen.items())
+        return CAGES[self.program.cage].format(facts=made)
+
+    def lines(self) -> list[str]:
+        """The same for people."""
+        program = self.program
+        run, scored = self.run, f"scored in {self.score.seconds:.1f} s"
+        known = self.mfu_percent
+        mfu = "" if known is None else f"MFU {known:.1f} %, "
+        limits = (
+            f"{program.max_constants} constant or {program.max_changed_lines} lines; "
+            f"20 added lines must gain {program.gain_per_20_added_lines:g}"
+        )
+        advice = len([line for line in program.prose.splitlines() if line.strip()])
+        machine_line = ", ".join(self.facts.values()) or "any"
+        return [
+            f"machine    {machine_line}",
+            f"cage       {self.program.cage}: {self.caged}",
+            f"train.py   {rate(self.tokens_per_second)} tok/s, {mfu}"
+            f"{run.memory_gb:.1f} GB, start-up {run.startup_seconds:.1f} s"
+            f"{self.first_words}, {scored}",
+            f"           trained and served model agree{self.reading}",
+            *(
+                f"           {said}"
+                for said in (self.too_short, self.cold_words)
+                if said
+            ),
+            *self.proposer_lines(),
+            f"rules      enforced: {budget(program)}; train.py only; {limits}.  "
+            f"Advice: {advice} lines of program.md",
+            f"{self.hours:g} hours    about {self.experiments} experiments of "
+            f"{self.runs_per_experiment:.3g} runs, {self.run_words} each"
+            + self.waiting_words,
+            f"at least   {spell(self.least_seconds)}: the baseline's "
+            f"{session.first_runs(program)} runs come before the first idea",
+        ]
+
+    @property
+    def reading(self) -> str:
+        """How much of its text a run reads, in words."""
+        if self.epochs is None:
+            return ""
+        seconds = self.program.budget_seconds
+        words = f"{seconds:g} s = " if seconds is not None else ""
+        tokens = self.run_tokens / 1e6
+        return f"; {words}{tokens:.3g}M tokens = {self.epochs:.2g} epochs"
+
+    def proposer_lines(self) -> list[str]:
+        """One line each; the optimiser with what it may turn."""
+        words = [
+            f"{name}  {found.state}"
+            + (f", {self.constants} constants" if name == "search" else "")
+            for name, found in self.proposers.items()
+        ]
+        return [
+            f"{'proposers' if not place else '':<11}{one_line(line)}"
+            for place, line in enumerate(words)
+        ]
+
+
+def budget(program: Program) -> str:
+    """The budget in words."""
+    if program.budget_seconds is None:
+        return f"{program.budget_tokens} tokens"
+    return f"{program.budget_seconds:g} ± {program.tolerance_seconds:g} s"
+
+
+def check(lab: Lab, specs: Sequence[str], hours: float) -> Checked:
+    """Try it all, or LabError saying what to mend first."""
+    book = Notebook(lab.folder)
+    book.require()
+    lab.need_space()
+    found = apparatus.load(lab, book)
+    found.fingerprint()
+    program = lab.program()
+    slots = devices_for(found)
+    named = tuple(specs or program.proposers)
+    states = proposer_registry.examined(named, program, lab.folder)
+    with lab.held():
+        session.leave_nothing_behind(lab)
+        bench = Workbench.open(lab, found=found, device=slots[0])
+        ahead = session.wait_here(found, slots[0], bench.walls)
+        scores = short_runs(bench, program, slots[0], twice=ahead)
+    score, share = scores[-1], share_of_budget(program)
+    trained = program.budget_seconds or score.run.seconds / share
+    whole = score.run.startup_seconds + trained + score.seconds + DECIDE_SECONDS
+    return Checked(
+        discovery.facts(slots[0]) if found.causal else {},
+        program,
+        dict(selftest.facts(bench.walls)),
+        score,
+        states,
+        len(constants.read(lab.read("train.py"))),
+        hours,
+        whole,
+        len(slots),
+        os.fstat(found.training()).st_size // 2 if found.causal else 0,
+        ahead and sets_variables(lab.read("train.py")),
+        scores[0].run.startup_seconds if len(scores) > 1 else None,
+    )
+
+
+def share_of_budget(program: Program) -> float:
+    """How much of a run the short run is."""
+    if program.budget_seconds is None:
+        return TRAIN_TOKENS_SHARE
+    return min(1.0, TRAIN_SECONDS / program.budget_seconds)
+
+
+def short_runs(
+    bench: Workbench, program: Program, slot: Slot, *, twice: bool
+) -> list[Score]:
+    """Train for a moment and score, exactly as a night would; twice: as its second run
+
+    would as well, which finds compiled code and processes that have waited for it.
+    """
+    share, terms, lab = share_of_budget(program), bench.terms, bench.lab
+    if program.budget_seconds is not None:
+        seconds = program.budget_seconds * share
+        terms = replace(terms, budget_seconds=seconds)
+    else:
+        assert program.budget_tokens is not None
+        tokens = max(1, int(program.budget_tokens * share))
+        terms = replace(terms, budget_tokens=tokens, wall_seconds=60.0)
+    bench = replace(bench, terms=terms)
+    source = lab.read("train.py")
+    # Where there are no books yet it may be what the lab begins with: its code is kept.
+    author = "check" if lab.ledger.exists() else PERSON
+    candidate = Candidate(Proposal(0, "check", source, "", author), git_blob(source))
+    if not twice:
+        return [short_run(bench, candidate, slot)]
+    waiting = Waiting(partial(trainer.ahead, bench))
+    try:
+        bench = replace(bench, waiting=waiting)
+        return [short_run(bench, candidate, slot) for _ in range(2)]
+    finally:
+        waiting.close()
+
+
+def short_run(bench: Workbench, candidate: Candidate, slot: Slot) -> Score:
+    """One of them."""
+    begun = time.monotonic()
+    try:
+        run = trainer.train(bench, candidate, seed=0, slot=slot)
+        score = evaluator.score(bench, run, slot=slot)
+        trainer.discard(run)
+        return score
+    except Failed as failed:
+        took = time.monotonic() - begun
+        raise LabError(
+            f"train.py failed after {took:.0f} s: {failed}. Its log is "
+            f"{failed.failure.log}. Next: mend train.py, then autoresearch check"
+        ) from None

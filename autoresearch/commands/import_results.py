@@ -1,0 +1,250 @@
+"""`autoresearch import`: a foreign results.tsv as experiments that somebody claims.
+
+The five columns that tools of this kind agree on: commit, the metric, memory_gb, status
+(keep, discard or crash), description; further ones are passed over. Each row becomes an
+experiment with the evidence `claimed`, in a series of the file's own.
+
+Promises: a claim is never champion, never seen by a policy or a proposer, never in
+results.tsv; the same file is imported once; a row that cannot be read is left out and
+named by its line; the chain of rows stays whole.
+
+Not covered: the train.py behind a claim, which the file has not (a note stands in its
+place); `rebuild`, because claims are in the ledger only and never in git.
+"""
+
+import hashlib
+import json
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from autoresearch.errors import LabError
+from autoresearch.experiment import Decision
+from autoresearch.git import git_blob
+from autoresearch.records import hash_chain
+from autoresearch.records.ledger import Ledger
+from autoresearch.records.schema import keep_source
+from autoresearch.text import one_line
+
+LARGEST_BYTES = 4 << 20
+MOST_WORDS = 200
+MOST_ODD = 20  # lines named one by one on a terminal
+FIRST, LAST = "commit", ("memory_gb", "status", "description")
+STATUS: dict[str, Decision] = {"keep": "keep", "discard": "discard", "crash": "failed"}
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """One line of the file."""
+
+    line: int
+    commit: str
+    value: float | None  # None: it crashed
+    memory_gb: float
+    decision: Decision
+    title: str
+
+
+@dataclass(frozen=True, slots=True)
+class Odd:
+    """A line that was left out, and why."""
+
+    line: int
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """A foreign results.tsv, read."""
+
+    name: str
+    digest: str  # sha256 of its bytes
+    metric: str
+    claims: tuple[Claim, ...]
+    odd: tuple[Odd, ...]
+
+    @property
+    def series(self) -> str:
+        """What its experiments are compared within, and nothing else."""
+        return f"claimed:{self.digest[:8]}"
+
+
+def read(path: Path) -> File:
+    """A file -> claims, or LabError when it is no such file."""
+    try:
+        with path.open("rb") as file:
+            body = file.read(LARGEST_BYTES + 1)
+        if len(body) > LARGEST_BYTES:
+            raise LabError(f"{path} is larger than 4 MB. Next: split it")
+        lines = body.decode("utf-8-sig").split("\n")
+    except UnicodeDecodeError:
+        raise LabError(f"{path} is not UTF-8 text. Next: save it as such") from None
+    except OSError as error:
+        raise LabError(f"{path} cannot be read: {error.strerror}") from None
+    head = lines[0].rstrip("\r").split("\t")
+    if len(head) < 5 or head[0] != FIRST or tuple(head[2:5]) != LAST:
+        raise LabError(
+            f"{path} is no results.tsv: its first line has to begin with commit, the "
+            "metric, memory_gb, status, description, with tabs between"
+        )
+    found = list(parsed(lines[1:]))
+    claims = tuple(line for line in found if isinstance(line, Claim))
+    odd = tuple(line for line in found if isinstance(line, Odd))
+    if not claims:
+        first = f" (line {odd[0].line}: {odd[0].why})" if odd else ""
+        raise LabError(f"{path} has no row that can be read{first}")
+    digest = hashlib.sha256(body).hexdigest()
+    metric = one_line(head[1])[:MOST_WORDS]
+    return File(one_line(path.name)[:MOST_WORDS], digest, metric, claims, odd)
+
+
+def parsed(lines: list[str]) -> Iterator[Claim | Odd]:
+    """Every line that says something; the header was line 1."""
+    for number, line in enumerate(lines, 2):
+        cells = line.rstrip("\r").split("\t")
+        if not line.strip():
+            continue
+        if len(cells) < 5:
+            yield Odd(number, f"{len(cells)} columns, not 5")
+            continue
+        try:
+            yield claim_of(number, cells)
+        except ValueError as error:
+            yield Odd(number, str(error))
+
+
+def claim_of(number: int, cells: list[str]) -> Claim:
+    """One line, or ValueError."""
+    commit, score, memory, status, title = (
+        one_line(cell).strip() for cell in cells[:5]
+    )
+    if status not in STATUS:
+        raise ValueError(f"status {status[:20]!r} is none of {', '.join(STATUS)}")
+    value = None
+    if status != "crash":
+        value = amount(score, "score")
+        if value == 0:
+            raise ValueError(f"a score of 0, and yet {status}")
+    gigabytes = amount(memory or "0", "memory_gb")
+    words = title[:MOST_WORDS] or "(no description)"
+    return Claim(number, commit[:40], value, gigabytes, STATUS[status], words)
+
+
+def amount(cell: str, what: str) -> float:
+    """A finite number, or ValueError."""
+    try:
+        found = float(cell)
+    except ValueError:
+        found = math.nan
+    if not math.isfinite(found):
+        raise ValueError(f"{what} {cell[:20]!r} is no number")
+    return found
+
+
+def put(ledger: Ledger, file: File) -> list[int]:
+    """File -> ledger; the numbers its experiments got. LabError: it is there already.
+
+    Whoever calls this holds the lab's lock, as there is one writer of verdicts.
+    """
+    with ledger.transaction() as db:
+        known = db.execute("select 1 from series where hash = ?", (file.series,))
+        if known.fetchone():
+            raise LabError(
+                f"{file.name} was imported before, as series {file.series}. "
+                f"Next: autoresearch replay --series {file.series}"
+            )
+        facts = {"file": file.name, "sha256": file.digest, "metric": file.metric}
+        db.execute(
+            "insert into series values (?, ?, 0)", (file.series, json.dumps(facts))
+        )
+        (last, sequence) = db.execute(
+            "select max(number), max(sequence) from experiment"
+        ).fetchone()
+        number = max(last or 0, 0)
+        best: tuple[int, float] | None = None  # the last keep: (experiment, its score)
+        numbers: list[int] = []
+        for place, claim in enumerate(file.claims, 1):
+            put_one(ledger, file, claim, number + place, (sequence or 0) + place, best)
+            numbers.append(number + place)
+            if claim.decision == "keep" and claim.value is not None:
+                best = number + place, claim.value
+    return numbers
+
+
+def put_one(
+    ledger: Ledger,
+    file: File,
+    claim: Claim,
+    number: int,
+    sequence: int,
+    best: tuple[int, float] | None,
+) -> None:
+    """One claim, as an experiment and, where it has a score, a run."""
+    db, now = ledger.db, time.time()
+    where = f"{file.name} line {claim.line}, commit {claim.commit or 'unknown'}"
+    note = f"# The train.py of {where} is not here.\n# sha256 {file.digest}\n"
+    blob = git_blob(note)
+    keep_source(db, blob, note)
+    kind: Literal["crash"] | None = "crash" if claim.decision == "failed" else None
+    delta = None
+    if best is not None and claim.value is not None:
+        delta = claim.value - best[1]
+    db.execute(
+        "insert into experiment (number, title, reason, author, parent, blob, code,"
+        " program, proposed_at, evidence, sequence, series, decision, why, kind, value,"
+        " delta, against, decided_at, in_git) values"
+        " (?, ?, '', ?, '', ?, ?, '', ?, 'claimed', ?, ?, ?, ?, ?, ?, ?, ?, ?, 1)",
+        (
+            *(number, claim.title, f"import:{file.name}", blob, blob, now, sequence),
+            *(file.series, claim.decision, f"claimed: {where}", kind, claim.value),
+            *(delta, None if best is None else best[0], now),
+        ),
+    )
+    if claim.value is not None:
+        run = db.execute(
+            "insert into run (experiment, series, seed, value, error, seconds,"
+            " startup_seconds, evaluation_seconds, memory_gb, facts, log)"
+            " values (?, ?, 0, ?, 0, 0, 0, 0, ?, '[]', '')",
+            (number, file.series, claim.value, claim.memory_gb),
+        )
+        assert run.lastrowid is not None
+        hash_chain.extend(db, "run", run.lastrowid)
+    hash_chain.extend(db, "verdict", number)
+
+
+def as_json(file: File, numbers: list[int]) -> dict[str, Any]:
+    """The `--json` contract of `import`."""
+    return {
+        "file": file.name,
+        "sha256": file.digest,
+        "series": file.series,
+        "metric": file.metric,
+        "experiments": numbers,
+        "kept": sum(claim.decision == "keep" for claim in file.claims),
+        "left_out": [{"line": odd.line, "why": odd.why} for odd in file.odd],
+    }
+
+
+def lines(file: File, numbers: list[int], metric: str) -> list[str]:
+    """The same for people."""
+    kept = sum(claim.decision == "keep" for claim in file.claims)
+    said = [
+        f"{len(numbers)} claimed experiments ({kept} kept) in series {file.series}, "
+        f"numbers {numbers[0]} to {numbers[-1]}"
+    ]
+    said += [f"line {odd.line} left out: {odd.why}" for odd in file.odd[:MOST_ODD]]
+    if len(file.odd) > MOST_ODD:
+        said.append(f"... {len(file.odd) - MOST_ODD} more lines left out")
+    if file.metric != metric:
+        said.append(
+            f"note: they measure {file.metric!r}, this lab {metric!r}; which direction "
+            "is better is taken from this lab"
+        )
+    said.append(
+        "They are in the ledger only, not in git: after autoresearch rebuild, import "
+        "the file again"
+    )
+    return said

@@ -1,0 +1,260 @@
+"""`autoresearch mcp`: the lab for clients of the Model Context Protocol.
+
+Five tools: the context, one proposal, its verdict, one experiment, the list. A client
+proposes like a person with `autoresearch try`: its file is queued, and whoever runs the
+night checks, trains, measures and decides. It cannot record, delete or score anything.
+
+By stdio, or by streamable HTTP on this machine only, where every request needs the
+token of `.autoresearch/mcp-token`. Not covered: several labs in one server; and a
+client that never comes back (its proposal gets its verdict all the same).
+"""
+
+import asyncio
+import hmac
+import json
+import os
+import secrets
+import socket
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from autoresearch import __version__
+from autoresearch.commands import queue
+from autoresearch.errors import LabError, NotYet
+from autoresearch.experiment import Row
+from autoresearch.lab import constants, reply_parser
+from autoresearch.lab.folder import Lab
+from autoresearch.proposers import agent_guide, context
+from autoresearch.records.ledger import Ledger
+from autoresearch.reporting import format, show, status
+from autoresearch.text import one_line, visible
+
+LONGEST_WAIT_SECONDS = 100.0  # clients give up on a call after about two minutes
+MOST_ROWS = 200
+LOOK_SECONDS = 0.3
+Scope = dict[str, Any]
+App = Callable[[Scope, Any, Any], Awaitable[None]]
+
+
+class Desk:
+    """What the tools do, as plain functions of text; also without any protocol."""
+
+    def __init__(self, lab: Lab, by: str = "mcp") -> None:
+        self._lab = lab
+        self._by = by
+
+    def read_context(self) -> str:
+        """Everything you need to propose: program.md, the champion's train.py, what
+        was tried and what came of it, and the rules. Read it before each proposal."""
+        with opened(self._lab) as ledger:
+            said = "".join(f"Note: {words}\n\n" for words in status.faults(self._lab))
+            return said + context.build(ledger, asked(self._lab, ledger))
+
+    def propose(self, title: str, change: str, reason: str = "", by: str = "") -> str:
+        """Queue one change to train.py as the next experiment. `change` is either
+        search/replace blocks (<<<<<<< SEARCH, =======, >>>>>>> REPLACE), each matching
+        one place of the champion's train.py, or the whole new file."""
+        with opened(self._lab) as ledger:
+            start = ledger.start  # what read_context shows
+            if start is None:
+                return "There is no champion yet; somebody must run: autoresearch run"
+            source = ledger.source(start.blob)
+            heads = f"TITLE: {one_line(title)}\nREASON: {one_line(reason)}"
+            try:
+                answer, new = reply_parser.new_source(
+                    f"{heads}\n{fitted(change)}", source
+                )
+                number, minutes = queue.queue_source(
+                    self._lab,
+                    ledger,
+                    new,
+                    answer.title,
+                    by or self._by,
+                    answer.reason,
+                    start,
+                )
+            except reply_parser.Refused as refused:
+                return f"Refused, nothing was queued: {refused}"
+            except LabError as error:
+                return f"Refused, nothing was queued: {error}"
+        when = f"in about {minutes:.1f} min"
+        if self._lab.holder() is None:
+            when = "when somebody runs the night"
+        elif self._lab.pause.exists():
+            when = "when a person resumes the night, which is paused"
+        return (
+            f"Experiment {number} is queued; its verdict comes {when}. "
+            f"Now call wait_for_verdict({number}), again until it is there."
+        )
+
+    async def wait_for_verdict(self, experiment: int, seconds: float = 60.0) -> str:
+        """Wait for the verdict on an experiment, at most 100 seconds a call."""
+        deadline = time.monotonic() + min(max(0.0, seconds), LONGEST_WAIT_SECONDS)
+        while True:
+            with opened(self._lab) as ledger:
+                row = ledger.row(experiment)
+                known = any(p.number == experiment for p in ledger.open())
+            if row is not None:
+                said = context.data("verdict", verdict(row))
+                return f"{said}\nGo on: read_context, then propose the next."
+            if not known:
+                return f"There is no experiment {experiment}."
+            if time.monotonic() >= deadline:
+                return f"No verdict on {experiment} yet. Call wait_for_verdict again."
+            await asyncio.sleep(LOOK_SECONDS)
+
+    def show_experiment(self, experiment: int) -> str:
+        """One experiment: verdict, scores, diff, and what its run printed (data)."""
+        with opened(self._lab) as ledger:
+            row = ledger.row(experiment)
+            if row is None:
+                return f"There is no verdict on experiment {experiment}."
+            diff = show.diff(ledger, row)
+        log = show.read_log(self._lab, row)[-6000:]
+        return "\n\n".join(
+            [
+                context.data("verdict", verdict(row)),
+                context.data("diff", visible(diff)[:20_000]),
+                context.data("log", visible(log)),
+            ]
+        )
+
+    def list_experiments(self, last: int = 30) -> str:
+        """The newest experiments, one a line of JSON, oldest first."""
+        with opened(self._lab) as ledger:
+            rows = list(ledger.rows())[-min(max(1, last), MOST_ROWS) :]
+        return context.data("experiments", "\n".join(map(verdict, rows)))
+
+
+def fitted(change: str) -> str:
+    """A change as a reply holds it: a whole file goes into a fence."""
+    if "SEARCH" in change or "```" in change or change.lstrip().startswith("{"):
+        return change
+    return f"````python\n{change}\n````"
+
+
+def verdict(row: Row) -> str:
+    """One experiment as a line of JSON, without what only programs need."""
+    found = format.as_json(row)
+    names = (
+        "experiment",
+        "decision",
+        "kind",
+        "why",
+        "title",
+        "on_top_of",
+        "value",
+        "delta",
+    )
+    return json.dumps({name: found[name] for name in (*names, "proposed_by")})
+
+
+@contextmanager
+def opened(lab: Lab) -> Iterator[Ledger]:
+    """The lab's ledger for one call; each call may come in a thread of its own."""
+    if not lab.ledger.exists():
+        raise NotYet(f"{lab.folder} has no ledger yet. Next: autoresearch run")
+    better = constants.literal(lab.read("prepare.py"), "LOWER_IS_BETTER", True)
+    ledger = Ledger(lab.ledger, lower_is_better=bool(better))
+    try:
+        yield ledger
+    finally:
+        ledger.close()
+
+
+def asked(lab: Lab, ledger: Ledger) -> context.Asked:
+    """What a client's context is built for."""
+    found = status.in_force(lab, ledger)
+    metric = str(constants.literal(lab.read("prepare.py"), "METRIC", "the score"))
+    titles = tuple(sorted(p.title for p in ledger.open()))
+    words = context.Asked(
+        found.text, metric, agent_guide.limits(found.program), underway=titles
+    )
+    return replace(words, ask=agent_guide.ASK)
+
+
+# -- the protocol ----------------------------------------------------------------------
+
+
+def server_of(lab: Lab, by: str) -> Any:
+    """The five tools on an MCP server."""
+    try:
+        from mcp.server import MCPServer
+    except ImportError:
+        raise LabError(
+            "serving MCP needs the mcp package. Next: pip install -e '.[mcp]'"
+        ) from None
+    desk = Desk(lab, by)
+    server = MCPServer(
+        "autoresearch",
+        version=__version__,
+        instructions=agent_guide.for_clients(),
+        log_level="WARNING",  # stdout belongs to the protocol
+    )
+    for tool in (
+        desk.read_context,
+        desk.propose,
+        desk.wait_for_verdict,
+        desk.show_experiment,
+        desk.list_experiments,
+    ):
+        server.add_tool(tool)
+    return server
+
+
+def serve_stdio(lab: Lab, by: str) -> None:
+    """Serve the client that started this process, until it hangs up."""
+    server_of(lab, by).run("stdio")
+
+
+def serve_http(lab: Lab, by: str, port: int) -> None:
+    """Serve on this machine's loopback address, until a signal."""
+    import uvicorn
+
+    app = server_of(lab, by).streamable_http_app(host="127.0.0.1")
+    guarded = with_token(app, token_of(lab))
+    uvicorn.run(guarded, host="127.0.0.1", port=port, log_level="warning")
+
+
+def need_port(port: int) -> None:
+    """LabError when somebody else has this port of loopback, or it may not be had."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except (OSError, OverflowError) as error:
+            why = getattr(error, "strerror", None) or "no such port"
+            raise LabError(
+                f"port {port} of 127.0.0.1 cannot be had: {why}. Next: another --http"
+            ) from None
+
+
+def with_token(app: App, token: str) -> App:
+    """The application, for whoever has the token."""
+    wanted = f"Bearer {token}".encode()
+
+    async def guarded(scope: Scope, receive: Any, send: Any) -> None:
+        given = dict(scope.get("headers", ())).get(b"authorization", b"")
+        if scope["type"] != "http" or hmac.compare_digest(given, wanted):
+            await app(scope, receive, send)
+            return
+        body = b'{"error": "needs the token of .autoresearch/mcp-token"}'
+        kind = [(b"content-type", b"application/json")]
+        await send({"type": "http.response.start", "status": 401, "headers": kind})
+        await send({"type": "http.response.body", "body": body})
+
+    return guarded
+
+
+def token_of(lab: Lab) -> str:
+    """The lab's token, made on first use; only this user may read it."""
+    path: Path = lab.state / "mcp-token"
+    if not path.exists():
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "w") as file:
+            file.write(secrets.token_urlsafe(32) + "\n")
+    return one_line(path.read_text())

@@ -1,0 +1,122 @@
+"""`autoresearch try`: put a person's train.py in the queue."""
+
+import difflib
+import getpass
+from contextlib import suppress
+from pathlib import Path
+
+from autoresearch.errors import LabError, NotYet
+from autoresearch.experiment import Champion, Proposal
+from autoresearch.git import git_blob
+from autoresearch.lab import constraints
+from autoresearch.lab.folder import LARGEST_FILE_BYTES, Lab
+from autoresearch.records.ledger import Ledger
+from autoresearch.reporting.status import running
+from autoresearch.text import one_line
+
+
+def queue(
+    lab: Lab, ledger: Ledger, file: Path, title: str, by: str, reason: str
+) -> tuple[int, float]:
+    """Put a person's train.py on record: (experiment, minutes to its verdict)."""
+    source = read_candidate(file)
+    return queue_source(
+        lab, ledger, source, title, by, reason, changed_from(ledger, source)
+    )
+
+
+def changed_from(ledger: Ledger, source: str) -> Champion | None:
+    """What a file was made of: the champion's, or what `context` shows to start from.
+
+    A person copies train.py, which is the champion's; an agent may have taken the file
+    that it read. Whichever is nearer. None: there is no champion.
+    """
+    champion, start = ledger.champion, ledger.start
+    if champion is None or start is None or start.blob == champion.blob:
+        return champion
+    return min(
+        (champion, start), key=lambda one: lines_apart(ledger.source(one.blob), source)
+    )
+
+
+def lines_apart(before: str, after: str) -> int:
+    """How many lines two files differ by."""
+    lines = difflib.unified_diff(before.splitlines(), after.splitlines(), n=0)
+    return sum(line[0] in "+-" for line in lines)
+
+
+def queue_source(
+    lab: Lab,
+    ledger: Ledger,
+    source: str,
+    title: str,
+    by: str,
+    reason: str,
+    start: Champion | None = None,
+) -> tuple[int, float]:
+    """The same for a text, changed from `start`; None: from the champion's."""
+    champion = start or ledger.champion
+    if champion is None:
+        raise NotYet(
+            "there is no champion to compare with yet. Next: autoresearch run, which "
+            "measures the train.py of this lab first"
+        )
+    if not one_line(title):
+        raise LabError('the title is empty. Next: autoresearch try FILE "what is new"')
+    name = one_line(by) or login()
+    strategy = lab.read("program.md")
+    ledger.remember(git_blob(strategy), strategy)
+    proposal = Proposal(
+        None,
+        one_line(title)[:200],
+        source,
+        champion.blob,
+        f"human:{name}",
+        reason,
+        git_blob(strategy),
+    )
+    waiting = len(ledger.open())
+    code = constraints.fingerprint(source)
+    admitted = ledger.admit(proposal, git_blob(source), code)
+    assert admitted.number is not None
+    row = ledger.row(champion.number)
+    each = 0.0 if row is None else row.seconds + row.evaluation_seconds
+    return admitted.number, (waiting + 1) * each / 60
+
+
+def login() -> str:
+    """Who sits here: root in a container has no $USER, and a name all the same."""
+    with suppress(OSError, KeyError, ImportError):
+        return one_line(getpass.getuser()) or "someone"
+    return "someone"
+
+
+def hurry(lab: Lab) -> str:
+    """What `stop --now` throws away of what is in hand; "" where nothing is."""
+    found = running(lab) or {"runs": []}
+    known = {run.get("experiment"): run.get("finished", 0) for run in found["runs"]}
+    done = sum(known.values())
+    if not found["runs"]:
+        return ""
+    lost = f" and {done} finished with it" if done else ""
+    return f"the run in hand is lost{lost}; its experiment begins again with run"
+
+
+def read_candidate(file: Path) -> str:
+    """A train.py from anywhere, or LabError."""
+    try:
+        if file.stat().st_size > LARGEST_FILE_BYTES:
+            raise LabError(f"{file} is larger than 1 MB. Next: shorten it")
+        return file.read_bytes().decode()
+    except OSError as error:
+        raise LabError(f"{file} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise LabError(f"{file} is not UTF-8 text. Next: save it as such") from None
+
+
+def set_aside(path: Path) -> None:
+    """Move a ledger out of the way, without losing it."""
+    for suffix in ("", "-wal", "-shm"):
+        old = path.with_name(path.name + suffix)
+        if old.exists():
+            old.replace(path.with_name(f"{path.name}.before-rebuild{suffix}"))

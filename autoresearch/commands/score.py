@@ -1,0 +1,65 @@
+"""`python prepare.py score DIR`: measure a checkpoint of one's own, officially.
+
+DIR is what `python train.py --out DIR` wrote: train.py and model.safetensors. The model
+is served by fresh guests and scored by claim and audit, exactly as in a night. Run in
+the lab's folder; nothing is recorded.
+"""
+
+import shutil
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+from autoresearch.errors import Failed, LabError
+from autoresearch.experiment import Candidate, Proposal, Run, Score
+from autoresearch.git import Notebook, git_blob
+from autoresearch.guest import safetensors_format
+from autoresearch.lab import apparatus
+from autoresearch.lab.folder import Lab
+from autoresearch.measure import evaluator
+from autoresearch.measure.workbench import Workbench, devices_for
+from autoresearch.sandbox import process
+from autoresearch.text import exact
+
+
+def main(arguments: list[str]) -> NoReturn:
+    """Score a folder and print one line; exit code 2 with one sentence otherwise."""
+    try:
+        if len(arguments) != 1:
+            raise LabError("usage: python prepare.py score DIR")
+        lab = Lab.find(Path.cwd())
+        found = apparatus.load(lab, Notebook(lab.folder))
+        score = score_folder(lab, found, Path(arguments[0]))
+    except (LabError, Failed) as error:
+        print(error, file=sys.stderr)
+        raise SystemExit(2) from None
+    print(f"{found.metric}: {exact(score.value)}   ({score.seconds:.1f} s)")
+    raise SystemExit(0)
+
+
+def score_folder(lab: Lab, found: apparatus.Apparatus, folder: Path) -> Score:
+    """A checkpoint's score on the validation split, or LabError, or Failed."""
+    model = folder / "model.safetensors"
+    if not model.is_file() or not (folder / "train.py").is_file():
+        raise LabError(
+            f"{folder} has no model.safetensors and train.py. "
+            "Next: python train.py --out DIR writes both"
+        )
+    source = (folder / "train.py").read_text()
+    try:
+        safetensors_format.check(model.read_bytes())
+    except safetensors_format.BadWeights as odd:
+        raise LabError(f"{model} holds {odd}") from None
+    scratch = lab.run_folder(0, 0).with_name("score")
+    scratch.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(model, scratch / model.name)
+    bench = Workbench.open(lab, found=found)
+    proposal = Proposal(0, "a checkpoint", source, "", "score")
+    run = Run(
+        Candidate(proposal, git_blob(source)),
+        *(0, 0.0, 0.0, 0.0, scratch / model.name, (), lab.logs / "score.log"),
+    )
+    try:
+        return evaluator.score(bench, run, slot=devices_for(found)[0])
+    finally:
+        process.erase(scratch)

@@ -1,0 +1,196 @@
+"""`verify-ledger`: is everything that was recorded still what was recorded?
+
+Checks the chain of rows, the commit of every verdict and what it says, and the locked
+apparatus. On request one experiment is trained and scored once more, in the present
+cage, with the seed of its first run; nothing of that is recorded.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+
+from autoresearch import git
+from autoresearch.errors import Failed, LabError, NotYet
+from autoresearch.experiment import Candidate, Proposal, Row
+from autoresearch.git import GitFailed, Notebook
+from autoresearch.lab import apparatus
+from autoresearch.lab.folder import Lab
+from autoresearch.measure import evaluator, trainer
+from autoresearch.measure.workbench import Workbench, devices_for
+from autoresearch.records import hash_chain
+from autoresearch.records.ledger import Ledger
+from autoresearch.run import session
+from autoresearch.run.seeds import seed_of
+from autoresearch.text import exact
+
+
+@dataclass(frozen=True, slots=True)
+class Verified:
+    """What was found."""
+
+    entries: int  # of the chain
+    adopted: int  # of them written before there was a chain, or rebuilt
+    head: str
+    commits: int  # verdicts that git knows
+    problems: tuple[str, ...]
+    again: "Again | None"  # None: nobody asked
+
+    def as_json(self) -> dict[str, object]:
+        """The contract of `verify-ledger --json`."""
+        found = asdict(self)
+        return {**found, "whole": not self.problems, "problems": list(self.problems)}
+
+
+@dataclass(frozen=True, slots=True)
+class Again:
+    """One experiment, measured once more."""
+
+    experiment: int
+    seed: int
+    recorded: tuple[float, ...]
+    value: float
+
+    @property
+    def difference(self) -> float:
+        """The new value less the first recorded one."""
+        return self.value - self.recorded[0]
+
+
+def verify(lab: Lab, again: int | None) -> Verified:
+    """Check it all, or LabError when there is nothing to check."""
+    if not lab.ledger.exists():
+        raise NotYet(f"{lab.folder} has no ledger yet. Next: autoresearch run")
+    ledger = Ledger(lab.ledger)
+    ledger.require_whole()
+    try:
+        rows = ledger.rows()
+        known = [row for row in rows if row.commit]
+        problems = (
+            *hash_chain.problems(ledger.db),
+            *of_commits(Notebook(lab.folder), ledger, known),
+            *of_apparatus(lab, ledger),
+        )
+        measured = None if again is None else measure(lab, ledger, again)
+        (entries, adopted) = ledger.db.execute(
+            "select count(*), total(adopted) from chain"
+        ).fetchone()
+        return Verified(
+            *(entries, int(adopted), ledger.chain_head, len(known)),
+            problems,
+            measured,
+        )
+    finally:
+        ledger.close()
+
+
+def of_commits(book: Notebook, ledger: Ledger, rows: list[Row]) -> Iterator[str]:
+    """Verdicts whose commit is not what the ledger says, or that only git knows."""
+    mine = {row.number for row in rows}
+    for number, _, _ in book.entries():
+        if number not in mine:
+            yield f"git knows experiment {number}, and the ledger does not"
+    for row in rows:
+        assert row.commit is not None
+        name = f"experiment {row.number}"
+        if book.commit_of(row.number) != row.commit:
+            yield f"{name}: refs/autoresearch/{row.number} is not its commit"
+        try:
+            file = book.file_at(row.commit, "train.py")
+            message = book.git("log", "-1", "--format=%B", row.commit)
+        except GitFailed:
+            yield f"{name}: git has lost its commit {row.commit[:12]}"
+            continue
+        if file is None or file[0] != row.blob:
+            yield f"{name}: the train.py of its commit is not the one that ran"
+        tell = git.read_trailers(message)
+        said = tell.get("Score", "")
+        if not agree(said.split(), row.values):
+            scores = " ".join(map(repr, row.values))
+            yield f"{name}: its commit says {said or 'nothing'}, the ledger {scores}"
+        link = tell.get("Chain")
+        if (
+            link
+            and not rebuilt(ledger)
+            and link not in hash_chain.links_before(ledger.db, row.number)
+        ):
+            yield f"{name}: its commit names a link that the chain does not have"
+
+
+def agree(said: Sequence[str], values: Sequence[float]) -> bool:
+    """Whether a commit names the first scores of an experiment, and any at all.
+
+    Commits of versions before this one have six decimals.
+    """
+    if bool(said) != bool(values) or len(said) > len(values):
+        return False
+    told = zip(said, values, strict=False)
+    return all(words in (repr(value), f"{value:.6f}") for words, value in told)
+
+
+def rebuilt(ledger: Ledger) -> bool:
+    """Whether the ledger was made anew from git, whose chain then began anew too."""
+    (count,) = ledger.db.execute(
+        "select count(*) from chain where adopted = 1"
+    ).fetchone()
+    return bool(count)
+
+
+def of_apparatus(lab: Lab, ledger: Ledger) -> Iterator[str]:
+    """Whether the last series was measured with the prepare.py and data of today."""
+    facts = ledger.series_facts(ledger.last_series())
+    try:
+        found = apparatus.load(lab, Notebook(lab.folder))
+        now = {"apparatus": found.blob, "data": found.fingerprint()}
+        for key, value in now.items():
+            if key in facts and facts[key] != value:
+                then = str(facts[key])[:16]
+                yield f"{key} is {value[:16]}, the last series had {then}"
+        found.unchanged()
+    except LabError as error:
+        yield str(error)
+
+
+def measure(lab: Lab, ledger: Ledger, number: int) -> Again:
+    """Train and score an experiment once more, as a night would."""
+    found = apparatus.load(lab, Notebook(lab.folder))
+    row = ledger.row(number)
+    if row is None or not row.values:
+        raise LabError(
+            f"experiment {number} has no score to compare with. "
+            "Next: autoresearch log   (numbers with a value)"
+        )
+    ledger.series = row.series
+    seed = seed_of(ledger.seed, 0)
+    proposal = Proposal(number, row.title, ledger.source(row.blob), "", row.author)
+    with lab.held():
+        session.leave_nothing_behind(lab)
+        bench, slot = Workbench.open(lab, found=found), devices_for(found)[0]
+        candidate = Candidate(proposal, row.blob)
+        try:
+            run = trainer.train(bench, candidate, seed=seed, slot=slot)
+            value = evaluator.score(bench, run, slot=slot).value
+            trainer.discard(run)
+        except Failed as failed:
+            raise LabError(
+                f"experiment {number} did not run again: {failed}. Next: autoresearch "
+                f"show {number}"
+            ) from None
+    return Again(number, seed, row.values, value)
+
+
+def lines(found: Verified) -> list[str]:
+    """The same for people."""
+    words = [
+        f"chain      {found.entries} entries, head {found.head[:16]}",
+        f"commits    {found.commits} verdicts in git",
+    ]
+    if found.adopted:
+        words.append(f"           {found.adopted} entries were chained afterwards")
+    if found.again:
+        new = found.again
+        words.append(
+            f"again      experiment {new.experiment} with seed {new.seed}: "
+            f"{exact(new.value)}, recorded {json.dumps(new.recorded)}, "
+            f"difference {exact(new.difference, '+')}"
+        )
+    return [*words, *(f"PROBLEM    {problem}" for problem in found.problems)]

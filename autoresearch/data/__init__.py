@@ -1,0 +1,1 @@
+"""From a public text to sealed, tokenised splits; bits per byte."""

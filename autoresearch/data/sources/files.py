@@ -1,0 +1,145 @@
+"""A PATH: .parquet (column `text`), .jsonl (field `text`), .txt and .md files.
+
+One text file is one document; a single large .txt is cut at `<|endoftext|>` marks, or
+at blank lines. Names are relative to PATH, so the same files elsewhere are the same
+text. Not covered: other columns, compressed files, other encodings than UTF-8.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from autoresearch.data.sources import Document, Show
+from autoresearch.errors import LabError
+
+KINDS = (".parquet", ".jsonl", ".txt", ".md")
+LARGEST_LINE_BYTES = 64 << 20
+CUT_ABOVE_BYTES = 1 << 20
+PIECE_CHARACTERS = 4000
+MARK = "<|endoftext|>"
+
+
+class Files:
+    """The texts of a file or a folder."""
+
+    def __init__(self, path: Path) -> None:
+        if not path.exists():
+            raise LabError(
+                f"the text {path} does not exist. Next: mend TEXT in prepare.py, or "
+                "autoresearch new LAB --text PATH"
+            )
+        self._root = path if path.is_dir() else path.parent
+        every = sorted(path.rglob("*")) if path.is_dir() else [path]
+        self._paths = [p for p in every if p.suffix in KINDS and p.is_file()]
+        if not self._paths:
+            raise LabError(f"{path} holds no text: no {', '.join(KINDS)} file")
+
+    def cheap_facts(self) -> Mapping[str, object]:
+        """Names, sizes and times."""
+        stats = [(self._name(path), path.stat()) for path in self._paths]
+        return {"files": [[n, s.st_size, s.st_mtime_ns] for n, s in stats]}
+
+    def fetch(self, show: Show) -> None:
+        """It is here already."""
+
+    def description(self) -> Mapping[str, object]:
+        """Names, sizes and sha256."""
+        return {
+            "text": "files",
+            "files": [
+                [self._name(path), path.stat().st_size, sha256(path)]
+                for path in self._paths
+            ],
+        }
+
+    def documents(self) -> Iterator[Document]:
+        """Every text."""
+        for path in self._paths:
+            yield from read(path, self._name(path))
+
+    def _name(self, path: Path) -> str:
+        return path.relative_to(self._root).as_posix()
+
+
+def read(path: Path, name: str) -> Iterator[Document]:
+    """The documents of one file."""
+    if path.suffix == ".parquet":
+        texts = parquet(path)
+    elif path.suffix == ".jsonl":
+        texts = jsonl(path)
+    else:
+        texts = plain(path)
+    for number, text in enumerate(texts):
+        if text.strip():
+            yield Document(f"{name}:{number}", text)
+
+
+def parquet(path: Path) -> Iterator[str]:
+    """Column `text`, batch by batch."""
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise LabError(
+            f"{path} needs pyarrow. Next: pip install -e '.[train]'"
+        ) from None
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            if "text" not in file.schema_arrow.names:
+                columns = ", ".join(file.schema_arrow.names[:10])
+                raise LabError(f"{path} has no column 'text'; it has: {columns}")
+            for batch in file.iter_batches(1024, columns=["text"]):
+                for value in batch.column(0):
+                    yield str(value.as_py() or "")
+    except (pyarrow.ArrowException, OSError) as error:
+        raise LabError(f"{path} is not whole parquet ({error})") from None
+
+
+def jsonl(path: Path) -> Iterator[str]:
+    """Field `text` of every line."""
+    with path.open("rb") as file:
+        for number, line in enumerate(
+            iter(lambda: file.readline(LARGEST_LINE_BYTES), b"")
+        ):
+            try:
+                found = json.loads(line)["text"]
+            except (ValueError, RecursionError, LookupError, TypeError):
+                raise LabError(
+                    f"{path} line {number + 1} is no JSON object with a field 'text'"
+                ) from None
+            yield str(found)
+
+
+def plain(path: Path) -> Iterator[str]:
+    """A text file: one document, or its parts where it is large."""
+    try:
+        text = path.read_bytes().decode()
+    except UnicodeDecodeError:
+        raise LabError(f"{path} is not UTF-8 text. Next: convert or move it") from None
+    if MARK in text:
+        yield from text.split(MARK)
+    elif len(text) <= CUT_ABOVE_BYTES:
+        yield text
+    else:
+        yield from pieces(text)
+
+
+def pieces(text: str) -> Iterator[str]:
+    """Cut a long text at blank lines into parts of a few thousand characters."""
+    held: list[str] = []
+    size = 0
+    for part in text.split("\n\n"):
+        held.append(part)
+        size += len(part) + 2
+        if size > PIECE_CHARACTERS:
+            yield "\n\n".join(held)
+            held, size = [], 0
+    if held:
+        yield "\n\n".join(held)
+
+
+def sha256(path: Path) -> str:
+    """Hash of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,269 @@
+"""`fineweb-edu`, `climbmix`, `tinystories`: parquet shards of the Hugging Face hub.
+
+Promises: a shard counts when its size and sha256 are those the hub lists; a download
+that was cut, or killed, goes on where it stood; nothing half-made has the final name.
+The endpoint is HF_ENDPOINT where set (a mirror, or the tests' local server).
+
+Not covered: private data sets (no login is sent), and a hub that lists wrong hashes.
+"""
+
+import http.client
+import json
+import os
+import random
+import re
+import shutil
+import threading
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from autoresearch.atomic_file import write_whole
+from autoresearch.data.sources import Document, Show
+from autoresearch.data.sources.files import read, sha256
+from autoresearch.errors import LabError
+
+HUB = "https://huggingface.co"
+DATASETS = {  # name -> (repository, folder of its shards)
+    "fineweb-edu": ("HuggingFaceFW/fineweb-edu", "sample/10BT"),
+    "climbmix": ("karpathy/climbmix-400b-shuffle", ""),
+    "tinystories": ("roneneldan/TinyStories", "data"),
+}
+AT_ONCE = 4
+TRIES = 8
+WAIT_SECONDS = 60.0  # for a server that says nothing
+LONGEST_PAUSE_SECONDS = 60.0
+LARGEST_LISTING_BYTES = 32 << 20
+LARGEST_SHARD_BYTES = 16 << 30
+CHUNK_BYTES = 1 << 20
+SHARD_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]*\.parquet")
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """One file of a data set, as the hub lists it."""
+
+    path: str
+    size_bytes: int
+    sha256: str
+
+
+class Hub:
+    """The first shards of a data set, at one revision."""
+
+    def __init__(self, name: str, folder: Path, most_bytes: int) -> None:
+        self._name = name
+        self._repository, self._under = DATASETS[name]
+        self._most_bytes = most_bytes
+        self._endpoint = os.environ.get("HF_ENDPOINT", HUB).rstrip("/")
+        self._folder = folder / self._repository.replace("/", "--")
+        self._pause = 1.0  # seconds before a second try; grows
+
+    def cheap_facts(self) -> Mapping[str, object]:
+        """The listing that was fetched; nothing else can change under it."""
+        listed = self._listing()
+        return {"listing": listed.read_text() if listed.exists() else None}
+
+    def description(self) -> Mapping[str, object]:
+        """Revision and shards."""
+        revision, shards = self._listed()
+        return {
+            "text": self._name,
+            "repository": self._repository,
+            "revision": revision,
+            "shards": [[s.path, s.size_bytes, s.sha256] for s in shards],
+        }
+
+    def documents(self) -> Iterator[Document]:
+        """Every text of every shard."""
+        _, shards = self._listed()
+        for shard in shards:
+            yield from read(self._place(shard), shard.path)
+
+    # -- fetching ----------------------------------------------------------------------
+
+    def fetch(self, show: Show) -> None:
+        """Download the shards that are not here yet, several at once."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        if not self._listing().exists():
+            self._list()
+        revision, shards = self._listed()
+        missing = [shard for shard in shards if not self._place(shard).exists()]
+        need_space(self._folder, sum(shard.size_bytes for shard in missing))
+        total = sum(shard.size_bytes for shard in shards)
+        done = Counter(total - sum(shard.size_bytes for shard in missing))
+        with ThreadPoolExecutor(AT_ONCE) as threads:
+            waiting = [threads.submit(self._get, s, revision, done) for s in missing]
+            while not all(future.done() for future in waiting):
+                show(f"download {self._name}", min(done.count, total - 1), total)
+                time.sleep(0.1)
+            for future in waiting:
+                future.result()
+        show(f"download {self._name}", total, total)
+
+    def _list(self) -> None:
+        """Ask for the revision and the shards, and keep the answer."""
+        base = f"{self._endpoint}/api/datasets/{self._repository}"
+        revision = json.loads(self._ask(f"{base}/revision/main")).get("sha")
+        if not isinstance(revision, str) or not re.fullmatch("[0-9a-f]{40}", revision):
+            raise LabError(f"{base} names no revision. Next: check HF_ENDPOINT")
+        tree = json.loads(
+            self._ask(f"{base}/tree/{revision}/{self._under}".rstrip("/"))
+        )
+        shards = enough(shards_of(tree), self._most_bytes)
+        if not shards:
+            raise LabError(f"{base} lists no parquet files. Next: check HF_ENDPOINT")
+        said = [[s.path, s.size_bytes, s.sha256] for s in shards]
+        write_whole(self._listing(), json.dumps({"revision": revision, "shards": said}))
+
+    def _ask(self, url: str) -> bytes:
+        """A small answer, with retries."""
+        for left in reversed(range(TRIES)):
+            try:
+                with urllib.request.urlopen(url, timeout=WAIT_SECONDS) as answer:  # noqa: S310
+                    return bytes(answer.read(LARGEST_LISTING_BYTES))
+            except (OSError, http.client.HTTPException) as error:
+                self._again(error, url, left)
+        raise AssertionError("unreachable")
+
+    def _get(self, shard: Shard, revision: str, done: "Counter") -> None:
+        """Download one shard, going on where an earlier try ended."""
+        path = urllib.parse.quote(shard.path)
+        url = f"{self._endpoint}/datasets/{self._repository}/resolve/{revision}/{path}"
+        part = self._place(shard).with_suffix(".part")
+        part.parent.mkdir(parents=True, exist_ok=True)
+        counted = part.stat().st_size if part.exists() else 0
+        done.add(counted)
+        for left in reversed(range(TRIES)):
+            before = part.stat().st_size if part.exists() else 0
+            try:
+                take(url, part, shard.size_bytes, done)
+                self._check(shard, part, done)
+            except (OSError, http.client.HTTPException, Wrong) as error:
+                grown = part.exists() and part.stat().st_size > before
+                self._again(error, url, max(left, 1) if grown else left)
+                continue
+            part.replace(self._place(shard))
+            return
+        raise LabError(f"{url} could not be downloaded. Next: autoresearch prepare")
+
+    def _check(self, shard: Shard, part: Path, done: "Counter") -> None:
+        """Compare a finished file with the listing; start over if it is another."""
+        size_bytes = part.stat().st_size
+        if size_bytes < shard.size_bytes:
+            raise Wrong(f"it ended after {size_bytes} of {shard.size_bytes} bytes")
+        if size_bytes > shard.size_bytes or sha256(part) != shard.sha256:
+            part.unlink()
+            done.add(-size_bytes)
+            raise Wrong("it is not the file that the hub lists (size or sha256)")
+
+    def _again(self, error: Exception, url: str, left: int) -> None:
+        """Wait before another try, or give up with one clear sentence."""
+        final = isinstance(error, urllib.error.HTTPError) and error.code not in (
+            408, 425, 429, 500, 502, 503, 504,
+        )  # fmt: skip
+        if final or left == 0:
+            raise LabError(
+                f"{url}: {error}. Next: autoresearch prepare goes on where it stood; "
+                "behind a mirror, set HF_ENDPOINT"
+            ) from None
+        time.sleep(pause_seconds(error, TRIES - left, self._pause))
+
+    # -- places ------------------------------------------------------------------------
+
+    def _listing(self) -> Path:
+        return self._folder / f"listing-{self._most_bytes}.json"
+
+    def _listed(self) -> tuple[str, list[Shard]]:
+        if not self._listing().exists():
+            raise LabError(
+                f"{self._name} was never fetched. Next: autoresearch prepare"
+            )
+        said = json.loads(self._listing().read_text())
+        return said["revision"], [Shard(*shard) for shard in said["shards"]]
+
+    def _place(self, shard: Shard) -> Path:
+        return self._folder / f"{shard.sha256[:16]}.parquet"
+
+
+class Wrong(Exception):
+    """What came is not what was listed."""
+
+
+class Counter:
+    """Bytes that have arrived, over all threads."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self._lock = threading.Lock()
+
+    def add(self, count: int) -> None:
+        with self._lock:
+            self.count += count
+
+
+def shards_of(tree: object) -> list[Shard]:
+    """The parquet files of a listing; nothing in it is believed before a check."""
+    found = []
+    for entry in tree if isinstance(tree, list) else ():
+        match entry:
+            case {"path": str(path), "size": int(size), "lfs": {"oid": str(oid)}}:
+                plain = SHARD_NAME.fullmatch(path) and ".." not in path
+                sane = 0 < size < LARGEST_SHARD_BYTES
+                if plain and sane and re.fullmatch("[0-9a-f]{64}", oid):
+                    found.append(Shard(path, size, oid))
+    return sorted(found, key=lambda shard: shard.path)
+
+
+def enough(shards: Sequence[Shard], most_bytes: int) -> list[Shard]:
+    """The first shards that together hold as many bytes; text is larger still."""
+    taken: list[Shard] = []
+    for shard in shards:
+        if sum(s.size_bytes for s in taken) >= most_bytes:
+            break
+        taken.append(shard)
+    return taken
+
+
+def take(url: str, part: Path, size_bytes: int, done: Counter) -> None:
+    """Append what is missing of a file; a server that ignores Range starts over."""
+    have = part.stat().st_size if part.exists() else 0
+    if have >= size_bytes:
+        return
+    request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"})  # noqa: S310
+    with urllib.request.urlopen(request, timeout=WAIT_SECONDS) as answer:  # noqa: S310
+        if have and answer.status != 206:
+            done.add(-have)
+            have = 0
+        with part.open("ab" if have else "wb") as file:
+            while chunk := answer.read1(CHUNK_BYTES):
+                file.write(chunk)
+                done.add(len(chunk))
+                have += len(chunk)
+                if have > size_bytes:
+                    return  # too long: `_check` will say so
+
+
+def pause_seconds(error: Exception, tried: int, unit: float) -> float:
+    """How long to wait: what the server asks for, else longer each time."""
+    if isinstance(error, urllib.error.HTTPError):
+        asked = error.headers.get("Retry-After", "")
+        if asked.isdigit():
+            return min(float(asked), LONGEST_PAUSE_SECONDS)
+    longest = min(unit * 2 ** (tried - 1), LONGEST_PAUSE_SECONDS)
+    return random.uniform(longest / 2, longest)
+
+
+def need_space(folder: Path, size_bytes: int) -> None:
+    """LabError when the disk has no room for a download."""
+    free = shutil.disk_usage(folder).free
+    if free < size_bytes * 1.1:
+        raise LabError(
+            f"{folder}: {size_bytes / 1e9:.1f} GB are to be downloaded, "
+            f"{free / 1e9:.1f} GB are free. Next: make space, or set AUTORESEARCH_CACHE"
+        )

@@ -1,0 +1,89 @@
+"""`python`: the source code of this interpreter's library and of installed packages.
+
+Real text on every machine, without a network. Held-out documents come only from
+directories named `test` or `tests`: the library itself stays readable to train.py,
+which runs on it, and those directories can be hidden from it.
+
+Not covered: two machines with other versions have another text, and so another series.
+"""
+
+import hashlib
+import sysconfig
+from collections.abc import Iterator, Mapping
+from importlib import metadata, util
+from pathlib import Path
+
+from autoresearch.data.sources import Document, Show
+
+LARGEST_FILE_BYTES = 1 << 20
+LARGEST_HELD_OUT_CHARACTERS = 32_000  # many documents, rather than a few huge ones
+TEST_FOLDERS = {"test", "tests"}
+NEVER = {"site-packages", "__pycache__", "dist-packages", "node_modules"}
+
+
+class Python:
+    """The .py files of the standard library and of the named packages."""
+
+    def __init__(self, packages: tuple[str, ...]) -> None:
+        self._roots = [("python", Path(sysconfig.get_path("stdlib")))]
+        self._versions = {"python": sysconfig.get_python_version()}
+        for name in packages:
+            found = util.find_spec(name)
+            places = found.submodule_search_locations if found else None
+            if places:
+                self._roots.append((name, Path(places[0])))
+                self._versions[name] = metadata.version(name)
+
+    def cheap_facts(self) -> Mapping[str, object]:
+        """Versions, and names, sizes and times of all files."""
+        digest = hashlib.sha256()
+        for name, path in self._files():
+            stat = path.stat()
+            digest.update(f"{name} {stat.st_size} {stat.st_mtime_ns}\n".encode())
+        return {"versions": self._versions, "files": digest.hexdigest()}
+
+    def fetch(self, show: Show) -> None:
+        """It is here already."""
+
+    def description(self) -> Mapping[str, object]:
+        """Versions, and a hash over every file's name and bytes."""
+        digest, count, size = hashlib.sha256(), 0, 0
+        for name, path in self._files():
+            body = path.read_bytes()
+            digest.update(f"{name} {hashlib.sha256(body).hexdigest()}\n".encode())
+            count, size = count + 1, size + len(body)
+        return {
+            "text": "python",
+            "versions": self._versions,
+            "files": count,
+            "bytes": size,
+            "sha256": digest.hexdigest(),
+        }
+
+    def documents(self) -> Iterator[Document]:
+        """Every file that is text."""
+        for name, path in self._files():
+            try:
+                text = path.read_bytes().decode()
+            except UnicodeDecodeError:
+                continue  # a few test files are in other encodings on purpose
+            if text.strip():
+                folders = set(Path(name).parts[:-1])
+                short = len(text) <= LARGEST_HELD_OUT_CHARACTERS
+                yield Document(name, text, short and bool(folders & TEST_FOLDERS))
+
+    def _files(self) -> Iterator[tuple[str, Path]]:
+        for label, root in self._roots:
+            for path in walk(root):
+                yield f"{label}/{path.relative_to(root).as_posix()}", path
+
+
+def walk(folder: Path) -> Iterator[Path]:
+    """The .py files below a folder, in order; no links, nothing huge or empty."""
+    for path in sorted(folder.iterdir()):
+        if path.is_symlink() or path.name in NEVER:
+            continue
+        if path.is_dir():
+            yield from walk(path)
+        elif path.suffix == ".py" and 0 < path.stat().st_size <= LARGEST_FILE_BYTES:
+            yield path

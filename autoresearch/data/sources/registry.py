@@ -1,0 +1,25 @@
+"""Which source a prepare.py's TEXT stands for. Plugins: autoresearch.sources."""
+
+from pathlib import Path
+
+from autoresearch import plugins
+from autoresearch.data.sources import Source
+from autoresearch.data.sources.files import Files
+from autoresearch.data.sources.hub import DATASETS, Hub
+from autoresearch.data.sources.python import Python
+
+
+def named(text: str, packages: tuple[str, ...], cache: Path, most_bytes: int) -> Source:
+    """The source that prepare.py's TEXT names; a path where nothing else fits.
+
+    A plugin's entry point is callable as (text, cache folder, most bytes) -> Source.
+    """
+    if text == "python":
+        return Python(packages)
+    if text in DATASETS:
+        return Hub(text, cache / "downloads", most_bytes)
+    make = plugins.load_plugin("sources", text)
+    if make is not None:
+        source: Source = make(text, cache / "downloads", most_bytes)
+        return source
+    return Files(Path(text))

@@ -1,0 +1,1 @@
+"""Which GPUs there are, what they can do, and their health."""

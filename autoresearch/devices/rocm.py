@@ -1,0 +1,83 @@
+"""AMD's GPUs, as the Linux kernel tells of them. Asks no program, imports no torch.
+
+Under /sys/class/kfd/kfd/topology/nodes every processor that ROCm could compute on has a
+folder; those with SIMDs are GPUs, in the order in which ROCm counts them. ("KFD
+Topology" and "GPU isolation techniques", ROCm documentation.)
+
+Not covered: health, which NVML tells of NVIDIA's. Read from recorded folders only: no
+night was ever run on such a GPU.
+"""
+
+import platform
+from importlib.util import find_spec
+from pathlib import Path
+
+from autoresearch.devices.gpu_specs import Gpu
+
+NODES = Path("/sys/class/kfd/kfd/topology/nodes")
+DRM = Path("/sys/class/drm")
+DRIVER = Path("/sys/module/amdgpu/version")  # absent where it came with the kernel
+ON_THE_CARD = (1, 2)  # heaps of a card's own memory, all visible to the host or not
+
+
+def gpus(nodes: Path = NODES, drm: Path = DRM) -> tuple[Gpu, ...]:
+    """Every AMD GPU of this machine; empty without its driver."""
+    folders = [path for path in nodes.glob("*") if path.name.isdecimal()]
+    found = sorted(folders, key=lambda path: int(path.name))
+    # Without SIMDs it is a CPU, or a card that this user may not ask about.
+    cards = [folder for folder in found if properties(folder).get("simd_count")]
+    return tuple(gpu(index, folder, drm) for index, folder in enumerate(cards))
+
+
+def gpu(index: int, folder: Path, drm: Path) -> Gpu:
+    """One of them, from its folder."""
+    node = properties(folder)
+    render = f"renderD{node.get('drm_render_minor', 0)}"
+    heaps = [properties(bank) for bank in sorted(folder.glob("mem_banks/*"))]
+    own = [heap for heap in heaps if heap.get("heap_type") in ON_THE_CARD]
+    unique = node.get("unique_id", 0)
+    return Gpu(
+        index,
+        f"GPU-{unique:016x}" if unique else "",  # as ROCR_VISIBLE_DEVICES takes it
+        text(drm / render / "device" / "product_name") or chip(node),
+        text(DRIVER) or platform.release(),
+        sum(heap.get("size_in_bytes", 0) for heap in own) / 1e9,
+        f"/dev/dri/{render}",
+    )
+
+
+def has_torch() -> bool:
+    """Whether the installed torch was built for them."""
+    place = torch_libraries()
+    return place is not None and (place / "libtorch_hip.so").exists()
+
+
+def torch_libraries() -> Path | None:
+    """Where the installed torch keeps its libraries; None: there is none."""
+    found = find_spec("torch")
+    return Path(found.origin).parent / "lib" if found and found.origin else None
+
+
+def properties(folder: Path) -> dict[str, int]:
+    """The numbers of a folder's `properties`; none where it may not be read."""
+    lines = (line.split() for line in text(folder / "properties").splitlines())
+    return {
+        words[0]: int(words[1])
+        for words in lines
+        if len(words) == 2 and words[1].isdecimal()
+    }
+
+
+def text(path: Path) -> str:
+    """What stands in a file; nothing where it may not be read."""
+    try:
+        return path.read_text(errors="replace").strip()
+    except OSError:
+        return ""
+
+
+def chip(node: dict[str, int]) -> str:
+    """The name compilers use: 90402 -> gfx942, 90010 -> gfx90a."""
+    version = node.get("gfx_target_version", 0)
+    major, minor, step = version // 10000, version // 100 % 100, version % 100
+    return f"AMD gfx{major}{minor:x}{step:x}"

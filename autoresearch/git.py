@@ -1,0 +1,353 @@
+"""The lab notebook: one git commit per verdict, kept or not.
+
+Commits are made with plumbing, straight into the object store, and named
+refs/autoresearch/N. Nothing is checked out or reset: a discarded idea is never lost and
+a crash never leaves a half-made tree. A keep moves the branch forward, from the value
+it was seen at and no other, and the checked-out train.py with it where that is clean.
+
+Covered: hooks, fsmonitor, signing, filters and foreign configuration are off, and so
+are replaced objects and remotes; a branch that the human moved meanwhile; lock files
+that a killed git left. Not covered: a human who rewrites refs/autoresearch.
+"""
+
+import hashlib
+import os
+import re
+import subprocess
+import tempfile
+import unicodedata
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from autoresearch.errors import LabError
+from autoresearch.text import one_line
+
+REFS = "refs/autoresearch"
+# Nothing in a repository's or a user's configuration may start a program or change
+# what is written; hooks and fsmonitor of a planted .git/config once did both.
+SAFELY = (
+    *("-c", "core.hooksPath=/dev/null", "-c", "core.fsmonitor=false"),
+    *("-c", "commit.gpgSign=false", "-c", "log.showSignature=false"),
+    *("-c", "core.autocrlf=false", "-c", "core.attributesFile=/dev/null"),
+    *("-c", "i18n.commitEncoding=UTF-8", "-c", "i18n.logOutputEncoding=UTF-8"),
+    *("-c", "core.pager=cat"),
+)
+COMMITTER = ("AutoResearch", "autoresearch@localhost")
+SUMMARY_LETTERS = 50
+KNOWN = ("Experiment", "Verdict", "Score", "Runs", "Against", "Proposed-by")
+TRAILERS = (
+    *(*KNOWN, "Program", "Ran", "Series", "Chain"),
+    *("Seeds", "Delta", "On-the-way", "Remeasured", "Ended-at"),
+    *("Taken-back", "Instead"),
+)
+BACK = "taken-back"  # refs/autoresearch/taken-back/N
+
+
+class GitFailed(Exception):
+    """A git command said no. `words` is what it said."""
+
+    def __init__(self, command: tuple[str, ...], words: str) -> None:
+        super().__init__(f"git {' '.join(command)}: {words}")
+        self.words = words
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What a verdict's commit says."""
+
+    title: str  # the whole first line
+    body: str
+    trailers: tuple[tuple[str, str], ...]
+    author: str  # who proposed it
+    at: float  # seconds since 1970; fixed, so that the commit can be made again
+
+
+class Notebook:
+    """The git repository of a lab."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    # -- looking -----------------------------------------------------------------------
+
+    def require(self) -> None:
+        """LabError unless the lab is the top of a repository, on a branch."""
+        try:
+            top = self.git("rev-parse", "--show-toplevel")
+        except FileNotFoundError:
+            raise LabError("git is not installed. Next: install git") from None
+        except GitFailed:
+            top = ""
+        if not top or Path(top).resolve() != self.folder.resolve():
+            raise LabError(
+                f"{self.folder} is not a git repository of its own. Next: git init, "
+                "git add prepare.py train.py program.md, git commit -m lab"
+            )
+        if self.git("rev-parse", "--show-object-format") != "sha1":
+            raise LabError(
+                f"{self.folder} uses git's sha256 objects, which are not supported. "
+                "Next: git init --object-format=sha1 in a new folder"
+            )
+        self.branch()
+        self.head()
+
+    def branch(self) -> str:
+        """The full name of the branch that is checked out."""
+        try:
+            return self.git("symbolic-ref", "-q", "HEAD")
+        except GitFailed:
+            raise LabError(
+                f"{self.folder} is on no branch (detached HEAD), so a keep has nowhere "
+                "to go. Next: git switch -c night"
+            ) from None
+
+    def head(self) -> str:
+        """The commit the branch is at."""
+        try:
+            return self.git("rev-parse", "-q", "--verify", "HEAD^{commit}")
+        except GitFailed:
+            raise LabError(
+                f"{self.folder} has no commit yet. Next: git add prepare.py train.py "
+                "program.md, then git commit -m lab"
+            ) from None
+
+    def file_at(self, commit: str, name: str) -> tuple[str, bytes] | None:
+        """(blob, bytes) of a tracked file; None where the commit has none."""
+        found = self.git("ls-tree", commit, "--", name)
+        if not found or not found.startswith("100"):
+            return None
+        blob = found.split()[2]
+        return blob, self.git_bytes("cat-file", "blob", blob)
+
+    def commit_of(self, number: int) -> str | None:
+        """The commit of an experiment; None where git has none."""
+        try:
+            return self.git(
+                "rev-parse", "-q", "--verify", f"{REFS}/{number}^{{commit}}"
+            )
+        except GitFailed:
+            return None
+
+    def entries(self, under: str = REFS) -> list[tuple[int, str, str]]:
+        """(experiment, commit, raw message) of every verdict, by number."""
+        form = "%(refname)%00%(objectname)%00%(contents)%01"
+        found = self.git("for-each-ref", f"--format={form}", under)
+        entries = []
+        for record in found.split("\x01"):
+            name, _, rest = record.strip("\n").partition("\0")
+            commit, _, message = rest.partition("\0")
+            number = name.removeprefix(f"{under}/")
+            if re.fullmatch("0|[1-9][0-9]*", number):
+                entries.append((int(number), commit, message))
+        return sorted(entries)
+
+    def log(self, count: int) -> str:
+        """The last commits of the branch, one a line."""
+        return self.git("log", "--oneline", f"-{count}")
+
+    # -- writing -----------------------------------------------------------------------
+
+    def store(self, text: str) -> str:
+        """Keep a text as a blob; git's name for it."""
+        stdin = text.encode()
+        return self.git("hash-object", "-w", "--no-filters", "--stdin", stdin=stdin)
+
+    def commit(self, entry: Entry, blob: str, parent: str) -> str:
+        """A commit that differs from its parent only in train.py. Nothing names it."""
+        mode, others = b"100644", []
+        for line in self.git_bytes("ls-tree", "-z", parent).split(b"\0"):
+            kind, _, name = line.partition(b"\t")
+            if name != b"train.py":
+                others += [line] if line else []
+            elif kind.startswith(b"100"):
+                mode = kind[:6]  # stays executable where it was
+        mine = b"%s blob %s\ttrain.py" % (mode, blob.encode())
+        tree = self.git("mktree", "-z", stdin=b"\0".join([*others, mine, b""]))
+        trailers = "\n".join(f"{key}: {one_line(text)}" for key, text in entry.trailers)
+        body = f"{entry.body.strip()}\n\n" if entry.body.strip() else ""
+        return self.git(
+            *("commit-tree", tree, "-p", parent),
+            stdin=f"{entry.title}\n\n{body}{trailers}\n".encode(),
+            who=identity(entry.author, entry.at),
+        )
+
+    def name(self, number: int, commit: str) -> None:
+        """Call a verdict's commit refs/autoresearch/N; naming it twice is fine."""
+        self.git("update-ref", f"{REFS}/{number}", commit)
+
+    def name_taken_back(self, number: int, commit: str) -> None:
+        """Call the commit that took a champion back refs/autoresearch/taken-back/N."""
+        self.git("update-ref", f"{REFS}/{BACK}/{number}", commit)
+
+    def taken_back(self) -> list[tuple[int, str, str]]:
+        """(experiment, commit, raw message) of every champion that was taken back."""
+        return self.entries(f"{REFS}/{BACK}")
+
+    def advance(self, branch: str, commit: str, seen: str) -> bool:
+        """Move the branch from `seen` to `commit`; False if it is elsewhere by now."""
+        try:
+            self.git("update-ref", "-m", "autoresearch: keep", branch, commit, seen)
+        except GitFailed as error:
+            if self.git("rev-parse", "-q", "--verify", branch) == seen:
+                raise LabError(
+                    f"git cannot move {branch}: {one_line(error.words[:400])} "
+                    "Next: end whatever holds that, then autoresearch run"
+                ) from None
+            return False
+        return True
+
+    def check_out(self, old: str, new: str) -> bool:
+        """Bring the working train.py along; False if the human's edits stay there.
+
+        Git's own checkout would run filters and change line endings, so the file is
+        written here; git is only told of it.
+        """
+        before, after = self.file_at(old, "train.py"), self.file_at(new, "train.py")
+        assert after is not None, "every commit of ours has a train.py"
+        path = self.folder / "train.py"
+        known = [found[1] for found in (before, after) if found]
+        clean = path.is_file() and not path.is_symlink() and path.read_bytes() in known
+        if clean:
+            replace_content(path, after[1])
+        staged = self.git("ls-files", "--stage", "--", "train.py").split()
+        if clean or (before and before[0] in staged):
+            self.stage(after[0], mode=staged[0] if staged else "100644")
+        return clean
+
+    def stage(self, blob: str, mode: str) -> None:
+        """Tell the index what the branch's train.py is now.
+
+        Another git may hold the index, or have left its lock there for good. Then `git
+        status` is behind until the next keep; nothing else needs the index.
+        """
+        entry = f"{mode},{blob},train.py"
+        where = self.git("rev-parse", "--absolute-git-dir")
+        # Before it writes an index, git compares files of the same moment, and filters
+        # them for it: hence a work tree without files.
+        with tempfile.TemporaryDirectory() as empty, suppress(GitFailed):
+            apart = ("--git-dir", where, "--work-tree", empty, "-C", empty)
+            self.git(*apart, "update-index", "--cacheinfo", entry)
+
+    def contains(self, commit: str) -> bool:
+        """Whether the branch already holds a commit."""
+        try:
+            self.git("merge-base", "--is-ancestor", commit, "HEAD")
+        except GitFailed:
+            return False
+        return True
+
+    def tidy(self) -> None:
+        """Pack refs and objects, so that ten thousand experiments slow nothing.
+
+        Not `gc`: it would prune the sources of proposals that still wait.
+        """
+        for words in (("pack-refs", "--all"), ("repack", "-d", "-l", "-q")):
+            with suppress(GitFailed):  # a lock in the way; the next time will do
+                self.git(*words)
+
+    def exclude(self, *names: str) -> None:
+        """Have git ignore files of ours without touching the human's .gitignore."""
+        path = self.folder / self.git("rev-parse", "--git-path", "info/exclude")
+        path.parent.mkdir(exist_ok=True)
+        lines = path.read_bytes().splitlines() if path.exists() else []
+        missing = [name.encode() for name in names if name.encode() not in lines]
+        if missing:
+            path.write_bytes(b"\n".join([*lines, *missing, b""]))
+
+    # -- git itself --------------------------------------------------------------------
+
+    def git(
+        self, *args: str, stdin: bytes = b"", who: Mapping[str, str] | None = None
+    ) -> str:
+        """One git command; its output without the last newline."""
+        said = self.git_bytes(*args, stdin=stdin, who=who)
+        return said.decode(errors="replace").rstrip("\n")
+
+    def git_bytes(
+        self, *args: str, stdin: bytes = b"", who: Mapping[str, str] | None = None
+    ) -> bytes:
+        """One git command; its output as it came."""
+        done = subprocess.run(
+            ("git", "-C", str(self.folder), *SAFELY, *args),
+            input=stdin,
+            capture_output=True,
+            env={**bare_environment(), **(who or {})},
+        )
+        if done.returncode != 0:
+            raise GitFailed(args, done.stderr.decode(errors="replace").strip())
+        return done.stdout
+
+
+def bare_environment() -> dict[str, str]:
+    """An environment in which git reads no configuration but this repository's."""
+    return {
+        "PATH": os.environ.get("PATH", os.defpath),
+        "HOME": "/nonexistent",
+        "LC_ALL": "C",
+        "GIT_CONFIG_NOSYSTEM": "1",
+        "GIT_CONFIG_GLOBAL": "/dev/null",
+        "GIT_TERMINAL_PROMPT": "0",
+        "GIT_OPTIONAL_LOCKS": "0",
+        "GIT_ATTR_NOSYSTEM": "1",
+        "GIT_NO_REPLACE_OBJECTS": "1",  # what a name stands for cannot be changed
+        "GIT_GRAFT_FILE": "/dev/null",
+        "GIT_ALLOW_PROTOCOL": "",  # no remote, so none that starts a program either
+        # A lab may belong to another user than root runs as; the path is our own.
+        "GIT_CONFIG_COUNT": "1",
+        "GIT_CONFIG_KEY_0": "safe.directory",
+        "GIT_CONFIG_VALUE_0": "*",
+    }
+
+
+def identity(author: str, at: float) -> dict[str, str]:
+    """Author and committer of a verdict, both said outright."""
+    name, email = COMMITTER
+    when = f"{int(at)} +0000"
+    return {
+        # Git refuses a name of nothing but the marks it strips from both ends.
+        "GIT_AUTHOR_NAME": one_line(author).strip("<>.,:;\"\\' ") or "unknown",
+        "GIT_AUTHOR_EMAIL": "proposer@localhost",
+        "GIT_AUTHOR_DATE": when,
+        "GIT_COMMITTER_NAME": name,
+        "GIT_COMMITTER_EMAIL": email,
+        "GIT_COMMITTER_DATE": when,
+    }
+
+
+def replace_content(path: Path, content: bytes) -> None:
+    """Write a file anew, whole or not at all, with the permissions it had."""
+    if path.read_bytes() == content:
+        return
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    beside.write_bytes(content)
+    beside.chmod(path.stat().st_mode)
+    beside.replace(path)
+
+
+def summary(title: str) -> str:
+    """A proposal's title as a commit names it: ASCII, one line, at most 50 letters."""
+    plain = unicodedata.normalize("NFKD", one_line(title)).encode("ascii", "ignore")
+    short = " ".join(plain.decode().split()) or "untitled"
+    if len(short) <= SUMMARY_LETTERS:
+        return short
+    return short[: SUMMARY_LETTERS - 3].rstrip() + "..."
+
+
+def read_trailers(message: str) -> dict[str, str]:
+    """The trailers of a verdict's message; unknown lines are left out."""
+    last = message.rstrip("\n").rpartition("\n\n")[2]
+    found = {}
+    for line in last.splitlines():
+        key, colon, text = line.partition(": ")
+        if colon and key in TRAILERS:
+            found[key] = text
+    return found
+
+
+def git_blob(text: str) -> str:
+    """The name git gives to a file with this text."""
+    body = text.encode()
+    header = f"blob {len(body)}\0".encode()
+    return hashlib.sha1(header + body, usedforsecurity=False).hexdigest()

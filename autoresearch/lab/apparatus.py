@@ -1,0 +1,173 @@
+"""The locked prepare.py, as the harness uses it.
+
+The text comes from the lab's commit, never from the working tree, and is refused when
+the two differ. It is the researcher's own code and trusted; what it offers is checked
+once, here, so that a mistake in it is one clear sentence.
+"""
+
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from autoresearch import sealed_memory
+from autoresearch.errors import LabError
+from autoresearch.git import Notebook
+from autoresearch.lab.folder import Lab
+
+PROBES, PROBE_SHARE = 64, 0.02  # rows kept back, and at most this share of the text
+NEEDED = ("METRIC", "LOWER_IS_BETTER", "CAUSAL", "prepare", "fingerprint", "training")
+FOR_TEXT = ("VOCABULARY", "CONTEXT", "text")
+FOR_OTHERS = ("inputs", "score")
+
+
+class Apparatus:
+    """Data, metric and direction of a lab."""
+
+    def __init__(self, lab: Lab, blob: str, source: bytes) -> None:
+        self.blob = blob
+        self.source = source
+        self._path = lab.path("prepare.py")
+        offers = vars(execute(self._path, source))
+        self._offers = offers
+        self._training: int | None = None  # None: nothing has run yet
+        self._probes: bytes = b""
+        self.causal = bool(self._offer("CAUSAL"))
+        for name in NEEDED + (FOR_TEXT if self.causal else FOR_OTHERS):
+            self._offer(name)
+        self.metric = str(self._offer("METRIC"))
+        self.lower_is_better = bool(self._offer("LOWER_IS_BETTER"))
+
+    @property
+    def short_metric(self) -> str:
+        """The metric as a commit title names it: val_bpb is bpb."""
+        return self.metric.removeprefix("val_")
+
+    @property
+    def vocabulary(self) -> int:
+        return int(self._offer("VOCABULARY"))
+
+    @property
+    def context(self) -> int:
+        return int(self._offer("CONTEXT"))
+
+    def prepare(self, show: Callable[[str, int, int], None]) -> None:
+        """Make and seal the data."""
+        self._offer("prepare")(show)
+
+    def fingerprint(self) -> str:
+        """Hash of the sealed data, or LabError when there is none."""
+        return str(self._offer("fingerprint")())
+
+    def unchanged(self) -> None:
+        """LabError if prepare.py or the sealed data are not what they were.
+
+        A lab whose data lies in files offers `verify()`, which looks at their hashes.
+        """
+        if self._path.read_bytes() != self.source:
+            raise LabError(
+                f"{self._path} changed while the night was running; it is locked, and "
+                "nothing measured from now on could be compared. Next: git checkout "
+                "-- prepare.py, then autoresearch run"
+            )
+        if "verify" in self._offers:
+            self._offer("verify")()
+
+    def training(self) -> int:
+        """A descriptor of the training data, sealed; the same for every run.
+
+        A text's last rows are kept back, for `probes`.
+        """
+        if self._training is None:
+            data = self._offer("training")()
+            if isinstance(data, Path):
+                with data.open("rb") as file:
+                    data = sealed_memory.view(file.fileno())
+            whole = memoryview(data).cast("B")
+            kept = len(whole) - self._kept_back(len(whole))
+            self._probes = bytes(whole[kept:])
+            self._training = sealed_memory.sealed(whole[:kept], "training")
+        return self._training
+
+    def _kept_back(self, size_bytes: int) -> int:
+        """Bytes of text at the end that no train.py sees; 0 where there is no text."""
+        if not self.causal:
+            return 0
+        row_bytes = 2 * (self.context + 1)
+        return row_bytes * min(PROBES, int(PROBE_SHARE * size_bytes) // row_bytes)
+
+    def probe(self) -> bytes:
+        """A row of tokens, uint16 (T+1), that no run has seen; b"" without a text.
+
+        Drawn anew each time: nobody can have prepared an answer.
+        """
+        self.training()
+        row_bytes = 2 * (self.context + 1) if self.causal else 1
+        count = len(self._probes) // row_bytes
+        if not self.causal or count == 0:
+            return b""
+        at = row_bytes * int.from_bytes(os.urandom(4), "little") % (row_bytes * count)
+        at -= at % row_bytes
+        return self._probes[at : at + row_bytes]
+
+    def text(self, split: str) -> tuple[Any, Any]:
+        """(tokens uint16 (N,), raw bytes of each vocabulary entry (V,))."""
+        tokens, widths = self._offer("text")(split)
+        return tokens, widths
+
+    def inputs(self, split: str) -> Any:
+        """What the model is asked, without answers."""
+        return self._offer("inputs")(split)
+
+    def score(self, outputs: Any, split: str) -> float:
+        """The metric of a model's outputs."""
+        return float(self._offer("score")(outputs, split))
+
+    def _offer(self, name: str) -> Any:
+        try:
+            return self._offers[name]
+        except KeyError:
+            raise LabError(
+                f"{self._path} offers no {name}. Next: see docs/how-it-works.md, "
+                "'What prepare.py offers'"
+            ) from None
+
+
+def load(lab: Lab, notebook: Notebook) -> Apparatus:
+    """The apparatus of the lab's commit, or LabError if prepare.py is not locked."""
+    found = notebook.file_at(notebook.head(), "prepare.py")
+    if found is None:
+        raise LabError(
+            f"{lab.path('prepare.py')} is not committed, so nobody could check it. "
+            "Next: git add prepare.py, git commit -m apparatus"
+        )
+    blob, source = found
+    if lab.path("prepare.py").read_bytes() != source:
+        raise LabError(
+            f"{lab.path('prepare.py')} differs from its commit; the apparatus is "
+            "locked. Next: git checkout -- prepare.py, or commit the change (it "
+            "begins a new series)"
+        )
+    return Apparatus(lab, blob, source)
+
+
+def execute(path: Path, source: bytes) -> ModuleType:
+    """Run prepare.py as a module, without its `__main__` part."""
+    module = ModuleType("prepare")
+    module.__file__ = str(path)
+    # Dataclasses and pickling in worker processes look modules up by name.
+    sys.modules["prepare"] = module
+    try:
+        exec(compile(source, str(path), "exec"), vars(module))  # noqa: S102
+    except (LabError, KeyboardInterrupt):
+        raise
+    except BaseException as error:  # whatever the researcher's file raised
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        raise LabError(
+            f"{path} line {last.lineno}: {type(error).__name__}: {error}. "
+            "Next: python prepare.py shows the whole error"
+        ) from error
+    return module

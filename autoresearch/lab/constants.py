@@ -1,0 +1,253 @@
+"""The constants of a train.py: read by `ast`, never executed, and rewritten in place.
+
+A constant is a top-level capital NAME = literal: a number, `2**18`, `3 * 64`, a bool,
+or a text whose comment lists the choices. What may be tried comes from its comment,
+
+    MATRIX_LR = 0.04        # 0.005 .. 0.3, log
+    WINDOW_PATTERN = "SSSL" # one of: "SSSL", "SSL", "L"
+    HEAD_SIZE = 64          # fixed
+
+or else is inferred from its value. Seeds are never touched. Replacing keeps the rest of
+the file as it is, byte for byte, and the spelling of the number (2**18, 1e-3).
+
+Not covered: constants inside functions, tuples, and whether a value makes sense.
+"""
+
+import ast
+import math
+import re
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from autoresearch.errors import LabError
+
+Value = int | float | bool | str
+
+NUMBER = r"[-+]?(?:\d[\d_]*\.?\d*|\.\d+)(?:e[-+]?\d+)?(?:\s*\*\*\s*\d+)?"
+RANGE = re.compile(rf"({NUMBER})\s*\.\.\s*({NUMBER})", re.IGNORECASE)
+CHOICES = re.compile(r"one of:\s*(.+)")
+FIXED = re.compile(r"\bfixed\b")
+LOG = re.compile(r",\s*log\b")
+SPREAD = 8.0  # without a stated range: this factor down and up
+
+
+@dataclass(frozen=True, slots=True)
+class Constant:
+    """One number of the file that a proposal may change."""
+
+    name: str
+    value: Value
+    spelling: str
+    start: int  # byte offsets of the spelling in the file
+    end: int
+    low: float | None  # None: choices instead of a range
+    high: float | None
+    log: bool
+    choices: tuple[Value, ...]  # empty: a range instead
+    fixed: bool
+
+
+def read(source: str) -> tuple[Constant, ...]:
+    """The constants of a train.py that is Python, in the order of the file."""
+    lines = source.encode().splitlines(keepends=True)
+    starts = [0]
+    for line in lines:
+        starts.append(starts[-1] + len(line))
+    found: dict[str, Constant] = {}
+    for node in tree_of(source).body:
+        name, spot = target(node)
+        if name is None or spot is None or spot.end_lineno is None:
+            continue
+        value = evaluate(spot)
+        if value is None:
+            continue
+        start = starts[spot.lineno - 1] + spot.col_offset
+        end = starts[spot.end_lineno - 1] + (spot.end_col_offset or 0)
+        rest = lines[spot.end_lineno - 1][spot.end_col_offset or 0 :].decode()
+        comment = rest.partition("#")[2]
+        spelling = source.encode()[start:end].decode()
+        constant = describe(name, value, spelling, start, end, comment)
+        if constant is not None:
+            found[name] = constant  # assigned twice: the last one counts
+    return tuple(found.values())
+
+
+# CPython 3.11 keeps count of one syntax tree under construction per interpreter, and
+# raises SystemError when two threads make trees at once.
+ONE_TREE = threading.Lock()
+
+
+def tree_of(source: str) -> ast.Module:
+    """The syntax tree; raises what `ast.parse` raises. Safe in threads."""
+    with ONE_TREE:
+        return ast.parse(source)
+
+
+def target(node: ast.stmt) -> tuple[str | None, ast.expr | None]:
+    """NAME and expression of a top-level assignment to one capital name."""
+    match node:
+        case ast.Assign(targets=[ast.Name(id=name)], value=value) if name.isupper():
+            return name, value
+        case ast.AnnAssign(target=ast.Name(id=name), value=value) if name.isupper():
+            return name, value
+    return None, None
+
+
+def evaluate(node: ast.expr) -> Value | None:
+    """The value of a literal or of simple arithmetic on literals; None for others."""
+    match node:
+        case ast.Constant(value=bool() | int() | float() | str() as value):
+            return value
+        case ast.UnaryOp(op=ast.USub(), operand=operand):
+            inner = evaluate(operand)
+            return None if inner is None or isinstance(inner, str | bool) else -inner
+        case ast.BinOp(left=left, op=op, right=right):
+            return arithmetic(evaluate(left), op, evaluate(right))
+    return None
+
+
+def arithmetic(
+    left: Value | None, op: ast.operator, right: Value | None
+) -> Value | None:
+    """left op right, where that is a number of sane size; else None."""
+    if not isinstance(left, int | float) or not isinstance(right, int | float):
+        return None
+    try:
+        match op:
+            case ast.Pow() if 0 <= right <= 64 and abs(left) <= 1024:
+                value = left**right
+            case ast.Mult():
+                value = left * right
+            case ast.Div():
+                value = left / right
+            case ast.FloorDiv():
+                value = left // right
+            case ast.Add():
+                value = left + right
+            case ast.Sub():
+                value = left - right
+            case _:
+                return None
+    except (ArithmeticError, ValueError):
+        return None
+    return value if abs(value) < 1e18 else None
+
+
+def describe(
+    name: str, value: Value, spelling: str, start: int, end: int, comment: str
+) -> Constant | None:
+    """A constant with what may be tried; None for a text without choices."""
+    fixed = "SEED" in name or bool(FIXED.search(comment))
+    place = (name, value, spelling, start, end)
+    if listed := CHOICES.search(comment):
+        try:
+            choices = tuple(ast.literal_eval(f"({listed[1].strip().rstrip(',')},)"))
+        except (ValueError, SyntaxError):
+            choices = ()
+        return Constant(*place, None, None, False, choices or (value,), fixed)
+    if isinstance(value, bool):
+        return Constant(*place, None, None, False, (False, True), fixed)
+    if isinstance(value, str):
+        return None
+    if stated := RANGE.search(comment):
+        low, high = (number(part) for part in stated.groups())
+        log = (bool(LOG.search(comment)) or "**" in spelling) and low > 0
+        return Constant(*place, min(low, high), max(low, high), log, (), fixed)
+    return Constant(*place, *inferred(value), (), fixed)
+
+
+def number(text: str) -> float:
+    """A number as comments spell it: 0.1, 1e-3, 2**14, 1_000."""
+    base, _, power = text.replace(" ", "").replace("_", "").partition("**")
+    return float(base) ** int(power) if power else float(base)
+
+
+def inferred(value: int | float) -> tuple[float, float, bool]:
+    """(low, high, log) for a number whose comment states no range."""
+    if value == 0:
+        return (0.0, 1.0, False) if isinstance(value, float) else (0.0, 4.0, False)
+    if value < 0:
+        return value * 2, 0.0, False
+    if isinstance(value, int):
+        return max(1.0, math.ceil(value / SPREAD)), value * SPREAD, value > 8
+    if 0.5 < value < 1:  # betas and shares: what counts is the distance to one
+        return max(0.0, 1 - 8 * (1 - value)), 1 - (1 - value) / 8, False
+    high = value * SPREAD
+    return value / SPREAD, min(high, 1.0) if value < 1 else high, True
+
+
+def replace(source: str, values: Mapping[str, Value]) -> str:
+    """The file with these constants changed and nothing else; LabError for others."""
+    known = {constant.name: constant for constant in read(source)}
+    body = source.encode()
+    for name in sorted(values, key=lambda n: -known[n].start if n in known else 0):
+        if name not in known:
+            raise LabError(
+                f"train.py has no constant {name!r}; it has: {', '.join(sorted(known))}"
+            )
+        old = known[name]
+        words = old.spelling if values[name] == old.value else spell(values[name], old)
+        body = body[: old.start] + words.encode() + body[old.end :]
+    changed = body.decode()
+    now = {constant.name: constant.value for constant in read(changed)}
+    for name, value in values.items():
+        assert now[name] == value or spell(value, known[name]) == spell(
+            now[name], known[name]
+        ), f"{name} came out as {now[name]!r}"
+    return changed
+
+
+def spell(value: Value, like: Constant) -> str:
+    """A value, spelled as the file spells that constant."""
+    if isinstance(value, bool) or isinstance(like.value, bool):
+        return str(bool(value))
+    if isinstance(value, str):
+        quote = like.spelling[:1] if like.spelling[:1] in "'\"" else '"'
+        return quote + value.replace("\\", "\\\\").replace(quote, "\\" + quote) + quote
+    power = round(math.log2(value)) if value > 0 else 0
+    if "**" in like.spelling and value > 0 and 2**power == value:
+        return f"2**{power}"
+    if isinstance(like.value, int) and float(value).is_integer():
+        return f"{int(value):_}" if "_" in like.spelling else str(int(value))
+    text = repr(float(value))
+    if "e" in like.spelling.lower() and value and abs(value) < 0.01:
+        mantissa, exponent = f"{value:.6e}".split("e")
+        return f"{float(mantissa):g}e{int(exponent)}"
+    return text if "e" not in text else f"{value:.10f}".rstrip("0")
+
+
+def rounded(value: float, digits: int = 2) -> float:
+    """A number as a person would write it: two significant digits."""
+    return float(f"{value:.{digits - 1}e}") if value else 0.0
+
+
+def values_of(source: str) -> dict[str, Value]:
+    """NAME -> value."""
+    return {constant.name: constant.value for constant in read(source)}
+
+
+def skeleton(source: str) -> str:
+    """The code with every constant blanked: equal where only those differ."""
+    tree = tree_of(source)
+    names = {constant.name for constant in read(source)}
+    for node in tree.body:
+        name, _ = target(node)
+        if name in names and isinstance(node, ast.Assign | ast.AnnAssign):
+            node.value = ast.Constant(0)
+    return ast.unparse(tree)
+
+
+def literal(source: str, name: str, default: Any) -> Any:
+    """A top-level constant of a file, without running it."""
+    try:
+        body = tree_of(source).body
+    except SyntaxError:
+        return default
+    for node in body:
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant):
+            for target in node.targets:
+                if isinstance(target, ast.Name) and target.id == name:
+                    return node.value.value
+    return default

@@ -1,0 +1,195 @@
+"""A lab is a folder under git that tracks three files.
+
+* prepare.py   locked: data and the metric
+* train.py     mutable: the only file a proposal may change
+* program.md   the human's: what to look for, and a few settings on top
+
+Everything the harness keeps lies in `.autoresearch/` beside them. This module knows
+where things are and whether the three files can be used; it starts no process.
+"""
+
+import fcntl
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from autoresearch.atomic_file import write_whole
+from autoresearch.errors import Busy, LabError
+from autoresearch.lab import program
+from autoresearch.lab.program import Program
+
+THREE_FILES = ("prepare.py", "train.py", "program.md")
+LARGEST_FILE_BYTES = 1 << 20
+FREE_BYTES_NEEDED = 200 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Lab:
+    """A folder that has the three files, and the places beside them."""
+
+    folder: Path
+
+    @classmethod
+    def find(cls, start: Path) -> "Lab":
+        """The lab that `start` is in, or LabError."""
+        start = start.resolve()
+        for folder in (start, *start.parents):
+            if (folder / "prepare.py").is_file() and (folder / "train.py").is_file():
+                return cls(folder).checked()
+        if (start / "train.py").is_file() and (start / "program.md").is_file():
+            return cls(start).checked()
+        raise LabError(
+            f"{start} is not a lab: it has no {' or '.join(THREE_FILES[:2])}. "
+            "Next: autoresearch new LAB, then cd LAB"
+        )
+
+    def checked(self) -> "Lab":
+        """This lab, or LabError naming the file that is missing."""
+        for name in THREE_FILES:
+            if not self.path(name).is_file():
+                raise LabError(
+                    f"{self.folder} has no {name}; a lab needs {', '.join(THREE_FILES)}"
+                    f". Next: git checkout -- {name}, or autoresearch new for a new lab"
+                )
+        return self
+
+    def path(self, name: str) -> Path:
+        """Path of one of the lab's files."""
+        return self.folder / name
+
+    def read(self, name: str) -> str:
+        """Text of one of the lab's files, or LabError."""
+        path = self.path(name)
+        try:
+            if path.stat().st_size > LARGEST_FILE_BYTES:
+                raise LabError(f"{path} is larger than 1 MB. Next: shorten it")
+            return path.read_bytes().decode()
+        except UnicodeDecodeError:
+            raise LabError(f"{path} is not UTF-8 text. Next: save it as such") from None
+        except OSError as error:
+            raise LabError(f"{path} cannot be read: {error.strerror}") from None
+
+    def program(self) -> Program:
+        """What program.md says now."""
+        return program.parse(self.read("program.md"))
+
+    @property
+    def state(self) -> Path:
+        """The harness's own folder, made on first use and invisible to git."""
+        folder = self.folder / ".autoresearch"
+        try:
+            folder.mkdir(exist_ok=True)
+            ignore = folder / ".gitignore"
+            if not ignore.exists():
+                write_whole(ignore, "*\n")
+        except OSError as error:
+            raise LabError(
+                f"{folder} cannot be made or written: {error.strerror}. "
+                f"Next: make {self.folder} a folder you may write to"
+            ) from None
+        return folder
+
+    @property
+    def ledger(self) -> Path:
+        """The SQLite file."""
+        return self.state / "ledger.db"
+
+    @property
+    def results(self) -> Path:
+        """The ledger as a table for people."""
+        return self.folder / "results.tsv"
+
+    @property
+    def pause(self) -> Path:
+        """While this file is there, a running night begins nothing new."""
+        return self.state / "paused"
+
+    @property
+    def now(self) -> Path:
+        """What is running at this moment, for views."""
+        return self.state / "now.json"
+
+    def run_folder(self, number: int, seed: int) -> Path:
+        """Where one run keeps its files while it lasts."""
+        return self.state / "runs" / f"{number}-{seed}"
+
+    @property
+    def logs(self) -> Path:
+        """Logs of every run."""
+        folder = self.state / "logs"
+        folder.mkdir(exist_ok=True)
+        return folder
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Be the only `run` in this lab; the kernel lets go when this process dies."""
+        self.need_writing()
+        descriptor = os.open(
+            self.state / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644
+        )
+        if not locked(descriptor):
+            holder = os.pread(descriptor, 32, 0).decode(errors="replace").strip()
+            os.close(descriptor)
+            raise Busy(
+                f"{self.folder} is in use by another run (process {holder}). "
+                "Next: autoresearch status --follow, or autoresearch stop"
+            ) from None
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+        try:
+            yield
+        finally:
+            os.close(descriptor)
+
+    def holder(self) -> int | None:
+        """The process that runs this lab now; None when nobody does."""
+        path = self.state / "lock"
+        if not path.exists():
+            return None
+        with path.open() as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                said = file.read(32).strip()
+                return int(said) if said.isdigit() else None
+        return None
+
+    @property
+    def writable(self) -> bool:
+        """Whether anything can be written here; views read a lab all the same."""
+        return os.access(self.state, os.W_OK) and os.access(self.folder, os.W_OK)
+
+    def need_writing(self) -> None:
+        """LabError where nothing can be written."""
+        if not self.writable:
+            raise LabError(
+                f"{self.folder} is read-only. Next: make it a folder you may write "
+                "to, or git clone it to one; status, log, show and report read it"
+            )
+
+    def need_space(self) -> None:
+        """LabError when the disk is too full to go on."""
+        free = os.statvfs(self.folder)
+        if free.f_bavail * free.f_frsize < FREE_BYTES_NEEDED:
+            raise LabError(
+                f"{self.folder}: less than {FREE_BYTES_NEEDED >> 20} MB of disk are "
+                "free. Next: make space, then autoresearch run goes on by itself"
+            )
+
+
+def locked(descriptor: int) -> bool:
+    """Take a lock; False when somebody else keeps it for more than a moment.
+
+    A view that asks who holds the lab takes the lock itself for that moment.
+    """
+    for _ in range(20):
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(0.02)
+        else:
+            return True
+    return False

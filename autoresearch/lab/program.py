@@ -1,0 +1,233 @@
+"""program.md: the researcher's strategy in prose, and on top a few settings in TOML.
+
+The settings stand in a ```toml fence that comes first in the file; without one every
+default holds. Code enforces what is in the fence; the prose is advice to proposers.
+What each setting means is said once, in `Program`.
+"""
+
+import difflib
+import re
+import reprlib
+import tomllib
+from dataclasses import dataclass, fields
+from pathlib import PurePosixPath
+from typing import Any
+
+from autoresearch import plugins
+from autoresearch.errors import LabError
+
+FENCE = re.compile(
+    r"\A\s*```toml[ \t]*\r?\n(.*?)^```[ \t]*\r?$", re.DOTALL | re.MULTILINE
+)
+ANY_FENCE = re.compile(r"^(```[^\n`]*)\r?\n(.*?)^```", re.DOTALL | re.MULTILINE)
+LARGEST_PROGRAM_BYTES = 1 << 20
+LARGEST_FENCE_BYTES = 16 << 10  # TOML takes time quadratic in the depth of a key
+CAGES = ("full", "landlock", "container", "seatbelt", "none")
+MOST_HOURS = 1e5  # eleven years: further off, a clock has no name for the time
+POLICIES = ("noise-aware", "greedy", "anneal", "islands")
+SHOWN_ANYWAY = (("train.py",), ("prepare.py",))  # a second copy would replace them
+OUTSIDE = ("/", "//", ".git", ".autoresearch")
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """What program.md asks for. The first three are read once, when `run` starts."""
+
+    budget_seconds: float | None = 300.0  # of training; None: a token budget holds
+    budget_tokens: int | None = None  # of training text; None: a time budget holds
+    budget_tolerance_seconds: float = 15.0  # how far from the budget a run may end
+    readonly: tuple[str, ...] = ()  # further files shown to train.py
+    cage: str = "full"  # the level a run needs
+    max_memory_gb: float | None = None  # None: what the machine has
+    proposers: tuple[str, ...] = ("search",)
+    policy: str = "noise-aware"
+    early_kill: bool = True  # end runs that are hopeless by their learning curve
+    max_constants: int = 1  # a change of constants only may change this many
+    max_changed_lines: int = 80  # any other change
+    gain_per_20_added_lines: float = 0.001  # the price of complexity
+    experiments: int | None = None  # None: no end
+    hours: float | None = None  # None: no end
+    dollars: float = 0.0
+    prose: str = ""  # everything after the fence
+
+    @property
+    def tolerance_seconds(self) -> float:
+        """The tolerance that holds: of a short budget a twentieth, but at least 2 s."""
+        if self.budget_seconds is None:
+            return self.budget_tolerance_seconds
+        return min(self.budget_tolerance_seconds, max(2.0, self.budget_seconds / 20))
+
+
+SETTINGS = tuple(field.name for field in fields(Program) if field.name != "prose")
+KINDS: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(("budget_seconds", "hours", "dollars"), (int, float)),
+    **dict.fromkeys(("budget_tolerance_seconds", "max_memory_gb"), (int, float)),
+    "gain_per_20_added_lines": (int, float),
+    **dict.fromkeys(("budget_tokens", "max_constants", "experiments"), (int,)),
+    "max_changed_lines": (int,),
+    **dict.fromkeys(("cage", "policy"), (str,)),
+    **dict.fromkeys(("readonly", "proposers"), (list,)),
+    "early_kill": (bool,),
+}
+MAY_BE_ZERO = (
+    "budget_tolerance_seconds",
+    "dollars",
+    "gain_per_20_added_lines",
+    "max_changed_lines",
+)
+SAID = {
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    list: "a list of texts",
+    bool: "true or false",
+}
+
+
+def parse(text: str) -> Program:
+    """The text of program.md -> Program, or LabError naming line and remedy."""
+    if len(text) > LARGEST_PROGRAM_BYTES:
+        raise LabError("program.md is larger than 1 MB. Next: shorten it")
+    text = text.removeprefix("\ufeff")  # some editors put a byte order mark on top
+    fence = FENCE.match(text)
+    if fence is None:
+        if re.match(r"\s*```toml", text):
+            raise LabError(
+                "program.md: the ```toml fence on top is never closed. Next: a line "
+                "of ``` below the settings"
+            )
+        return Program(prose=text)
+    if len(fence[1]) > LARGEST_FENCE_BYTES:
+        raise LabError(
+            "program.md: the ```toml fence is larger than 16 KB. "
+            "Next: move prose below the fence"
+        )
+    table = read_table(fence[1], first_line=text[: fence.start(1)].count("\n") + 1)
+    settings = {name: checked(name, value) for name, value in table.items()}
+    contradictions(settings)
+    if "budget_tokens" in settings:
+        settings["budget_seconds"] = None
+    return Program(**settings, prose=text[fence.end() :])
+
+
+def doubtful(text: str) -> str:
+    """A fence that looks like settings and is none, with its line; "" without one.
+
+    Only a ```toml fence that comes first is read; whatever stands elsewhere or is
+    called otherwise is prose, and then every default holds.
+    """
+    if FENCE.match(text.removeprefix("\ufeff")):
+        return ""
+    for fence in ANY_FENCE.finditer(text):
+        names = [line.partition("=")[0].strip() for line in fence[2].splitlines()]
+        if meant := [name for name in names if name in SETTINGS]:
+            line = text[: fence.start(1)].count("\n") + 1
+            return (
+                f"program.md line {line}: {meant[0]} is set in a fence that is not "
+                "read, so every default holds. Next: make it a ```toml fence, and the "
+                "first thing in the file"
+            )
+    return ""
+
+
+def read_table(toml: str, first_line: int) -> dict[str, Any]:
+    """The fence's TOML; errors count lines from the top of program.md."""
+    try:
+        return tomllib.loads(toml)
+    except tomllib.TOMLDecodeError as error:
+        found = re.search(r"at line (\d+)", str(error))
+        last_line = first_line + max(0, toml.count("\n") - 1)
+        line = first_line + int(found[1]) - 1 if found else last_line
+        what = str(error).split(" (at ")[0]
+        raise LabError(
+            f"program.md line {line}: {what}. Next: mend that line"
+        ) from None
+    except (ValueError, RecursionError):  # a number of 5000 digits, "[" 5000 times
+        raise LabError(
+            f"program.md: the settings from line {first_line} on hold a number or a "
+            "table too large to read. Next: correct it"
+        ) from None
+
+
+def checked(name: str, value: Any) -> Any:
+    """One setting, in the type that Program holds, or LabError."""
+    if name not in SETTINGS:
+        near = difflib.get_close_matches(name[:80], SETTINGS, 1, cutoff=0.0)[0]
+        raise LabError(
+            f"program.md: unknown setting {shown(name)}; the nearest is {near!r}. "
+            f"The settings are: {', '.join(SETTINGS)}. Next: correct it"
+        )
+    kinds = KINDS[name]
+    wrong = isinstance(value, bool) != (kinds == (bool,)) or not isinstance(
+        value, kinds
+    )
+    if wrong or (kinds == (list,) and not all(isinstance(v, str) for v in value)):
+        raise LabError(
+            f"program.md: {name} is {shown(value)}, but it takes {SAID[kinds[-1]]}. "
+            "Next: correct it"
+        )
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, list):
+        return tuple(value)
+    if isinstance(value, str):
+        return chosen(name, value)
+    lowest = 0 if name in MAY_BE_ZERO else 1e-9
+    most = MOST_HOURS if name == "hours" else 1e15
+    if not lowest <= value < most:
+        raise LabError(
+            f"program.md: {name} is {shown(value)}, but it must be positive"
+            f"{' or 0' if name in MAY_BE_ZERO else ''} and below {most:.0e}. "
+            "Next: correct it"
+        )
+    return value
+
+
+def chosen(name: str, value: str) -> str:
+    """A word out of a list of words."""
+    words = CAGES if name == "cage" else policy_names()
+    if value not in words:
+        raise LabError(
+            f"program.md: {name} is {shown(value)}, but it is one of: "
+            f"{', '.join(words)}. Next: write one of them"
+        )
+    return value
+
+
+def policy_names() -> tuple[str, ...]:
+    """The built-in policies, and those of installed plugins."""
+    return (*POLICIES, *plugins.plugin_names("policies"))
+
+
+def shown(value: object) -> str:
+    """A wrong value as a message can hold it: shortened, whatever its size."""
+    try:
+        return reprlib.repr(value)
+    except ValueError:  # Python does not spell out more than 4300 digits
+        return "a number of thousands of digits"
+
+
+def contradictions(settings: dict[str, Any]) -> None:
+    """Settings that cannot hold together, or with a lab."""
+    if "budget_seconds" in settings and "budget_tokens" in settings:
+        raise LabError(
+            "program.md sets budget_seconds and budget_tokens; a run has one budget. "
+            "Next: delete one of the two lines"
+        )
+    if settings.get("proposers") == ():
+        raise LabError(
+            "program.md: proposers is empty, so nobody would have an idea. "
+            'Next: proposers = ["search"], or delete the line for this default'
+        )
+    for path in settings.get("readonly", ()):
+        parts = PurePosixPath(path).parts
+        if not parts or parts[0] in OUTSIDE or ".." in parts or "\0" in path:
+            raise LabError(
+                f"program.md: readonly {shown(path)} is not inside the lab. Next: "
+                "copy the file into it"
+            )
+        if parts in SHOWN_ANYWAY:
+            raise LabError(
+                f"program.md: readonly {shown(path)} is shown to train.py anyway. "
+                "Next: delete it from the list"
+            )

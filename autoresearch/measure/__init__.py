@@ -1,0 +1,1 @@
+"""Candidate -> run -> score: training, evaluation, audit, calibration."""

@@ -1,0 +1,150 @@
+"""What the person's own train.py compiled, lent to every later run.
+
+A cold start compiles for a minute on a GPU. A cache of compiled code is itself code,
+and a place to leave trained weights in: nothing that a run wrote may reach another run.
+There is one exception: experiment 0 is the train.py that the person wrote, who has
+nobody to cheat. What its first run compiled is kept, be it `check`'s or the night's;
+every run, whoever's, starts with a private copy, which dies with it. A candidate that
+changes constants finds most of what it needs there, one that changes the model compiles
+anew. The same for processes that serve, apart, where a text is so long that they
+compile (`evaluator`).
+
+Not covered: a person whose own train.py deceives them, and other labs.
+"""
+
+import contextlib
+import json
+import os
+import shutil
+import stat
+import uuid
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import get_args
+
+from autoresearch.atomic_file import write_whole
+from autoresearch.experiment import PERSON, Proposal
+from autoresearch.git import git_blob
+from autoresearch.lab.folder import Lab
+from autoresearch.sandbox.process import COMPILED, Task, erase
+
+LARGEST_BYTES = 1 << 30
+MOST_FILES = 50_000
+
+
+def store(lab: Lab, task: Task) -> Path:
+    """Where it is kept for the torch that is installed: another one's is of no use."""
+    try:
+        name = version("torch")
+    except PackageNotFoundError:
+        name = "none"
+    return lab.state / "compiled" / (name if task == "train" else f"{name}-{task}")
+
+
+def make_room(scratch: Path) -> None:
+    """An empty place in a run's folder for what it compiles."""
+    place = scratch / COMPILED
+    place.mkdir()
+    place.chmod(0o777)  # the guest may be another user
+
+
+def lend(lab: Lab, scratch: Path, task: Task) -> None:
+    """Put a private copy into a run's folder, if there is anything to lend."""
+    kept, place = store(lab, task), scratch / COMPILED
+    if kept.is_dir():
+        shutil.copytree(kept, place, dirs_exist_ok=True)
+        for path in (place, *place.rglob("*")):
+            path.chmod(0o777 if path.is_dir() else 0o666)
+
+
+def forget_all_but(lab: Lab, *blobs: str) -> None:
+    """Throw away what any other train.py compiled than those a lab began with.
+
+    `check` may have seen another, whose author nobody knows. Without a note it is as
+    old as the lab's first night.
+    """
+    for task in get_args(Task):
+        if note_of(lab, task).blob not in ("", *blobs):
+            old = store(lab, task).with_name(f"old-{uuid.uuid4().hex}")
+            with contextlib.suppress(FileNotFoundError):  # somebody else is at it
+                os.rename(store(lab, task), old)
+            note_path(lab, task).unlink(missing_ok=True)
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def sweep(lab: Lab) -> None:
+    """Remove what was half kept, or half forgotten, when somebody was killed."""
+    for pattern in ("half-*", "old-*", ".*"):
+        for path in store(lab, "train").parent.glob(pattern):
+            erase(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def keep(
+    lab: Lab, proposal: Proposal, scratch: Path, task: Task, seconds: float = 0.0
+) -> None:
+    """Keep what the person's own train.py compiled, the first time; all or nothing.
+
+    seconds: its start-up. Whoever compiles anew needs as long, and is not to be killed
+    for it because a later first run found the code there.
+    """
+    kept, place = store(lab, task), scratch / COMPILED
+    if kept.exists() or not persons(proposal) or not place.is_dir():
+        return
+    files = plain_files(place)
+    if not files:
+        return
+    kept.parent.mkdir(exist_ok=True)
+    half = kept.parent / f"half-{uuid.uuid4().hex}"
+    try:
+        for file in files:
+            target = half / file.relative_to(place)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, target, follow_symlinks=False)
+        note = Note(git_blob(proposal.source), seconds)
+        write_whole(note_path(lab, task), json.dumps(asdict(note)))
+        os.rename(half, kept)
+    except OSError:  # a full disk, or another run was first: later runs compile anew
+        shutil.rmtree(half, ignore_errors=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """What is known of what is kept."""
+
+    blob: str = ""  # of the train.py that compiled it
+    seconds: float = 0.0  # its start-up, without any of this; 0 for what serves
+
+
+def note_path(lab: Lab, task: Task) -> Path:
+    kept = store(lab, task)
+    return kept.with_name(f"{kept.name}.json")
+
+
+def note_of(lab: Lab, task: Task) -> Note:
+    """The note beside what is kept; an empty one where there is none."""
+    if not store(lab, task).is_dir():
+        return Note()
+    try:
+        return Note(**json.loads(note_path(lab, task).read_text()))
+    except (OSError, ValueError, TypeError):
+        return Note()
+
+
+def persons(proposal: Proposal) -> bool:
+    """Whether the person wrote it: the first thing a lab measures, before any keep."""
+    return proposal.author == PERSON
+
+
+def plain_files(place: Path) -> list[Path]:
+    """Every regular file below, no links; none at all where there is too much."""
+    found, total = [], 0
+    for parent, _, names in os.walk(place):
+        for name in names:
+            status = os.lstat(path := Path(parent, name))
+            if stat.S_ISREG(status.st_mode):
+                found.append(path)
+                total += status.st_size
+            if total > LARGEST_BYTES or len(found) > MOST_FILES:
+                return []
+    return found

@@ -1,0 +1,448 @@
+"""Run -> Score: measure a model where train.py cannot reach.
+
+For text, claim and audit. A fresh guest, given only the committed weights, *claims* the
+loss of every next token; it has seen the answers and may lie. Then positions are drawn
+and a second fresh guest, which gets each row only up to its cut, with training text as
+filler, returns whole logits there; the harness does the softmax in float64. The score
+is the mean claim corrected by the mean of (audit - claim): its expectation is what the
+model can do causally and normalised, whatever was claimed (`audit`). A difference too
+large to be rounding refuses the run. Other labs send inputs without answers and score
+the outputs with their own prepare.py in this process.
+
+The first run that is scored on a device calibrates it: how much honest answers differ,
+and how long they take. Later guests get a few times that, so that nothing can train
+while it is being asked.
+
+Not covered: a model that trains for the seconds it does get (docs/security.md says how
+many), and two guests that tell each other something through the machine's timing.
+"""
+
+import contextlib
+import math
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+from autoresearch import sealed_memory
+from autoresearch.devices import gpu_specs
+from autoresearch.experiment import Kind, Run, Score, Slot
+from autoresearch.lab.folder import Lab
+from autoresearch.measure import compile_cache
+from autoresearch.measure.calibration import PROBE_NATS, Pace, Place
+from autoresearch.measure.model_process import expect, failed, model
+from autoresearch.measure.outputs_task import answered
+from autoresearch.measure.workbench import Progress, Workbench
+from autoresearch.sandbox.process import Exited, Guest, OverLimit
+from autoresearch.sealed_memory import Junk
+
+if TYPE_CHECKING:
+    from autoresearch.data.bits_per_byte import Array
+
+
+# After so many batches, claims that would go on for so long are worth compiling for:
+# they take half of that then, and compiling 3 to 5 s where the code is lent. Whoever
+# changed its shapes compiles for 10 to 20 s, and gains on still longer texts only.
+TRIED, LONG_SECONDS = 4, {"cuda": 10.0}
+COMPILE_SECONDS = 120.0  # whoever takes longer is asked anew, without compiling
+LARGEST_CLAIM = 6e4  # in nats; logits of 1e4 cannot lose more, and half floats hold it
+
+NOT_TRAINED = (
+    "on a text neither had seen it is {:.2f} nats a token off; usual causes: state "
+    "that is in no parameter or buffer, build_model() reads a global that training "
+    "changes, or training that went on after the weights were handed in"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Sheet:
+    """The rows a model is asked about."""
+
+    rows: "Array"  # uint16 (R, T+1)
+    scored: "Array"  # bool (R, T)
+    text_bytes: int
+    vocabulary: int
+    per_batch: int
+
+
+def score(
+    bench: Workbench, run: Run, *, slot: Slot, split: str = "validation"
+) -> Score:
+    """Run -> Score, or Failed, or Stopped. The run's files stay (`sandbox.discard`)."""
+    begun = time.monotonic()
+    bench.apparatus.unchanged()
+    bench.watch(run.candidate, Progress("scoring", 0.0, 1.0))
+    try:
+        if bench.apparatus.causal:
+            value, error = audited(bench, run, slot, split)
+        else:
+            value, error = answered(bench, run, slot, split), 0.0
+    except TimeoutError:
+        raise failed(run, "timeout", "the model took too long to answer") from None
+    except OverLimit as over:
+        kind: Kind = "out of memory" if over.what == "memory" else "no score"
+        raise failed(run, kind, f"while scoring: {over}") from None
+    except Junk as junk:
+        raise failed(run, "no score", f"the model's answer: {junk}") from None
+    bench.apparatus.unchanged()
+    if not math.isfinite(value):
+        raise failed(run, "no score", f"the metric came out as {value}")
+    return Score(run, value, error, time.monotonic() - begun, time.time())
+
+
+def with_holdout(bench: Workbench, found: Score, *, slot: Slot) -> Score:
+    """The same with the score on the sealed third split, which no policy ever reads."""
+    begun = time.monotonic()
+    value = score(bench, found.run, slot=slot, split="holdout").value
+    return replace(
+        found, holdout=value, seconds=found.seconds + time.monotonic() - begun
+    )
+
+
+# -- text: claim and audit -------------------------------------------------------------
+
+
+def audited(bench: Workbench, run: Run, slot: Slot, split: str) -> tuple[float, float]:
+    """(bits per byte, standard error of its correction)."""
+    import numpy as np
+
+    from autoresearch.data import bits_per_byte
+    from autoresearch.measure import audit
+
+    sheet = sheet_of(bench, slot, split)
+    place = calibration_of(bench, slot)
+    known = place.read()
+    allowed = known.allowed if known else Pace()
+    # Who calibrates compiles from nothing: others may have to.
+    lends = known is not None
+    claims, on_probe, pace = claimed(bench, run, slot, sheet, allowed, lends=lends)
+    if not ((claims >= -1e-6) & (claims < LARGEST_CLAIM)).all():
+        raise Junk("losses that are negative, not finite or absurd")
+    rng = np.random.default_rng(int.from_bytes(os.urandom(16), "little"))
+    reference = expected_losses(bench, sheet, split)
+    chance = audit.chances(claims, sheet.scored, reference)
+    drawn = audit.draw(chance, audit.how_many(len(claims), slot.device), rng)
+    truth = opened(bench, run, slot, sheet, drawn.places, allowed)
+    said = claims.ravel()[drawn.places].astype("float64")
+    far_nats = known.far_nats if known else audit.FAR_NATS
+    found = audit.estimate(
+        drawn, truth - said, int(sheet.scored.sum()), sheet.text_bytes, far_nats
+    )
+    if why := audit.objection(found):
+        raise failed(run, "cheat", why)
+    off_nats = distance_from_trained(run, on_probe)
+    if not off_nats <= (known.probe_nats if known else PROBE_NATS):
+        raise failed(run, "not the model you trained", NOT_TRAINED.format(off_nats))
+    if known is None:
+        far_nats = audit.far_for(found.largest_nats)
+        cold = compile_cache.note_of(bench.lab, "train").seconds
+        place.write(far_nats, off_nats, max(cold, run.startup_seconds), pace)
+    if split == "validation":
+        remember(bench, run, claims)
+    nats = float(claims[sheet.scored].sum(dtype="float64"))
+    score = bits_per_byte.bits_per_byte(nats, sheet.text_bytes) + found.correction
+    return score, found.error
+
+
+def sheet_of(bench: Workbench, slot: Slot, split: str) -> Sheet:
+    """Cut a held-out split into rows; marks of documents are read but not scored."""
+    from autoresearch.data import bits_per_byte
+
+    apparatus = bench.apparatus
+    tokens, widths = apparatus.text(split)
+    context = apparatus.context
+    rows, inside = bits_per_byte.rows(tokens, context, filler=int(tokens[0]))
+    width = widths[rows[:, 1:]] * inside
+    return Sheet(
+        rows,
+        width > 0,
+        int(width.sum(dtype="int64")),
+        apparatus.vocabulary,
+        gpu_specs.rows_at_a_time(
+            context, apparatus.vocabulary, slot.device, slot.memory_gb
+        ),
+    )
+
+
+@contextmanager
+def asking(
+    bench: Workbench,
+    run: Run,
+    slot: Slot,
+    sheet: Sheet,
+    floats: int,
+    allowed: Pace,
+    *,
+    lends: bool = False,
+) -> Iterator[tuple[Guest, Any, Any]]:
+    """A model guest and memory for two questions and answers of so many floats each:
+
+    (guest, uint16 (2, per_batch, T+1), float32 (2, floats)). lends: whether it is given
+    what others compiled.
+    """
+    import numpy as np
+
+    context = sheet.rows.shape[1] - 1
+    shape = (2, sheet.per_batch, context + 1)
+    asks, question = sealed_memory.shared(2 * math.prod(shape), "inputs", writer=False)
+    says, answer = sealed_memory.shared(2 * 4 * floats, "outputs", writer=True)
+    hello = {"rows": sheet.per_batch, "context": context}
+    hello["vocabulary"] = sheet.vocabulary
+    try:
+        with model(bench, run, slot, hello, allowed, asks, says, lends=lends) as guest:
+            guest.asked = True
+            inputs = np.frombuffer(question, dtype="<u2").reshape(shape)
+            outputs = np.frombuffer(answer, dtype="<f4").reshape(2, floats)
+            yield guest, inputs, outputs
+    finally:
+        os.close(asks)
+        os.close(says)
+
+
+def claimed(
+    bench: Workbench, run: Run, slot: Slot, sheet: Sheet, allowed: Pace, *, lends: bool
+) -> tuple["Array", "Array", Pace]:
+    """(claims float32 (R, T), claims on the probe (T,) or (0,), how long it took).
+
+    The probe's row stands somewhere among the others: nothing tells it apart.
+    """
+    import numpy as np
+
+    rows = sheet.rows
+    probe, at = np.frombuffer(probe_of(run), "<u2"), len(rows)
+    if len(probe):
+        at = int.from_bytes(os.urandom(4), "little") % (len(rows) + 1)
+        rows = np.insert(rows, at, probe, axis=0)
+    whole, most = replace(sheet, rows=rows), LONG_SECONDS.get(slot.device)
+    lends = lends and most is not None
+    try:
+        claims, took = claims_of(bench, run, slot, whole, allowed, most, lends=lends)
+    except NotCompiled:
+        claims, took = claims_of(bench, run, slot, whole, allowed, None, lends=False)
+    if not len(probe):
+        return claims, np.empty(0, dtype="<f4"), took
+    return np.delete(claims, at, axis=0), claims[at], took
+
+
+class NotCompiled(Exception):
+    """A guest that was told to compile has not, or not in time."""
+
+
+def claims_of(
+    bench: Workbench,
+    run: Run,
+    slot: Slot,
+    sheet: Sheet,
+    allowed: Pace,
+    long_seconds: float | None,
+    *,
+    lends: bool,
+) -> tuple["Array", Pace]:
+    """One guest's claims on all rows. It compiles first if they take so many seconds.
+
+    That gives it time of its own with text that it has seen. Another one is audited,
+    and what this one leaves as compiled code only such as this one ever see.
+    """
+    begun, floats = time.monotonic(), sheet.per_batch * (sheet.rows.shape[1] - 1)
+    with asking(bench, run, slot, sheet, floats, allowed, lends=lends) as (
+        guest,
+        asks,
+        says,
+    ):
+        ready = time.monotonic() - begun
+        claims, pace, compiled_it = claims_on(
+            sheet.rows, guest, asks, says, allowed, long_seconds
+        )
+        if compiled_it:
+            guest.kill()
+            compile_cache.keep(bench.lab, run.candidate.proposal, guest.folder, "serve")
+    return claims, Pace(ready, pace[0], median(pace))
+
+
+def claims_on(
+    rows: "Array",
+    guest: Guest,
+    asks: Any,
+    says: Any,
+    allowed: Pace,
+    long_seconds: float | None,
+) -> tuple["Array", list[float], bool]:
+    """(claims float32 (R, T), seconds of each batch, whether it compiled).
+
+    A question ahead of the answers, so that no GPU waits for this process.
+    """
+    import numpy as np
+
+    size, context = asks.shape[1], asks.shape[2] - 1
+    claims = np.empty((len(rows), context), dtype="<f4")
+    pace: list[float] = []
+    compiled_it = False
+
+    def ask(start: int) -> None:
+        half, part = start // size % 2, rows[start : start + size]
+        asks[half] = 0
+        asks[half, : len(part)] = part
+        guest.send({"say": "claim", "half": half})
+
+    ask(0)
+    left, asked_at = allowed.first_seconds, time.monotonic()
+    for start in range(0, len(rows), size):
+        half, after = start // size % 2, start + size
+        now = start == TRIED * size and is_long(rows[after:], size, pace, long_seconds)
+        if after < len(rows) and not now:
+            ask(after)
+        expect(guest, "done", left)
+        pace.append(time.monotonic() - asked_at)
+        # A private copy first: the guest could still be writing there.
+        copy = says[half].copy().reshape(size, context)
+        claims[start:after] = copy[: len(rows) - start]
+        if now:
+            have_compiled(guest, half)
+            compiled_it = True
+            ask(after)
+        left, asked_at = allowed.batch_seconds, time.monotonic()
+    return claims, pace, compiled_it
+
+
+def is_long(
+    rows: "Array", size: int, pace: list[float], long_seconds: float | None
+) -> bool:
+    """Whether so many rows are left that compiling pays."""
+    if long_seconds is None or not len(rows):
+        return False
+    return len(rows) / size * median(pace[1:]) > long_seconds
+
+
+def have_compiled(guest: Guest, half: int) -> None:
+    """Wait until a guest has compiled its model on the rows of a half."""
+    guest.send({"say": "compile", "half": half})
+    try:
+        expect(guest, "done", COMPILE_SECONDS)
+    except (TimeoutError, Exited, OverLimit):
+        raise NotCompiled from None
+
+
+def probe_of(run: Run) -> bytes:
+    """The row the trained model was probed with; b"" for a foreign checkpoint."""
+    path = run.weights.with_name("probe.u2")
+    return path.read_bytes() if path.exists() else b""
+
+
+def distance_from_trained(run: Run, on_probe: "Array") -> float:
+    """Mean difference between the served and the trained model's losses, in nats."""
+    import numpy as np
+
+    if not len(on_probe):
+        return 0.0
+    trained = np.frombuffer(run.weights.with_name("probe.f4").read_bytes(), "<f4")
+    return float(np.abs(on_probe.astype("float64") - trained).mean())
+
+
+def batches(drawn: list[tuple[int, int]], size: int) -> Iterator[list[int]]:
+    """Indices into `drawn`: a row's shorter cuts first, never two of one batch.
+
+    A longer prefix of a row contains the answer to a shorter one.
+    """
+    waiting = sorted(range(len(drawn)), key=lambda index: drawn[index][1])
+    while waiting:
+        batch: list[int] = []
+        rest: list[int] = []
+        rows: set[int] = set()
+        for index in waiting:
+            row = drawn[index][0]
+            if len(batch) < size and row not in rows:
+                batch.append(index)
+            else:
+                rest.append(index)
+            rows.add(row)
+        yield batch
+        waiting = rest
+
+
+def opened(
+    bench: Workbench, run: Run, slot: Slot, sheet: Sheet, places: "Array", allowed: Pace
+) -> "Array":
+    """Losses at flat positions, float64 (K,), out of a second guest's whole logits."""
+    import numpy as np
+
+    from autoresearch.data import bits_per_byte
+
+    size, context = sheet.per_batch, sheet.rows.shape[1] - 1
+    vocabulary = sheet.vocabulary
+    drawn = [(int(at) // context, int(at) % context + 1) for at in places]
+    text = np.frombuffer(sealed_memory.view(bench.apparatus.training()), dtype="<u2")
+    found = np.empty(len(drawn))
+    rng = np.random.default_rng(int.from_bytes(os.urandom(16), "little"))
+    with asking(bench, run, slot, sheet, size * vocabulary, allowed) as (
+        guest,
+        (asks, _),
+        (says, _),
+    ):
+        left = allowed.first_seconds
+        for batch in batches(drawn, size):
+            starts = rng.integers(max(1, len(text) - context - 1), size=size)
+            asks[:] = text[
+                np.minimum(starts[:, None] + np.arange(context + 1), len(text) - 1)
+            ]
+            positions = [0] * size
+            for line, index in enumerate(batch):
+                row, cut = drawn[index]
+                asks[line, :cut] = sheet.rows[row, :cut]
+                positions[line] = cut - 1
+            guest.send({"say": "audit", "half": 0, "positions": positions})
+            expect(guest, "done", left)
+            left = allowed.batch_seconds
+            copy = says.copy().reshape(size, vocabulary)
+            targets = np.array([int(sheet.rows[drawn[i]]) for i in batch])
+            try:
+                found[batch] = bits_per_byte.losses(copy[: len(batch)], targets)
+            except bits_per_byte.NotAScore as odd:
+                raise Junk(str(odd)) from None
+    return found
+
+
+# -- what earlier runs leave for later ones --------------------------------------------
+
+
+def calibration_of(bench: Workbench, slot: Slot) -> Place:
+    """Where this device's calibration lies."""
+    return Place(bench.lab, bench.apparatus.blob, bench.walls.level, slot)
+
+
+def expected_losses(bench: Workbench, sheet: Sheet, split: str) -> "Array":
+    """What to compare claims with, like `sheet.scored`: the champion's, if known."""
+    import numpy as np
+
+    from autoresearch.measure import audit
+
+    path = bench.lab.state / "claims" / "champion.f2"
+    if split == "validation" and path.exists():
+        found = np.fromfile(path, dtype="<f2")
+        if found.size == sheet.scored.size:
+            return np.asarray(found.reshape(sheet.scored.shape).astype("float64"))
+    text = np.frombuffer(sealed_memory.view(bench.apparatus.training()), dtype="<u2")
+    few = text[: 1 << 22]
+    return audit.common_losses(few, sheet.rows[:, 1:], sheet.vocabulary)
+
+
+def remember(bench: Workbench, run: Run, claims: "Array") -> None:
+    """Keep the claims of a scored run until its verdict."""
+    number = run.candidate.proposal.number
+    folder = bench.lab.state / "claims"
+    folder.mkdir(exist_ok=True)
+    half = folder / f"{number}-{run.seed}.half"  # runs of one number, on two devices
+    claims.astype("<f2").tofile(half)
+    half.replace(folder / f"{number}.f2")
+
+
+def settle(lab: Lab, number: int, *, kept: bool) -> None:
+    """After its verdict: a champion's claims are what the next ones are compared to."""
+    path = lab.state / "claims" / f"{number}.f2"
+    with contextlib.suppress(FileNotFoundError):
+        if kept:
+            path.replace(path.with_name("champion.f2"))
+        else:
+            path.unlink()

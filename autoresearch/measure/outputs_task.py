@@ -1,0 +1,48 @@
+"""Labs whose prepare.py scores outputs: send inputs, score what comes back."""
+
+import json
+import os
+import time
+from typing import Any
+
+from autoresearch import sealed_memory
+from autoresearch.experiment import Run, Slot
+from autoresearch.measure.calibration import Pace
+from autoresearch.measure.model_process import model
+from autoresearch.measure.workbench import Workbench
+from autoresearch.sealed_memory import Junk
+
+LARGEST_OUTPUT_BYTES = 64 << 20
+
+
+def answered(bench: Workbench, run: Run, slot: Slot, split: str) -> float:
+    """Ask for the outputs on a split's inputs, and score them here."""
+    question = json.dumps(bench.apparatus.inputs(split)).encode()
+    sent = sealed_memory.sealed(question, "inputs")
+    try:
+        with model(bench, run, slot, {}, Pace()) as guest:
+            guest.asked = True
+            guest.send({"say": "answer"}, sent)
+            deadline = time.monotonic() + Pace().batch_seconds
+            message, descriptors = guest.receive(deadline)
+            if message.get("say") != "done" or len(descriptors) != 1:
+                for descriptor in descriptors:
+                    os.close(descriptor)
+                raise Junk("no outputs")
+            outputs = read_outputs(descriptors[0])
+    finally:
+        os.close(sent)
+    try:
+        return bench.apparatus.score(outputs, split)
+    except (TypeError, ValueError, LookupError, ArithmeticError) as error:
+        raise Junk(f"outputs that prepare.py cannot score ({error})") from None
+
+
+def read_outputs(descriptor: int) -> Any:
+    """The outputs a model guest sealed."""
+    try:
+        return json.loads(bytes(sealed_memory.unseal(descriptor, LARGEST_OUTPUT_BYTES)))
+    except (ValueError, RecursionError):
+        raise Junk("outputs that are not JSON") from None
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,273 @@
+"""Proposals tried on a CPU, in a cage, before they cost a run: seconds, not minutes.
+
+Checked, in this order: that the file keeps the contract (by its syntax tree); that the
+model can be built and called at full size on the meta device; that a small size gets
+through some steps to `submit`, is served again with the same logits, is causal and
+finite (`rehearsal`); and that its memory, scaled from what the champion took, can fit.
+
+Each rehearsal has a caged process of its own, started ahead of time: it has imported
+torch and waits. While one is used the next gets ready, so a proposal costs a second or
+two. None is used twice: what a file does to its process dies with it.
+
+Promises: at most `LIMIT_SECONDS`; the champion goes first, and where it does not pass,
+nothing is refused, since then this lab cannot be rehearsed; whoever runs out of time
+passes, since slow on a CPU is not wrong. Not covered: see `rehearsal`.
+"""
+
+import ast
+import threading
+import time
+from dataclasses import dataclass, replace
+
+from autoresearch.errors import LabError, Stopped
+from autoresearch.experiment import Champion, Proposal, Slot
+from autoresearch.lab import constants, constraints
+from autoresearch.measure import trainer
+from autoresearch.measure.workbench import Workbench
+from autoresearch.records.ledger import Ledger
+from autoresearch.sandbox import process
+from autoresearch.sandbox.process import Exited, OverLimit, Stop
+from autoresearch.sealed_memory import Junk
+from autoresearch.text import one_line
+
+FILES = ("train.py", "small.py")  # of a rehearsal, the second in a small size
+LIMIT_SECONDS = 60.0  # of the clock; on a free CPU it takes a tenth of it
+MOST_MEMORY_GB = 6.0
+BYTES_PER_PARAMETER = 16.0  # weights, gradients, two moments, in float32
+TOO_MUCH = 1.25  # times the limit: an estimate must be clearly above to refuse
+# How far down a size goes for a rehearsal, by a word of its constant's name.
+SMALL = {
+    "DEPTH": 4,
+    "LAYERS": 4,
+    "LAYER": 4,
+    "ASPECT": 24,
+    "WIDTH": 128,
+    "DIM": 128,
+    "EMBD": 128,
+    "HIDDEN": 256,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Rehearsed:
+    """What a rehearsal found."""
+
+    fault: str  # "": none
+    parameters: int = 0  # at full size; 0: unknown
+    bytes_per_token: float = 0.0
+    batch_tokens: int = 0
+    cpu_seconds: float = 0.0  # by its own count, what was done ahead included
+    in_time: bool = True
+
+    @property
+    def estimate_bytes(self) -> float:
+        """What training takes, roughly; 0 where it is unknown."""
+        if not self.parameters:
+            return 0.0
+        activations = self.bytes_per_token * self.batch_tokens
+        return BYTES_PER_PARAMETER * self.parameters + activations
+
+
+class Preflight:
+    """Called with a proposal, says what is wrong with it; "" when nothing is known."""
+
+    def __init__(self, bench: Workbench, ledger: Ledger) -> None:
+        self._bench = bench
+        self._path = ledger.path
+        self._lower_is_better = ledger.lower_is_better
+        self._series = ledger.series
+        self._champions: dict[str, Rehearsed] = {}
+        self._stop = Stop()  # its own: a night may stop soon and still want answers
+        self._lock = threading.Lock()  # two at once would take each other's seconds
+        self._waiting: Understudy | None = None  # None: none was started yet
+
+    def __call__(self, proposal: Proposal) -> str:
+        """One line on what is wrong, or "". Takes some seconds."""
+        if why := broken_contract(proposal.source):
+            return why
+        with self._lock:
+            if self._stop.now:
+                return ""
+            champion = self._champion()
+            if champion is None or champion[1].fault or not champion[1].in_time:
+                return ""
+            found = self.rehearse(proposal.source)
+        if found.fault:
+            return f"preflight: {found.fault}"
+        return self._too_large(found, *champion)
+
+    def close(self) -> None:
+        """End what is being rehearsed and what waits; everything passes from now on."""
+        self._stop.now = True
+        with self._lock:
+            if self._waiting is not None:
+                self._waiting.close()
+                self._waiting = None
+
+    def _champion(self) -> tuple[Champion, Rehearsed] | None:
+        """The champion and its own rehearsal, done once; None before there is one."""
+        ledger = Ledger(self._path, lower_is_better=self._lower_is_better)
+        ledger.series = self._series
+        try:
+            champion = ledger.champion
+            if champion is None:
+                return None
+            if champion.blob not in self._champions:
+                source = ledger.source(champion.blob)
+                self._champions[champion.blob] = self.rehearse(source)
+            return champion, self._champions[champion.blob]
+        finally:
+            ledger.close()
+
+    def _too_large(self, found: Rehearsed, champion: Champion, base: Rehearsed) -> str:
+        """Whether it would run out of memory, judged by what the champion took."""
+        ledger = Ledger(self._path, lower_is_better=self._lower_is_better)
+        try:
+            row = ledger.row(champion.number)
+        finally:
+            ledger.close()
+        took_gb = row.memory_gb if row is not None else None
+        if not took_gb or not base.estimate_bytes or not found.estimate_bytes:
+            return ""
+        expected_gb = took_gb * found.estimate_bytes / base.estimate_bytes
+        limit_gb = self._bench.terms.limits.memory_gb
+        if expected_gb <= max(TOO_MUCH * limit_gb, TOO_MUCH * took_gb):
+            return ""
+        return (
+            f"preflight: about {expected_gb:.1f} GB of memory, and {limit_gb:.1f} are "
+            f"allowed (the champion took {took_gb:.1f})"
+        )
+
+    def rehearse(self, source: str) -> Rehearsed:
+        """Run it in miniature, in a cage of its own."""
+        deadline = time.monotonic() + LIMIT_SECONDS
+        waiting = self._waiting or self._another()
+        self._waiting = None
+        try:
+            if not waiting.ready(deadline):  # it died while nobody looked
+                waiting.close()
+                waiting = self._another()
+                if not waiting.ready(deadline):
+                    return Rehearsed("", in_time=False)
+            if not self._stop.now:
+                self._waiting = self._another()
+            return waiting.rehearsed(source, deadline)
+        except (TimeoutError, Stopped):
+            return Rehearsed("", in_time=False)
+        finally:
+            waiting.close()
+
+    def _another(self) -> "Understudy":
+        """A guest for the next rehearsal, just started."""
+        return Understudy(quiet(self._bench, self._stop))
+
+
+class Understudy:
+    """A caged guest that imports what takes time, and runs one file when it comes."""
+
+    def __init__(self, bench: Workbench) -> None:
+        self._folder = trainer.furnished(bench)
+        for name in FILES:  # made readable now, filled when they are known
+            (self._folder / name).write_text("")
+        self._guest = trainer.started(bench, self._folder, Slot())
+        self._guest.send(
+            {
+                "mode": "rehearse",
+                "tensors": bench.apparatus.causal,
+                "seed": 7,
+                "device": "cpu",
+                "budget_seconds": bench.terms.budget_seconds,
+                "budget_tokens": bench.terms.budget_tokens,
+            }
+        )
+
+    def ready(self, deadline: float) -> bool:
+        """Wait until it is; False when it ended instead."""
+        try:
+            self._guest.hear(deadline)
+        except (Exited, OverLimit, Junk):
+            return False
+        return bool(self._guest.pids())
+
+    def rehearsed(self, source: str, deadline: float) -> Rehearsed:
+        """What becomes of a file. Raises TimeoutError and Stopped."""
+        guest = self._guest
+        for name, text in zip(FILES, (source, small(source)), strict=True):
+            (self._folder / name).write_text(text)
+        try:
+            guest.send({"say": "go"})
+            return read(guest.hear(deadline))
+        except Exited as gone:
+            guest.kill()
+            words = trainer.last_line(guest.log.whole()) or f"exit code {gone.code}"
+            return Rehearsed(f"ended without a word: {words}")
+        except OverLimit as over:
+            # Memory of a miniature says little about the card; anything else does.
+            return Rehearsed("" if over.what == "memory" else str(over), in_time=False)
+        except Junk as junk:
+            return Rehearsed(f"spoke out of turn: {junk}")
+
+    def close(self) -> None:
+        """Kill it, with everything it started, and remove its folder."""
+        self._guest.kill()
+        process.erase(self._folder)
+
+
+def quiet(bench: Workbench, stop: Stop) -> Workbench:
+    """The same bench with a little memory and nobody watching."""
+    limits = replace(bench.terms.limits, memory_gb=MOST_MEMORY_GB)
+    terms = replace(bench.terms, limits=limits)
+    return replace(
+        bench, terms=terms, stop=stop, watch=lambda candidate, progress: None
+    )
+
+
+def read(message: dict[str, object]) -> Rehearsed:
+    """A guest's last words, with nonsense left out."""
+    fault = message.get("fault")
+    numbers = [
+        value if isinstance(value, int | float) and 0 <= value < 1e15 else 0
+        for value in (
+            message.get(name)
+            for name in ("parameters", "bytes_per_token", "batch_tokens", "cpu_seconds")
+        )
+    ]
+    words = one_line(fault)[:300] if isinstance(fault, str) else "said nothing"
+    count, each, batch, used = numbers
+    return Rehearsed(words, int(count), float(each), int(batch), float(used))
+
+
+def broken_contract(source: str) -> str:
+    """What of the contract is missing from the file's syntax; "" when nothing is."""
+    if why := constraints.not_python(source):
+        return why
+    calls = {
+        node.func.attr if isinstance(node.func, ast.Attribute) else node.func.id
+        for node in ast.walk(constraints.parsed(source))
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute | ast.Name)
+    }
+    for name, words in (
+        ("begin", "it never calls prepare.begin(build_model)"),
+        ("submit", "it never calls run.submit(model)"),
+    ):
+        if name not in calls:
+            return f"preflight: {words}"
+    return ""
+
+
+def small(source: str) -> str:
+    """The file with its sizes turned down, where constants name them."""
+    wanted = {}
+    for knob in constants.read(source):
+        caps = [SMALL[word] for word in knob.name.split("_") if word in SMALL]
+        if not caps or isinstance(knob.value, bool | str) or knob.fixed:
+            continue
+        low = knob.low if knob.low is not None else 1
+        cap = max(min(caps), low)
+        if knob.value > cap:
+            wanted[knob.name] = int(cap)
+    try:
+        return constants.replace(source, wanted)
+    except (LabError, AssertionError):
+        return source

@@ -1,0 +1,474 @@
+"""Candidate -> Run: train it once, in a cage, under a clock it cannot touch.
+
+Promises:
+- the data arrives when the clock starts and not before; start-up has its own limit
+- the clock is the harness's own and starts just before the data is handed over
+- weights count when they arrive sealed, finite and inside budget ± tolerance
+- at the wall, or on any other ending, every process of the run is dead
+
+Not covered: what the weights are worth (`evaluator`), and how a token budget was spent:
+the run gets that much text and a wall, but could read the text twice before it.
+"""
+
+import json
+import os
+import re
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+from autoresearch.devices.monitor import Monitor
+from autoresearch.errors import Failed
+from autoresearch.experiment import (
+    Candidate,
+    Facts,
+    Failure,
+    Hopeless,
+    Kind,
+    Proposal,
+    Run,
+    Slot,
+)
+from autoresearch.guest import safetensors_format
+from autoresearch.measure import compile_cache
+from autoresearch.measure.calibration import PROBE_SECONDS, Place
+from autoresearch.measure.workbench import Progress, Terms, Workbench
+from autoresearch.sandbox.ipc import Message
+from autoresearch.sandbox.process import (
+    Exited,
+    Guest,
+    OverLimit,
+    Task,
+    erase,
+)
+from autoresearch.sealed_memory import Junk, sealed, unseal
+from autoresearch.stats.early_stopping import Outlook
+from autoresearch.text import one_line
+
+LARGEST_WEIGHTS_BYTES = 4 << 30
+LARGEST_PROBE_BYTES = 1 << 22
+MOST_FACTS = 40
+AN_ERROR = re.compile(r"[\w.]*(?:Error|Exception): ")
+ADVICE_LINES = 12
+# What a guest that waits imports: what serving needs, and what compiling needs as well.
+# The first kernel of attention loads torch._dynamo: 4 s, measured on an H100.
+SERVING = (
+    "torch",
+    "torch._dynamo",
+    "torch.nn.attention.varlen",
+    "autoresearch.guest.torch_model",
+)
+COMPILING = (*SERVING, "torch._inductor.compile_fx")
+MOST_SERVING = 4  # processes: two for each split, and what is kept is scored on both
+OUT_OF_MEMORY = re.compile(rb"OutOfMemoryError|out of memory|MemoryError|bad_alloc")
+
+
+def train(
+    bench: Workbench,
+    candidate: Candidate,
+    *,
+    seed: int,
+    slot: Slot,
+    outlook: Outlook | None = None,
+) -> Run:
+    """Candidate -> Run, or Failed, or Stopped. `outlook` may end a hopeless one."""
+    proposal = candidate.proposal
+    assert proposal.number is not None
+    bench.apparatus.unchanged()
+    folder = bench.lab.run_folder(proposal.number, seed)
+    erase(folder)
+    folder.mkdir(parents=True)
+    if compile_cache.persons(proposal):
+        compile_cache.forget_all_but(bench.lab, candidate.blob)
+    with entered(bench, slot, "train", proposal) as guest:
+        try:
+            run = attend(bench, candidate, guest, seed, slot, folder, outlook)
+        finally:
+            guest.kill()
+            log_of(bench, folder).write_bytes(guest.log.whole())
+            bench.apparatus.unchanged()
+        waited = run.startup_seconds
+        compile_cache.keep(bench.lab, proposal, guest.folder, "train", waited)
+    get_ready(bench, slot)  # after a first run there is compiled code to lend
+    return run
+
+
+@contextmanager
+def entered(
+    bench: Workbench, slot: Slot, task: Task, proposal: Proposal, *, lends: bool = False
+) -> Iterator[Guest]:
+    """A guest to `greet`, which may have waited; its folder goes when it does.
+
+    lends: whether one that serves is given what others that serve compiled.
+    """
+    guest = None
+    if bench.waiting is not None:
+        guest = bench.waiting.take(slot, task, proposal.source)
+    if guest is None:
+        folder = equipped(bench, task, own=compile_cache.persons(proposal))
+        guest = started(bench, folder, slot)
+    try:
+        if task == "serve" and lends:  # before it has read a word of train.py
+            compile_cache.lend(bench.lab, guest.folder, task)
+        yield guest
+    finally:
+        guest.kill()
+        erase(guest.folder)
+
+
+def get_ready(bench: Workbench, slot: Slot) -> None:
+    """Have what comes next start while the GPU is at work."""
+    if bench.waiting is not None:
+        bench.waiting.want(slot, MOST_SERVING)
+
+
+def ahead(bench: Workbench, slot: Slot, task: Task) -> Guest | None:
+    """A guest that will wait; None where what it is to be lent is not there yet."""
+    compiles = compile_cache.store(bench.lab, task).is_dir()
+    if task == "train" and not compiles:
+        return None
+    folder = equipped(bench, task, own=False)
+    return started(bench, folder, slot, COMPILING if compiles else SERVING)
+
+
+def started(
+    bench: Workbench, folder: Path, slot: Slot, modules: tuple[str, ...] = ()
+) -> Guest:
+    """A guest in this folder, its first process just started."""
+    return Guest(
+        folder,
+        lab=bench.lab.folder,
+        slot=slot,
+        limits=bench.terms.limits,
+        stop=bench.stop,
+        walls=bench.walls,
+        ahead=modules,
+    )
+
+
+def greet(guest: Guest, message: Message, source: str, *descriptors: int) -> None:
+    """Tell a guest its terms, and what train.py is."""
+    file = sealed(source.encode(), "train.py")
+    guest.send({**message, "source": True}, file, *descriptors)
+    os.close(file)
+
+
+def furnished(bench: Workbench) -> Path:
+    """A fresh folder with all that a guest may read before it is greeted."""
+    scratch = bench.lab.state / "runs" / f"guest-{uuid.uuid4().hex}"
+    scratch.mkdir(parents=True)
+    (scratch / "prepare.py").write_bytes(bench.apparatus.source)
+    for name, content in bench.terms.readonly:
+        path = scratch / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    return scratch
+
+
+def equipped(bench: Workbench, task: Task, *, own: bool) -> Path:
+    """Such a folder, with room for compiled code, and what there is to train with.
+
+    own: whether it is for the person's own train.py, which compiles from nothing.
+    """
+    folder = furnished(bench)
+    if own or task == "serve":
+        compile_cache.make_room(folder)
+    if task == "train":
+        compile_cache.lend(bench.lab, folder, task)
+    return folder
+
+
+def discard(*runs: Run) -> None:
+    """Throw away what is kept of runs that have been measured."""
+    for run in runs:
+        erase(run.weights.parent)
+
+
+def attend(
+    bench: Workbench,
+    candidate: Candidate,
+    guest: Guest,
+    seed: int,
+    slot: Slot,
+    folder: Path,
+    outlook: Outlook | None,
+) -> Run:
+    """Hand over the data, keep the clock, take the weights."""
+    terms, begun, log = bench.terms, time.monotonic(), log_of(bench, folder)
+    place = Place(bench.lab, bench.apparatus.blob, bench.walls.level, slot)
+    stage = Stage("start-up", place.startup_limit(terms.budget_seconds or 0.0))
+    with failing(candidate, guest, stage, log):
+        greet(guest, greeting(terms, seed, slot), candidate.proposal.source)
+        bench.watch(candidate, Progress("starting", 0.0, 0.0))
+        message = guest.hear(begun + stage.seconds)
+        if message.get("say") != "start":
+            raise Junk("something else before it touched the data")
+        stage.begin("training", terms.last_second, terms.last_second_granted)
+        started = time.monotonic()
+        guest.send({"say": "go"}, bench.apparatus.training())
+        get_ready(bench, slot)
+        with Monitor(bench.nvml(slot), partial(pids, bench, guest)) as monitor:
+            submitted, descriptors = until_submitted(
+                bench, candidate, guest, started, started + stage.seconds, outlook
+            )
+        seconds = time.monotonic() - started
+        guest.measure()
+        try:
+            too_early(candidate, terms, seconds, submitted, log)
+        except Failed:  # what came with it may be the whole model
+            for descriptor in descriptors:
+                os.close(descriptor)
+            raise
+        file = take_weights(candidate, descriptors, folder, log)
+        stage.begin("the probe", PROBE_SECONDS)
+        probe, answer = probed(bench, guest)
+    file.with_name("probe.u2").write_bytes(probe)
+    file.with_name("probe.f4").write_bytes(answer)
+    facts = facts_of(submitted)
+    on_card = dict(facts).get("gpu_memory_gb") or 0.0
+    memory_gb = float(on_card) if slot.device == "cuda" else guest.memory_gb
+    run = Run(candidate, seed, seconds, started - begun, memory_gb, file, facts, log)
+    run = replace(run, health=monitor.told, harm=monitor.harm)
+    if outlook is None:
+        return run
+    return replace(
+        run, curve=outlook.curve, schedule=outlook.schedule, spared=outlook.spared
+    )
+
+
+def log_of(bench: Workbench, folder: Path) -> Path:
+    """Where what a run printed is kept, by its folder."""
+    return bench.lab.logs / f"{folder.name}.log"
+
+
+def pids(bench: Workbench, guest: Guest) -> set[int]:
+    """The processes on this machine that are ours: no strangers to a run."""
+    others = bench.waiting.pids() if bench.waiting is not None else set()
+    return guest.pids() | others
+
+
+def greeting(terms: Terms, seed: int, slot: Slot) -> Message:
+    """What a training guest is told first."""
+    return {
+        "mode": "train",
+        "seed": seed,
+        "device": slot.device,
+        "budget_seconds": terms.budget_seconds,
+        "budget_tokens": terms.budget_tokens,
+    }
+
+
+def probed(bench: Workbench, guest: Guest) -> tuple[bytes, memoryview]:
+    """Ask the trained model about a text that nobody has seen: (tokens, losses).
+
+    It has handed in its weights and cannot tell them what was asked.
+    """
+    row = bench.apparatus.probe()
+    if not row:
+        return b"", memoryview(b"")
+    descriptor = sealed(row, "probe")
+    guest.send({"say": "probe"}, descriptor)
+    os.close(descriptor)
+    message, answers = guest.receive(time.monotonic() + PROBE_SECONDS)
+    try:
+        if message.get("say") != "probed" or len(answers) != 1:
+            raise Junk("no answer to the probe")
+        losses = unseal(answers[0], LARGEST_PROBE_BYTES)
+        asked = len(row) // 2 - 1  # tokens of two bytes that have one before them
+        if len(losses) != 4 * asked:
+            raise Junk("an answer to the probe of another size")
+        return row, losses
+    finally:
+        for answer in answers:
+            os.close(answer)
+
+
+@dataclass(slots=True)
+class Stage:
+    """What a run is doing, and how long that may take."""
+
+    name: str
+    seconds: float
+    granted: str = ""  # what those seconds are made of
+
+    def begin(self, name: str, seconds: float, granted: str = "") -> None:
+        """Go on with something else."""
+        self.name, self.seconds, self.granted = name, seconds, granted
+
+
+@contextmanager
+def failing(
+    candidate: Candidate, guest: Guest, stage: Stage, log: Path
+) -> Iterator[None]:
+    """Turn every way a guest can end without weights into Failed."""
+    try:
+        yield
+    except TimeoutError:
+        detail = f"killed: {stage.name} went past {stage.seconds:.0f} s{stage.granted}"
+        raise Failed(Failure(candidate, "timeout", detail, log)) from None
+    except Exited as gone:
+        raise Failed(ended(candidate, guest, gone, stage.name, log)) from None
+    except OverLimit as over:
+        kind: Kind = "out of memory" if over.what == "memory" else "crash"
+        raise Failed(Failure(candidate, kind, str(over), log)) from None
+    except Junk as junk:
+        detail = f"spoke out of turn: {junk}"
+        raise Failed(Failure(candidate, "crash", detail, log)) from None
+    except NoHope as none:
+        end = none.hopeless
+        failure = Failure(candidate, "ended early", end.reason, log, end.progress)
+        raise Failed(failure) from None
+
+
+class NoHope(Exception):
+    """A run is on course for less than it has to beat."""
+
+    def __init__(self, hopeless: Hopeless) -> None:
+        super().__init__(hopeless.reason)
+        self.hopeless = hopeless
+
+
+def until_submitted(
+    bench: Workbench,
+    candidate: Candidate,
+    guest: Guest,
+    started: float,
+    deadline: float,
+    outlook: Outlook | None,
+) -> tuple[Message, list[int]]:
+    """Pass progress on until the weights come."""
+    while True:
+        message, descriptors = guest.receive(deadline)
+        if message.get("say") == "submit":
+            return message, descriptors
+        for descriptor in descriptors:
+            os.close(descriptor)
+        if message.get("say") != "progress":
+            raise Junk("an unknown message")
+        seconds = time.monotonic() - started
+        progress = progress_of(message, seconds)
+        bench.watch(candidate, progress)
+        if outlook is None:
+            continue
+        budget = bench.terms.budget_seconds
+        share = progress.share if budget is None else seconds / budget
+        if (end := outlook(share, progress.loss)) is not None:
+            raise NoHope(end)
+
+
+def progress_of(message: Message, seconds: float) -> Progress:
+    """What a run says of itself, with nonsense left out."""
+    share, loss = number_in(message, "progress"), number_in(message, "loss")
+    tokens = message.get("tokens")
+    return Progress(
+        "training",
+        seconds,
+        min(1.0, max(0.0, share or 0.0)),
+        loss,
+        tokens if isinstance(tokens, int) and 0 <= tokens < 1 << 50 else 0,
+    )
+
+
+def number_in(message: Message, key: str) -> float | None:
+    """A number that a run says, if it is one that a float can hold."""
+    value = message.get(key)
+    if isinstance(value, float | int) and json_safe(value):
+        return float(value)
+    return None
+
+
+def ended(
+    candidate: Candidate, guest: Guest, gone: Exited, phase: str, log: Path
+) -> Failure:
+    """Why a guest that left without submitting left."""
+    printed = guest.log.whole()
+    if gone.code == 0:
+        detail = f"ended in {phase} without run.submit(model)"
+        return Failure(candidate, "no score", detail, log)
+    if phase == "the probe":
+        words = last_line(printed).removeprefix("MISFIT ")
+        detail = f"{words or 'it left'} (asked about a text after training)"
+        return Failure(candidate, "no score", detail, log)
+    if guest.out_of_memory:
+        detail = "killed: it took more memory than max_memory_gb allows"
+        return Failure(candidate, "out of memory", detail, log)
+    if OUT_OF_MEMORY.search(printed[-4096:]):
+        return Failure(candidate, "out of memory", last_line(printed), log)
+    words = last_line(printed) or "no output"
+    how = f"signal {-gone.code}" if gone.code < 0 else f"exit code {gone.code}"
+    return Failure(candidate, "crash", f"{words} ({how}, in {phase})", log)
+
+
+def too_early(
+    candidate: Candidate, terms: Terms, seconds: float, said: Message, log: Path
+) -> None:
+    """Refuse weights that come before the budget was used."""
+    if terms.budget_seconds is not None:
+        first = terms.budget_seconds - terms.tolerance_seconds
+        if seconds < first:
+            detail = f"submitted after {seconds:.1f} s of {terms.budget_seconds:g}"
+            raise Failed(Failure(candidate, "too early", detail, log))
+        return
+    assert terms.budget_tokens is not None
+    tokens = dict(facts_of(said)).get("tokens", 0)
+    if not isinstance(tokens, int) or tokens < terms.budget_tokens:
+        detail = f"submitted after {tokens} of {terms.budget_tokens} tokens"
+        raise Failed(Failure(candidate, "too early", detail, log))
+
+
+def take_weights(
+    candidate: Candidate, descriptors: list[int], folder: Path, log: Path
+) -> Path:
+    """Check what was handed in and keep a private copy of it."""
+    path = folder / "model.safetensors"
+    try:
+        if len(descriptors) != 1:
+            raise Junk(f"{len(descriptors)} files where one of weights belongs")
+        file = unseal(descriptors[0], LARGEST_WEIGHTS_BYTES)
+        safetensors_format.check(file)
+    except safetensors_format.NotFinite as odd:
+        raise Failed(Failure(candidate, "diverged", str(odd), log)) from None
+    except (Junk, safetensors_format.BadWeights) as odd:
+        detail = f"handed in {odd}"
+        raise Failed(Failure(candidate, "no score", detail, log)) from None
+    finally:
+        for descriptor in descriptors:
+            os.close(descriptor)
+    path.write_bytes(file)
+    return path
+
+
+def facts_of(message: Message) -> Facts:
+    """The resolved configuration a run reports, bounded and printable."""
+    facts = message.get("facts")
+    if not isinstance(facts, dict):
+        return ()
+    found: list[tuple[str, float | int | str]] = []
+    for key, value in list(facts.items())[:MOST_FACTS]:
+        if isinstance(value, str):
+            found.append((one_line(key)[:40], one_line(value)[:200]))
+        elif isinstance(value, bool | int | float) and json_safe(value):
+            found.append((one_line(key)[:40], value))
+    return tuple(found)
+
+
+def json_safe(value: float | int) -> bool:
+    """Whether a number survives JSON and SQLite: finite, and not absurd."""
+    try:
+        return abs(value) < 1e18 and json.loads(json.dumps(value)) == value
+    except (ValueError, OverflowError):
+        return False
+
+
+def last_line(printed: bytes) -> str:
+    """The last error a run named, or else the last thing it said; safe to print.
+
+    Compilers print advice after their errors.
+    """
+    lines = [one_line(line) for line in printed.decode(errors="replace").splitlines()]
+    errors = [line for line in lines[-ADVICE_LINES:] if AN_ERROR.match(line)]
+    return next((line[:300] for line in reversed(errors or lines) if line), "")

@@ -1,0 +1,49 @@
+"""Greedy: the article's rule, strictly better wins after one run each.
+
+Promises what it says and no more: it knows no noise, so about half of what it keeps
+near the end of a night is luck (measured elsewhere, see docs/how-it-works.md).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from autoresearch.experiment import Champion, Change, History, Row, Scores, Verdict
+from autoresearch.policies import Wanted, gain
+
+
+@dataclass(frozen=True, slots=True)
+class Greedy:
+    """One run settles it."""
+
+    lower_is_better: bool = True
+    gain_per_20_added_lines: float = 0.001
+
+    def wants(self, scores: Scores, history: History) -> Wanted:
+        """One run settles it."""
+        return "nothing" if scores else "candidate"
+
+    def decide(self, scores: Scores, history: History, change: Change) -> Verdict:
+        """Keep a gain that is positive and pays for the lines it adds."""
+        champion, added = history.champion, change.added_lines
+        if champion is None:
+            return Verdict("keep", "baseline", scores)
+        won = gain(scores, champion, lower_is_better=self.lower_is_better)
+        price = self.gain_per_20_added_lines * max(0, added) / 20
+        if not won > 0:  # a nan is no gain either
+            return Verdict("discard", f"worse by {abs(won):.6f}", scores, champion)
+        if not won > price:
+            reason = f"gain {won:.6f} does not pay for {added} added lines"
+            return Verdict("discard", f"{reason} ({price:.6f})", scores, champion)
+        return Verdict("keep", f"gain {won:.6f}", scores, champion)
+
+    def demoted(self, history: History) -> Champion | None:
+        """It measures nothing twice, so it learns of no mistake."""
+        return None
+
+    def closing(self, history: History, left: float) -> str | None:
+        """It goes on to the end."""
+        return None
+
+    def parent(self, history: History, rows: Sequence[Row]) -> str | None:
+        """The champion."""
+        return None

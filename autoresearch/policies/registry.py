@@ -1,0 +1,31 @@
+"""Which policy a name stands for. Plugins: autoresearch.policies (see `plugins`)."""
+
+from collections.abc import Callable
+
+from autoresearch import plugins
+from autoresearch.errors import LabError
+from autoresearch.policies import Policy
+from autoresearch.policies.anneal import Anneal
+from autoresearch.policies.greedy import Greedy
+from autoresearch.policies.islands import Islands
+from autoresearch.policies.noise_aware import NoiseAware
+
+# (lower_is_better, gain_per_20_added_lines) -> Policy; so is a plugin's entry point.
+POLICIES: dict[str, Callable[[bool, float], Policy]] = {
+    "greedy": Greedy,
+    "noise-aware": NoiseAware,
+    "anneal": Anneal,
+    "islands": Islands,
+}
+
+
+def named(
+    name: str, *, lower_is_better: bool, gain_per_20_added_lines: float
+) -> Policy:
+    """The policy that program.md names; LabError for an unknown name."""
+    make = POLICIES.get(name) or plugins.load_plugin("policies", name)
+    if make is None:
+        known = ", ".join((*POLICIES, *plugins.plugin_names("policies")))
+        raise LabError(f"unknown policy {name!r}; the policies are: {known}")
+    policy: Policy = make(lower_is_better, gain_per_20_added_lines)
+    return policy

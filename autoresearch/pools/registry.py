@@ -1,0 +1,26 @@
+"""Which pool a name stands for. Plugins: autoresearch.pools (see `plugins`).
+
+A plugin's entry point is callable as (work, devices of this machine) -> Pool.
+"""
+
+from autoresearch import plugins
+from autoresearch.errors import LabError
+from autoresearch.experiment import Slot
+from autoresearch.pools import Pool, Work
+from autoresearch.pools.inline import Inline
+from autoresearch.pools.local import Local
+
+
+def named(name: str, work: Work, devices: tuple[Slot, ...]) -> Pool:
+    """The pool that config.toml names; LabError for an unknown name."""
+    if name == "local":
+        return Inline(work, devices) if len(devices) == 1 else Local(work, devices)
+    make = plugins.load_plugin("pools", name)
+    if make is None:
+        known = ", ".join(("local", *plugins.plugin_names("pools")))
+        raise LabError(
+            f"unknown pool {name!r}; the pools are: {known}. Next: correct `pool` in "
+            "config.toml"
+        )
+    pool: Pool = make(work, devices)
+    return pool

@@ -1,0 +1,404 @@
+"""The Agent Client Protocol, our side of it: one session, one prompt, one turn.
+
+JSON-RPC 2.0 over a command's stdin and stdout, one message a line, version 1 of the
+protocol. We ask `initialize`, `session/new`, `session/prompt`; the agent tells
+(`session/update`) and asks back: files of its folder, and leave to use a tool.
+
+Promises: never waits, so the caller's clock holds; a line, what waits to be sent and
+what is kept have a largest size; files are read and written below the agent's folder
+only, no link followed; a tool gets leave for reading and editing there and for nothing
+else; an unknown request is answered with an error; some lines that are no messages are
+passed over, as agents print them, more are the end of the talk.
+
+Not covered: terminals, MCP servers, old sessions, modes, pictures; `authenticate`, for
+which a person has to be there.
+"""
+
+import json
+import os
+import stat
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from autoresearch import __version__
+from autoresearch.text import one_line
+
+VERSION = 1
+LARGEST_LINE_BYTES = 4 << 20
+LARGEST_FILE_BYTES = 1 << 20
+LARGEST_WAITING_BYTES = 16 << 20  # answers that the agent does not fetch
+KEPT_BYTES = 2 << 20  # of the end of the talk
+KEPT_TEXT_LETTERS = 3000  # of the end of what the agent said to a person
+MOST_NOISE_LINES = 200  # on stdout that are no messages
+MOST_TOOLS = 2000  # whose details are remembered
+
+NOT_LOGGED_IN = -32000
+METHOD_UNKNOWN, PARAMS_WRONG, FAILED = -32601, -32602, -32603
+ABSENT = -32002
+# What a tool may be for, and whether it has to name the files it is for.
+ALLOWED = {"read": True, "edit": True, "search": True, "think": False}
+
+Fields = dict[str, object]
+
+
+class Refused(Exception):
+    """A request of the agent's that gets an error for an answer."""
+
+    def __init__(self, code: int, words: str) -> None:
+        super().__init__(words)
+        self.code = code
+
+
+@dataclass(frozen=True, slots=True)
+class Bill:
+    """What an agent says that it took; None: it did not say."""
+
+    dollars: float | None = None
+    tokens_in: int | None = None
+    tokens_out: int | None = None
+
+
+class Client:
+    """One talk: fed with what the agent prints, says what to send it."""
+
+    def __init__(self, folder: Path, prompt: str, cancel_at: float) -> None:
+        self.over = False
+        self.ended = ""  # the reason the turn stopped for, in the protocol's words
+        self.fault = ""  # why the talk failed; "": it did not
+        self.bill = Bill()
+        self._folder = Folder(folder)
+        self._prompt = prompt
+        self._cancel_at = cancel_at  # time.monotonic(): ask it to stop then
+        self._cancelled = False
+        self._session = ""
+        self._heard = bytearray()  # the beginning of a line
+        self._waiting = bytearray()
+        self._kept = bytearray()
+        self._text = ""
+        self._noise = 0
+        self._tools: dict[str, Fields] = {}
+        self._asked = ""  # what of ours waits for its answer
+        self._number = -1
+        abilities = {"fs": {"readTextFile": True, "writeTextFile": True}}
+        about = {"name": "autoresearch", "version": __version__}
+        self._ask(
+            "initialize",
+            {
+                "protocolVersion": VERSION,
+                "clientCapabilities": abilities | {"terminal": False},
+                "clientInfo": about,
+            },
+        )
+
+    # -- what the caller needs ---------------------------------------------------------
+
+    def hear(self, said: bytes) -> None:
+        """Take what came from stdout."""
+        self._heard += said
+        *lines, rest = bytes(self._heard).split(b"\n")
+        self._heard[:] = rest
+        for line in lines:
+            if self.over:
+                return
+            self._line(line)
+        if len(rest) > LARGEST_LINE_BYTES:
+            self._fail(f"a line of more than {LARGEST_LINE_BYTES >> 20} MB")
+
+    def overhear(self, said: bytes) -> None:
+        """Take what came from stderr, which is for people."""
+        self._keep(said)
+
+    def waiting(self) -> bytearray:
+        """What is to be sent; the caller deletes what it has sent."""
+        if self._session and not self._cancelled and time.monotonic() > self._cancel_at:
+            self._cancelled = True
+            self._send(method="session/cancel", params={"sessionId": self._session})
+        return self._waiting
+
+    def close(self) -> None:
+        """Let go of the folder."""
+        self._folder.close()
+
+    def whole(self) -> bytes:
+        """The end of the talk, with what was said to a person, and why it failed."""
+        words = f"\n{one_line(self._text)}\n"
+        if self.fault:
+            words += f"acp: {self.fault}\n"
+        return bytes(self._kept) + words.encode(errors="replace")
+
+    # -- sending -----------------------------------------------------------------------
+
+    def _ask(self, method: str, params: Fields) -> None:
+        self._number += 1
+        self._asked = method
+        self._send(id=self._number, method=method, params=params)
+
+    def _send(self, **fields: object) -> None:
+        line = json.dumps({"jsonrpc": "2.0", **fields}).encode() + b"\n"
+        self._waiting += line
+        self._keep(b"> " + line[:300].rstrip() + b"\n")
+        if len(self._waiting) > LARGEST_WAITING_BYTES:
+            self._fail("it asks and does not listen")
+
+    def _keep(self, words: bytes) -> None:
+        self._kept += words
+        del self._kept[:-KEPT_BYTES]
+
+    def _fail(self, why: str) -> None:
+        self.over, self.fault = True, self.fault or one_line(why)[:400]
+
+    # -- hearing -----------------------------------------------------------------------
+
+    def _line(self, line: bytes) -> None:
+        self._keep(line + b"\n")
+        if len(line) > LARGEST_LINE_BYTES:
+            self._fail(f"a line of more than {LARGEST_LINE_BYTES >> 20} MB")
+            return
+        message = fields_of(line)
+        if message is None:
+            self._noise += bool(line.strip())
+            if self._noise > MOST_NOISE_LINES:
+                self._fail("what it prints is not the protocol")
+        elif isinstance(method := message.get("method"), str):
+            self._asks(method, message)
+        elif message.get("id") == self._number and self._asked:
+            self._answers(message)
+
+    def _answers(self, message: Fields) -> None:
+        """It answered what we asked: go on to the next step."""
+        asked, self._asked = self._asked, ""
+        result, error = dict_of(message.get("result")), message.get("error")
+        if error is not None:
+            self._fail(words_of(dict_of(error), asked))
+        elif asked == "initialize":
+            if result.get("protocolVersion") != VERSION:
+                self._fail(f"it speaks another version than {VERSION} of the protocol")
+                return
+            self._ask("session/new", {"cwd": str(self._folder.path), "mcpServers": []})
+        elif asked == "session/new":
+            session = result.get("sessionId")
+            if not isinstance(session, str) or not 0 < len(session) <= 1000:
+                self._fail("it opened no session")
+                return
+            self._session = session
+            text = {"type": "text", "text": self._prompt}
+            self._ask("session/prompt", {"sessionId": session, "prompt": [text]})
+        else:
+            self.over, self.ended = True, one_line(str(result.get("stopReason")))[:40]
+            self._count(dict_of(result.get("usage")))
+
+    def _asks(self, method: str, message: Fields) -> None:
+        """It tells something, or asks and gets one answer."""
+        params = dict_of(message.get("params"))
+        if "id" not in message:
+            if method == "session/update":
+                self._told(dict_of(params.get("update")))
+            return
+        try:
+            self._send(id=message["id"], result=self._answer(method, params))
+        except Refused as refused:
+            error = {"code": refused.code, "message": str(refused)}
+            self._send(id=message["id"], error=error)
+
+    def _answer(self, method: str, params: Fields) -> Fields | None:
+        """The result of a request, or Refused."""
+        if method not in ASKED_OF_US:
+            raise Refused(METHOD_UNKNOWN, f"there is no {one_line(method)[:80]} here")
+        if not self._session or params.get("sessionId") != self._session:
+            raise Refused(PARAMS_WRONG, "there is no such session")
+        if method == "fs/read_text_file":
+            return {"content": self._folder.read(params)}
+        if method == "fs/write_text_file":
+            self._folder.write(params)
+            return None
+        return {"outcome": self._leave(params)}
+
+    def _leave(self, params: Fields) -> Fields:
+        """Leave to use a tool, or none: one of the options that it offers."""
+        if self._cancelled:
+            return {"outcome": "cancelled"}
+        tool = dict_of(params.get("toolCall"))
+        known = self._tools.get(str(tool.get("toolCallId")), {})
+        given = {key: value for key, value in tool.items() if value is not None}
+        word = "allow" if self._folder.allows({**known, **given}) else "reject"
+        options = [dict_of(option) for option in list_of(params.get("options"))]
+        for kind in (f"{word}_once", f"{word}_always"):
+            for option in options:
+                if option.get("kind") == kind:
+                    return {"outcome": "selected", "optionId": option.get("optionId")}
+        return {"outcome": "cancelled"}
+
+    def _told(self, update: Fields) -> None:
+        """Something of the turn: words, a tool, a bill."""
+        what = update.get("sessionUpdate")
+        if what == "agent_message_chunk":
+            words = dict_of(update.get("content")).get("text")
+            if isinstance(words, str):
+                self._text = (self._text + words)[-KEPT_TEXT_LETTERS:]
+        elif what in ("tool_call", "tool_call_update"):
+            name = str(update.get("toolCallId"))[:200]
+            if name in self._tools or len(self._tools) < MOST_TOOLS:
+                kept = {key: update[key] for key in TOLD if update.get(key) is not None}
+                self._tools[name] = self._tools.get(name, {}) | kept
+        elif what == "usage_update":
+            cost = dict_of(update.get("cost"))
+            amount = number_of(cost.get("amount"), 1e6)
+            # The sum so far. Some say 0 for a price that they do not know.
+            if amount and cost.get("currency") == "USD":
+                self.bill = Bill(amount, self.bill.tokens_in, self.bill.tokens_out)
+
+    def _count(self, usage: Fields) -> None:
+        into, out = (
+            number_of(usage.get(name), 1 << 40)
+            for name in ("inputTokens", "outputTokens")
+        )
+        self.bill = Bill(
+            self.bill.dollars,
+            None if into is None else int(into),
+            None if out is None else int(out),
+        )
+
+
+ASKED_OF_US = ("fs/read_text_file", "fs/write_text_file", "session/request_permission")
+TOLD = ("kind", "locations", "content")  # of a tool: what leave depends on
+
+
+class Folder:
+    """The agent's folder: everything below it, and nothing through a link."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        # Held open: whoever swaps the folder for a link changes nothing here.
+        self._top = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+
+    def close(self) -> None:
+        """Let go of it."""
+        os.close(self._top)
+
+    def read(self, params: Fields) -> str:
+        """Lines of a text file, or Refused."""
+        first, most = params.get("line"), params.get("limit")
+        with self._file(params, os.O_RDONLY) as file:
+            text = os.read(file, LARGEST_FILE_BYTES + 1)
+        if len(text) > LARGEST_FILE_BYTES:
+            raise Refused(FAILED, "the file is too large")
+        lines = text.decode(errors="replace").splitlines(keepends=True)
+        start = max(0, first - 1) if type(first) is int else 0
+        end = start + max(0, most) if type(most) is int else len(lines)
+        return "".join(lines[start:end])
+
+    def write(self, params: Fields) -> None:
+        """A whole text file, made where it is missing, or Refused."""
+        content = params.get("content")
+        if not isinstance(content, str):
+            raise Refused(PARAMS_WRONG, "content is no text")
+        body = content.encode(errors="replace")
+        if len(body) > LARGEST_FILE_BYTES:
+            raise Refused(PARAMS_WRONG, "the file would be too large")
+        with self._file(params, os.O_WRONLY | os.O_CREAT) as file:
+            os.truncate(file, 0)
+            while body:
+                body = body[os.write(file, body) :]
+
+    def allows(self, tool: Fields) -> bool:
+        """Whether a tool may be used: of a harmless kind, and inside the folder."""
+        kind = tool.get("kind")
+        if not isinstance(kind, str) or kind not in ALLOWED:
+            return False
+        named = [dict_of(place) for place in list_of(tool.get("locations"))]
+        parts = [dict_of(part) for part in list_of(tool.get("content"))]
+        if any(part.get("type") == "terminal" for part in parts):
+            return False
+        named += [part for part in parts if part.get("type") == "diff"]
+        try:
+            for one in named:
+                self._parts(one)
+        except Refused:
+            return False
+        return bool(named) or not ALLOWED[kind]
+
+    def _parts(self, params: Fields) -> tuple[str, ...]:
+        """The names on the way from the folder to a path, or Refused."""
+        path = params.get("path")
+        if not isinstance(path, str) or not 0 < len(path) < 4096 or "\0" in path:
+            raise Refused(PARAMS_WRONG, "path is no path")
+        pure = PurePosixPath(path)
+        if pure.is_absolute():
+            if not pure.is_relative_to(self.path):
+                raise Refused(PARAMS_WRONG, "the path leaves the folder")
+            pure = pure.relative_to(self.path)
+        if ".." in pure.parts or not pure.parts:
+            raise Refused(PARAMS_WRONG, "the path leaves the folder")
+        return pure.parts
+
+    @contextmanager
+    def _file(self, params: Fields, flags: int) -> Iterator[int]:
+        """A plain file below the folder, open, or Refused."""
+        *folders, name = self._parts(params)
+        opened = [os.dup(self._top)]
+        try:
+            for folder in folders:
+                if flags & os.O_CREAT and not exists(folder, opened[-1]):
+                    os.mkdir(folder, dir_fd=opened[-1])
+                way = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
+                opened.append(os.open(folder, way, dir_fd=opened[-1]))
+            how = flags | os.O_NOFOLLOW | os.O_NONBLOCK
+            opened.append(os.open(name, how, 0o644, dir_fd=opened[-1]))
+            found = os.fstat(opened[-1])
+            if not stat.S_ISREG(found.st_mode) or found.st_nlink != 1:
+                raise Refused(PARAMS_WRONG, "that is no plain file")
+            yield opened[-1]
+        except FileNotFoundError:
+            raise Refused(ABSENT, "there is no such file") from None
+        except (OSError, UnicodeError) as error:
+            words = getattr(error, "strerror", None) or "that is no name"
+            raise Refused(FAILED, words) from None
+        finally:
+            for descriptor in opened:
+                os.close(descriptor)
+
+
+def exists(name: str, folder: int) -> bool:
+    """Whether something of this name is there, a broken link too."""
+    try:
+        os.stat(name, dir_fd=folder, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def fields_of(line: bytes) -> Fields | None:
+    """A message; None for anything else."""
+    try:
+        found = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def words_of(error: Fields, asked: str) -> str:
+    """An error as the agent put it, with what is known of its code."""
+    words = one_line(str(error.get("message")))
+    detail = one_line(json.dumps(error.get("data"))) if error.get("data") else ""
+    start = "not logged in: " if error.get("code") == NOT_LOGGED_IN else ""
+    return f"{start}{asked}: {words} {detail}"
+
+
+def number_of(value: object, most: float) -> float | None:
+    """A number that can be believed; None for anything else."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return value if 0 <= value < most else None
+
+
+def dict_of(value: object) -> Fields:
+    """A JSON object, or an empty one for anything else."""
+    return value if isinstance(value, dict) else {}
+
+
+def list_of(value: object) -> list[object]:
+    """A JSON list, or an empty one for anything else."""
+    return value if isinstance(value, list) else []

@@ -1,0 +1,219 @@
+"""Thinks while a run trains: a slow proposer's next ideas, ready when they are needed.
+
+Wraps one proposer that takes seconds or minutes. Threads of its own ask it, check what
+comes (`desk.fault`, so also `preflight`) and queue it; `propose` never waits. How many
+ideas are under way follows from use: one more whenever the queue was found empty, one
+less when ideas were left over, at most `MOST_UNDERWAY`.
+
+When the champion changes, a queued idea is carried over by a three-way merge (git
+merge-file), or constant by constant; what conflicts, or changes nothing any more, is
+dropped and asked anew.
+
+Not covered: an idea already being written when the champion changes is carried over in
+the same way, without knowing what won; and what dropped ideas cost stays spent.
+"""
+
+import subprocess
+import tempfile
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Protocol
+
+from autoresearch.errors import LabError
+from autoresearch.experiment import Champion, Proposal
+from autoresearch.lab import constants, constraints
+from autoresearch.proposers.toolkit import Desk
+from autoresearch.records.ledger import Ledger
+
+MOST_UNDERWAY = 6
+JOIN_SECONDS = 10.0
+LOOK_SECONDS = 1.0  # how often an idle thread looks whether its proposer may be asked
+
+
+class Thinker(Protocol):
+    """A proposer that may take minutes, and can be told to stop."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def exhausted(self) -> bool: ...
+
+    @property
+    def resting_until(self) -> float:
+        """Until when it is not asked; 0 when it may be."""
+        ...
+
+    def propose(self, ledger: Ledger) -> Proposal | None: ...
+
+    def close(self) -> None:
+        """Stop what is under way; it is not asked again."""
+        ...
+
+    def examine(self) -> str:
+        """`ok ...`, or what is wrong with it and what to type."""
+        ...
+
+
+class Ahead:
+    """The same proposer, never waited for."""
+
+    def __init__(self, inner: Thinker, desk: Desk, most: int = MOST_UNDERWAY) -> None:
+        self.name = inner.name
+        self.dropped = 0  # ideas that a new champion made useless
+        self.inner = inner
+        self._desk = desk
+        self._most = most
+        self._wanted = 1
+        self._busy = 0
+        self._ready: list[Proposal] = []
+        self._threads: list[threading.Thread] = []
+        self._turn = threading.Condition()
+        self._closed = False
+        self._went_wrong: BaseException | None = None  # in a thread; raised here
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether nothing is ready and nothing will be."""
+        with self._turn:
+            return self.inner.exhausted and not self._ready and not self._busy
+
+    def propose(self, ledger: Ledger) -> Proposal | None:
+        """An idea that is ready, on the present champion; None when there is none."""
+        start = ledger.start
+        if start is None:
+            return None
+        with self._turn:
+            if self._went_wrong is not None:
+                raise self._went_wrong
+            proposal = self._next(ledger, start)
+            if proposal is None and not self.inner.resting_until:
+                self._wanted = min(self._most, self._wanted + 1)
+            elif len(self._ready) > 1:
+                self._wanted = max(1, self._wanted - 1)
+            self._hire(ledger)
+            self._turn.notify_all()
+        return proposal
+
+    def close(self) -> None:
+        """Stop thinking; wait for the threads, but not for long."""
+        with self._turn:
+            self._closed = True
+            self._turn.notify_all()
+        self.inner.close()
+        deadline = time.monotonic() + JOIN_SECONDS  # for all of them together
+        for thread in self._threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+
+    def _next(self, ledger: Ledger, start: Champion) -> Proposal | None:
+        while self._ready:
+            proposal = self._ready.pop(0)
+            self._desk.underway.discard(proposal.title)
+            if proposal.parent == start.blob or proposal.refused:
+                return proposal
+            carried = carried_over(ledger, proposal, start.blob)
+            if carried is not None and not self._desk.quick_fault(ledger, carried):
+                return carried
+            self.dropped += 1
+        return None
+
+    def _hire(self, ledger: Ledger) -> None:
+        """As many threads as ideas are wanted at once."""
+        while len(self._threads) < self._wanted:
+            thread = threading.Thread(
+                target=self._work,
+                args=(ledger.path, ledger.lower_is_better, ledger.series),
+                name=f"thinking: {self.name}"[:60],
+                daemon=True,
+            )
+            self._threads.append(thread)
+            thread.start()
+
+    def _work(self, path: Path, lower_is_better: bool, series: str) -> None:
+        """One thread: think whenever an idea is wanted."""
+        ledger = Ledger(path, lower_is_better=lower_is_better)
+        ledger.series = series
+        try:
+            while self._wait():
+                proposal = self.inner.propose(ledger)
+                with self._turn:
+                    self._busy -= 1
+                    if proposal is not None:
+                        self._queue(proposal)
+                    elif not self._closed:
+                        self._turn.wait(LOOK_SECONDS)
+        except BaseException as error:  # ours: shown where the night can see it
+            with self._turn:
+                self._went_wrong = error
+            raise
+        finally:
+            ledger.close()
+
+    def _wait(self) -> bool:
+        """Until an idea is wanted and may be asked for; False when it is over."""
+        with self._turn:
+            while not self._closed:
+                missing = self._wanted - len(self._ready) - self._busy
+                asleep = self.inner.exhausted or self.inner.resting_until
+                if missing > 0 and not asleep:
+                    self._busy += 1
+                    return True
+                self._turn.wait(LOOK_SECONDS)
+        return False
+
+    def _queue(self, proposal: Proposal) -> None:
+        """Put an idea into the queue, unless the same one waits there already."""
+        code = constraints.fingerprint(proposal.source)
+        if not proposal.refused and any(
+            constraints.fingerprint(other.source) == code for other in self._ready
+        ):
+            proposal = replace(proposal, refused="the same as another idea that waited")
+        self._ready.append(proposal)
+        self._desk.underway.add(proposal.title)
+
+
+def carried_over(ledger: Ledger, proposal: Proposal, blob: str) -> Proposal | None:
+    """The same change on another champion; None where the two touch the same lines."""
+    base, ours = ledger.source(proposal.parent), ledger.source(blob)
+    merged = same_constants(ours, base, proposal.source)
+    merged = merged or merge(ours, base, proposal.source)
+    if merged is None or constraints.fingerprint(merged) == constraints.fingerprint(
+        ours
+    ):
+        return None
+    return replace(proposal, source=merged, parent=blob)
+
+
+def same_constants(ours: str, base: str, theirs: str) -> str | None:
+    """The constants that `theirs` changed, changed in `ours`; None when more differs.
+
+    To a three-way merge neighbouring lines conflict, and constants are neighbours.
+    """
+    try:
+        if constants.skeleton(base) != constants.skeleton(theirs):
+            return None
+        before, after = constants.values_of(base), constants.values_of(theirs)
+        changed = {n: v for n, v in after.items() if before[n] != v}
+        now = constants.values_of(ours)
+        if any(now.get(name) != before[name] for name in changed):
+            return None  # gone, or changed by the new champion as well
+        return constants.replace(ours, changed)
+    except (SyntaxError, LabError, KeyError):
+        return None
+
+
+def merge(ours: str, base: str, theirs: str) -> str | None:
+    """Both changes to `base` in one text; None when they conflict."""
+    with tempfile.TemporaryDirectory(prefix="autoresearch-merge-") as made:
+        files = []
+        for name, text in (("ours", ours), ("base", base), ("theirs", theirs)):
+            files.append(Path(made) / name)
+            files[-1].write_bytes(text.encode())
+        done = subprocess.run(
+            ("git", "merge-file", "-p", "-q", *map(str, files)),
+            capture_output=True,
+            cwd=made,
+        )
+    return done.stdout.decode() if done.returncode == 0 else None

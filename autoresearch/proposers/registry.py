@@ -1,0 +1,152 @@
+"""Which proposer a word of the grammar stands for. Plugins: autoresearch.proposers.
+
+A plugin's entry point is callable as (what follows the colon, toolkit, seed) ->
+Proposer; its name is the word before the colon.
+"""
+
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from autoresearch import plugins
+from autoresearch.errors import LabError
+from autoresearch.lab.program import Program
+from autoresearch.proposers import Proposer
+from autoresearch.proposers.toolkit import Desk
+
+GRAMMAR = (
+    "search, mailbox, human:NAME, script:FILE, claude, codex, gemini, opencode, aider, "
+    'cmd:"...", acp:"...", provider:model[@URL]'
+)
+AGENT = re.compile(r"claude|codex|gemini|opencode|aider|(?:cmd|acp):.+")
+MODEL = re.compile(
+    r"(?!script:|cmd:|acp:|human:)[a-z][a-z0-9_-]*:[^@\s]+(@https?://\S+)?"
+)
+
+
+def named(
+    specs: Sequence[str],
+    program: Program,
+    folder: Path,
+    seed: int,
+    desk: Desk | None = None,
+) -> Proposer:
+    """The proposers that these words name; LabError for others.
+
+    Several share the GPU by a bandit. Who takes long thinks in the background, and
+    while it does, or rests, the optimiser stands in.
+    """
+    from autoresearch.proposers.toolkit import desk_of
+
+    desk = desk or desk_of(folder, program)
+    found = [one(spec, program, desk, seed) for spec in dict.fromkeys(specs)]
+    thinking = [proposer for proposer in found if slow(proposer.name)]
+    if len(found) == 1 and not thinking:
+        return found[0]
+    from autoresearch.proposers.bandit import Hybrid
+
+    spare = standing_in(program, seed) if thinking and "search" not in specs else None
+    return Hybrid(found, seed, spare=spare, closing=partial(dismiss, found, desk))
+
+
+@dataclass(frozen=True, slots=True)
+class Examined:
+    """How a proposer does, asked once before the night."""
+
+    state: str  # `ok ...`, `limit until HH:MM`, or what is wrong and what to type
+    waiting_seconds: float = 0.0  # at least, that the GPU waits for each of its ideas
+
+    @property
+    def ready(self) -> bool:
+        """Whether the night will hear of it without anybody doing anything."""
+        return self.state.startswith(("ok", "limit until"))
+
+
+def examined(
+    specs: Sequence[str], program: Program, folder: Path
+) -> dict[str, Examined]:
+    """Each proposer and how it does; LabError for one that cannot be.
+
+    Asks models and agents once, so it may take a minute and some money.
+    """
+    from autoresearch.proposers.llm import LLM
+    from autoresearch.proposers.prefetch import Ahead
+    from autoresearch.proposers.toolkit import desk_of
+
+    desk, found = desk_of(folder, program), {}
+    for spec in dict.fromkeys(specs):
+        proposer = one(spec, program, desk, seed=0)
+        match proposer:
+            case Ahead(inner=thinker):
+                found[spec] = Examined(thinker.examine())
+            case LLM() as model:  # asked between two runs
+                begun = time.monotonic()
+                state = model.examine()
+                found[spec] = Examined(state, time.monotonic() - begun)
+            case _:
+                found[spec] = Examined("ok")
+    return found
+
+
+def slow(spec: str) -> bool:
+    """Whether this proposer thinks, which takes a while."""
+    return bool(AGENT.fullmatch(spec) or MODEL.fullmatch(spec))
+
+
+def standing_in(program: Program, seed: int) -> Proposer | None:
+    """The optimiser, where it is installed."""
+    from autoresearch.proposers.search import Search
+
+    try:
+        return Search(seed=seed, max_constants=program.max_constants)
+    except LabError:
+        return None
+
+
+def dismiss(proposers: Sequence[Proposer], desk: Desk) -> None:
+    """The night is over: nobody thinks on."""
+    from autoresearch.proposers.prefetch import Ahead
+
+    desk.closing()
+    for proposer in proposers:
+        if isinstance(proposer, Ahead):
+            proposer.close()
+
+
+def one(spec: str, program: Program, desk: Desk, seed: int) -> Proposer:
+    """The proposer that one word names."""
+    word, _, rest = spec.partition(":")
+    if spec == "search":
+        from autoresearch.proposers.search import Search
+
+        return Search(seed=seed, max_constants=program.max_constants)
+    if spec == "mailbox" or (word == "human" and rest):
+        from autoresearch.proposers.queue import Mailbox
+
+        return Mailbox(spec)
+    if word == "script" and rest:
+        from autoresearch.proposers.script import Script
+
+        return Script.read(desk.lab.folder / rest)
+    if AGENT.fullmatch(spec):
+        from autoresearch.proposers.agents.process import Agent
+        from autoresearch.proposers.prefetch import Ahead
+
+        # One at a time: two of one agent would share its HOME, and its database there.
+        return Ahead(Agent(spec, desk), desk, most=1)
+    if MODEL.fullmatch(spec):
+        from autoresearch.proposers.llm import LLM
+        from autoresearch.proposers.prefetch import Ahead
+
+        model = LLM(spec, desk)
+        return model if model.shares_the_gpu else Ahead(model, desk)
+    if make := plugins.load_plugin("proposers", word):
+        proposer: Proposer = make(rest, desk, seed)
+        return proposer
+    raise LabError(
+        f"unknown proposer {spec!r}; the proposers are: {GRAMMAR}. Next: autoresearch "
+        "check --proposer search   (or another of them)"
+    )

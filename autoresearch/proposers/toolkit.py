@@ -1,0 +1,201 @@
+"""What a proposer that thinks has at hand: program.md, context, purse, a check.
+
+Promises: one answer ends in one proposal, usable or not; what is wrong with an answer
+is known before anything trains, and can be told to whoever gave it. Not covered: how
+the answer is got (`llm`, `agent`).
+"""
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from autoresearch.errors import LabError
+from autoresearch.experiment import Proposal
+from autoresearch.lab import constraints, program, reply_parser
+from autoresearch.lab.folder import Lab
+from autoresearch.lab.program import Program
+from autoresearch.proposers import agent_guide, context
+from autoresearch.records import queries
+from autoresearch.records.ledger import Asking, Ledger
+from autoresearch.text import one_line
+
+Check = Callable[[Proposal], str]  # what is wrong with a proposal; "" when nothing is
+LARGEST_TRANSCRIPT_BYTES = 4 << 20
+
+
+def unchecked(proposal: Proposal) -> str:
+    """Nothing is known against it."""
+    return ""
+
+
+def unsaid(words: str) -> None:
+    """Nobody listens."""
+
+
+def nothing() -> None:
+    """There is nothing to end."""
+
+
+class Purse:
+    """What a night may spend on askings; shared by its proposers and their threads."""
+
+    def __init__(self, dollars: float, tokens: int = 50_000_000) -> None:
+        self.limit_dollars = dollars
+        self.limit_tokens = tokens
+        self.dollars = 0.0
+        self.tokens = 0
+        self.unpriced = 0  # askings whose cost nobody knows
+        self._held = 0.0  # of calls under way, each at the most it can cost
+        self._lock = threading.Lock()
+
+    @property
+    def spent(self) -> bool:
+        """Whether the tokens are used up, or the dollars where there is a limit.
+
+        Without one (0) only what asks `hold` first is kept from spending.
+        """
+        used_up = 0 < self.limit_dollars <= self.dollars
+        return used_up or self.tokens >= self.limit_tokens
+
+    @property
+    def holding(self) -> bool:
+        """Whether calls are under way that may turn out cheaper than was held."""
+        return self._held > 0
+
+    def hold(self, dollars: float | None) -> bool:
+        """Put aside what a call may cost at most, if it fits. None: unknown."""
+        with self._lock:
+            if self.tokens >= self.limit_tokens:
+                return False
+            if dollars is None:
+                return True
+            if self.dollars + self._held + dollars > self.limit_dollars:
+                return False
+            self._held += dollars
+            return True
+
+    def release(self, dollars: float) -> None:
+        """Give back what was put aside, after `paid`."""
+        with self._lock:
+            self._held = max(0.0, self._held - dollars)
+
+    def paid(self, dollars: float | None, tokens: int, at_most: float = 0.0) -> None:
+        """Take note of what an asking took; `at_most` counts where that is unknown."""
+        with self._lock:
+            self.tokens += tokens
+            self.unpriced += dollars is None
+            self.dollars += at_most if dollars is None else dollars
+
+
+@dataclass(slots=True)
+class Desk:
+    """Shared by the proposers of one night."""
+
+    lab: Lab
+    purse: Purse
+    check: Check = unchecked  # replaced by `preflight` where a night is on
+    notify: Callable[[str], None] = unsaid  # tells the human something
+    closing: Callable[[], None] = nothing  # ends `check`, with the night
+    last_good: Program = field(default_factory=Program)
+    underway: set[str] = field(default_factory=set)  # titles being written or queued
+
+    def program(self) -> tuple[Program, str]:
+        """program.md as it stands and its text; a broken fence leaves the last good."""
+        try:
+            text = self.lab.read("program.md")
+            self.last_good = program.parse(text)
+        except LabError:
+            text = self.last_good.prose
+        return self.last_good, text
+
+    def asked(self, ledger: Ledger) -> context.Asked:
+        """What the context is built for."""
+        settings, text = self.program()
+        titles = {p.title for p in ledger.open()} | set(self.underway)
+        return context.Asked(
+            text,
+            self.metric,
+            agent_guide.limits(settings),
+            underway=tuple(sorted(titles)),
+        )
+
+    @property
+    def metric(self) -> str:
+        """What the lab measures, read without running prepare.py."""
+        for line in self.lab.read("prepare.py").splitlines():
+            if line.startswith("METRIC"):
+                return one_line(line.partition("=")[2].partition("#")[0]).strip("\"' ")
+        return "the score"
+
+    def fault(self, ledger: Ledger, proposal: Proposal) -> str:
+        """What is wrong with a proposal, before anything trains; "" when nothing is."""
+        return self.quick_fault(ledger, proposal) or self.check(proposal)
+
+    def quick_fault(self, ledger: Ledger, proposal: Proposal) -> str:
+        """The same without running anything of it."""
+        settings, _ = self.program()
+        limits = constraints.Limits(settings.max_constants, settings.max_changed_lines)
+        parent = ledger.source(proposal.parent)
+        if why := constraints.refusal(proposal.source, parent, limits):
+            return why
+        code = constraints.fingerprint(proposal.source)
+        twin = ledger.same_code(code, proposal.parent, None)
+        if twin is not None:
+            return f"the same code as experiment {twin}"
+        return queries.near_twin(ledger, proposal.source, proposal.parent)
+
+    def record(self, ledger: Ledger, asking: Asking, at_most: float = 0.0) -> None:
+        """Put an asking on record and its cost on the bill.
+
+        `at_most`: what it may have cost, where that is unknown but bounded.
+        """
+        tokens = (asking.tokens_in or 0) + (asking.tokens_out or 0)
+        before = self.purse.spent
+        self.purse.paid(asking.dollars, tokens, at_most)
+        ledger.asked(asking)
+        if self.purse.spent and not before:
+            self.notify("what this night may spend is spent; only free proposers go on")
+        if not asking.outcome.startswith(("proposed", "refused")):
+            self.notify(f"{asking.author}: {asking.outcome[:160]}; others go on")
+
+    def keep(self, words: bytes, suffix: str = "json") -> str:
+        """Keep what was said whole, up to a size; its file's name."""
+        folder = self.lab.state / "asked"
+        folder.mkdir(exist_ok=True)
+        name = f"{time.time_ns()}-{threading.get_ident() % 10_000}.{suffix}"
+        (folder / name).write_bytes(words[:LARGEST_TRANSCRIPT_BYTES])
+        return name
+
+
+def desk_of(folder: Path, settings: Program) -> Desk:
+    """The desk of one night in a lab."""
+    return Desk(Lab(folder), Purse(settings.dollars), last_good=settings)
+
+
+def proposal_of(
+    reply: str, author: str, blob: str, source: str
+) -> tuple[Proposal, str]:
+    """(a reply as a proposal on the champion, what is wrong with it or "").
+
+    A reply that cannot be used is a proposal that changes nothing, so that it too ends
+    in a verdict.
+    """
+    try:
+        answer, new = reply_parser.new_source(reply, source)
+    except reply_parser.Refused as refused:
+        title = one_line(title_in(reply))[:120] or "an answer without an edit"
+        return Proposal(None, title, source, blob, author), str(refused)
+    reason = answer.reason
+    if answer.expected is not None:
+        reason = f"{reason} (expects {answer.expected:+g})".strip()
+    return Proposal(None, answer.title, new, blob, author, reason), ""
+
+
+def title_in(reply: str) -> str:
+    """The title of a reply that is otherwise no use."""
+    for line in reply[:20_000].splitlines():
+        if (head := reply_parser.HEAD.match(line)) and head[1].upper() == "TITLE":
+            return head[2]
+    return ""

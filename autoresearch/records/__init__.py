@@ -1,0 +1,1 @@
+"""What happened: SQLite, hash chain, commits and results.tsv, kept in agreement."""

@@ -1,0 +1,332 @@
+"""The books of a lab: ledger, git and results.tsv, kept in agreement.
+
+The order of writing is what survives a crash: the commit exists before the ledger
+names it, the ledger has the verdict before a ref does, and `settle` finishes at the
+next start whatever a kill -9 left undone. results.tsv is written anew at every start.
+
+Not covered: two writers. Whoever records verdicts holds the lab's lock.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+
+from autoresearch import git
+from autoresearch.errors import Failed, LabError
+from autoresearch.experiment import (
+    HARNESS,
+    Candidate,
+    Champion,
+    Failure,
+    Proposal,
+    Row,
+    Scores,
+    Verdict,
+)
+from autoresearch.git import Entry, Notebook, git_blob
+from autoresearch.lab import constraints, program
+from autoresearch.lab.apparatus import Apparatus
+from autoresearch.lab.folder import Lab
+from autoresearch.lab.program import Program
+from autoresearch.records import queries, results_tsv
+from autoresearch.records.commit_message import (
+    against_words,
+    digits,
+    ended_at,
+    entry_again,
+    in_ledger_only,
+    mean,
+    paragraph,
+    remeasured,
+    said,
+    seeds_of,
+)
+from autoresearch.records.ledger import Ledger, TakenBack
+from autoresearch.text import change, score
+
+TIDY_EVERY = 500  # experiments
+Rename = Callable[[str], None]  # write down the name that a commit got
+
+
+class Books:
+    """What was proposed, tried and decided in one lab, and where it is written."""
+
+    def __init__(
+        self,
+        lab: Lab,
+        apparatus: Apparatus,
+        ledger: Ledger,
+        notify: Callable[[str], None],
+    ) -> None:
+        self.lab = lab
+        self.apparatus = apparatus
+        self.ledger = ledger
+        self.notebook = Notebook(lab.folder)
+        self._notify = notify  # tells the human something
+        self._broken = ""  # what was last said about program.md
+        self._said: set[str] = set()  # what need not be said again tonight
+        self.program = Program()
+        self._program_blob = ""
+        self.read_program(first=True)
+
+    def read_program(self, *, first: bool = False) -> Program:
+        """program.md as it stands; a broken one never stops a night.
+
+        The last good one stays in force, and a notice says what is wrong with the new.
+        """
+        try:
+            text = self.lab.read("program.md")
+            blob = git_blob(text)
+            if blob != self._program_blob:
+                self.program = program.parse(text)
+                self.ledger.remember(blob, text)
+                self._program_blob = blob
+                if doubt := program.doubtful(text):
+                    self._notify(doubt)
+        except LabError as error:
+            if first:
+                raise
+            if str(error) != self._broken:
+                self._broken = str(error)
+                self._notify(f"{error}; the last good program.md stays in force")
+        return self.program
+
+    # -- proposal -> candidate ---------------------------------------------------------
+
+    def admit(self, proposal: Proposal) -> Proposal:
+        """Put a proposal on record under a number, with the program.md it goes by."""
+        proposal = replace(proposal, program=self._program_blob)
+        blob = git_blob(proposal.source)
+        return self.ledger.admit(
+            proposal, blob, constraints.fingerprint(proposal.source)
+        )
+
+    def write_down(self, proposal: Proposal, *, again: bool = False) -> Candidate:
+        """Proposal -> Candidate, written into git; or Failed("refused" | "duplicate").
+
+        A baseline is the human's own and is only required to be Python; a second look
+        at an experiment (`again`, or the harness's) is the same code on purpose.
+        """
+        if proposal.parent and proposal.author != HARNESS and not again:
+            self._check(proposal)
+        elif why := constraints.not_python(proposal.source):
+            raise Failed(Failure(proposal, "refused", why))
+        return Candidate(proposal, self.notebook.store(proposal.source))
+
+    def _check(self, proposal: Proposal) -> None:
+        limits = constraints.Limits(
+            self.program.max_constants, self.program.max_changed_lines
+        )
+        parent = self.ledger.source(proposal.parent)
+        if why := proposal.refused or constraints.refusal(
+            proposal.source, parent, limits
+        ):
+            raise Failed(Failure(proposal, "refused", why))
+        code = constraints.fingerprint(proposal.source)
+        twin = self.ledger.same_code(code, proposal.parent, proposal.number)
+        if twin is not None:
+            detail = f"the same code as experiment {twin}"
+            raise Failed(Failure(proposal, "duplicate", detail))
+        if near := queries.near_twin(self.ledger, proposal.source, proposal.parent):
+            raise Failed(Failure(proposal, "duplicate", near))
+
+    # -- verdict -> ledger, git, results.tsv -------------------------------------------
+
+    def record(self, verdict: Verdict, again: Scores = ()) -> Row:
+        """Write a verdict everywhere it belongs.
+
+        `again`: runs of the champion on the way to it, which the ledger has already.
+        """
+        at = float(int(time.time()))
+        commit = None
+        if not in_ledger_only(verdict):
+            parent = self.notebook.head()
+            if verdict.decision != "keep" and verdict.against is not None:
+                parent = self._commit_of(verdict.against.number)
+            blob = git_blob(verdict.proposal.source)
+            entry = self.entry(verdict, at, again)
+            commit = self.notebook.commit(entry, blob, parent)
+        row = self.ledger.decide(verdict, commit=commit, at=at)
+        if commit is not None:
+            self.settle(row)
+        if again:
+            self.write_results()
+        else:
+            results_tsv.append(self.lab.results, row)
+        if row.number % TIDY_EVERY == TIDY_EVERY - 1:
+            self.notebook.tidy()
+        return row
+
+    def settle(self, row: Row) -> None:
+        """Make git know what the ledger knows of a verdict. Doing it twice is fine."""
+        commit = row.commit
+        assert commit is not None
+        if row.decision == "keep":
+            why = f"experiment {row.number} was kept"
+            rename = partial(self.ledger.rename_commit, row.number)
+            commit = self._advance(commit, row.author, row.decided_at, rename, why)
+        self.notebook.name(row.number, commit)
+        self.ledger.published(row.number)
+
+    def take_back(self, champion: Champion, former: Champion, why: str) -> None:
+        """Put the champion before back in its place: in git, then in the ledger."""
+        at = float(int(time.time()))
+        entry = self.entry_back(champion, former, why, at)
+        commit = self.notebook.commit(entry, former.blob, self.notebook.head())
+        self.ledger.take_back(former, champion, why, commit, at)
+        self.settle_back(self.ledger.taken_back()[-1])
+        self._notify(
+            f"experiment {champion.number} was taken back, experiment "
+            f"{former.number} reigns again: {why}"
+        )
+
+    def settle_back(self, back: TakenBack) -> None:
+        """Make git know of it. Doing it twice is fine."""
+        why = f"experiment {back.experiment} was taken back"
+        rename = partial(self.ledger.rename_taken_back, back.experiment)
+        commit = self._advance(back.commit, "autoresearch", back.at, rename, why)
+        self.notebook.name_taken_back(back.experiment, commit)
+        self.ledger.published_taken_back(back.experiment)
+
+    def _advance(
+        self, commit: str, author: str, at: float, rename: Rename, why: str
+    ) -> str:
+        """Move the branch to a commit, remade if the human committed meanwhile.
+
+        The ledger learns of the new name first: a crash in between is no second commit.
+        """
+        book = self.notebook
+        while not book.contains(commit):
+            branch, head = book.branch(), book.head()
+            parent = book.git("rev-parse", f"{commit}^")
+            if parent != head:
+                message = book.git("log", "-1", "--format=%B", commit)
+                file = book.file_at(commit, "train.py")
+                assert file is not None, "every commit of ours has a train.py"
+                commit = book.commit(entry_again(message, author, at), file[0], head)
+                rename(commit)
+            book.advance(branch, commit, head)
+        if not book.check_out(f"{commit}^", commit):
+            self._notify(
+                f"{why}, but train.py in your folder has edits of yours and was left "
+                "as it is"
+            )
+        return commit
+
+    def _commit_of(self, number: int) -> str:
+        """The commit of an earlier experiment; the branch if git has lost it."""
+        return self.notebook.commit_of(number) or self.notebook.head()
+
+    def catch_up(self) -> int:
+        """After a crash: finish in git what the ledger has; how many there were."""
+        waiting = self.ledger.not_in_git()
+        for row in waiting:
+            self.settle(row)
+        for back in self.ledger.taken_back():
+            if not back.in_git:
+                self.settle_back(back)
+        self.write_results()
+        return len(waiting)
+
+    def write_results(self) -> None:
+        """Write results.tsv anew."""
+        results_tsv.write(self.lab.results, self.apparatus.metric, self.ledger.rows())
+
+    def say_once(self, words: str, about: str) -> None:
+        """Tell the human something that would be true again at every verdict."""
+        if about not in self._said:
+            self._said.add(about)
+            self._notify(words)
+
+    # -- the text of a verdict ---------------------------------------------------------
+
+    def entry(self, verdict: Verdict, at: float, again: Scores = ()) -> Entry:
+        """What the commit of a verdict says."""
+        proposal, against = verdict.proposal, verdict.against
+        scores = " ".join(map(digits, verdict.values))
+        trailers = [
+            ("Experiment", str(proposal.number)),
+            ("Verdict", said(verdict)),
+            ("Score", scores),
+            ("Seeds", " ".join(map(str, seeds_of(verdict.evidence)))),
+            ("Delta", "" if verdict.delta is None else f"{verdict.delta:+}"),
+            ("Runs", str(len(verdict.values))),
+            ("Against", "" if against is None else against_words(verdict)),
+            ("On-the-way", " ".join(map(str, self.on_the_way(verdict)))),
+            ("Ended-at", ended_at(verdict)),
+            ("Remeasured", remeasured(again)),
+            ("Proposed-by", proposal.author),
+            ("Program", proposal.program),
+            ("Ran", git_blob(proposal.source)),
+            ("Series", self.ledger.series),
+            ("Chain", self.ledger.chain_head),
+        ]
+        return Entry(
+            self.title(verdict),
+            paragraph(proposal.reason),
+            tuple((key, text) for key, text in trailers if text),
+            proposal.author,
+            at,
+        )
+
+    def entry_back(
+        self, champion: Champion, former: Champion, why: str, at: float
+    ) -> Entry:
+        """What the commit that takes a champion back says."""
+        row = self.ledger.row(champion.number)
+        what = git.summary("" if row is None else row.title)
+        delta = mean(former.values) - mean(champion.values)
+        trailers = (
+            ("Taken-back", str(champion.number)),
+            ("Verdict", f"taken back: {why}"),
+            ("Instead", f"{former.number} at {digits(mean(former.values))}"),
+            ("Ran", former.blob),
+            ("Series", self.ledger.series),
+            ("Chain", self.ledger.chain_head),
+        )
+        metric = self.apparatus.short_metric
+        title = (
+            f"[AutoResearch] take back {champion.number}: {what} | "
+            f"Δ{metric}={change(delta)}"
+        )
+        return Entry(title, "", trailers, "autoresearch", at)
+
+    def title(self, verdict: Verdict) -> str:
+        """`[AutoResearch] MATRIX_LR 0.04 -> 0.05 | Δbpb=-0.0012`"""
+        what = git.summary(verdict.proposal.title)
+        metric = self.apparatus.short_metric
+        if isinstance(verdict.evidence, Failure):
+            outcome: str = verdict.evidence.kind
+        elif verdict.against is None:
+            outcome = f"{metric}={score(mean(verdict.values))}"
+        else:
+            delta = verdict.delta
+            if delta is None:
+                delta = mean(verdict.values) - mean(verdict.against.values)
+            outcome = f"Δ{metric}={change(delta)}"
+            if before := self.on_the_way(verdict):
+                outcome += f", {len(before) + 1} changes"
+        return f"[AutoResearch] {what} | {outcome}"
+
+    def on_the_way(self, verdict: Verdict) -> tuple[int, ...]:
+        """What it brings besides its own change: the unproven it began from."""
+        if verdict.against is None:
+            return ()
+        return self.ledger.way(verdict.proposal.parent)
+
+    # -- where a night begins ----------------------------------------------------------
+
+    def start_file(self) -> tuple[str, str]:
+        """(train.py to measure first, why): the human's, or a champion of before."""
+        last = self.ledger.last_keep()
+        if last is None:
+            return self.lab.read("train.py"), "the train.py of this lab, as it stands"
+        old = self.ledger.series_facts(last.series)
+        new = self.ledger.series_facts(self.ledger.series)
+        changed = [
+            f"{key} {old.get(key)} -> {new.get(key)}"
+            for key in new
+            if old.get(key) != new.get(key)
+        ]
+        return self.ledger.source(last.blob), f"a new series: {'; '.join(changed)}"

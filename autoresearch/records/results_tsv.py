@@ -1,0 +1,128 @@
+"""results.tsv: the ledger as people know it. A view; nothing ever reads it back.
+
+Five columns that tools of this kind agree on come first, ours after them. What was
+refused or repeated never ran, and stays in the ledger only. So does what others claim.
+
+`delta_low` and `delta_high` hold the true difference 95 times in a hundred, for an
+experiment picked blindly: for those picked because they scored well it is smaller (the
+report says by how much). They are filled in by `write`, where the noise of the whole
+night is known; a line added by `append` has them blank until then.
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from autoresearch.atomic_file import write_whole
+from autoresearch.experiment import Noise, Row
+from autoresearch.records.ledger import IN_LEDGER_ONLY
+from autoresearch.stats import noise, quantiles
+from autoresearch.text import exact, number, one_line
+
+OURS = ["experiment", "runs", "kind", "delta", "delta_low", "delta_high", "proposed_by"]
+STATUS = {"keep": "keep", "discard": "discard", "failed": "crash"}
+
+
+def header(metric: str) -> str:
+    """The first line."""
+    columns = ["commit", metric, "memory_gb", "status", "description", *OURS]
+    return "\t".join(columns) + "\n"
+
+
+Bounds = tuple[float, float]
+MOST_NAMED = 4  # experiments that another stands on, one by one
+MOMENT_SECONDS = 1.0  # a verdict's time is cut to whole seconds
+
+
+def line(row: Row, bounds: Bounds | None = None) -> str:
+    """One experiment; a failure's metric is blank, and so are bounds nobody knows."""
+    low, high = bounds or (None, None)
+    cells = [
+        (row.commit or "")[:7],
+        "" if row.value is None else exact(row.value),
+        number(row.memory_gb, ".1f"),
+        STATUS[row.status],
+        described(row),
+        str(row.number),
+        str(row.runs),
+        row.kind or "",
+        "" if row.delta is None else exact(row.delta, "+"),
+        "" if low is None else exact(low, "+"),
+        "" if high is None else exact(high, "+"),
+        one_line(row.author),
+    ]
+    return "\t".join(cells) + "\n"
+
+
+def described(row: Row) -> str:
+    """A title, and what else the experiment brings: its score is of all of it."""
+    return one_line(row.title) + on_top(row.way)
+
+
+def on_top(way: Sequence[int]) -> str:
+    """` (on top of 1 and 3)`; "" where nothing is."""
+    words = [str(number) for number in way]
+    if len(words) > MOST_NAMED:
+        words = [f"{len(words)} others"]
+    return f" (on top of {' and '.join(words)})" if words else ""
+
+
+def write(path: Path, metric: str, rows: Iterable[Row]) -> None:
+    """Write the whole table anew."""
+    rows = tuple(rows)
+    known = bounds_of(rows)
+    lines = (line(row, known.get(row.number)) for row in shown(rows))
+    write_whole(path, header(metric) + "".join(lines))
+
+
+def append(path: Path, row: Row) -> None:
+    """Add the newest experiment. A line lost to a crash comes back with `write`."""
+    if row.kind not in IN_LEDGER_ONLY:
+        with path.open("ab") as file:
+            file.write(line(row).encode())
+
+
+def shown(rows: Iterable[Row]) -> Iterable[Row]:
+    """Rows that ran."""
+    return (row for row in rows if row.kind not in IN_LEDGER_ONLY)
+
+
+def bounds_of(rows: Sequence[Row]) -> Mapping[int, Bounds]:
+    """The 95 % interval of every delta, by experiment; only where noise is measured.
+
+    It rests on the runs that both sides had when the verdict was made.
+    """
+    by_series: dict[str, list[Sequence[float]]] = {}
+    for row in rows:
+        by_series.setdefault(row.series, []).append(row.values)
+    noises = {series: noise.pooled(values) for series, values in by_series.items()}
+    by_number = {row.number: row for row in rows}
+    found = {}
+    for row in rows:
+        known = noises[row.series]
+        if row.delta is None or row.against not in by_number or known is None:
+            continue
+        half = half_width(known, row, by_number[row.against])
+        found[row.number] = (row.delta - half, row.delta + half)
+    return found
+
+
+def half_width(known: Noise, row: Row, rival: Row) -> float:
+    """Half of the interval of a difference of two means."""
+    until = row.decided_at + MOMENT_SECONDS
+    counts = [max(1, sum(at <= until for at in side.when)) for side in (row, rival)]
+    error = known.sd * math.sqrt(sum(1 / count for count in counts))
+    return error * quantiles.as_student(quantiles.NORMAL_95, known.degrees)
+
+
+def word(row: Row, *, taken_back: bool = False) -> str:
+    """A verdict in a word or two, for every view."""
+    if row.evidence == "claimed":
+        return "claimed"
+    if row.kind == "ended early":
+        return "ended"
+    if row.decision == "keep" and row.against is None:
+        return "baseline"
+    if taken_back:
+        return "taken back"
+    return row.decision

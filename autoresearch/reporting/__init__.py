@@ -1,0 +1,1 @@
+"""From the ledger to text, HTML and JSON."""

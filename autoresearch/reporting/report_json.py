@@ -1,0 +1,75 @@
+"""The morning report as JSON."""
+
+from dataclasses import asdict
+from typing import Any
+
+from autoresearch.experiment import Row
+from autoresearch.reporting.report_text import Report, unknowns
+from autoresearch.reporting.summary import Findings
+from autoresearch.text import one_line
+
+# -- for machines ----------------------------------------------------------------------
+
+
+def as_json(report: Report) -> dict[str, Any]:
+    """Every number of the report as one object: the `report --json` contract."""
+    found = report.found
+    return {
+        "metric": report.metric,
+        "lower_is_better": report.lower_is_better,
+        "series": report.series,
+        "baseline": experiment_json(found.baseline, found.before),
+        "champion": experiment_json(found.champion, found.after),
+        "gain": gain_json(found),
+        "noise": None if found.noise is None else asdict(found.noise),
+        "heavy_tails": found.heavy_tails,
+        "drift": None if found.drift is None else asdict(found.drift),
+        "certificate": found.certificate and found.certificate.as_json(),
+        "holdout": None if found.holdout is None else asdict(found.holdout),
+        "counts": dict(report.counts),
+        "kept": [
+            {**change_json(kept.row), "changes": kept.changes} for kept in report.kept
+        ],
+        "near_misses": [change_json(row) for row in found.near],
+        "taken_back": [
+            {"experiment": back.experiment, "instead": back.instead, "why": back.why}
+            for back in found.taken_back
+        ],
+        "early_kill": asdict(found.early),
+        "wall_seconds": report.wall_seconds,
+        "trained_seconds": report.trained_seconds,
+        "scored_seconds": report.scored_seconds,
+        "dollars": report.dollars,
+        "unknown": unknowns(report),
+    }
+
+
+def experiment_json(row: Row | None, value: float | None) -> dict[str, Any] | None:
+    """Baseline or champion, by the night's own runs."""
+    if row is None:
+        return None
+    return {"experiment": row.number, "runs": row.runs, "value": value}
+
+
+def gain_json(found: Findings) -> dict[str, Any]:
+    """What is believed of the gain, and the plain difference beside it."""
+    claim = found.claim
+    return {
+        "claimed": None if claim is None else claim.gain,
+        "low": None if claim is None else claim.low,
+        "high": None if claim is None else claim.high,
+        "why_not": found.why_no_claim,
+        "raw": found.raw,
+        "luck": found.luck,
+    }
+
+
+def change_json(row: Row) -> dict[str, Any]:
+    """One change that was tried."""
+    return {
+        "experiment": row.number,
+        "title": one_line(row.title),
+        "on_top_of": list(row.way),
+        "delta": row.delta,
+        "runs": row.runs,
+    }

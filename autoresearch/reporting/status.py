@@ -1,0 +1,153 @@
+"""`autoresearch status`: what runs now, the champion, the counts."""
+
+import json
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+from autoresearch import text
+from autoresearch.errors import LabError
+from autoresearch.experiment import Row
+from autoresearch.lab import program
+from autoresearch.lab.folder import Lab
+from autoresearch.lab.program import Program
+from autoresearch.records import results_tsv
+from autoresearch.records.ledger import Ledger
+from autoresearch.reporting import format
+from autoresearch.reporting.format import as_json, rate, spell, taken_back
+from autoresearch.text import change, one_line
+
+SHARE_THAT_TELLS = 0.05  # of a run, from which on its pace says when it ends
+
+
+def running(lab: Lab) -> dict[str, Any] | None:
+    """What runs at this moment; None when no night is on."""
+    if lab.holder() is None:
+        return None
+    try:
+        found = json.loads(lab.now.read_text())
+    except (FileNotFoundError, ValueError):
+        return {"pid": lab.holder(), "runs": [], "notices": [], "until": None}
+    return dict(found)
+
+
+def status(lab: Lab, ledger: Ledger) -> dict[str, Any]:
+    """How the lab stands, as `status --json` shows it."""
+    rows = {"baseline": first_of_series(ledger), "champion": champion_row(ledger)}
+    back = taken_back(ledger)
+    return {
+        **ledger.counts(),
+        **{name: as_json(row) if row else None for name, row in rows.items()},
+        "waiting": len(ledger.open()),
+        "running": running(lab),
+        "paused": lab.pause.exists(),
+        "series": ledger.last_series(),
+        "last": [as_json(row, back) for row in ledger.last(5)],
+    }
+
+
+def champion_row(ledger: Ledger) -> Row | None:
+    """The champion's row; None before a baseline."""
+    champion = ledger.champion
+    return ledger.row(champion.number) if champion else None
+
+
+def first_of_series(ledger: Ledger) -> Row | None:
+    """What the present series started from; None before it did."""
+    number = ledger.first_keep(ledger.last_series())
+    return ledger.row(number) if number is not None else None
+
+
+def status_lines(metric: str, found: Mapping[str, Any]) -> list[str]:
+    """The same for people."""
+    champion, baseline = found["champion"], found["baseline"]
+    lines = [format.counts_words(found)]
+    if found["claimed"]:
+        lines.append(
+            f"{found['claimed']} more are claimed by others, measured by nobody"
+        )
+    if champion and baseline:
+        first, best = (text.score(row["value"]) for row in (baseline, champion))
+        which = f"experiment {champion['experiment']}: {champion['title']}"
+        lines.append(f"{metric}  {first} -> {best}   champion is {which}")
+    for row in found["last"]:
+        score = text.score(row["value"]) or row["kind"]
+        lines.append(
+            f"{row['experiment']:>4} {row['verdict']:<10} {score:<14} "
+            f"{change(row['delta']):>8}  {row['title']}"
+            + results_tsv.on_top(row["on_top_of"])
+        )
+    if found["waiting"]:
+        lines.append(f"{found['waiting']} waiting")
+    if found["paused"]:
+        lines.append("paused: nothing new begins before autoresearch resume")
+    return lines + running_lines(found["running"])
+
+
+def running_lines(found: Mapping[str, Any] | None) -> list[str]:
+    """What runs now, for people."""
+    if found is None:
+        return ["not running"]
+    lines = [run_line(run) for run in found["runs"]]
+    lines += [f"note: {one_line(notice)}" for notice in found["notices"]]
+    return lines or ["between two experiments"]
+
+
+def left_seconds(seconds: float, share: float) -> float | None:
+    """How long a run will still train; None: it is done, or has hardly begun.
+
+    The first step compiles and warms up: a run of 4 s seemed to need 24 minutes.
+    """
+    return seconds * (1 - share) / share if SHARE_THAT_TELLS <= share < 1 else None
+
+
+def run_line(run: Mapping[str, Any]) -> str:
+    """One run in hand."""
+    share = float(run["share"])
+    done = round(20 * share)
+    bar = "#" * done + "." * (20 - done)
+    parts = [f"{run['experiment']:>4} {run['phase']:<8} [{bar}] {share:4.0%}"]
+    if run["loss"] is not None:
+        parts.append(f"loss {run['loss']:.3f}")
+    if run["tokens"] and run["seconds"]:
+        parts.append(f"{rate(run['tokens'] / run['seconds'])} tok/s")
+    if (left := left_seconds(run["seconds"], share)) is not None:
+        parts.append(f"{spell(left)} left")
+    parts.append(one_line(str(run["title"])))
+    return "  ".join(parts)
+
+
+@dataclass(frozen=True, slots=True)
+class InForce:
+    """The program.md that holds now, for whoever is not the night itself."""
+
+    program: Program
+    text: str
+    fault: str  # why it is not the one in the folder; "" if it is
+
+
+def in_force(lab: Lab, ledger: Ledger) -> InForce:
+    """program.md as it stands, or the last one on record that can be read.
+
+    LabError where there is none: what is wrong with the one in the folder.
+    """
+    text = lab.read("program.md")
+    try:
+        return InForce(program.parse(text), text, "")
+    except LabError as error:
+        for old in ledger.programs():
+            with suppress(LabError):
+                return InForce(program.parse(old), old, str(error))
+        raise
+
+
+def faults(lab: Lab) -> list[str]:
+    """What is wrong with program.md, as every view says it; nothing if it is fine."""
+    try:
+        text = lab.read("program.md")
+        program.parse(text)
+    except LabError as error:
+        return [f"{error}; the last good program.md stays in force"]
+    doubt = program.doubtful(text)
+    return [doubt] if doubt else []

@@ -1,0 +1,248 @@
+"""What a night amounts to, in numbers: read from the ledger, for the report.
+
+Gain with its interval, how much of the plain difference was luck, the noise, near
+misses, champions taken back, runs ended early, validation against holdout, and the
+certificate of `replicate`. Everything is about the present series.
+
+Promises: a number that the ledger cannot give is None, and `why_no_claim` or the report
+says so. Runs made to replicate do not enter gain, luck and holdout, so that they can
+confirm or contradict them; they do enter the noise.
+
+Not covered: texts that differ in kind from the two that were sealed.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from statistics import fmean
+
+from autoresearch.experiment import Measured, Noise, Row
+from autoresearch.records import queries
+from autoresearch.records.ledger import Ledger, TakenBack
+from autoresearch.stats import early_stopping, gain, noise, quantiles
+from autoresearch.stats.early_stopping import FalseKills
+from autoresearch.stats.history import Evidence
+from autoresearch.stats.noise import Claim, Drift
+from autoresearch.stats.paired import Certificate
+
+
+@dataclass(frozen=True, slots=True)
+class Holdout:
+    """The same gain on two sealed texts."""
+
+    gain: float  # on validation, of the runs that were scored on both
+    holdout_gain: float
+    gap: float  # the first less the second; above 0: part of it fits one text only
+    low: float | None  # 95 % interval of the gap; None: the scatter is not known
+    high: float | None
+    champion_runs: int
+    baseline_runs: int
+
+
+@dataclass(frozen=True, slots=True)
+class EarlyKill:
+    """What ending hopeless runs saved, and what it may have cost."""
+
+    ended: int
+    saved_seconds: float  # of training, by what a whole run takes on average
+    saved_share: float  # of what all runs would have trained
+    false_kills: FalseKills | None  # None: nothing was spared yet, so nobody knows
+
+
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """Everything about the present series that is computed, not only counted."""
+
+    baseline: Row | None  # None: nothing was measured yet
+    champion: Row | None
+    before: float | None  # baseline's mean over the night's own runs
+    after: float | None  # champion's
+    raw: float | None  # the plain difference; positive is better
+    claim: Claim | None  # what is believed of it; None: see why_no_claim
+    why_no_claim: str
+    noise: Noise | None  # None: nothing ran twice
+    heavy_tails: bool | None  # None: too few runs to say
+    drift: Drift | None  # None: none beyond doubt
+    near: tuple[Row, ...]  # near misses, the best first
+    taken_back: tuple[TakenBack, ...]
+    reigned: tuple[tuple[int, int], ...]  # (champion, changes since the one before)
+    early: EarlyKill
+    holdout: Holdout | None  # None: baseline or champion was not scored there
+    certificate: Certificate | None  # None: nobody ran `replicate`
+
+    @property
+    def luck(self) -> float | None:
+        """How much of the plain difference is not believed."""
+        if self.raw is None or self.claim is None:
+            return None
+        return self.raw - self.claim.gain
+
+
+def find(ledger: Ledger) -> Findings:
+    """All of it."""
+    series = ledger.series or ledger.last_series()
+    told = queries.of(ledger)
+    rows, champions = told.rows, told.champions
+    by_number = {row.number: row for row in rows}
+    first = ledger.first_keep(series)
+    baseline = by_number[first] if first is not None else None
+    champion = by_number[champions[-1].number] if champions else None
+    scored = [row for row in told.fair_rows() if row.values]
+    replicates = [row.values for row in scored]
+    known = told.luck.noise
+    tonight = Evidence(of_the_night(ledger, rows), champions)
+    fair = tonight.fair_rows()
+    before, after = (mean_of(fair, row) for row in (baseline, champion))
+    raw = None
+    if before is not None and after is not None:
+        raw = before - after if ledger.lower_is_better else after - before
+    claim, why = claimed(tonight, baseline, champion, known, ledger.lower_is_better)
+    sign = 1 if ledger.lower_is_better else -1
+    better = [
+        r for r in rows if r.decision == "unresolved" and sign * (r.delta or 0.0) < 0
+    ]
+    near = sorted(better, key=lambda row: sign * (row.delta or 0.0))
+    certified = None
+    if baseline is not None and champion is not None:
+        certified = queries.certificate(ledger, champion.number, baseline.number)
+    return Findings(
+        *(baseline, champion, before, after, raw, claim, why, known),
+        noise.heavy_tails(replicates),
+        noise.drift(replicates, [row.when for row in scored]),
+        tuple(near),
+        tuple(back for back in ledger.taken_back() if back.experiment in by_number),
+        ways(rows, [champion.number for champion in champions]),
+        early_kill(ledger, series, rows),
+        holdout(ledger, rows, baseline, champion),
+        certified,
+    )
+
+
+def of_the_night(ledger: Ledger, rows: Sequence[Row]) -> tuple[Row, ...]:
+    """The rows without the runs that were made to replicate a gain afterwards."""
+    found = ledger.db.execute(
+        "select distinct experiment from run where occasion = 'replicate'"
+    )
+    again = {number for (number,) in found}
+    return tuple(
+        without_replicates(ledger, row) if row.number in again else row for row in rows
+    )
+
+
+def without_replicates(ledger: Ledger, row: Row) -> Row:
+    """An experiment as the night itself knows it."""
+    runs = own_runs(ledger, row.number)
+    values, seeds = (tuple(run.value for run in runs), tuple(run.seed for run in runs))
+    when = tuple(run.at for run in runs if run.at is not None)
+    return replace(row, values=values, seeds=seeds, when=when)
+
+
+def own_runs(ledger: Ledger, number: int) -> list[Measured]:
+    """An experiment's runs in the night itself."""
+    return [run for run in ledger.measured(number) if run.occasion != "replicate"]
+
+
+def mean_of(rows: Sequence[Row], wanted: Row | None) -> float | None:
+    """An experiment's mean over the runs of these rows."""
+    for row in rows:
+        if wanted is not None and row.number == wanted.number:
+            return fmean(row.values) if row.values else None
+    return None
+
+
+def claimed(
+    tonight: Evidence,
+    baseline: Row | None,
+    champion: Row | None,
+    known: Noise | None,
+    lower_is_better: bool,
+) -> tuple[Claim | None, str]:
+    """What may be claimed of the gain, or why nothing may."""
+    if baseline is None or champion is None:
+        return None, "nothing was measured yet"
+    if champion.number == baseline.number:
+        return None, "nothing was kept"
+    if known is None:
+        return None, "nothing ran twice, so the noise is not measured"
+    if known.sd == 0:
+        return None, "runs of the same train.py do not differ: the difference is exact"
+    found = gain.claim(
+        tonight.told, champion.blob, baseline.blob, lower_is_better=lower_is_better
+    )
+    return found, "" if found else "baseline or champion has no score here"
+
+
+def ways(rows: Sequence[Row], champions: Sequence[int]) -> tuple[tuple[int, int], ...]:
+    """How many experiments lie between two champions on the line, itself included.
+
+    What was tried step by step on the way to a champion is one kept change, of several.
+    """
+    by_blob = {row.blob: row for row in rows if row.decision != "failed"}
+    by_number = {row.number: row for row in rows}
+    reigned: set[str] = set()
+    found = []
+    for number in champions:
+        row, steps, seen = by_number[number], 1, {by_number[number].blob}
+        while row.parent in by_blob and row.parent not in reigned | seen:
+            seen.add(row.parent)
+            row, steps = by_blob[row.parent], steps + 1
+        found.append((number, steps))
+        reigned.add(by_number[number].blob)
+    return tuple(found)
+
+
+def early_kill(ledger: Ledger, series: str, rows: Sequence[Row]) -> EarlyKill:
+    """What ending hopeless runs saved, as if each had taken what others take."""
+    shares = ledger.ended_early(series)
+    runs, seconds = sum(row.runs for row in rows), sum(row.seconds for row in rows)
+    each = seconds / runs if runs else 0.0
+    saved = each * sum(1 - share for share in shares)
+    whole = seconds + each * len(shares)
+    won = [beaten for _, beaten in ledger.finished(series) if beaten is not None]
+    return EarlyKill(
+        len(shares),
+        saved,
+        saved / whole if whole else 0.0,
+        early_stopping.false_kills(won, len(shares)),
+    )
+
+
+def holdout(
+    ledger: Ledger, rows: Sequence[Row], baseline: Row | None, champion: Row | None
+) -> Holdout | None:
+    """Gain on validation against gain on the holdout, by the same runs.
+
+    A run's two scores share the luck of its training, so what counts is the scatter of
+    their difference: pooled over all train.py with several such runs, and never less
+    than what the audit alone leaves open in both.
+    """
+    if baseline is None or champion is None or baseline.number == champion.number:
+        return None
+    first, last = (on_both(ledger, row.number) for row in (baseline, champion))
+    if not first or not last:
+        return None
+    sign = 1 if ledger.lower_is_better else -1
+    gain = sign * (fmean(r.value for r in first) - fmean(r.value for r in last))
+    held = sign * (fmean(h for _, h in pairs(first)) - fmean(h for _, h in pairs(last)))
+    gap = gain - held
+    kept = [row.number for row in rows if row.decision == "keep"]
+    scatter = noise.pooled(
+        [[value - h for value, h in pairs(on_both(ledger, n))] for n in kept]
+    )
+    low = high = None
+    if scatter is not None:
+        audit = 2 * fmean(run.error**2 for run in (*first, *last))
+        error = math.sqrt(max(scatter.sd**2, audit) * (1 / len(first) + 1 / len(last)))
+        half = error * quantiles.student_95(int(scatter.degrees))
+        low, high = gap - half, gap + half
+    return Holdout(gain, held, gap, low, high, len(last), len(first))
+
+
+def on_both(ledger: Ledger, number: int) -> list[Measured]:
+    """An experiment's own runs that were scored on the holdout too."""
+    return [run for run in own_runs(ledger, number) if run.holdout is not None]
+
+
+def pairs(runs: Sequence[Measured]) -> list[tuple[float, float]]:
+    """(validation, holdout) of every run that has both."""
+    return [(run.value, run.holdout) for run in runs if run.holdout is not None]

@@ -1,0 +1,1 @@
+"""One session of a lab, and the work that it sends to devices."""

@@ -1,0 +1,41 @@
+"""Measure where a session starts from: first and alone, or there is no search."""
+
+from autoresearch.errors import Failed, LabError
+from autoresearch.experiment import HARNESS, PERSON, Proposal, Row
+from autoresearch.run.dispatcher import Dispatcher
+from autoresearch.run.session import Session
+from autoresearch.run.trial import Trial
+from autoresearch.run.verdicts import record, refused_trial
+
+
+def measure_baseline(session: Session, dispatcher: Dispatcher) -> Row:
+    """Run the baseline as often as the policy wants; LabError when it fails.
+
+    The first run goes alone, and its compiled code is lent to the others. These go at
+    one time where there are several devices: two of a kind are not quite as fast as
+    each other, and the noise that verdicts know has to hold that.
+    """
+    books = session.books
+    source, why = books.start_file()
+    fresh = books.ledger.last_keep() is None
+    title = "baseline" if fresh else "champion again"
+    number = 0 if fresh and books.ledger.row(0) is None else None
+    author = PERSON if fresh else HARNESS
+    proposal = books.admit(Proposal(number, title, source, "", author, why))
+    row = record(session, run_baseline(session, dispatcher, proposal))
+    if row.decision == "failed":
+        raise LabError(
+            f"{title} failed, and without it nothing can be compared: {row.why}. "
+            f"Next: autoresearch show {row.number}   (its log), then mend train.py"
+            + (", or leave a GPU out by CUDA_VISIBLE_DEVICES" * (session.width > 1))
+        )
+    return row
+
+
+def run_baseline(session: Session, dispatcher: Dispatcher, proposal: Proposal) -> Trial:
+    """All runs of the baseline."""
+    try:
+        candidate = session.books.write_down(proposal)
+    except Failed as failed:
+        return refused_trial(proposal, failed.failure, is_baseline=True)
+    return dispatcher.run_alone(Trial(candidate, is_baseline=True))

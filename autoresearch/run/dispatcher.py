@@ -1,0 +1,341 @@
+"""Sends the runs that open trials want to free devices, and hears what came of them.
+
+Promises: runs of open trials go before new proposals; a policy is asked with the
+evidence of that moment; a run whose machine went away is made again; when anything
+ends the session, nothing runs on behind it.
+"""
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import count
+from statistics import fmean
+
+from autoresearch.errors import LabError, Stopped
+from autoresearch.experiment import (
+    HARNESS,
+    Candidate,
+    Champion,
+    Change,
+    Failure,
+    Proposal,
+    Score,
+)
+from autoresearch.lab import constraints
+from autoresearch.measure.messages import RunLost, RunRequest, RunResult
+from autoresearch.records import queries
+from autoresearch.run.seeds import ChampionSeeds, seed_of
+from autoresearch.run.session import Session, terms_with_wall
+from autoresearch.run.trial import NO_CHANGE, RunKind, Trial, plan_runs
+from autoresearch.stats.early_stopping import Outlook, spared, touches_schedule
+from autoresearch.stats.history import Evidence, runs_of
+
+MOST_ATTEMPTS = 3  # at one run, where machines go away
+
+Receiver = Callable[[RunResult], None]
+
+
+class Dispatcher:
+    """The runs under way in one session, and the trials they belong to."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._ledger = session.books.ledger
+        self._trials: list[Trial] = []
+        self._receivers: dict[int, Receiver] = {}  # by request
+        self._attempts: dict[int, int] = {}
+        self._finished: deque[Trial] = deque()
+        self._ids = count(1)
+        self.seeds = ChampionSeeds(self._ledger, session.seed)
+        self.terms = terms_with_wall(session)
+
+    # -- what the loop asks ------------------------------------------------------------
+
+    @property
+    def numbers(self) -> set[int]:
+        """The experiments that are under way."""
+        open_trials = (*self._trials, *self._finished)
+        return {trial.number for trial in open_trials}
+
+    @property
+    def free(self) -> int:
+        """Devices with nothing to do."""
+        return self._session.pool.free
+
+    @property
+    def has_results(self) -> bool:
+        """Whether a run has ended and was not heard yet."""
+        return self._session.pool.ready
+
+    @property
+    def is_running(self) -> bool:
+        """Whether there is anything to wait for."""
+        return bool(self._receivers)
+
+    def take_finished(self) -> Trial | None:
+        """A trial that has all its runs; None: there is none."""
+        return self._finished.popleft() if self._finished else None
+
+    def run_alone(self, trial: Trial) -> Trial:
+        """Start a trial and wait for all its runs; nothing else is under way."""
+        self.start(trial)
+        while (finished := self.take_finished()) is None:
+            self.receive()
+            self.fill()
+        return finished
+
+    # -- sending -----------------------------------------------------------------------
+
+    def start(self, trial: Trial) -> None:
+        """Open a trial and send its first run."""
+        self._trials.append(trial)
+        self._advance(trial)
+
+    def rerun(self, candidate: Candidate, receiver: Receiver) -> None:
+        """Run an experiment that was decided once more, on a fresh seed."""
+        number = candidate.proposal.number
+        assert number is not None, "it was decided under a number"
+        paces = self._ledger.paces(number)
+        self.run(candidate, self.seeds.draw(number), receiver, paces=paces)
+
+    def run(
+        self,
+        candidate: Candidate,
+        seed: int,
+        receiver: Receiver,
+        *,
+        paces: tuple[float, ...] = (),
+    ) -> None:
+        """One run that no trial asked for, scored on both splits."""
+        request = RunRequest(
+            next(self._ids), candidate, seed, self.terms, holdout=True, paces=paces
+        )
+        self._submit(request, receiver)
+
+    def fill(self) -> None:
+        """Give free devices to open trials that want further runs."""
+        for trial in tuple(self._trials):
+            if not self.free:
+                return
+            if trial.scores or not trial.pending:
+                self._advance(trial)
+
+    def _submit(self, request: RunRequest, receiver: Receiver) -> None:
+        self._receivers[request.id] = receiver
+        self._session.pool.submit(request)
+
+    # -- hearing -----------------------------------------------------------------------
+
+    def receive(self) -> None:
+        """Wait for one run to end, and let its trial go on.
+
+        Raises what ended a worker (Stopped, LabError, OSError), after all have ended.
+        """
+        try:
+            ended = self._session.pool.next()
+        except (Stopped, LabError, OSError):
+            self._stop_all()
+            raise
+        if ended is None:
+            return
+        request = ended.request
+        if isinstance(ended, RunLost):
+            self._run_again(ended)
+            return
+        for notice in ended.notices:
+            self._session.books.say_once(notice.words, notice.about)
+        self._receivers.pop(request.id)(ended)
+
+    def _run_again(self, lost: RunLost) -> None:
+        key = lost.request.id
+        self._attempts[key] = self._attempts.get(key, 1) + 1
+        if self._attempts[key] > MOST_ATTEMPTS:
+            self._stop_all()
+            raise LabError(
+                f"{MOST_ATTEMPTS} machines went away in one run ({lost.why}). Next: "
+                "look after them, then autoresearch run goes on by itself"
+            )
+        if (pruner := lost.request.pruner) is not None:
+            pruner.forget()
+        self._session.pool.submit(lost.request)
+
+    def _stop_all(self) -> None:
+        """End every run under way and wait for it: nothing runs on behind a session."""
+        self._session.bench.stop.now = True
+        while True:
+            try:
+                if self._session.pool.next() is None:
+                    return
+            except (Stopped, LabError, OSError):
+                continue
+
+    # -- one trial ---------------------------------------------------------------------
+
+    def _advance(self, trial: Trial) -> None:
+        """Send what a trial wants next; close it when it wants nothing more."""
+        if trial.failure is None and not trial.keeps and self._sends_runs(trial):
+            return
+        if trial.failure is None and trial.keeps and self._sends_to_holdout(trial):
+            return
+        if not trial.pending:
+            self._close(trial)
+
+    def _sends_runs(self, trial: Trial) -> bool:
+        """Start the runs it wants; False: it has all it needs, and `keeps` is known."""
+        evidence, change = self._evidence(trial), self._change(trial)
+        policy, free = self._session.policy, self.free
+        plan = plan_runs(trial, policy, evidence, change, max(1, free))
+        for kind in plan[:free]:
+            self._start_run(trial, kind, evidence)
+        if plan or trial.pending:
+            return True
+        if not trial.is_baseline:
+            fair = evidence.fair(trial.scores)
+            verdict = policy.decide(fair, evidence.history(change), change)
+            trial.keeps = verdict.decision == "keep"
+        return False
+
+    def _close(self, trial: Trial) -> None:
+        self._trials.remove(trial)
+        self._finished.append(trial)
+        for score in trial.scores:
+            self._session.pool.release(score)
+
+    def _evidence(self, trial: Trial) -> Evidence:
+        """What is known now, with the champion's runs that this trial has had."""
+        evidence = queries.of(self._ledger)
+        champion = evidence.champions[-1] if evidence.champions else None
+        for score in trial.champion_runs:
+            if champion and score.run.candidate.blob == champion.blob:
+                evidence = evidence.with_champion_run(score)
+        return evidence
+
+    def _change(self, trial: Trial) -> Change:
+        """How far it is from the champion of this moment."""
+        champion = self._ledger.champion
+        if champion is None:
+            return NO_CHANGE
+        source = self._ledger.source(champion.blob)
+        return constraints.change(source, trial.candidate.proposal.source)
+
+    def _start_run(self, trial: Trial, kind: RunKind, evidence: Evidence) -> None:
+        trial.pending.append(kind)
+        if kind == "champion":
+            champion = self._ledger.champion
+            assert champion is not None, "a baseline has no rival"
+            self.rerun(
+                champion_again(self._ledger.source(champion.blob), champion),
+                lambda ended: self._hear_champion(trial, ended),
+            )
+            return
+        place = trial.started
+        trial.started += 1
+        champion = self._ledger.champion
+        request = RunRequest(
+            next(self._ids),
+            trial.candidate,
+            seed_of(self._session.seed, trial.first_run + place),
+            self.terms,
+            holdout=trial.is_baseline,
+            pruner=None if place else self._pruner(trial, evidence),
+            paces=() if champion is None else self._ledger.paces(champion.number),
+        )
+        self._submit(request, lambda ended: self._hear_candidate(trial, place, ended))
+
+    def _hear_candidate(self, trial: Trial, place: int, ended: RunResult) -> None:
+        trial.pending.remove("candidate")
+        trial.champion_failed = False
+        if isinstance(ended.outcome, Score):
+            trial.runs[place] = ended.outcome
+        elif trial.failure is None:
+            trial.failure = ended.outcome
+            if trial.is_baseline and self._session.pool.width > 1:
+                where = f"{ended.outcome.detail}, on GPU {ended.device.index}"
+                trial.failure = replace(ended.outcome, detail=where)
+        self._advance(trial)
+
+    def _hear_champion(self, trial: Trial, ended: RunResult) -> None:
+        trial.pending.remove("champion")
+        if isinstance(ended.outcome, Score):
+            trial.champion_runs += (ended.outcome,)
+        else:
+            trial.champion_failed = True
+            self.say_champion_failed(ended.outcome)
+        self._advance(trial)
+
+    def say_champion_failed(self, failure: Failure) -> None:
+        """Tell the person, once, that a champion failed when it was run again."""
+        number = failure.proposal.number
+        self._session.books.say_once(
+            f"the champion, experiment {number}, failed when it was run again: "
+            f"{failure.kind}: {failure.detail}",
+            f"failed again {number}",
+        )
+
+    def _sends_to_holdout(self, trial: Trial) -> bool:
+        """Have every run of what will be kept scored on the holdout; False: all are."""
+        left = [p for p, s in trial.runs.items() if s.holdout is None]
+        for place in left:
+            if self.free and place not in trial.sent_to_holdout:
+                trial.sent_to_holdout.add(place)
+                trial.pending.append("holdout")
+                self._submit_holdout(trial, place)
+        return bool(left)
+
+    def _submit_holdout(self, trial: Trial, place: int) -> None:
+        score = trial.runs[place]
+        request = RunRequest(
+            next(self._ids), trial.candidate, score.run.seed, self.terms, score=score
+        )
+        self._submit(request, lambda ended: self._hear_holdout(trial, place, ended))
+
+    def _hear_holdout(self, trial: Trial, place: int, ended: RunResult) -> None:
+        trial.pending.remove("holdout")
+        if isinstance(ended.outcome, Score):
+            trial.runs[place] = ended.outcome
+        else:
+            trial.failure = trial.failure or ended.outcome
+        self._advance(trial)
+
+    def _pruner(self, trial: Trial, evidence: Evidence) -> Outlook | None:
+        """What may end a candidate's first run early; None: nothing may."""
+        champion = evidence.history().champion
+        if champion is None or not self._session.books.program.early_kill:
+            return None
+        seed = seed_of(self._session.seed, 0)
+        luck = evidence.luck.of.get(seed, 0.0)
+        return Outlook(
+            trial.past,
+            fmean(champion.values) + luck,
+            score_on_seed(evidence, trial.candidate.proposal.parent, seed),
+            schedule=trial.changes_schedule,
+            spare=spared(self._session.seed, trial.number),
+            lower_is_better=self._session.bench.apparatus.lower_is_better,
+        )
+
+
+def open_trial(session: Session, candidate: Candidate) -> Trial:
+    """The trial of a candidate, with what its runs need from the ledger."""
+    ledger, proposal = session.books.ledger, candidate.proposal
+    trial = Trial(candidate)
+    if session.books.program.early_kill:
+        trial.past = tuple(run for run, _ in ledger.finished(ledger.series))
+    if proposal.author == HARNESS:  # a second look: on fresh seeds, and to its end
+        trial.first_run, trial.past = len(ledger.seeds(trial.number)), ()
+    trial.changes_schedule = bool(proposal.parent) and touches_schedule(
+        ledger.source(proposal.parent), proposal.source
+    )
+    return trial
+
+
+def champion_again(source: str, champion: Champion) -> Candidate:
+    """The champion, to be run once more."""
+    proposal = Proposal(champion.number, "champion", source, "", HARNESS)
+    return Candidate(proposal, champion.blob)
+
+
+def score_on_seed(evidence: Evidence, blob: str, seed: int) -> float | None:
+    """What a train.py scored on a seed, as measured; None: it did not run there."""
+    rows = (row for row in evidence.rows if row.blob == blob)
+    runs = (run for row in rows for run in runs_of(row))
+    return next((value for one, value in runs if one == seed), None)

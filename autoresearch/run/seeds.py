@@ -1,0 +1,28 @@
+"""Which seed a run gets: the same for all candidates, fresh ones for a champion."""
+
+import hashlib
+from itertools import count
+
+from autoresearch.records.ledger import Ledger
+
+
+def seed_of(base: int, run: int) -> int:
+    """The seed of a candidate's n-th run: the same for all candidates of a series."""
+    digest = hashlib.sha256(f"{base}:{run}".encode()).digest()
+    return int.from_bytes(digest[:4], "little") % 2**31
+
+
+class ChampionSeeds:
+    """Seeds that an experiment has not run with, in the order of all; none twice."""
+
+    def __init__(self, ledger: Ledger, base: int) -> None:
+        self._ledger, self._base = ledger, base
+        self._given: dict[int, set[int]] = {}
+
+    def draw(self, number: int) -> int:
+        """The next fresh seed of this experiment."""
+        given = self._given.setdefault(number, set())
+        given |= self._ledger.seeds(number)
+        seed = next(s for n in count() if (s := seed_of(self._base, n)) not in given)
+        given.add(seed)
+        return seed

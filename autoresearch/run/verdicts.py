@@ -1,0 +1,142 @@
+"""Scores -> Verdict, written into the books, and what follows from it.
+
+A former champion may be put back, and the person is told of a drift and of a plateau.
+"""
+
+from dataclasses import replace
+from statistics import fmean
+
+from autoresearch.experiment import (
+    Candidate,
+    Champion,
+    Failure,
+    History,
+    Proposal,
+    Row,
+    Scores,
+    Verdict,
+)
+from autoresearch.git import git_blob
+from autoresearch.lab import constraints
+from autoresearch.measure import evaluator
+from autoresearch.measure.messages import RunResult
+from autoresearch.proposers.context import PLATEAU
+from autoresearch.records import queries
+from autoresearch.run.session import Session
+from autoresearch.run.trial import NO_CHANGE, Trial
+from autoresearch.stats import noise
+from autoresearch.text import exact
+
+
+def record(session: Session, trial: Trial) -> Row:
+    """Decide a trial that has all its runs, and write the verdict down.
+
+    A baseline has no rival. Everything else meets the champion of this moment, which
+    may have been crowned while the candidate ran.
+    """
+    books, result, again = session.books, trial.result, trial.champion_runs
+    if again:
+        books.ledger.add_runs(again, "champion")
+    rival = None if trial.is_baseline else books.ledger.champion
+    if isinstance(result, Failure):
+        return settled(session, failed_verdict(result, rival), again)
+    change = NO_CHANGE
+    if rival is not None:
+        source = trial.candidate.proposal.source
+        change = constraints.change(books.ledger.source(rival.blob), source)
+    known = queries.of(books.ledger)
+    history, fair = known.history(change), known.fair(result)
+    if rival is None:
+        history = replace(history, champion=None)
+    verdict = session.policy.decide(fair, history, change)
+    delta = None
+    if history.champion is not None:
+        delta = mean_of(fair) - fmean(history.champion.values)
+    verdict = replace(verdict, evidence=result, against=rival, delta=delta)
+    return settled(session, verdict, again)
+
+
+def failed_verdict(failure: Failure, rival: Champion | None) -> Verdict:
+    """The verdict on a candidate without a score: failed, or ended early."""
+    if failure.kind == "ended early":
+        return Verdict("discard", failure.detail, failure, rival)
+    why = f"{failure.kind}: {failure.detail}"
+    return Verdict("failed", why, failure, rival)
+
+
+def refused_trial(
+    proposal: Proposal, failure: Failure, *, is_baseline: bool = False
+) -> Trial:
+    """The trial of a proposal that must not run."""
+    candidate = Candidate(proposal, git_blob(proposal.source))
+    return Trial(candidate, is_baseline=is_baseline, failure=failure)
+
+
+def record_rerun(session: Session, ended: RunResult) -> None:
+    """Write down one more run of an experiment that was decided."""
+    if isinstance(ended.outcome, Failure):
+        failure = ended.outcome
+        number = failure.proposal.number
+        session.books.say_once(
+            f"the champion, experiment {number}, failed when it was run again: "
+            f"{failure.kind}: {failure.detail}",
+            f"failed again {number}",
+        )
+        return
+    session.books.ledger.add_runs((ended.outcome,), "champion")
+    session.books.write_results()
+    demote(session)
+
+
+def mean_of(scores: Scores) -> float:
+    """The mean of a candidate's scores."""
+    return fmean(score.value for score in scores)
+
+
+def settled(session: Session, verdict: Verdict, again: Scores = ()) -> Row:
+    """A verdict in the books, and what follows from it for the champion."""
+    books = session.books
+    row = books.record(verdict, again)
+    evaluator.settle(session.bench.lab, row.number, kept=row.decision == "keep")
+    notice(session, demote(session))
+    return row
+
+
+def demote(session: Session) -> History:
+    """Put a former champion back, if what was run since says so -> what is known."""
+    books = session.books
+    history = queries.of(books.ledger).history()
+    champion, former = history.champion, session.policy.demoted(history)
+    if champion is None or former is None:
+        return history
+    books.take_back(champion, former, worse_than(former, champion))
+    return queries.of(books.ledger).history()
+
+
+def worse_than(former: Champion, champion: Champion) -> str:
+    """Why a champion is taken back."""
+    now, then = fmean(champion.values), fmean(former.values)
+    return (
+        f"{exact(now)} in {len(champion.values)} runs, experiment {former.number} "
+        f"before it {exact(then)} in {len(former.values)}"
+    )
+
+
+def notice(session: Session, history: History) -> None:
+    """Tell the human of a drift, and of a plateau."""
+    found = noise.drift(history.replicates, history.when)
+    if found is not None:
+        session.books.say_once(
+            f"the same train.py scores {found.per_hour:+.2g} an hour: something about "
+            "this machine drifts (heat, a neighbour). Policies that know the noise "
+            "keep nothing now that did not run side by side with the champion",
+            "drift",
+        )
+    champion = history.champion
+    since = sum(row.number > champion.number for row in history.rows) if champion else 0
+    if champion is not None and since >= PLATEAU:
+        session.books.say_once(
+            f"{since} experiments since the last keep: proposers are asked for "
+            "something structurally different",
+            f"plateau {champion.number}",
+        )

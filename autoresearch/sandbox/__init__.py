@@ -1,0 +1,1 @@
+"""Run untrusted code and prove that it is contained. Knows no lab and no model."""

@@ -1,0 +1,131 @@
+"""How harness and guest talk: small JSON messages and sealed memory over one socket.
+
+A message is a 4-byte length and a JSON object of at most 64 KiB; file descriptors
+travel beside it. Bulk data never goes through the socket: it is handed over as memory
+that cannot change any more (a sealed memfd), so what was checked is what is used.
+
+Covered: oversized, malformed, deeply nested or flooding messages, surplus file
+descriptors, memory that is not sealed or too large. Not covered: what a message means;
+every value in it is a claim of its sender. Where there are no memfds (macOS), an
+unlinked temporary file takes their place and the receiver copies it.
+"""
+
+import json
+import os
+import select
+import socket
+import struct
+import time
+from typing import Any
+
+from autoresearch.sealed_memory import Junk
+
+Message = dict[str, Any]  # what json.loads gives; every use checks what it takes
+
+LARGEST_MESSAGE_BYTES = 64 * 1024
+MOST_DESCRIPTORS = 4  # in one message
+LENGTH = struct.Struct("<I")
+
+
+class Closed(Exception):
+    """The other side is gone."""
+
+
+class Channel:
+    """One end of the conversation."""
+
+    def __init__(self, end: socket.socket) -> None:
+        self.socket = end
+        self._bytes = bytearray()
+        self._descriptors: list[int] = []
+
+    def send(self, message: Message, *descriptors: int) -> None:
+        """Send one message; blocks until the kernel took it.
+
+        On a socket with a time limit: Junk from one that does not read.
+        """
+        body = json.dumps({**message, "descriptors": len(descriptors)}).encode()
+        if len(body) > LARGEST_MESSAGE_BYTES:
+            raise ValueError(f"a message of {len(body)} bytes is too large to send")
+        packet = LENGTH.pack(len(body)) + body
+        try:
+            sent = (
+                socket.send_fds(self.socket, [packet], descriptors)
+                if descriptors
+                else self.socket.send(packet)
+            )
+            self.socket.sendall(packet[sent:])
+        except (BrokenPipeError, ConnectionResetError):
+            raise Closed from None
+        except (TimeoutError, BlockingIOError):
+            raise Junk("it does not read what it is sent") from None
+
+    def receive(self, limit_seconds: float | None = None) -> tuple[Message, list[int]]:
+        """Wait for the next message, or raise TimeoutError, Closed or Junk."""
+        deadline = None if limit_seconds is None else time.monotonic() + limit_seconds
+        while (found := self.take()) is None:
+            left = None if deadline is None else deadline - time.monotonic()
+            if left is not None and left <= 0:
+                raise TimeoutError
+            self.socket.settimeout(left)
+            self.read()
+        return found
+
+    def waits(self, limit_seconds: float) -> bool:
+        """Whether a message has begun to come, or does within so many seconds."""
+        end = select.poll()
+        end.register(self.socket, select.POLLIN)
+        return bool(self._bytes) or bool(end.poll(1000 * limit_seconds))
+
+    def read(self) -> None:
+        """Take what has arrived off the socket; block for it if nothing has."""
+        try:
+            arrived, descriptors, flags, _ = socket.recv_fds(
+                self.socket, LARGEST_MESSAGE_BYTES, MOST_DESCRIPTORS
+            )
+        except ConnectionResetError:
+            raise Closed from None
+        for descriptor in descriptors:
+            os.set_inheritable(descriptor, False)
+        self._descriptors += descriptors
+        if flags & socket.MSG_CTRUNC or len(self._descriptors) > MOST_DESCRIPTORS:
+            raise Junk("too many file descriptors")
+        if not arrived:
+            raise Closed
+        self._bytes += arrived
+
+    def take(self) -> tuple[Message, list[int]] | None:
+        """The next whole message that has been read, or None so far."""
+        if len(self._bytes) < LENGTH.size:
+            return None
+        (length,) = LENGTH.unpack_from(self._bytes)
+        if length > LARGEST_MESSAGE_BYTES:
+            raise Junk(f"a message of {length} bytes")
+        end = LENGTH.size + length
+        if len(self._bytes) < end:
+            return None
+        message = parse(bytes(self._bytes[LENGTH.size : end]))
+        del self._bytes[:end]
+        count = message.pop("descriptors", 0)
+        if type(count) is not int or not 0 <= count <= len(self._descriptors):
+            raise Junk("a message without its file descriptors")
+        mine, self._descriptors = self._descriptors[:count], self._descriptors[count:]
+        return message, mine
+
+    def close(self) -> None:
+        """Close the socket and whatever descriptors nobody took."""
+        for descriptor in self._descriptors:
+            os.close(descriptor)
+        self._descriptors = []
+        self.socket.close()
+
+
+def parse(body: bytes) -> Message:
+    """Bytes -> JSON object, or Junk."""
+    try:
+        message = json.loads(body)
+    except (ValueError, RecursionError):
+        raise Junk("not JSON") from None
+    if not isinstance(message, dict):
+        raise Junk("not a JSON object")
+    return message

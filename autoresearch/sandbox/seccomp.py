@@ -1,0 +1,146 @@
+"""What a process can forbid itself for good: system calls, paths, identity. Linux.
+
+Three kernel mechanisms, each needing no helper program and no privilege:
+
+* seccomp: a filter over system calls, assembled here as classic BPF and either given to
+  a launcher or loaded by the process itself (man 2 seccomp);
+* Landlock: only named paths, no TCP, no signals or abstract sockets to the outside
+  (Linux documentation, userspace-api/landlock);
+* another user id, when this process is root.
+
+All hold for every thread started later and for every child, and cannot be taken back.
+Standard library only; a guest applies it to itself before it reads a byte of train.py.
+
+Not covered: what a path that is allowed contains; time; memory. Elsewhere than on Linux
+every function here raises OSError.
+"""
+
+import ctypes
+import errno
+import os
+import socket
+import struct
+
+from autoresearch.sandbox.privileges import FILTER, SET_SECCOMP, prctl
+
+# <linux/seccomp.h>, <linux/filter.h>, <linux/audit.h>
+KILL, ALLOW, ERRNO = 0x8000_0000, 0x7FFF_0000, 0x0005_0000
+LOAD, JUMP_EQUAL, JUMP_AT_LEAST, JUMP_SET, RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
+NUMBER_AT, ARCHITECTURE_AT, ARGUMENTS_AT = 0, 4, 16  # in struct seccomp_data
+X32_CALLS = 0x4000_0000  # a second table of the same calls on x86-64
+
+NEW_NAMESPACES = 0x7E02_0080  # CLONE_NEW{NS,CGROUP,UTS,IPC,USER,PID,NET,TIME}
+TERMINAL_TRICKS = (0x5412, 0x541C)  # TIOCSTI, TIOCLINUX: typing for somebody else
+
+# What no training script needs: other processes' memory, mounts, namespaces, keys that
+# outlive a process, the system's clock, kernel interfaces with a history of holes, and
+# questions about the page cache, which is a blackboard that outlives every process.
+DENIED = {
+    "x86_64": """
+        ptrace 101  process_vm_readv 310  process_vm_writev 311  kcmp 312
+        pidfd_getfd 438  process_madvise 440  memfd_secret 447  bpf 321
+        perf_event_open 298  userfaultfd 323  io_uring_setup 425  io_uring_enter 426
+        io_uring_register 427  fanotify_init 300  keyctl 250  add_key 248
+        request_key 249  mount 165  umount2 166  pivot_root 155  chroot 161  setns 308
+        unshare 272  open_tree 428  move_mount 429  fsopen 430  fsconfig 431
+        fsmount 432  fspick 433  mount_setattr 442  clock_settime 227
+        settimeofday 164  adjtimex 159  clock_adjtime 305  swapon 167  swapoff 168
+        reboot 169  acct 163  init_module 175  finit_module 313  delete_module 176
+        syslog 103  open_by_handle_at 304  name_to_handle_at 303  quotactl 179
+        quotactl_fd 443  kexec_load 246  kexec_file_load 320  vhangup 153
+        sethostname 170  setdomainname 171  iopl 172  ioperm 173  modify_ldt 154
+        mincore 27  cachestat 451  preadv2 327  lookup_dcookie 212  nfsservctl 180
+    """,
+    "aarch64": """
+        ptrace 117  process_vm_readv 270  process_vm_writev 271  kcmp 272
+        pidfd_getfd 438  process_madvise 440  memfd_secret 447  bpf 280
+        perf_event_open 241  userfaultfd 282  io_uring_setup 425  io_uring_enter 426
+        io_uring_register 427  fanotify_init 262  keyctl 219  add_key 217
+        request_key 218  mount 40  umount2 39  pivot_root 41  chroot 51  setns 268
+        unshare 97  open_tree 428  move_mount 429  fsopen 430  fsconfig 431
+        fsmount 432  fspick 433  mount_setattr 442  clock_settime 112
+        settimeofday 170  adjtimex 171  clock_adjtime 266  swapon 224  swapoff 225
+        reboot 142  acct 89  init_module 105  finit_module 273  delete_module 106
+        syslog 116  open_by_handle_at 265  name_to_handle_at 264  quotactl 60
+        quotactl_fd 443  kexec_load 104  kexec_file_load 294  vhangup 58
+        sethostname 161  setdomainname 162  lookup_dcookie 18  nfsservctl 42
+        mincore 232  cachestat 451  preadv2 286
+    """,
+}
+NUMBERS = {
+    machine: dict(zip(words[::2], map(int, words[1::2]), strict=True))
+    for machine, words in ((name, table.split()) for name, table in DENIED.items())
+}
+# As the audit system names them, and calls that are refused by their arguments.
+ARCHITECTURES = {"x86_64": 0xC000_003E, "aarch64": 0xC000_00B7}
+BY_ARGUMENT = {  # socket, clone, clone3, ioctl, fadvise64, madvise
+    "x86_64": (41, 56, 435, 16, 221, 28),
+    "aarch64": (198, 220, 435, 29, 223, 233),
+}
+DROP_FROM_CACHE, PAGE_OUT = 4, 21  # POSIX_FADV_DONTNEED, MADV_PAGEOUT
+# Memory that outlives its process where there is no namespace for it:
+# shmget, semget, msgget, mq_open.
+LASTING = {"x86_64": (29, 64, 68, 240), "aarch64": (194, 190, 186, 180)}
+
+
+# -- seccomp ---------------------------------------------------------------------------
+
+
+def program(*, sockets: bool = True, lasting: bool = True) -> bytes:
+    """The filter for this machine, as an array of struct sock_filter.
+
+    `sockets`: AF_UNIX may be used (else only pairs). `lasting`: System V memory and
+    POSIX queues may be used, because a namespace ends them.
+    Raises OSError on a machine whose system calls are not listed here.
+    """
+    machine = os.uname().machine
+    if machine not in ARCHITECTURES:
+        raise OSError(errno.ENOSYS, f"no system call numbers for {machine}")
+    socket_, clone, clone3, ioctl, fadvise, madvise = BY_ARGUMENT[machine]
+    lines = [
+        (LOAD, 0, 0, ARCHITECTURE_AT),
+        (JUMP_EQUAL, 1, 0, ARCHITECTURES[machine]),
+        (RETURN, 0, 0, KILL),
+        (LOAD, 0, 0, NUMBER_AT),
+        *refuse(JUMP_AT_LEAST, X32_CALLS, errno.ENOSYS),
+        # libc falls back to clone, whose flags a filter can see.
+        *refuse(JUMP_EQUAL, clone3, errno.ENOSYS),
+    ]
+    denied = [*NUMBERS[machine].values(), *(() if lasting else LASTING[machine])]
+    for number in denied:
+        lines += refuse(JUMP_EQUAL, number, errno.EPERM)
+    allowed = (JUMP_EQUAL, 1, 0, socket.AF_UNIX) if sockets else (JUMP_SET, 0, 0, 0)
+    lines += case(socket_, 0, [allowed, (RETURN, 0, 0, ERRNO | errno.EAFNOSUPPORT)])
+    lines += case(clone, 0, refuse(JUMP_SET, NEW_NAMESPACES, errno.EPERM))
+    tricks = [part for n in TERMINAL_TRICKS for part in refuse(JUMP_EQUAL, n, 1)]
+    lines += case(ioctl, 1, tricks)
+    lines += case(fadvise, 3, refuse(JUMP_EQUAL, DROP_FROM_CACHE, errno.EPERM))
+    lines += case(madvise, 2, refuse(JUMP_EQUAL, PAGE_OUT, errno.EPERM))
+    lines.append((RETURN, 0, 0, ALLOW))
+    return b"".join(struct.pack("=HBBI", *line) for line in lines)
+
+
+Instruction = tuple[int, int, int, int]  # code, jump if true, jump if false, operand
+
+
+def refuse(test: int, operand: int, error: int) -> list[Instruction]:
+    """Return `error` where the loaded word passes the test."""
+    return [(test, 0, 1, operand), (RETURN, 0, 0, ERRNO | error)]
+
+
+def case(number: int, argument: int, body: list[Instruction]) -> list[Instruction]:
+    """For one call: look at the low half of an argument, then allow what is left."""
+    return [
+        (JUMP_EQUAL, 0, len(body) + 2, number),
+        (LOAD, 0, 0, ARGUMENTS_AT + 8 * argument),
+        *body,
+        (RETURN, 0, 0, ALLOW),
+    ]
+
+
+def load(filter_bytes: bytes) -> None:
+    """Put a filter around this process for good."""
+    held = ctypes.create_string_buffer(filter_bytes, len(filter_bytes))
+    count = len(filter_bytes) // 8
+    fprog = struct.pack("HxxxxxxP", count, ctypes.addressof(held))
+    prctl(SET_SECCOMP, FILTER, ctypes.c_char_p(fprog))

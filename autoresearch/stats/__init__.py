@@ -1,0 +1,1 @@
+"""How sure we are: noise, seed effects, posteriors, intervals. Pure functions."""

@@ -1,0 +1,140 @@
+"""How much a score moves when nothing changed, and how sure we are of that.
+
+Promises: only runs of the same train.py are compared with each other, so a night of
+real improvements looks no noisier than one without; an estimate comes with its degrees
+of freedom and its interval, and one run says nothing; heavy tails and a drift over the
+night are looked for. All in the metric's own units.
+
+Not covered: noise that differs between candidates (one standard deviation is pooled
+over all), and drift that is neither a slope nor a step.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from statistics import fmean, median
+
+from autoresearch.experiment import Noise
+from autoresearch.stats.quantiles import NORMAL_95, as_normal, as_student, chi_square
+
+# A drift is looked for after every verdict; about one night in a thousand cries wolf.
+DRIFT_Z = 4.0
+FEWEST_FOR_TAILS = 24  # degrees of freedom; fewer cannot tell a tail from luck
+HEAVY_RATIO = 1.4  # of standard deviation to robust scale; normal noise gives 1
+
+Replicates = Sequence[Sequence[float]]
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A difference and the interval that holds it."""
+
+    gain: float  # positive is better
+    low: float
+    high: float
+    runs: int  # of the champion that it rests on
+
+
+@dataclass(frozen=True, slots=True)
+class Drift:
+    """The same code scores differently as the night goes on."""
+
+    per_hour: float  # change of the score, in the metric's units
+    z: float  # how many standard errors from no drift
+
+
+def pooled(replicates: Replicates) -> Noise | None:
+    """The pooled standard deviation within candidates; None: no candidate ran twice."""
+    squares, degrees = 0.0, 0
+    for values in replicates:
+        if len(values) > 1 and all(map(math.isfinite, values)):
+            squares += scatter(tuple(values))
+            degrees += len(values) - 1
+    if not degrees:
+        return None
+    return known(math.sqrt(squares / degrees), degrees)
+
+
+def known(sd: float, degrees: float) -> Noise:
+    """A standard deviation that rests on so many degrees of freedom."""
+    low, high = (chi_square(degrees, z) for z in (-NORMAL_95, NORMAL_95))
+    return Noise(
+        sd, degrees, sd * math.sqrt(degrees / high), sd * math.sqrt(degrees / low)
+    )
+
+
+@lru_cache(maxsize=4096)
+def scatter(values: tuple[float, ...]) -> float:
+    """The sum of squares around the mean."""
+    if min(values) == max(values):
+        return 0.0  # and not what rounding makes of it
+    mean = fmean(values)
+    return sum((value - mean) ** 2 for value in values)
+
+
+def claim(
+    champion: Sequence[float],
+    baseline: Sequence[float],
+    noise: Noise,
+    *,
+    lower_is_better: bool,
+) -> Claim:
+    """What a champion gained over the baseline, with its 95 % interval.
+
+    Give it runs that had no say in crowning the champion (`Champion.fresh`), or the
+    gain is too good to be true: what is selected for its score is lucky.
+    """
+    difference = fmean(baseline) - fmean(champion)
+    gain = difference if lower_is_better else -difference
+    error = noise.sd * math.sqrt(1 / len(champion) + 1 / len(baseline))
+    half = error * as_student(NORMAL_95, noise.degrees)
+    return Claim(gain, gain - half, gain + half, len(champion))
+
+
+def robust_sd(replicates: Replicates) -> float | None:
+    """A scale that outliers cannot move; equals the sd when the noise is normal.
+
+    The median absolute residual, each made as wide as a single run's error is.
+    """
+    wide = [
+        abs(value - fmean(values)) * math.sqrt(len(values) / (len(values) - 1))
+        for values in replicates
+        if len(values) > 1
+        for value in values
+    ]
+    return median(wide) / 0.674490 if wide else None
+
+
+def heavy_tails(replicates: Replicates) -> bool | None:
+    """Whether now and then a run is far out; None: too few runs to say."""
+    noise, robust = pooled(replicates), robust_sd(replicates)
+    if noise is None or not robust or noise.degrees < FEWEST_FOR_TAILS:
+        return None
+    return noise.sd > HEAVY_RATIO * robust
+
+
+def drift(replicates: Replicates, when: Sequence[Sequence[float]]) -> Drift | None:
+    """A slope of the same code's scores over time, if there is one beyond doubt.
+
+    The first run of a candidate is left out, the baseline's excepted: it is why there
+    were more of it, so it was lucky, and what comes after looks worse without a drift.
+    """
+    points: list[tuple[float, float]] = []
+    groups = 0
+    for place, (values, times) in enumerate(zip(replicates, when, strict=False)):
+        chosen = list(zip(times, values, strict=False))[1 if place else 0 :]
+        if len(chosen) > 1:
+            middle = fmean(t for t, _ in chosen), fmean(v for _, v in chosen)
+            points += [(t - middle[0], v - middle[1]) for t, v in chosen]
+            groups += 1
+    width = sum(t * t for t, _ in points)
+    degrees = len(points) - groups - 1
+    if degrees < 3 or width <= 0:
+        return None
+    slope = sum(t * v for t, v in points) / width
+    rest = sum((v - slope * t) ** 2 for t, v in points) / degrees
+    if rest <= 0:
+        return None
+    z = as_normal(slope / math.sqrt(rest / width), degrees)
+    return Drift(slope * 3600, z) if abs(z) >= DRIFT_Z else None
