@@ -406,7 +406,7 @@ class TestNoiseAware:
 
         assert NOISE_AWARE.wants(scores(0.9), once) == "champion"
         verdict = NOISE_AWARE.decide(scores(0.9), once, NONE)
-        assert verdict.decision == "discard"
+        assert verdict.decision == "unresolved"
         assert "the noise is unknown" in verdict.reason
 
     def test_noise_known_from_few_runs_is_said(self):
@@ -452,7 +452,7 @@ class TestNoiseAware:
 
         assert NOISE_AWARE.wants(won, drifting) == "champion"
         verdict = NOISE_AWARE.decide(won, drifting, NONE)
-        assert verdict.decision == "discard"
+        assert verdict.decision == "unresolved"
         assert "drift" in verdict.reason
         rows = (replace(rows[0], values=(*values, 1.01, 1.011)), rows[1])
         again = seen(*rows, when=((*hours, 36_900.0, 37_200.0), (36_500.0,)))
