@@ -10,18 +10,18 @@ F_ADD_SEALS, F_GET_SEALS = 1033, 1034
 SEAL_SEAL, SEAL_SHRINK, SEAL_GROW, SEAL_WRITE = 1, 2, 4, 8
 SEAL_FUTURE_WRITE = 16
 ALL_SEALS = SEAL_SEAL | SEAL_SHRINK | SEAL_GROW | SEAL_WRITE
-COPY_BYTES = 16 << 20  # at a time: what a processor's caches hold
+COPY_CHUNK_BYTES = 16 << 20  # at a time: what a processor's caches hold
 HAS_MEMFD = hasattr(os, "memfd_create")
 
 
-class Junk(Exception):
+class ProtocolError(Exception):
     """The other side sent something that is not a message of this protocol."""
 
 
 # -- memory that cannot change ---------------------------------------------------------
 
 
-def anonymous(name: str) -> int:
+def create_memfd(name: str) -> int:
     """A new file descriptor of memory that has no path."""
     if HAS_MEMFD:
         return os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
@@ -31,26 +31,26 @@ def anonymous(name: str) -> int:
         return os.dup(file.fileno())
 
 
-def sealed(whole: "memoryview | bytes", name: str = "sealed") -> int:
+def seal_bytes(whole: "memoryview | bytes", name: str = "sealed") -> int:
     """Copy bytes into memory that nobody can change any more, the sender included."""
-    return sealed_parts([whole], name)
+    return seal_parts([whole], name)
 
 
-def sealed_parts(parts: "Iterable[memoryview | bytes]", name: str) -> int:
+def seal_parts(parts: "Iterable[memoryview | bytes]", name: str) -> int:
     """The same of what lies in several pieces, one after the other."""
-    descriptor = anonymous(name)
+    descriptor = create_memfd(name)
     for part in parts:
         write_all(descriptor, memoryview(part).cast("B"))
-    return sealed_for_good(descriptor)
+    return add_seals(descriptor)
 
 
-def sealed_file(path: "os.PathLike[str]", name: str) -> int:
+def seal_file(path: "os.PathLike[str]", name: str) -> int:
     """The same of a file, which may be larger than one likes to hold twice."""
     with open(path, "rb", buffering=0) as file:
-        descriptor = anonymous(name)
-        while part := file.read(COPY_BYTES):
+        descriptor = create_memfd(name)
+        while part := file.read(COPY_CHUNK_BYTES):
             write_all(descriptor, memoryview(part))
-    return sealed_for_good(descriptor)
+    return add_seals(descriptor)
 
 
 def write_all(descriptor: int, view: memoryview) -> None:
@@ -60,7 +60,7 @@ def write_all(descriptor: int, view: memoryview) -> None:
         written += os.write(descriptor, view[written : written + (1 << 28)])
 
 
-def sealed_for_good(descriptor: int) -> int:
+def add_seals(descriptor: int) -> int:
     """The same descriptor, at its start, of what cannot change any more."""
     os.lseek(descriptor, 0, os.SEEK_SET)
     if HAS_MEMFD:
@@ -68,13 +68,13 @@ def sealed_for_good(descriptor: int) -> int:
     return descriptor
 
 
-def shared(size_bytes: int, name: str, *, writer: bool) -> tuple[int, mmap.mmap]:
+def create_shared_memory(size_bytes: int, name: str, *, writer: bool) -> tuple[int, mmap.mmap]:
     """Memory of fixed size for two processes: (descriptor to send, own mapping).
 
     With `writer` the receiver may write too; without it only the caller can.
     The size is sealed: a shrunk mapping would kill its reader with SIGBUS.
     """
-    descriptor = anonymous(name)
+    descriptor = create_memfd(name)
     os.ftruncate(descriptor, size_bytes)
     mapping = mmap.mmap(descriptor, size_bytes)
     if HAS_MEMFD:
@@ -84,7 +84,7 @@ def shared(size_bytes: int, name: str, *, writer: bool) -> tuple[int, mmap.mmap]
     return descriptor, mapping
 
 
-def unseal(descriptor: int, largest_bytes: int) -> memoryview:
+def map_verified(descriptor: int, largest_bytes: int) -> memoryview:
     """What the other side sealed; Junk if it can still change or is too large.
 
     Not a copy where memory can be sealed: it stays until the last look at it is gone.
@@ -93,15 +93,15 @@ def unseal(descriptor: int, largest_bytes: int) -> memoryview:
         try:
             seals = fcntl.fcntl(descriptor, F_GET_SEALS)
         except OSError:
-            raise Junk("a file where sealed memory was expected") from None
+            raise ProtocolError("a file where sealed memory was expected") from None
         if seals & ALL_SEALS != ALL_SEALS:
-            raise Junk("memory that is not sealed")
+            raise ProtocolError("memory that is not sealed")
     size_bytes = os.fstat(descriptor).st_size
     if size_bytes > largest_bytes:
-        raise Junk(f"{size_bytes} bytes where at most {largest_bytes} are taken")
+        raise ProtocolError(f"{size_bytes} bytes where at most {largest_bytes} are taken")
     try:
         if HAS_MEMFD:
-            return view(descriptor)  # half a GB is common
+            return map_read_only(descriptor)  # half a GB is common
         read = bytearray()
         while len(read) < size_bytes:
             part = os.pread(descriptor, min(1 << 28, size_bytes - len(read)), len(read))
@@ -109,11 +109,11 @@ def unseal(descriptor: int, largest_bytes: int) -> memoryview:
                 break
             read += part
     except OSError:  # it may have been opened for writing only
-        raise Junk("memory that cannot be read") from None
+        raise ProtocolError("memory that cannot be read") from None
     return memoryview(read)
 
 
-def view(descriptor: int) -> memoryview:
+def map_read_only(descriptor: int) -> memoryview:
     """A read-only look at sealed memory, without copying it."""
     size_bytes = os.fstat(descriptor).st_size
     if size_bytes == 0:

@@ -26,7 +26,7 @@ from autoresearch.loop import research
 from autoresearch.proposers.agents.process import home_of
 from autoresearch.records.ledger import Ledger
 from autoresearch.run import session
-from autoresearch.sandbox.process import Stop
+from autoresearch.sandbox.process import StopFlag
 from tests.nights import line_lab
 
 COMMAND = (
@@ -188,7 +188,7 @@ def drive(agent, experiments, folder):
     lab = line_lab(folder / agent, "budget_seconds = 3\nbudget_tolerance_seconds = 2")
     asked = session.Options(proposers=(agent,), seed=1, hours=0.12)
     begun, ours = time.monotonic(), 0
-    with session.opened(lab, asked, Stop()) as (opened, _):
+    with session.opened(lab, asked, StopFlag()) as (opened, _):
         for row in research(opened):
             ours += row.author == agent
             if ours >= experiments:

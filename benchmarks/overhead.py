@@ -24,14 +24,14 @@ from autoresearch.experiment import Candidate, Proposal, Run, Score, Verdict
 from autoresearch.git import git_blob
 from autoresearch.loop import research
 from autoresearch.run import session as nightly
-from autoresearch.sandbox.process import Stop
+from autoresearch.sandbox.process import StopFlag
 from tests import nights
 
 
 def fill(lab, count):
     """Record discarded experiments until there are `count`, without running them."""
     options = nightly.Options(proposers=("mailbox",), seed=1)
-    with nightly.opened(lab, options, Stop()) as (opened, _):
+    with nightly.opened(lab, options, StopFlag()) as (opened, _):
         books = opened.books
         source = lab.read("train.py")
         champion = books.ledger.champion
@@ -59,7 +59,7 @@ def experiments(lab, count, first):
     proposals = [nights.rate(1e-5 * (first + n) + 1e-7) for n in range(count)]
     options = nightly.Options(proposers=(nights.script(lab, *proposals),), seed=1)
     found = []
-    with nightly.opened(lab, options, Stop()) as (opened, _):
+    with nightly.opened(lab, options, StopFlag()) as (opened, _):
         begun = time.perf_counter()
         for row in research(opened):
             took = time.perf_counter() - begun

@@ -57,8 +57,8 @@ from autoresearch.records.ledger import Ledger
 from autoresearch.run import session
 from autoresearch.sandbox import selftest
 from autoresearch.sandbox.process import (
-    Limits,
-    Stop,
+    ResourceLimits,
+    StopFlag,
 )
 from benchmarks import edits
 from tests.model_server import ModelServer, reply
@@ -212,11 +212,11 @@ def rehearsals(source, part, files):
         baseline = ledger.admit(baseline, git_blob(source), "code")
         scores = (score_of(baseline, 1.0),)
         ledger.decide(Verdict("keep", "", scores, None), commit=None, at=0.0)
-        terms = Terms(300.0, None, 15.0, 3600.0, Limits(memory_gb=80.0))
+        terms = Terms(300.0, None, 15.0, 3600.0, ResourceLimits(memory_gb=80.0))
         found = apparatus.load(lab, Notebook(folder))
-        walls, _ = selftest.best(host_paths(lab), Slot())
+        walls, _ = selftest.find_best_backend(host_paths(lab), Slot())
         bench = Workbench(
-            lab, found, terms, Stop(), lambda candidate, progress: None, walls
+            lab, found, terms, StopFlag(), lambda candidate, progress: None, walls
         )
         check = Counting(bench, ledger)
         check(baseline)  # the champion itself
@@ -266,7 +266,7 @@ def idle_of(runs, think_seconds, run_seconds):
     with tempfile.TemporaryDirectory() as made, ModelServer(slowly) as server:
         lab = line_lab(Path(made) / "lab", fence)
         asked = session.Options(experiments=runs, proposers=(server.spec,), seed=1)
-        with session.opened(lab, asked, Stop()) as (opened, _):
+        with session.opened(lab, asked, StopFlag()) as (opened, _):
             timed = Timed(opened.pool)
             rows = list(loop.research(replace(opened, pool=timed)))
     marks = timed.marks[rows[0].runs :]  # those of the baseline come first

@@ -58,7 +58,7 @@ def begun(source, vocabulary, context, upto):
     """The namespace of train.py, run up to a line of it."""
     import torch
 
-    run = types.SimpleNamespace(device=standalone.best_device(), progress=0.1)
+    run = types.SimpleNamespace(device=standalone.choose_device(), progress=0.1)
     prepare = types.ModuleType("prepare")
     prepare.VOCABULARY, prepare.CONTEXT = vocabulary, context
     prepare.begin = lambda build: run
@@ -150,10 +150,10 @@ def serving(options, source, vocabulary, context):
 
     train, device = begun(source, vocabulary, context, SERVES)
     model = train.model.eval()
-    rows = standalone.rows_at_a_time(context, vocabulary, device)
+    rows = standalone.choose_batch_rows(context, vocabulary, device)
     tokens = torch.randint(vocabulary, (rows, context + 1), device=device)
 
-    claim = torch_model.claim
+    claim = torch_model.claim_losses
 
     def batch():
         return claim(model, tokens, vocabulary).cpu()
@@ -173,17 +173,17 @@ def serving(options, source, vocabulary, context):
         late = device == "cuda"
         begun = waited(device)
         for _ in range(options.steps):
-            claimed = claim(model, torch_model.on_device(ids, device), vocabulary)
-            latest = torch_model.Coming(claimed.reshape(-1), output, late=late)
+            claimed = claim(model, torch_model.move_to_device(ids, device), vocabulary)
+            latest = torch_model.PendingResult(claimed.reshape(-1), output, late=late)
             if coming is not None:
-                coming.put()
+                coming.write_output()
             coming = latest
-        coming.put()
+        coming.write_output()
         return round(options.steps * rows * context / (waited(device) - begun))
 
     eager, found = batch(), {"rows": rows, "eager_tokens_per_second": rate()}
     before = waited(device)
-    claim = torch_model.compiled(model, tokens, vocabulary) or claim
+    claim = torch_model.try_compile(model, tokens, vocabulary) or claim
     found["compile_seconds"] = round(waited(device) - before, 1)
     compiled = batch()
     found["compiled_tokens_per_second"] = rate()

@@ -66,14 +66,14 @@ def loader_tokens_per_second(path, rows, context):
     """How fast batches come, with nobody training on them."""
     import numpy as np
 
-    from autoresearch.guest.runtime import shuffled, to_device
+    from autoresearch.guest.runtime import iter_shuffled_batches, copy_to_device
 
     tokens = np.memmap(path, dtype="<u2", mode="r")
-    batches = shuffled(tokens, rows, context, seed=1)
-    to_device(next(batches), "cpu")
+    batches = iter_shuffled_batches(tokens, rows, context, seed=1)
+    copy_to_device(next(batches), "cpu")
     begun, count = time.perf_counter(), 2000
     for _ in range(count):
-        to_device(next(batches), "cpu")
+        copy_to_device(next(batches), "cpu")
     return count * rows * context / (time.perf_counter() - begun)
 
 

@@ -55,8 +55,8 @@ from autoresearch.measure.workbench import (
     host_paths,
 )
 from autoresearch.sandbox import process, selftest
-from autoresearch.sandbox.process import Exited, Guest, Limits, OverLimit, Stop
-from autoresearch.sealed_memory import Junk
+from autoresearch.sandbox.process import ProcessExited, SandboxedProcess, ResourceLimits, LimitExceeded, StopFlag
+from autoresearch.sealed_memory import ProtocolError
 
 IMPORTS = (
     "import sys, autoresearch.guest.runtime, ctypes, json, os\n"
@@ -120,7 +120,7 @@ def main():
         empty = Lab(folder / "empty")
         empty.folder.mkdir()
         slot = discovery.slots()[0]
-        walls, missed = selftest.best(host_paths(empty), slot)
+        walls, missed = selftest.find_best_backend(host_paths(empty), slot)
         found["level"] = walls.level
         tell(options, f"level {walls.level} {missed}")
         parts = [options.part] if options.part else ["cage", "kill", "eval", "audit"]
@@ -152,12 +152,12 @@ def guest_of(lab, walls, code):
     """A guest that runs this code, in a folder of its own."""
     place = Path(tempfile.mkdtemp(dir=lab.folder))
     (place / "train.py").write_text("")
-    return Guest(
+    return SandboxedProcess(
         place,
         lab=lab.folder,
         slot=Slot(),
-        limits=Limits(4.0),
-        stop=Stop(),
+        limits=ResourceLimits(4.0),
+        stop=StopFlag(),
         walls=walls,
         code=code,
     )
@@ -228,7 +228,7 @@ def heard(guest, deadline):
             guest.receive(deadline)
     except TimeoutError:
         return True
-    except (Exited, Junk, OverLimit):
+    except (ProcessExited, ProtocolError, LimitExceeded):
         return False
 
 
@@ -270,9 +270,9 @@ def trained(folder, walls, slot, options):
     lab = Lab.find(folder)
     found = apparatus.load(lab, book)
     found.prepare(lambda stage, done, total: None)
-    terms = Terms(30.0, None, 5.0, 60.0, Limits(discovery.memory_gb()))
+    terms = Terms(30.0, None, 5.0, 60.0, ResourceLimits(discovery.memory_gb()))
     bench = Workbench(
-        lab, found, terms, Stop(), lambda candidate, progress: None, walls
+        lab, found, terms, StopFlag(), lambda candidate, progress: None, walls
     )
     source = lab.read("train.py")
     runs = []
@@ -345,7 +345,7 @@ def in_one_process(bench, run, slot):
     done = subprocess.run(
         command,
         cwd=bench.lab.folder,
-        env={**os.environ, **process.THREADS, "OMP_NUM_THREADS": str(slot.threads)},
+        env={**os.environ, **process.THREAD_VARIABLES, "OMP_NUM_THREADS": str(slot.threads)},
         stdout=subprocess.PIPE,
         text=True,
         check=True,

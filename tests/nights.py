@@ -18,16 +18,16 @@ from autoresearch.loop import research
 from autoresearch.measure.workbench import host_paths
 from autoresearch.run import session
 from autoresearch.sandbox import process, selftest
-from autoresearch.sandbox.process import Stop, Walls
+from autoresearch.sandbox.process import StopFlag, SandboxBackend
 
 AUTORESEARCH = (sys.executable, "-m", "autoresearch")
 
 
 @functools.cache
-def walls() -> Walls:
+def walls() -> SandboxBackend:
     """The best cage this machine gives."""
     with tempfile.TemporaryDirectory() as place:
-        return selftest.best(host_paths(Lab(Path(place))), Slot())[0]
+        return selftest.find_best_backend(host_paths(Lab(Path(place))), Slot())[0]
 
 
 def line_lab(folder: Path, fence: str = "", train: str | None = None) -> Lab:
@@ -64,10 +64,10 @@ def rate(value: float, title: str | None = None) -> dict:
     return {"title": title or f"rate {value:g}", "set": {"LEARNING_RATE": value}}
 
 
-def run(lab: Lab, *proposals: dict, stop: Stop | None = None, **options):
+def run(lab: Lab, *proposals: dict, stop: StopFlag | None = None, **options):
     """A night over these proposals, in this process; its verdicts."""
     asked = session.Options(proposers=(script(lab, *proposals),), seed=1, **options)
-    with session.opened(lab, asked, stop or Stop()) as (opened, _):
+    with session.opened(lab, asked, stop or StopFlag()) as (opened, _):
         return list(research(opened))
 
 
@@ -105,7 +105,7 @@ def wait_for(condition, seconds: float = 20.0, what: str = "it") -> None:
 
 def guests_of(lab: Lab) -> list[int]:
     """Processes that still belong to this lab's runs."""
-    mark, found = f"{process.MARK}={process.mark(lab.folder)}".encode(), []
+    mark, found = f"{process.MARK_VARIABLE}={process.compute_mark(lab.folder)}".encode(), []
     for name in os.listdir("/proc"):
         if name.isdigit():
             try:

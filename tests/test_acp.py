@@ -198,8 +198,8 @@ def test_no_message_whatever_it_holds_is_a_traceback(tmp_path):
     for line in odd:
         client = acp.Client(tmp_path / "work", "p", time.monotonic() + 9)
         for words in (line, b'{"id":0,"result":{"protocolVersion":1}}', line):
-            client.hear(words + b"\n")
-        client.hear(b'{"id":1,"result":{"sessionId":"s"}}\n' + line + b"\n")
+            client.feed_stdout(words + b"\n")
+        client.feed_stdout(b'{"id":1,"result":{"sessionId":"s"}}\n' + line + b"\n")
         client.close()
         assert client.whole()
 

@@ -156,7 +156,7 @@ def test_it_sees_no_secret_that_it_does_not_need(lab, tmp_path, monkeypatch):
     assert "HOME []" in said
 
 
-@pytest.mark.skipif(not command.bubblewrap(), reason="no bubblewrap here")
+@pytest.mark.skipif(not command.find_bubblewrap(), reason="no bubblewrap here")
 def test_behind_walls_it_can_write_only_its_own_folders(lab, tmp_path):
     _, proposal, asking = asked(
         lab, tmp_path,
@@ -264,7 +264,7 @@ def test_folders_without_end_are_a_rest_and_no_traceback(lab, tmp_path):
     assert proposal is not None or one.resting_until > 0
 
 
-@pytest.mark.skipif(not command.bubblewrap(), reason="no bubblewrap here")
+@pytest.mark.skipif(not command.find_bubblewrap(), reason="no bubblewrap here")
 def test_it_sees_no_other_agents_login(lab, tmp_path):
     other = process.home_of("codex") / ".codex" / "auth.json"
     other.parent.mkdir()

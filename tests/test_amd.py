@@ -6,8 +6,8 @@ import pytest
 
 from autoresearch.devices import rocm
 from autoresearch.experiment import Slot
-from autoresearch.sandbox.backends import nodes
-from autoresearch.sandbox.process import Limits, Room, environment
+from autoresearch.sandbox.backends import list_gpu_device_files
+from autoresearch.sandbox.process import ResourceLimits, SandboxSpec, build_environment
 
 CPU = "cpu_cores_count 64\nsimd_count 0\nmem_banks_count 1\ngfx_target_version 0\n"
 GPU = (
@@ -80,16 +80,16 @@ def test_what_the_kernel_garbles_is_no_gpu(system, properties):
 
 def test_a_guest_is_told_its_amd_card_and_shown_no_other(tmp_path, monkeypatch):
     slot = Slot("cuda", 1, 8, "GPU-2b5f9d3e0c4a1187", 206.0, "/dev/dri/renderD129")
-    room = Room(tmp_path, tmp_path, slot, Limits(1.0))
+    room = SandboxSpec(tmp_path, tmp_path, slot, ResourceLimits(1.0))
 
-    told = environment(room)
+    told = build_environment(room)
 
     assert told["ROCR_VISIBLE_DEVICES"] == "GPU-2b5f9d3e0c4a1187"
     assert "CUDA_VISIBLE_DEVICES" not in told
-    nameless = environment(replace(room, slot=replace(slot, uuid="")))
+    nameless = build_environment(replace(room, slot=replace(slot, uuid="")))
     assert nameless["ROCR_VISIBLE_DEVICES"] == "1"
     monkeypatch.setattr("pathlib.Path.exists", lambda path: True)
-    shown = set(map(str, nodes(slot)))
+    shown = set(map(str, list_gpu_device_files(slot)))
     assert {"/dev/kfd", "/dev/dri/renderD129"} <= shown
     assert not {"/dev/dri", "/dev/dri/renderD128", "/dev/nvidia1"} & shown
 

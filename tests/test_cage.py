@@ -17,16 +17,16 @@ from autoresearch.errors import Stopped
 from autoresearch.experiment import Slot
 from autoresearch.sandbox import process, supervisor
 from autoresearch.sandbox.process import (
-    Exited,
-    Guest,
-    Limits,
-    Log,
-    OverLimit,
-    Room,
-    Stop,
+    ProcessExited,
+    SandboxedProcess,
+    ResourceLimits,
+    CappedLog,
+    LimitExceeded,
+    SandboxSpec,
+    StopFlag,
     sweep,
 )
-from autoresearch.sealed_memory import Junk, unseal
+from autoresearch.sealed_memory import ProtocolError, map_verified
 
 linux_only = pytest.mark.skipif(
     sys.platform != "linux", reason="only Linux hands orphans to the warden"
@@ -79,7 +79,7 @@ def lab(tmp_path):
 
 def survivors(lab: Path) -> set[int]:
     """Processes alive that carry the lab's mark, wardens too."""
-    mark, found = f"\0{process.MARK}={process.mark(lab)}".encode(), set()
+    mark, found = f"\0{process.MARK_VARIABLE}={process.compute_mark(lab)}".encode(), set()
     for name in os.listdir("/proc"):
         if name.isdigit():
             try:
@@ -103,30 +103,30 @@ def running(lab: Path, source: str, *, name="guest", stop=None, **limits):
     folder = lab / name
     folder.mkdir()
     (folder / "train.py").write_text(source)
-    allowed = Limits(**({"memory_gb": 4.0} | limits))
-    with Guest(
-        folder, lab=lab, slot=Slot(), limits=allowed, stop=stop or Stop()
+    allowed = ResourceLimits(**({"memory_gb": 4.0} | limits))
+    with SandboxedProcess(
+        folder, lab=lab, slot=Slot(), limits=allowed, stop=stop or StopFlag()
     ) as guest:
         guest.channel.send({"mode": "train"})
         yield guest
 
 
-def hear(guest: Guest, seconds: float = SOON) -> dict:
+def hear(guest: SandboxedProcess, seconds: float = SOON) -> dict:
     return guest.receive(time.monotonic() + seconds)[0]
 
 
-def hear_all(guest: Guest, seconds: float = SOON) -> None:
+def hear_all(guest: SandboxedProcess, seconds: float = SOON) -> None:
     """Listen until something ends it."""
     deadline = time.monotonic() + seconds
     while True:
         guest.receive(deadline)
 
 
-def ending(guest: Guest) -> int:
+def ending(guest: SandboxedProcess) -> int:
     """Wait until the guest is gone; its exit code."""
-    with pytest.raises(Exited) as gone:
+    with pytest.raises(ProcessExited) as gone:
         hear_all(guest)
-    return gone.value.code
+    return gone.value.exit_code
 
 
 # -- talking ---------------------------------------------------------------------------
@@ -161,14 +161,14 @@ def test_descriptors_of_the_last_message_still_arrive(lab):
     with running(lab, source) as guest:
         time.sleep(0.3)
         _, (descriptor,) = guest.receive(time.monotonic() + SOON)
-        assert unseal(descriptor, 100) == b"weights"
+        assert map_verified(descriptor, 100) == b"weights"
         os.close(descriptor)
 
 
 def test_what_was_printed_before_the_exit_is_in_the_log(lab):
     with running(lab, "print('to out')\nraise SystemExit('to err')\n") as guest:
         assert ending(guest) == 1
-        assert guest.log.whole() == b"to out\nto err\n"
+        assert guest.log.join_kept() == b"to out\nto err\n"
 
 
 def test_what_was_printed_before_the_kill_is_in_the_log(lab):
@@ -177,7 +177,7 @@ def test_what_was_printed_before_the_kill_is_in_the_log(lab):
     with running(lab, source) as guest:
         hear(guest)
 
-    assert guest.log.whole() == b"still training\n"
+    assert guest.log.join_kept() == b"still training\n"
 
 
 @pytest.mark.parametrize(
@@ -218,7 +218,7 @@ def test_a_guest_that_says_nothing_is_waited_for_until_the_deadline(lab):
 def test_nonsense_on_the_channel_is_junk(lab, noise):
     with (
         running(lab, LINK + noise + "\ntime.sleep(600)\n") as guest,
-        pytest.raises(Junk),
+        pytest.raises(ProtocolError),
     ):
         hear(guest)
 
@@ -230,7 +230,7 @@ def test_a_flood_of_messages_is_junk_in_the_end(lab, monkeypatch):
     with running(lab, source) as guest:
         for _ in range(2000):
             hear(guest)
-        with pytest.raises(Junk, match="more than 2000 messages"):
+        with pytest.raises(ProtocolError, match="more than 2000 messages"):
             hear(guest)
 
 
@@ -245,7 +245,7 @@ def test_a_flood_cannot_outlast_the_deadline(lab):
 
 
 def test_a_second_ctrl_c_stops_the_waiting(lab):
-    stop = Stop()
+    stop = StopFlag()
     with running(lab, "import time; time.sleep(600)", stop=stop) as guest:
         stop.now = True
         with pytest.raises(Stopped):
@@ -270,15 +270,15 @@ def test_the_environment_is_the_allow_list_and_nothing_else(lab, monkeypatch):
 
     assert "planted" not in str(seen)
     assert set(seen) - {"LC_CTYPE"} <= {
-        *process.ALLOWED,
-        *process.THREADS,
+        *process.PASSED_VARIABLES,
+        *process.THREAD_VARIABLES,
         *(
             "HOME",
             "TMPDIR",
             "TORCHINDUCTOR_CACHE_DIR",
             "USER",
             "OMP_NUM_THREADS",
-            process.MARK,
+            process.MARK_VARIABLE,
         ),
         *("PYTHONDONTWRITEBYTECODE", "PYTHONUNBUFFERED"),
     }
@@ -287,7 +287,7 @@ def test_the_environment_is_the_allow_list_and_nothing_else(lab, monkeypatch):
 
 def test_a_slot_says_which_gpu_and_how_many_threads():
     def seen_by(slot):
-        return process.environment(Room(Path("/x"), Path("/lab"), slot, Limits(1.0)))
+        return process.build_environment(SandboxSpec(Path("/x"), Path("/lab"), slot, ResourceLimits(1.0)))
 
     seen = seen_by(Slot("cuda", 3, threads=5))
 
@@ -614,7 +614,7 @@ def test_a_harness_that_looks_late_at_an_exit_gets_it_whole(lab):
         wait_for(lambda: guest._process.poll() is not None, "the warden's exit")
         assert hear(guest) == {"n": 1}
         assert ending(guest) == 0
-        assert guest.log.whole() == b"words\n"
+        assert guest.log.join_kept() == b"words\n"
 
 
 # -- limits ----------------------------------------------------------------------------
@@ -632,12 +632,12 @@ def test_too_much_memory_is_noticed_also_when_it_is_a_childs(lab, monkeypatch):
 
     with (
         running(lab, source, memory_gb=0.15) as guest,
-        pytest.raises(OverLimit, match=r"more than 0\.15 GB of memory") as over,
+        pytest.raises(LimitExceeded, match=r"more than 0\.15 GB of memory") as over,
     ):
         hear(guest)
 
-    assert over.value.what == "memory"
-    assert guest.memory_gb > 0.15
+    assert over.value.resource == "memory"
+    assert guest.peak_memory_gb > 0.15
 
 
 def test_memory_is_measured_as_the_peak(lab, monkeypatch):
@@ -650,7 +650,7 @@ def test_memory_is_measured_as_the_peak(lab, monkeypatch):
 
     with running(lab, source) as guest:
         hear(guest)
-        assert 0.15 < guest.memory_gb < 0.3
+        assert 0.15 < guest.peak_memory_gb < 0.3
 
 
 def test_hundreds_of_megabytes_of_output_leave_a_small_log_and_flat_memory(lab):
@@ -664,7 +664,7 @@ def test_hundreds_of_megabytes_of_output_leave_a_small_log_and_flat_memory(lab):
         assert ending(guest) == 0
         grown = me.memory_info().rss - before
 
-    log = guest.log.whole()
+    log = guest.log.join_kept()
     assert guest.log.total_bytes > 300_000_000
     assert grown < 20_000_000
     assert len(log) < 300_000
@@ -678,11 +678,11 @@ def test_printing_beyond_the_limit_ends_the_run(lab):
 
     with (
         running(lab, source, log_bytes=10_000_000) as guest,
-        pytest.raises(OverLimit, match="printed more than 10 MB"),
+        pytest.raises(LimitExceeded, match="printed more than 10 MB"),
     ):
         hear(guest)
 
-    assert len(guest.log.whole()) < 300_000
+    assert len(guest.log.join_kept()) < 300_000
 
 
 def test_writing_beyond_the_limit_ends_the_run(lab, monkeypatch):
@@ -697,7 +697,7 @@ def test_writing_beyond_the_limit_ends_the_run(lab, monkeypatch):
 
     with (
         running(lab, source, disk_gb=0.01) as guest,
-        pytest.raises(OverLimit, match=r"more than 0\.01 GB to disk"),
+        pytest.raises(LimitExceeded, match=r"more than 0\.01 GB to disk"),
     ):
         hear(guest)
 
@@ -712,7 +712,7 @@ def test_no_single_file_grows_beyond_the_limit(lab):
     )
 
     # The watch over the whole folder may see the full file before the guest says so.
-    with running(lab, source, disk_gb=0.01) as guest, suppress(OverLimit):
+    with running(lab, source, disk_gb=0.01) as guest, suppress(LimitExceeded):
         assert hear(guest) == {"errno": 27}  # EFBIG
 
     assert (lab / "guest" / "large").stat().st_size <= 10_000_000
@@ -745,7 +745,7 @@ def test_empty_files_without_number_end_the_run(lab, monkeypatch):
 
     with (
         running(lab, source) as found,
-        pytest.raises(OverLimit, match="more than 500 files"),
+        pytest.raises(LimitExceeded, match="more than 500 files"),
     ):
         found.receive(time.monotonic() + 20)
 
@@ -781,8 +781,8 @@ def test_a_folder_too_deep_for_recursion_is_removed(tmp_path):
     os.fchdir(here)
     os.close(here)
 
-    process.erase(place)
-    process.erase(tmp_path / "none")
+    process.remove_folder(place)
+    process.remove_folder(tmp_path / "none")
 
     assert os.listdir(tmp_path) == []
 
@@ -792,7 +792,7 @@ def test_a_guest_that_never_reads_does_not_hold_up_its_harness(lab, monkeypatch)
 
     with (
         running(lab, "import time; time.sleep(30)") as found,
-        pytest.raises(Junk, match="does not read"),
+        pytest.raises(ProtocolError, match="does not read"),
     ):
         for _ in range(100_000):
             found.send({"say": "claim"})
@@ -803,12 +803,12 @@ def test_a_guest_that_never_reads_does_not_hold_up_its_harness(lab, monkeypatch)
 
 @given(st.lists(st.integers(0, 50_000), max_size=12))
 def test_a_log_keeps_its_beginning_and_its_end(sizes):
-    log, whole = Log(), b""
+    log, whole = CappedLog(), b""
     for number, size in enumerate(sizes):
         part = bytes([65 + number]) * size
-        log.add(part)
+        log.append(part)
         whole += part
-    kept = log.whole()
+    kept = log.join_kept()
 
     assert log.total_bytes == len(whole)
     assert len(kept) <= process.LOG_HEAD_BYTES + process.LOG_TAIL_BYTES + 50_000 + 60

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 
 from autoresearch import sealed_memory
 from autoresearch.sandbox import ipc
-from autoresearch.sandbox.ipc import Channel, Closed
-from autoresearch.sealed_memory import Junk
+from autoresearch.sandbox.ipc import Channel, ChannelClosed
+from autoresearch.sealed_memory import ProtocolError
 
 linux_only = pytest.mark.skipif(
     not sealed_memory.HAS_MEMFD, reason="sealing needs memfds"
@@ -76,7 +76,7 @@ def test_a_message_that_comes_byte_by_byte_is_still_one_message(pair):
 def test_the_largest_message_passes_and_one_byte_more_is_refused_by_the_sender(pair):
     here, there = pair
     frame = len(json.dumps({"text": "", "descriptors": 0}))
-    text = "x" * (ipc.LARGEST_MESSAGE_BYTES - frame)
+    text = "x" * (ipc.MAX_MESSAGE_BYTES - frame)
 
     sender = threading.Thread(target=here.send, args=({"text": text},))
     sender.start()
@@ -87,12 +87,12 @@ def test_the_largest_message_passes_and_one_byte_more_is_refused_by_the_sender(p
         here.send({"text": text + "x"})
 
 
-@pytest.mark.parametrize("length", [ipc.LARGEST_MESSAGE_BYTES + 1, 2**32 - 1])
+@pytest.mark.parametrize("length", [ipc.MAX_MESSAGE_BYTES + 1, 2**32 - 1])
 def test_a_length_beyond_the_limit_is_junk_before_the_body_comes(pair, length):
     here, there = pair
     here.socket.send(struct.pack("<I", length))
 
-    with pytest.raises(Junk, match=str(length)):
+    with pytest.raises(ProtocolError, match=str(length)):
         there.receive(1)
 
 
@@ -122,7 +122,7 @@ def test_a_malformed_or_deeply_nested_message_is_junk(pair, body):
     here, there = pair
     here.socket.send(packet(body))
 
-    with pytest.raises(Junk):
+    with pytest.raises(ProtocolError):
         there.receive(1)
 
 
@@ -135,7 +135,7 @@ def test_no_bytes_at_all_raise_anything_but_junk(body):
         here.close()
         while True:
             there.receive(1)
-    except (Junk, Closed):
+    except (ProtocolError, ChannelClosed):
         pass
     finally:
         there.close()
@@ -158,7 +158,7 @@ def test_a_flood_of_messages_is_read_one_by_one_in_bounded_memory(pair):
         largest = max(largest, len(there._bytes))
     sender.join()
 
-    assert largest <= 2 * ipc.LARGEST_MESSAGE_BYTES
+    assert largest <= 2 * ipc.MAX_MESSAGE_BYTES
 
 
 def test_waiting_ends_at_the_limit(pair):
@@ -195,9 +195,9 @@ def test_the_other_side_gone_is_closed_for_reader_and_writer(pair):
     here, there = pair
     there.close()
 
-    with pytest.raises(Closed):
+    with pytest.raises(ChannelClosed):
         here.receive(1)
-    with pytest.raises(Closed):
+    with pytest.raises(ChannelClosed):
         here.send({"say": "hello?"})
 
 
@@ -207,7 +207,7 @@ def test_what_was_sent_before_closing_still_arrives(pair):
     here.close()
 
     assert there.receive(1) == ({"say": "last words"}, [])
-    with pytest.raises(Closed):
+    with pytest.raises(ChannelClosed):
         there.receive(1)
 
 
@@ -216,14 +216,14 @@ def test_hanging_up_on_unread_messages_is_closed_not_a_connection_error(pair):
     here.send({"say": "never read"})
     there.close()  # the kernel answers with a reset, as messages are waiting
 
-    with pytest.raises(Closed):
+    with pytest.raises(ChannelClosed):
         here.receive(1)
 
 
 def test_closing_twice_is_fine_and_closes_descriptors_nobody_took(pair):
     here, there = pair
     before = open_descriptors()
-    source = sealed_memory.sealed(b"x")
+    source = sealed_memory.seal_bytes(b"x")
     send_descriptors(here.socket, b'{"descriptors": 0}', source)
     os.close(source)
     there.receive(1)
@@ -240,14 +240,14 @@ def test_closing_twice_is_fine_and_closes_descriptors_nobody_took(pair):
 
 def test_descriptors_travel_with_their_message_and_are_not_inherited(pair):
     here, there = pair
-    first, second = sealed_memory.sealed(b"weights"), sealed_memory.sealed(b"probe")
+    first, second = sealed_memory.seal_bytes(b"weights"), sealed_memory.seal_bytes(b"probe")
 
     here.send({"say": "submit"}, first, second)
     message, (one, two) = there.receive(1)
 
     assert message == {"say": "submit"}
-    assert sealed_memory.unseal(one, 100) == b"weights"
-    assert sealed_memory.unseal(two, 100) == b"probe"
+    assert sealed_memory.map_verified(one, 100) == b"weights"
+    assert sealed_memory.map_verified(two, 100) == b"probe"
     assert not os.get_inheritable(one)
     for descriptor in (first, second, one, two):
         os.close(descriptor)
@@ -256,11 +256,11 @@ def test_descriptors_travel_with_their_message_and_are_not_inherited(pair):
 @pytest.mark.parametrize("count", [5, 6, 100, 253])
 def test_too_many_descriptors_in_one_message_are_junk_and_none_leaks(pair, count):
     here, there = pair
-    source = sealed_memory.sealed(b"x")
+    source = sealed_memory.seal_bytes(b"x")
     before = open_descriptors()
     send_descriptors(here.socket, b'{"descriptors": 4}', *[source] * count)
 
-    with pytest.raises(Junk, match="too many"):
+    with pytest.raises(ProtocolError, match="too many"):
         there.receive(1)
     there.close()
 
@@ -270,13 +270,13 @@ def test_too_many_descriptors_in_one_message_are_junk_and_none_leaks(pair, count
 
 def test_surplus_descriptors_cannot_pile_up_message_by_message(pair):
     here, there = pair
-    source = sealed_memory.sealed(b"x")
+    source = sealed_memory.seal_bytes(b"x")
     for _ in range(5):
         send_descriptors(here.socket, b'{"descriptors": 0}', source)
     for _ in range(4):
         there.receive(1)
 
-    with pytest.raises(Junk, match="too many"):
+    with pytest.raises(ProtocolError, match="too many"):
         there.receive(1)
     os.close(source)
 
@@ -288,7 +288,7 @@ def test_surplus_descriptors_cannot_pile_up_message_by_message(pair):
 class TestSealedMemory:
     @pytest.fixture
     def descriptor(self):
-        descriptor = sealed_memory.sealed(b"sixteen bytes ok")
+        descriptor = sealed_memory.seal_bytes(b"sixteen bytes ok")
         yield descriptor
         os.close(descriptor)
 
@@ -317,7 +317,7 @@ class TestSealedMemory:
             os.close(again)
         with pytest.raises(PermissionError):
             os.open(path, os.O_RDWR | os.O_TRUNC)
-        assert sealed_memory.unseal(descriptor, 16) == b"sixteen bytes ok"
+        assert sealed_memory.map_verified(descriptor, 16) == b"sixteen bytes ok"
 
     def test_cannot_have_its_seals_changed(self, descriptor):
         with pytest.raises(PermissionError):
@@ -336,7 +336,7 @@ class TestSealedMemory:
         done = subprocess.run((sys.executable, "-c", punch), pass_fds=(descriptor,))
 
         assert done.returncode == 0
-        assert sealed_memory.unseal(descriptor, 16) == b"sixteen bytes ok"
+        assert sealed_memory.map_verified(descriptor, 16) == b"sixteen bytes ok"
 
     def test_is_refused_when_it_is_not_sealed_or_not_wholly(self):
         for seals in (
@@ -344,11 +344,11 @@ class TestSealedMemory:
             sealed_memory.SEAL_WRITE,
             sealed_memory.ALL_SEALS & ~sealed_memory.SEAL_SEAL,
         ):
-            descriptor = sealed_memory.anonymous("loose")
+            descriptor = sealed_memory.create_memfd("loose")
             os.write(descriptor, b"changes later")
             fcntl.fcntl(descriptor, sealed_memory.F_ADD_SEALS, seals)
-            with pytest.raises(Junk, match="not sealed"):
-                sealed_memory.unseal(descriptor, 100)
+            with pytest.raises(ProtocolError, match="not sealed"):
+                sealed_memory.map_verified(descriptor, 100)
             os.close(descriptor)
 
     def test_is_refused_when_it_is_no_memory_at_all(self, tmp_path):
@@ -359,54 +359,54 @@ class TestSealedMemory:
         folder = os.open(tmp_path, os.O_RDONLY)
         nowhere = os.open(path, os.O_PATH)
         for descriptor in (file, folder, nowhere, reads, writes):
-            with pytest.raises(Junk):
-                sealed_memory.unseal(descriptor, 100)
+            with pytest.raises(ProtocolError):
+                sealed_memory.map_verified(descriptor, 100)
             os.close(descriptor)
 
     def test_is_refused_when_it_cannot_be_read(self, descriptor):
         write_only = os.open(f"/proc/self/fd/{descriptor}", os.O_WRONLY)
 
-        with pytest.raises(Junk, match="cannot be read"):
-            sealed_memory.unseal(write_only, 100)
+        with pytest.raises(ProtocolError, match="cannot be read"):
+            sealed_memory.map_verified(write_only, 100)
         os.close(write_only)
 
     def test_is_refused_when_it_is_too_large_without_being_read(self):
-        descriptor = sealed_memory.anonymous("sparse")
+        descriptor = sealed_memory.create_memfd("sparse")
         os.ftruncate(descriptor, 1 << 45)
         fcntl.fcntl(descriptor, sealed_memory.F_ADD_SEALS, sealed_memory.ALL_SEALS)
 
-        with pytest.raises(Junk, match="at most 1000"):
-            sealed_memory.unseal(descriptor, 1000)
+        with pytest.raises(ProtocolError, match="at most 1000"):
+            sealed_memory.map_verified(descriptor, 1000)
         os.close(descriptor)
 
     @pytest.mark.parametrize("content", [b"", b"x", bytes(range(256)) * 40_000])
     def test_comes_out_as_it_went_in(self, content):
-        descriptor = sealed_memory.sealed(content)
+        descriptor = sealed_memory.seal_bytes(content)
 
-        assert sealed_memory.unseal(descriptor, len(content)) == content
-        assert bytes(sealed_memory.view(descriptor)) == content
+        assert sealed_memory.map_verified(descriptor, len(content)) == content
+        assert bytes(sealed_memory.map_read_only(descriptor)) == content
         os.close(descriptor)
 
     def test_is_there_after_its_descriptors_are_closed(self):
-        descriptor = sealed_memory.sealed(b"sixteen bytes ok")
-        found = sealed_memory.unseal(descriptor, 16)
+        descriptor = sealed_memory.seal_bytes(b"sixteen bytes ok")
+        found = sealed_memory.map_verified(descriptor, 16)
         os.close(descriptor)
 
         assert found == b"sixteen bytes ok"
         assert found.readonly
 
-    @pytest.mark.parametrize("size_bytes", [0, 5, sealed_memory.COPY_BYTES + 1])
+    @pytest.mark.parametrize("size_bytes", [0, 5, sealed_memory.COPY_CHUNK_BYTES + 1])
     def test_can_be_made_of_a_file(self, tmp_path, size_bytes):
         path = tmp_path / "file"
         path.write_bytes(b"x" * size_bytes)
 
-        descriptor = sealed_memory.sealed_file(path, "weights")
+        descriptor = sealed_memory.seal_file(path, "weights")
 
-        assert sealed_memory.unseal(descriptor, size_bytes) == path.read_bytes()
+        assert sealed_memory.map_verified(descriptor, size_bytes) == path.read_bytes()
         os.close(descriptor)
 
     def test_looks_read_only_to_who_maps_it(self, descriptor):
-        look = sealed_memory.view(descriptor)
+        look = sealed_memory.map_read_only(descriptor)
 
         assert look.readonly
         with pytest.raises(TypeError):
@@ -419,7 +419,7 @@ class TestSealedMemory:
 @linux_only
 @pytest.mark.parametrize("writer", [True, False])
 def test_shared_memory_keeps_its_size_whoever_holds_it(writer):
-    descriptor, mapping = sealed_memory.shared(4096, "both", writer=writer)
+    descriptor, mapping = sealed_memory.create_shared_memory(4096, "both", writer=writer)
 
     for size in (0, 4095, 8192):
         with pytest.raises(PermissionError):
@@ -430,7 +430,7 @@ def test_shared_memory_keeps_its_size_whoever_holds_it(writer):
 
 @linux_only
 def test_shared_memory_for_reading_shows_changes_but_takes_none():
-    descriptor, mapping = sealed_memory.shared(4096, "questions", writer=False)
+    descriptor, mapping = sealed_memory.create_shared_memory(4096, "questions", writer=False)
     theirs = mmap.mmap(descriptor, 4096, mmap.MAP_SHARED, mmap.PROT_READ)
 
     mapping[:5] = b"asked"
@@ -445,7 +445,7 @@ def test_shared_memory_for_reading_shows_changes_but_takes_none():
 
 @linux_only
 def test_shared_memory_for_writing_carries_answers_back():
-    descriptor, mapping = sealed_memory.shared(4096, "answers", writer=True)
+    descriptor, mapping = sealed_memory.create_shared_memory(4096, "answers", writer=True)
     theirs = mmap.mmap(descriptor, 4096)
 
     theirs[:4] = b"done"

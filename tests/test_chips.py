@@ -10,7 +10,7 @@ from autoresearch.devices import discovery, gpu_specs, nvml
 from autoresearch.experiment import Slot
 from autoresearch.measure import void_runs
 from autoresearch.run import session
-from autoresearch.sandbox.process import Limits, Room, environment
+from autoresearch.sandbox.process import ResourceLimits, SandboxSpec, build_environment
 
 RECORDED = json.loads(
     (Path(__file__).parent / "recorded" / "nvml-h200.json").read_text()
@@ -167,10 +167,10 @@ def test_who_limits_cuda_to_some_cards_limits_a_night_to_them(visible, indices):
 
 def test_a_guest_is_told_its_card_by_what_it_is_called_in_every_cage(tmp_path):
     slot = Slot("cuda", 1, 8, "GPU-0c2f3020")
-    room = Room(tmp_path, tmp_path, slot, Limits(1.0))
+    room = SandboxSpec(tmp_path, tmp_path, slot, ResourceLimits(1.0))
 
-    assert environment(room)["CUDA_VISIBLE_DEVICES"] == "GPU-0c2f3020"
-    assert "CUDA_VISIBLE_DEVICES" not in environment(replace(room, slot=Slot()))
+    assert build_environment(room)["CUDA_VISIBLE_DEVICES"] == "GPU-0c2f3020"
+    assert "CUDA_VISIBLE_DEVICES" not in build_environment(replace(room, slot=Slot()))
 
 
 def card(index, name, memory_gb=80.0):

@@ -17,7 +17,7 @@ from autoresearch.lab import apparatus
 from autoresearch.lab.folder import Lab
 from autoresearch.measure import compile_cache, evaluator, trainer
 from autoresearch.measure.workbench import Terms, Workbench
-from autoresearch.sandbox.process import Limits, Stop
+from autoresearch.sandbox.process import ResourceLimits, StopFlag
 from tests import nights
 
 HERE = Path(__file__).parent / "nanogpt"
@@ -38,13 +38,13 @@ def lab(tmp_path):
 
 
 def bench_of(lab, tokens=20_000):
-    terms = Terms(None, tokens, 1.0, 120.0, Limits(4.0))
+    terms = Terms(None, tokens, 1.0, 120.0, ResourceLimits(4.0))
     found = apparatus.load(lab, Notebook(lab.folder))
 
     def watch(candidate, progress):
         pass
 
-    return Workbench(lab, found, terms, Stop(), watch, nights.walls())
+    return Workbench(lab, found, terms, StopFlag(), watch, nights.walls())
 
 
 def score(bench, source, keep=None, by="test"):

@@ -20,7 +20,7 @@ from autoresearch.proposers.toolkit import Purse, desk_of
 from autoresearch.records.ledger import Ledger
 from autoresearch.reporting import report_text
 from autoresearch.run import session
-from autoresearch.sandbox.process import Stop
+from autoresearch.sandbox.process import StopFlag
 from tests import nights
 from tests.model_server import ModelServer, reply
 from tests.test_context import night as short_night
@@ -398,7 +398,7 @@ def test_every_reply_that_is_taken_gets_one_verdict_in_a_night(tmp_path_factory,
     plan = [text.encode(errors="replace").decode() for text in said]
     with ModelServer(*plan) as server:
         asked = session.Options(experiments=8, proposers=(server.spec,), seed=1)
-        with session.opened(lab, asked, Stop()) as (opened, _):
+        with session.opened(lab, asked, StopFlag()) as (opened, _):
             list(research(opened))
             ledger = opened.books.ledger
             rows, waiting = ledger.rows(), ledger.open()

@@ -21,7 +21,7 @@ from autoresearch.pools.local import Local
 from autoresearch.records.ledger import Ledger
 from autoresearch.run import session
 from autoresearch.run.seeds import seed_of
-from autoresearch.sandbox.process import Stop
+from autoresearch.sandbox.process import StopFlag
 from tests import nights
 from tests.nights import (
     command,
@@ -125,7 +125,7 @@ def test_a_second_night_goes_on_without_a_second_baseline(lab):
 def test_two_devices_work_at_the_same_time_and_every_verdict_is_recorded_once(lab):
     proposals = [rate(0.0001 * n) for n in range(1, 9)]
     asked = session.Options(proposers=(script(lab, *proposals),), seed=1)
-    with session.opened(lab, asked, Stop()) as (opened, now):
+    with session.opened(lab, asked, StopFlag()) as (opened, now):
         busy = []
         now.listener = lambda *_: busy.append(len(now._runs))
         local = Local(Worker(opened.bench), [Slot(), Slot()])
@@ -142,7 +142,7 @@ def test_two_devices_work_at_the_same_time_and_every_verdict_is_recorded_once(la
 
 def test_a_baseline_runs_first_alone_and_then_on_several_devices(lab):
     asked = session.Options(proposers=(script(lab),), seed=1, experiments=0)
-    with session.opened(lab, asked, Stop()) as (opened, now):
+    with session.opened(lab, asked, StopFlag()) as (opened, now):
         at_once = []
         folders = lab.state / "runs"
         shown = []
@@ -187,7 +187,7 @@ def test_a_baseline_that_fails_on_one_device_only_is_no_baseline(tmp_path):
     unlucky = f"{begin}\nassert run.seed != {seed_of(1, 2)}"
     lab.path("train.py").write_text(train_py(lab, begin, unlucky))
     asked = session.Options(proposers=(script(lab),), seed=1)
-    with session.opened(lab, asked, Stop()) as (opened, _):
+    with session.opened(lab, asked, StopFlag()) as (opened, _):
         slots = tuple(Slot(index=index) for index in range(3))
         with pytest.raises(LabError) as told:
             list(
@@ -518,7 +518,7 @@ def test_stop_while_idle_ends_a_night_that_waits_for_letters(lab):
 
 def test_an_interrupted_experiment_is_taken_up_again_under_its_number(lab):
     run(lab)
-    stop = Stop()
+    stop = StopFlag()
     stop.soon = stop.now = True  # as if Ctrl-C came twice before the first run
     mine = lab.state / "mine.py"
     mine.write_text(train_py(lab, "LEARNING_RATE = 0.01", "LEARNING_RATE = 0.02"))

@@ -16,7 +16,7 @@ from autoresearch.measure.preflight import Rehearsed, broken_contract, small
 from autoresearch.measure.workbench import Workbench
 from autoresearch.records.ledger import Ledger
 from autoresearch.run import session
-from autoresearch.sandbox.process import Stop
+from autoresearch.sandbox.process import StopFlag
 from benchmarks import edits
 from tests import nights
 
@@ -53,7 +53,7 @@ def flight(lab):
     found = apparatus.load(lab, Notebook(lab.folder))
     terms = session.terms_of(lab.program(), ())
     bench = Workbench(
-        lab, found, terms, Stop(), lambda candidate, progress: None, nights.walls()
+        lab, found, terms, StopFlag(), lambda candidate, progress: None, nights.walls()
     )
     found = preflight.Preflight(bench, Ledger(lab.ledger))
     yield found
@@ -92,7 +92,7 @@ def test_a_sound_edit_passes(lab, flight, name):
 def test_a_lab_without_tensors_is_rehearsed_as_well(tmp_path):
     lab = nights.line_lab(tmp_path / "lab")
     asked = session.Options(proposers=("mailbox",))
-    with session.opened(lab, asked, Stop()) as (opened, _):
+    with session.opened(lab, asked, StopFlag()) as (opened, _):
         flight = preflight.Preflight(opened.bench, opened.books.ledger)
         good = flight.rehearse(lab.read("train.py"))
         bad = flight.rehearse(
@@ -109,7 +109,7 @@ def test_a_model_hears_at_once_what_a_run_would_have_found(tmp_path):
     lab = nights.line_lab(tmp_path / "lab")
     nights.run(lab, nights.rate(0.02))
     asked = session.Options(proposers=("mailbox",))
-    with session.opened(lab, asked, Stop()) as (opened, _):
+    with session.opened(lab, asked, StopFlag()) as (opened, _):
         ledger = opened.books.ledger
         desk = desk_of(lab.folder, lab.program())
         desk.check = preflight.Preflight(opened.bench, ledger)
@@ -128,7 +128,7 @@ def test_where_the_champion_cannot_be_rehearsed_nothing_is_refused(
     lab = nights.line_lab(tmp_path / "lab")
     nights.run(lab, nights.rate(0.02))
     asked = session.Options(proposers=("mailbox",))
-    with session.opened(lab, asked, Stop()) as (opened, _):
+    with session.opened(lab, asked, StopFlag()) as (opened, _):
         flight = preflight.Preflight(opened.bench, opened.books.ledger)
         monkeypatch.setattr(preflight, "LIMIT_SECONDS", 0.01)
         source = opened.books.ledger.source(opened.books.ledger.champion.blob)
@@ -166,7 +166,7 @@ def small_flight(tmp_path):
     """Preflight of lab line: (it, a file that passes)."""
     lab = nights.line_lab(tmp_path / "lab")
     asked = session.Options(proposers=("mailbox",))
-    with session.opened(lab, asked, Stop()) as (opened, _):
+    with session.opened(lab, asked, StopFlag()) as (opened, _):
         flight = preflight.Preflight(opened.bench, opened.books.ledger)
         yield flight, lab.read("train.py")
         flight.close()
@@ -206,7 +206,7 @@ def test_a_night_that_is_over_leaves_nobody_waiting(small_flight):
 
 
 def test_numbers_that_a_file_writes_down_are_not_changed_under_it():
-    found = dry_run.numbers_in("a = 2**13\nb = 1 << 9\nc = nn.Embedding(4096, 8)\n")
+    found = dry_run.find_integer_literals("a = 2**13\nb = 1 << 9\nc = nn.Embedding(4096, 8)\n")
 
     assert {8192, 512, 4096, 8} <= found
-    assert len(dry_run.numbers_in("x = 9 ** 9 ** 9 ** 9\n")) == 2  # and ends
+    assert len(dry_run.find_integer_literals("x = 9 ** 9 ** 9 ** 9\n")) == 2  # and ends

@@ -8,7 +8,7 @@ from autoresearch.commands import ablate, replicate
 from autoresearch.errors import LabError
 from autoresearch.git import Notebook
 from autoresearch.records.ledger import Ledger
-from autoresearch.sandbox.process import Stop
+from autoresearch.sandbox.process import StopFlag
 from tests.nights import command, line_lab, rate, run
 
 
@@ -50,15 +50,15 @@ def test_pairs_share_fresh_seeds_and_are_scored_on_the_holdout(lab):
 
 def test_a_second_call_goes_on_where_the_first_one_stopped(lab):
     run(lab, rate(0.02))
-    stop, seen = Stop(), []
+    stop, seen = StopFlag(), []
     for pair in replicate.replicate(lab, 4, stop):
         seen.append(pair.seed)
         stop.soon = True
     assert len(seen) == 1
-    seen += [pair.seed for pair in replicate.replicate(lab, 4, Stop())]
+    seen += [pair.seed for pair in replicate.replicate(lab, 4, StopFlag())]
 
     assert len(set(seen)) == 4
-    assert list(replicate.replicate(lab, 4, Stop())) == []
+    assert list(replicate.replicate(lab, 4, StopFlag())) == []
 
 
 def test_without_a_keep_there_is_nothing_to_replicate(lab):
@@ -83,7 +83,7 @@ def test_a_champion_that_fails_on_every_fresh_seed_ends_it(tmp_path):
     rows = run(lab, {"title": "moody", "source": moody})
     assert rows[0].decision == "keep"
 
-    pairs = list(replicate.replicate(lab, 8, Stop()))
+    pairs = list(replicate.replicate(lab, 8, StopFlag()))
     assert len(pairs) == replicate.MOST_FAILED
     assert all(pair.scores is None and "moody" in pair.why for pair in pairs)
     assert command(lab, "replicate").returncode == 3
@@ -93,7 +93,7 @@ def test_a_champion_that_fails_on_every_fresh_seed_ends_it(tmp_path):
 
 
 def test_every_change_is_taken_out_alone_and_measured_on_seeds(greedy):
-    found = {a.step: a for a in ablate.ablate(greedy, 3, Stop())}
+    found = {a.step: a for a in ablate.ablate(greedy, 3, StopFlag())}
 
     assert set(found) == {1, 2}
     ledger = Ledger(greedy.ledger)
@@ -116,7 +116,7 @@ def test_what_has_its_runs_already_is_not_run_again(tmp_path):
     rows = run(lab, rate(0.02))
     assert rows[-1].decision == "keep"
 
-    (found,) = ablate.ablate(lab, 1, Stop())
+    (found,) = ablate.ablate(lab, 1, StopFlag())
 
     assert found.experiment == 0
     assert found.worth == pytest.approx(rows[0].value - rows[1].value)
@@ -137,7 +137,7 @@ def test_a_change_that_was_only_lucky_is_removed_and_the_champion_moves_on(tmp_p
     rows = run(lab, {"title": "lucky", "source": lucky})
     assert rows[0].decision == "keep"
 
-    (found,) = ablate.ablate(lab, 3, Stop())
+    (found,) = ablate.ablate(lab, 3, StopFlag())
 
     ledger = Ledger(lab.ledger)
     assert found.decision == "keep"
@@ -156,7 +156,7 @@ def test_a_step_that_others_were_built_on_cannot_be_taken_out_alone(tmp_path):
     rows = run(lab, {"title": "one", "source": one}, {"title": "two", "source": two})
     assert [row.decision for row in rows] == ["keep", "keep", "keep"]
 
-    found = {a.step: a for a in ablate.ablate(lab, 1, Stop())}
+    found = {a.step: a for a in ablate.ablate(lab, 1, StopFlag())}
     assert Ledger(lab.ledger).champion.number == 2
     assert found[1].worth is None
     assert "cannot be taken out alone" in found[1].why
@@ -182,6 +182,6 @@ def test_a_champion_that_is_the_baseline_has_nothing_to_take_out(lab):
 
 def test_without_a_ledger_both_say_what_to_type_next(lab):
     with pytest.raises(LabError, match="Next: autoresearch run"):
-        list(ablate.ablate(lab, 1, Stop()))
+        list(ablate.ablate(lab, 1, StopFlag()))
     with pytest.raises(LabError, match="Next: autoresearch run"):
-        list(replicate.replicate(lab, 1, Stop()))
+        list(replicate.replicate(lab, 1, StopFlag()))

@@ -16,7 +16,7 @@ from autoresearch import sealed_memory
 from autoresearch.guest import safetensors_format, torch_model
 from autoresearch.sandbox.ipc import (
     Channel,
-    Closed,
+    ChannelClosed,
 )
 
 
@@ -37,7 +37,7 @@ class Counting(nn.Module):
 
 def read_only(model):
     """Its weights as they come out of sealed memory."""
-    file = safetensors_format.encode(torch_model.state_of(model))
+    file = safetensors_format.encode(torch_model.export_state(model))
     return safetensors_format.decode(memoryview(file).toreadonly())
 
 
@@ -45,7 +45,7 @@ def test_what_is_loaded_equals_what_was_saved_and_may_be_written_to():
     trained, fresh = Counting(), Counting()
     trained(torch.ones(3))
 
-    torch_model.load(fresh, read_only(trained), "cpu")
+    torch_model.load_state(fresh, read_only(trained), "cpu")
     fresh(torch.ones(3))
 
     assert fresh.asked.item() == 2
@@ -78,7 +78,7 @@ class Losing(Knowing):
     off = 0.0
 
     def losses(self, ids, y):
-        flat = torch_model.losses_of(self(ids).flatten(0, 1), y.flatten())
+        flat = torch_model.compute_losses(self(ids).flatten(0, 1), y.flatten())
         return flat.view(y.shape) + self.off
 
 
@@ -108,14 +108,14 @@ def test_claims_of_a_compiled_model_are_what_its_logits_say(
     model = kind(nn.Embedding(VOCABULARY, 8), nn.Linear(8, VOCABULARY))
     model.off = off
     batch = torch.randint(VOCABULARY, (ROWS, CONTEXT + 1))
-    before = torch_model.claim(model, batch, VOCABULARY)
+    before = torch_model.claim_losses(model, batch, VOCABULARY)
 
     with torch.compiler.set_stance("force_eager"):
-        quick = torch_model.compiled(model, batch, VOCABULARY)
-        after = (quick or torch_model.claim)(model, batch, VOCABULARY)
+        quick = torch_model.try_compile(model, batch, VOCABULARY)
+        after = (quick or torch_model.claim_losses)(model, batch, VOCABULARY)
 
     assert (quick is not None) == compiles
-    assert (quick is torch_model.claim_by_its_losses) == by_its_losses
+    assert (quick is torch_model.claim_model_losses) == by_its_losses
     torch.testing.assert_close(after, before)
 
 
@@ -125,14 +125,14 @@ def test_a_model_that_compiling_changed_for_good_serves_no_longer():
     batch = torch.randint(VOCABULARY, (ROWS, CONTEXT + 1))
 
     with torch.compiler.set_stance("force_eager"), pytest.raises(SystemExit):
-        torch_model.compiled(model, batch, VOCABULARY)
+        torch_model.try_compile(model, batch, VOCABULARY)
 
 
 def answering(link, model, device, descriptors):
     """What a process that serves does until nobody asks any more."""
     hello = {"rows": ROWS, "context": CONTEXT, "vocabulary": VOCABULARY}
-    with contextlib.suppress(Closed):
-        torch_model.answer(link, hello | {"device": device}, model, descriptors)
+    with contextlib.suppress(ChannelClosed):
+        torch_model.serve_requests(link, hello | {"device": device}, model, descriptors)
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -141,14 +141,14 @@ def test_questions_asked_ahead_are_answered_in_order_and_each_in_its_half(device
     model = Knowing(nn.Embedding(VOCABULARY, 8), nn.Linear(8, VOCABULARY)).to(device)
     text = np.random.default_rng(1).integers(VOCABULARY, size=(6, ROWS, CONTEXT + 1))
     expected = [
-        torch_model.claim(model, torch.from_numpy(part).to(device), VOCABULARY)
+        torch_model.claim_losses(model, torch.from_numpy(part).to(device), VOCABULARY)
         .cpu()
         .numpy()
         for part in text
     ]
-    asks, question = sealed_memory.shared(2 * text[:2].size, "inputs", writer=False)
+    asks, question = sealed_memory.create_shared_memory(2 * text[:2].size, "inputs", writer=False)
     floats = ROWS * VOCABULARY
-    says, answer = sealed_memory.shared(2 * 4 * floats, "outputs", writer=True)
+    says, answer = sealed_memory.create_shared_memory(2 * 4 * floats, "outputs", writer=True)
     inputs = np.frombuffer(question, "<u2").reshape(2, ROWS, CONTEXT + 1)
     outputs = np.frombuffer(answer, "<f4").reshape(2, floats)
     ours, theirs = map(Channel, socket.socketpair())

@@ -16,7 +16,7 @@ from autoresearch.commands import mcp, queue
 from autoresearch.loop import research
 from autoresearch.records.ledger import Ledger
 from autoresearch.run import session
-from autoresearch.sandbox.process import Stop
+from autoresearch.sandbox.process import StopFlag
 from tests import nights
 
 FASTER = "<<<<<<< SEARCH\nMOMENTUM = 0.5  # 0 .. 0.99\n=======\nMOMENTUM = 0.6  # 0 .. 0.99\n>>>>>>> REPLACE"
@@ -33,7 +33,7 @@ def lab(tmp_path):
 @pytest.fixture
 def running(lab):
     """A night that waits for letters, in a thread of this process."""
-    stop = Stop()
+    stop = StopFlag()
     ready = threading.Event()
 
     def work():

@@ -21,7 +21,7 @@ from autoresearch.run.closing import CLOSING_RUNS, ClosingRuns
 from autoresearch.run.dispatcher import Dispatcher, open_trial
 from autoresearch.run.seeds import ChampionSeeds, seed_of
 from autoresearch.run.verdicts import record
-from autoresearch.sandbox.process import Stop
+from autoresearch.sandbox.process import StopFlag
 from autoresearch.stats.early_stopping import LOOKS, Finished, spared
 from tests.nights import command, line_lab, rate, run, script
 
@@ -82,7 +82,7 @@ class Told:
 def told_night(lab, policy, *proposals, change=None):
     """A night of these proposals under this policy; its rows and notices."""
     asked = session.Options(proposers=(script(lab, *proposals),), seed=1)
-    with session.opened(lab, asked, Stop()) as (opened, now):
+    with session.opened(lab, asked, StopFlag()) as (opened, now):
         if change:
             opened = change(opened)
         return list(research(replace(opened, policy=policy))), list(now.notices)
@@ -128,7 +128,7 @@ def test_the_holdout_is_scored_for_baseline_and_champions_and_shown_to_nobody(la
 def test_a_discard_that_may_be_better_is_a_near_miss_that_policies_see(lab):
     run(lab, rate(0.02), rate(0.021), rate(0.0001))
 
-    with session.opened(lab, session.Options(proposers=("mailbox",)), Stop()) as (
+    with session.opened(lab, session.Options(proposers=("mailbox",)), StopFlag()) as (
         found,
         _,
     ):
@@ -201,7 +201,7 @@ def test_a_failure_on_a_further_seed_tells_the_scores_before_it(lab):
 
 def test_two_trials_never_run_the_champion_on_the_same_seed(lab):
     run(lab, rate(0.02))
-    with session.opened(lab, session.Options(proposers=("mailbox",)), Stop()) as (
+    with session.opened(lab, session.Options(proposers=("mailbox",)), StopFlag()) as (
         found,
         _,
     ):
@@ -214,7 +214,7 @@ def test_two_trials_never_run_the_champion_on_the_same_seed(lab):
 
 def test_a_night_stopped_in_a_run_of_the_champion_loses_no_verdict(lab):
     asked = session.Options(proposers=(script(lab, rate(0.02)),), seed=1)
-    stop = Stop()
+    stop = StopFlag()
     with session.opened(lab, asked, stop) as (opened, now):
         seen = []
 
@@ -271,7 +271,7 @@ def test_a_night_killed_between_ledger_and_branch_takes_back_at_the_next_start(l
     policy = Told(keeps=("rate 0.02",))
     told_night(lab, policy, rate(0.02))
     before = Notebook(lab.folder).git("show", "HEAD^:train.py") + "\n"
-    with session.opened(lab, session.Options(proposers=("mailbox",)), Stop()) as (
+    with session.opened(lab, session.Options(proposers=("mailbox",)), StopFlag()) as (
         found,
         _,
     ):
@@ -314,7 +314,7 @@ def test_a_second_look_is_an_experiment_of_its_own_on_seeds_of_its_own(lab):
     asked = session.Options(
         proposers=(script(lab, rate(0.02), rate(0.03)),), seed=1, experiments=1
     )
-    with session.opened(lab, asked, Stop()) as (opened, _):
+    with session.opened(lab, asked, StopFlag()) as (opened, _):
         policy = Closing(keeps=("again: rate 0.02",))
         rows = list(research(replace(opened, policy=policy)))
 
@@ -341,7 +341,7 @@ def test_the_last_runs_of_a_night_make_its_claim_surer(lab):
 
 def test_the_last_runs_of_a_night_are_made_on_several_devices_at_once(lab):
     asked = session.Options(proposers=(script(lab, rate(0.02)),), seed=1, experiments=1)
-    with session.opened(lab, asked, Stop()) as (opened, now):
+    with session.opened(lab, asked, StopFlag()) as (opened, now):
         at_once = set()
         folders = lab.state / "runs"
         now.listener = lambda *_: at_once.add(
@@ -370,7 +370,7 @@ def test_the_last_runs_of_a_night_are_made_on_several_devices_at_once(lab):
 )
 def test_the_last_runs_begin_while_there_is_time_for_them(lab, left, over, wanted):
     run(lab, rate(0.02))
-    with session.opened(lab, session.Options(seed=1), Stop()) as (opened, _):
+    with session.opened(lab, session.Options(seed=1), StopFlag()) as (opened, _):
         pool = Local(Worker(opened.bench), (Slot(),) * 8)
         end = replace(opened, runs_left=lambda: left, pool=pool)
         blobs = ClosingRuns(end, Dispatcher(end), before=-99).choose(is_over=over)
@@ -381,7 +381,7 @@ def test_the_last_runs_begin_while_there_is_time_for_them(lab, left, over, wante
 
 def test_the_hours_that_are_left_are_told_in_runs(lab):
     asked = session.Options(proposers=("mailbox",), seed=1, hours=1)
-    with session.opened(lab, asked, Stop()) as (opened, _):
+    with session.opened(lab, asked, StopFlag()) as (opened, _):
         assert opened.runs_left() == math.inf  # nobody knows yet what a run takes
         measure_baseline(opened, Dispatcher(opened))
 
@@ -482,7 +482,7 @@ def hopeless_lab(tmp_path):
 def ended(lab, slow, past, *, spare):
     """Its row, after a trial that meets this past and this coin."""
     asked = session.Options(proposers=("mailbox",), seed=1)
-    with session.opened(lab, asked, Stop()) as (opened, _):
+    with session.opened(lab, asked, StopFlag()) as (opened, _):
         coin = next(s for s in range(999) if spared(s, 1) == spare)
         opened = replace(opened, policy=Told(), seed=coin)
         measure_baseline(opened, Dispatcher(opened))

@@ -13,7 +13,7 @@ from autoresearch.measure.worker import Worker
 from autoresearch.pools.inline import Inline
 from autoresearch.records.ledger import Ledger
 from autoresearch.run import session
-from autoresearch.sandbox.process import Stop
+from autoresearch.sandbox.process import StopFlag
 from autoresearch.stats.early_stopping import Outlook
 from tests.nights import command, line_lab, rate, script
 from tests.test_chips import RECORDED, answering
@@ -54,7 +54,7 @@ class Card:
 
 def rows_of(lab, card, *proposals):
     asked = session.Options(proposers=(script(lab, *proposals),), seed=1)
-    with session.opened(lab, asked, Stop()) as (opened, now):
+    with session.opened(lab, asked, StopFlag()) as (opened, now):
         bench = replace(opened.bench, nvml=card.nvml, watch=card)
         pool = Inline(Worker(bench), opened.slots)
         return list(research(replace(opened, bench=bench, pool=pool))), now.notices

@@ -16,7 +16,7 @@ from autoresearch.measure import evaluator, trainer
 from autoresearch.measure.warm_pool import Waiting
 from autoresearch.measure.workbench import Terms, Workbench
 from autoresearch.run import session
-from autoresearch.sandbox.process import COMPILED, Limits, Stop
+from autoresearch.sandbox.process import COMPILE_CACHE_FOLDER, ResourceLimits, StopFlag
 from tests import nights
 
 SLOT = Slot()
@@ -30,8 +30,8 @@ def bench(tmp_path):
     # As if the first baseline had compiled something: only then a training guest waits.
     trainer.compile_cache.store(lab, "train").mkdir(parents=True)
     found = apparatus.load(lab, Notebook(lab.folder))
-    terms = Terms(None, 100, 1.0, 60.0, Limits(4.0))
-    made = Workbench(lab, found, terms, Stop(), lambda c, p: None, nights.walls())
+    terms = Terms(None, 100, 1.0, 60.0, ResourceLimits(4.0))
+    made = Workbench(lab, found, terms, StopFlag(), lambda c, p: None, nights.walls())
     made = replace(made, waiting=Waiting(partial(trainer.ahead, made)))
     yield made
     made.waiting.close()
@@ -92,7 +92,7 @@ def test_after_the_first_run_somebody_waits_to_train(bench):
     for thread in bench.waiting._threads:
         thread.join()
     (guest,) = bench.waiting._guests[SLOT, "train"]
-    assert [path.name for path in (guest.folder / COMPILED).iterdir()] == ["kernel"]
+    assert [path.name for path in (guest.folder / COMPILE_CACHE_FOLDER).iterdir()] == ["kernel"]
     trainer.discard(run)
 
 
@@ -185,5 +185,5 @@ def test_on_a_processor_nobody_waits(tmp_path):
     lab = nights.line_lab(tmp_path / "lab")
     options = session.Options(proposers=(nights.script(lab),), seed=1)
 
-    with session.opened(lab, options, Stop()) as (opened, _):
+    with session.opened(lab, options, StopFlag()) as (opened, _):
         assert opened.bench.waiting is None

@@ -18,7 +18,7 @@ from autoresearch.lab.folder import Lab
 from autoresearch.measure.workbench import host_paths
 from autoresearch.run import session
 from autoresearch.sandbox import backends, cgroups, landlock, seccomp, selftest
-from autoresearch.sandbox.process import Guest, Limits, NoWalls, Stop
+from autoresearch.sandbox.process import SandboxedProcess, ResourceLimits, Unsandboxed, StopFlag
 from tests import nights
 from tests.nights import AUTORESEARCH, command, line_lab, rate, run
 
@@ -32,9 +32,9 @@ def lab(tmp_path):
 
 def level(name, lab):
     """The walls of one level, or a skip that says why there are none."""
-    if name not in (names := [w.level for w in backends.available((), lab.folder)]):
+    if name not in (names := [w.level for w in backends.iter_available_backends((), lab.folder)]):
         pytest.skip(f"level {name} cannot be had here, only {', '.join(names)}")
-    return next(w for w in backends.available((), lab.folder) if w.level == name)
+    return next(w for w in backends.iter_available_backends((), lab.folder) if w.level == name)
 
 
 class Unlocked:
@@ -42,8 +42,8 @@ class Unlocked:
 
     level = "full"
 
-    def entry(self, room):
-        return NoWalls().entry(room)
+    def build_launch_spec(self, room):
+        return Unsandboxed().build_launch_spec(room)
 
 
 # -- what gets through -----------------------------------------------------------------
@@ -51,27 +51,27 @@ class Unlocked:
 
 @pytest.mark.parametrize("name", ["full", "landlock", "container", "seatbelt"])
 def test_a_probe_finds_nothing_open_that_its_level_denies(lab, name):
-    found = selftest.probed(level(name, lab), host_paths(lab), Slot())
+    found = selftest.run_selftest(level(name, lab), host_paths(lab), Slot())
 
-    if found.broken:
-        pytest.skip(f"{name} does not work on this machine: {found.broken}")
-    assert set(found.open) <= selftest.LEFT_OPEN[name]
+    if found.failure:
+        pytest.skip(f"{name} does not work on this machine: {found.failure}")
+    assert set(found.escapes) <= selftest.ACCEPTED_ESCAPES[name]
 
 
 @linux_only
 def test_the_same_probe_gets_through_where_there_are_no_walls(lab):
-    found = selftest.probed(Unlocked(), host_paths(lab), Slot())
+    found = selftest.run_selftest(Unlocked(), host_paths(lab), Slot())
 
-    assert not found.reached
+    assert not found.is_reached
     for door in ("files of the lab", "TCP", "UDP", "named sockets", "other processes"):
-        assert door in found.open
+        assert door in found.escapes
 
 
 @linux_only
 def test_a_cage_that_reads_the_lab_is_not_reached_whatever_it_calls_itself(lab):
     assert (
         "files of the lab"
-        in selftest.probed(Unlocked(), host_paths(lab), Slot()).missed
+        in selftest.run_selftest(Unlocked(), host_paths(lab), Slot()).shortfall
     )
 
 
@@ -81,12 +81,12 @@ def guest(tmp_path, lab, name, code, **limits):
     (folder / "train.py").write_text("")
     shut = "import os, sys; from autoresearch.sandbox.restrictions import Fence\n"
     shut += "if sys.argv[2]: Fence.of(sys.argv[2]).close()\n"
-    return Guest(
+    return SandboxedProcess(
         folder,
         lab=lab.folder,
         slot=Slot(),
-        limits=Limits(**{"memory_gb": 1.0, "disk_gb": 0.05, **limits}),
-        stop=Stop(),
+        limits=ResourceLimits(**{"memory_gb": 1.0, "disk_gb": 0.05, **limits}),
+        stop=StopFlag(),
         walls=level(name, lab),
         code=shut + code,
     )
@@ -104,7 +104,7 @@ def test_at_level_landlock_what_lies_beside_tests_can_be_imported(tmp_path, lab)
         with pytest.raises(Exception, match="exit code 0"):
             imports.receive(time.monotonic() + 120)
 
-        assert imports.log.whole() == b"a sum of 3\n"
+        assert imports.log.join_kept() == b"a sum of 3\n"
 
 
 @linux_only
@@ -114,9 +114,9 @@ def test_of_hidden_tests_level_landlock_shows_names_and_of_secrets_not_even_thos
     for place in ("lib/package/test", "lib/lab", "lib/clean"):
         (tmp_path / place).mkdir(parents=True)
     root, tests, lab = (tmp_path / n for n in ("lib", "lib/package/test", "lib/lab"))
-    view = backends.View((root,), (tests, lab), (lab,))
+    view = backends.FilesystemView((root,), (tests, lab), (lab,))
 
-    read, names = backends.around(view)
+    read, names = backends.build_allowlists(view)
 
     assert read == (str(root / "clean"),)
     assert names == (str(root / "package"),)
@@ -132,14 +132,14 @@ def test_a_full_scratch_is_the_guests_own_trouble(tmp_path, lab):
         with pytest.raises(Exception, match="exit code 1"):
             fills.receive(1e9)
 
-        assert b"No space left" in fills.log.whole() or b"too large" in (
-            fills.log.whole()
+        assert b"No space left" in fills.log.join_kept() or b"too large" in (
+            fills.log.join_kept()
         )
 
 
 @linux_only
 def test_memory_that_is_in_no_process_counts(tmp_path, lab):
-    if nights.walls().level != "full" or cgroups.find() is None:
+    if nights.walls().level != "full" or cgroups.find_cgroup_parent() is None:
         pytest.skip("needs level full and control groups")
     code = (
         "for n in range(8):\n"
@@ -151,18 +151,18 @@ def test_memory_that_is_in_no_process_counts(tmp_path, lab):
         with pytest.raises(Exception, match=r"exit code -9|memory"):
             hoards.receive(1e9)
 
-        assert hoards.out_of_memory or hoards.memory_gb > 0.05
+        assert hoards.is_oom_killed or hoards.peak_memory_gb > 0.05
 
 
 @linux_only
 def test_the_filter_knows_this_machine_and_refuses_others(monkeypatch):
-    assert len(seccomp.program()) % 8 == 0
+    assert len(seccomp.build_filter()) % 8 == 0
     names = os.uname()
     other = type(names)((*names[:4], "riscv64"))
     monkeypatch.setattr(os, "uname", lambda: other)
 
     with pytest.raises(OSError, match="riscv64"):
-        seccomp.program()
+        seccomp.build_filter()
 
 
 # -- what a human is told --------------------------------------------------------------
@@ -261,20 +261,20 @@ def test_a_tiny_shared_memory_of_the_host_is_no_matter(lab):
 
 
 def test_each_system_that_refuses_namespaces_gets_its_own_remedy(monkeypatch):
-    settings = {selftest.APPARMOR: "1"}
+    settings = {selftest.APPARMOR_USERNS_SETTING: "1"}
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     monkeypatch.setattr(selftest, "setting", lambda path: settings.get(path, ""))
-    assert "apparmor_parser -r /etc/apparmor.d/bwrap" in selftest.remedy("denied")
+    assert "apparmor_parser -r /etc/apparmor.d/bwrap" in selftest.suggest_remedy("denied")
 
     settings = {"/proc/sys/kernel/unprivileged_userns_clone": "0"}
-    assert "kernel.unprivileged_userns_clone=1" in selftest.remedy("denied")
+    assert "kernel.unprivileged_userns_clone=1" in selftest.suggest_remedy("denied")
 
     settings = {"/proc/sys/user/max_user_namespaces": "0"}
-    assert "user.max_user_namespaces" in selftest.remedy("denied")
+    assert "user.max_user_namespaces" in selftest.suggest_remedy("denied")
 
     settings = {}
     monkeypatch.setattr(backends, "in_container", lambda: True)
-    assert "--cap-add SYS_ADMIN" in selftest.remedy("denied")
+    assert "--cap-add SYS_ADMIN" in selftest.suggest_remedy("denied")
 
 
 def test_less_than_full_needs_the_users_word_and_is_another_series(lab):
@@ -316,17 +316,17 @@ def test_in_a_container_an_old_kernel_and_another_user_are_a_level(
     )
     monkeypatch.setattr(selftest, "PROBE", old + selftest.PROBE)
     monkeypatch.setattr(backends, "in_container", lambda: True)
-    view = backends.view_for(host_paths(open_lab).secrets)
-    others = backends.reachable(view, open_lab.folder)
+    view = backends.build_view(host_paths(open_lab).secret_paths)
+    others = backends.is_world_reachable(view, open_lab.folder)
     if os.geteuid() != 0 or landlock.landlock_abi() < 4 or not others:
         pytest.skip("needs root, Landlock, and an interpreter that others can reach")
 
-    found = selftest.survey(host_paths(open_lab), Slot(), only="container")
+    found = selftest.run_selftests(host_paths(open_lab), Slot(), only="container")
 
-    assert [finding.missed for finding in found if not finding.reached] == []
-    assert found[0].walls.level == "container"
+    assert [finding.shortfall for finding in found if not finding.is_reached] == []
+    assert found[0].backend.level == "container"
     monkeypatch.setattr(backends, "in_container", lambda: False)
-    assert selftest.survey(host_paths(open_lab), Slot(), only="container") == []
+    assert selftest.run_selftests(host_paths(open_lab), Slot(), only="container") == []
 
 
 @linux_only
@@ -335,15 +335,15 @@ def test_a_probe_that_comes_to_no_end_reaches_no_level_and_has_its_reason(
 ):
     monkeypatch.setattr(selftest, "PROBE_SECONDS", 0.0)
 
-    found = selftest.probed(Unlocked(), host_paths(lab), Slot())
+    found = selftest.run_selftest(Unlocked(), host_paths(lab), Slot())
 
-    assert not found.reached
-    assert "came to no end" in found.missed
+    assert not found.is_reached
+    assert "came to no end" in found.shortfall
 
 
 @linux_only
 def test_a_memory_limit_below_need_is_a_failure_with_its_reason(tmp_path):
-    if nights.walls().level != "full" or cgroups.find() is None:
+    if nights.walls().level != "full" or cgroups.find_cgroup_parent() is None:
         pytest.skip("needs level full and control groups")
     lab = line_lab(tmp_path / "lab", "budget_tokens = 100\nmax_memory_gb = 0.004")
 

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autoresearch.guest import safetensors_format
-from autoresearch.guest.safetensors_format import BadWeights, NotFinite, Tensor
+from autoresearch.guest.safetensors_format import InvalidWeights, NonFiniteWeights, RawTensor
 
 FLOATS = ("F64", "F32", "F16", "BF16")
 
@@ -30,7 +30,7 @@ def good() -> bytes:
     one = np.arange(6, dtype="<f4").tobytes()
     two = np.arange(3, dtype="<i8").tobytes()
     return safetensors_format.encode(
-        {"one": Tensor("F32", (2, 3), one), "two": Tensor("I64", (3,), two)}
+        {"one": RawTensor("F32", (2, 3), one), "two": RawTensor("I64", (3,), two)}
     )
 
 
@@ -52,7 +52,7 @@ def every_dtype() -> dict:
         "U8": torch.uint8,
         "BOOL": torch.bool,
     }
-    assert set(dtypes) == set(safetensors_format.WIDTH_BYTES)
+    assert set(dtypes) == set(safetensors_format.DTYPE_BYTES)
     return {name: (torch.randn(3, 5) * 9).to(dtype) for name, dtype in dtypes.items()}
 
 
@@ -79,7 +79,7 @@ def test_what_we_write_the_library_reads():
     library = pytest.importorskip("safetensors.torch")
 
     file = safetensors_format.encode(
-        {k: Tensor(k, (3, 5), raw(t)) for k, t in tensors.items()}
+        {k: RawTensor(k, (3, 5), raw(t)) for k, t in tensors.items()}
     )
     theirs = library.load(file)
 
@@ -95,9 +95,9 @@ def test_what_we_write_the_library_maps_whatever_order_it_came_in(tmp_path):
     path.write_bytes(
         safetensors_format.encode(
             {
-                "flag": Tensor("U8", (1,), b"\x07"),
-                "half": Tensor("BF16", (1,), raw(torch.tensor([1.5]).bfloat16())),
-                "wide": Tensor("F64", (2,), struct.pack("<2d", 0.5, -3.0)),
+                "flag": RawTensor("U8", (1,), b"\x07"),
+                "half": RawTensor("BF16", (1,), raw(torch.tensor([1.5]).bfloat16())),
+                "wide": RawTensor("F64", (2,), struct.pack("<2d", 0.5, -3.0)),
             }
         )
     )
@@ -163,32 +163,32 @@ def test_scalars_and_empty_tensors_survive_both_ways(shape):
     ids=range(30),
 )
 def test_a_file_that_lies_about_itself_is_refused(file):
-    with pytest.raises(BadWeights):
-        safetensors_format.check(file)
+    with pytest.raises(InvalidWeights):
+        safetensors_format.validate_weights(file)
 
 
 def test_an_overlap_cannot_hide_behind_a_gap_of_its_size():
     header = {"a": entry(offsets=[0, 4]), "b": entry(offsets=[0, 4])}
 
-    with pytest.raises(BadWeights, match="overlap"):
+    with pytest.raises(InvalidWeights, match="overlap"):
         safetensors_format.decode(file_of(header, bytes(8)))
 
 
 @pytest.mark.parametrize("cut", [1, 7, 8, 20, 60])
 def test_a_file_that_was_cut_short_is_refused(cut):
-    with pytest.raises(BadWeights):
-        safetensors_format.check(good()[:-cut])
+    with pytest.raises(InvalidWeights):
+        safetensors_format.validate_weights(good()[:-cut])
 
 
 def test_nearly_a_million_dimensions_are_refused_at_once():
     shape = [2**47] * 900_000  # their product has 42 million bits
 
-    with pytest.raises(BadWeights, match="nonsense"):
+    with pytest.raises(InvalidWeights, match="nonsense"):
         safetensors_format.decode(file_of({"a": entry(shape=shape)}, bytes(4)))
 
 
 def test_a_name_of_a_million_letters_does_not_fill_the_message():
-    with pytest.raises(BadWeights) as refused:
+    with pytest.raises(InvalidWeights) as refused:
         safetensors_format.decode(file_of({"n" * 1_000_000: None}))
 
     assert len(str(refused.value)) < 200
@@ -196,15 +196,15 @@ def test_a_name_of_a_million_letters_does_not_fill_the_message():
 
 @given(st.binary(max_size=400))
 def test_random_bytes_are_bad_weights_and_never_another_error(noise):
-    with pytest.raises(BadWeights):
-        safetensors_format.check(noise)
+    with pytest.raises(InvalidWeights):
+        safetensors_format.validate_weights(noise)
 
 
 @given(st.binary(max_size=200), st.binary(max_size=40))
 def test_a_random_header_is_bad_weights_and_never_another_error(header, body):
     try:
-        safetensors_format.check(file_of(header, body))
-    except BadWeights:
+        safetensors_format.validate_weights(file_of(header, body))
+    except InvalidWeights:
         pass
     else:  # nothing but an empty table passes
         assert json.loads(header).keys() <= {"__metadata__"}
@@ -225,8 +225,8 @@ JSON = st.recursive(
 @given(JSON, JSON, JSON, JSON, st.binary(max_size=16))
 def test_random_tables_are_bad_weights_and_never_another_error(a, b, c, d, body):
     header = {"x": {"dtype": a, "shape": b, "data_offsets": c}, "y": d}
-    with pytest.raises(BadWeights):
-        safetensors_format.check(file_of(header, body))
+    with pytest.raises(InvalidWeights):
+        safetensors_format.validate_weights(file_of(header, body))
 
 
 @given(st.data())
@@ -237,7 +237,7 @@ def test_a_flipped_bit_is_refused_or_changes_only_numbers_and_names(data):
 
     try:
         found = safetensors_format.decode(bytes(file))
-    except BadWeights:
+    except InvalidWeights:
         return
     blocks = b"".join(bytes(tensor.raw) for tensor in found.values())
     assert len(blocks) == 24 + 24
@@ -259,10 +259,10 @@ def test_one_number_that_is_not_finite_is_found(dtype, bad, at):
     numbers = [bits(dtype, 1.0)] * 1000
     numbers[at] = bits(dtype, bad)
 
-    file = safetensors_format.encode({"w": Tensor(dtype, (1000,), b"".join(numbers))})
+    file = safetensors_format.encode({"w": RawTensor(dtype, (1000,), b"".join(numbers))})
 
-    with pytest.raises(NotFinite, match="w"):
-        safetensors_format.check(file)
+    with pytest.raises(NonFiniteWeights, match="w"):
+        safetensors_format.validate_weights(file)
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
@@ -270,22 +270,22 @@ def test_the_largest_the_smallest_and_zero_are_finite(dtype):
     largest = {"F16": 65504.0, "F64": 1.7e308}.get(dtype, 3e38)
     numbers = [bits(dtype, n) for n in (largest, -largest, 0.0, -0.0, 1e-7)]
 
-    file = safetensors_format.encode({"w": Tensor(dtype, (5,), b"".join(numbers))})
+    file = safetensors_format.encode({"w": RawTensor(dtype, (5,), b"".join(numbers))})
 
-    assert safetensors_format.check(file) == 5
+    assert safetensors_format.validate_weights(file) == 5
 
 
 def test_signalling_nans_are_found_too():
     for dtype, word in (("F32", "<I"), ("F64", "<Q")):
         quiet = 0x7F800001 if dtype == "F32" else 0x7FF0000000000001
-        tensor = Tensor(dtype, (1,), struct.pack(word, quiet))
-        assert not safetensors_format.all_finite(tensor)
+        tensor = RawTensor(dtype, (1,), struct.pack(word, quiet))
+        assert not safetensors_format.is_finite(tensor)
 
 
 def test_whole_numbers_are_finite_whatever_their_bits():
-    file = safetensors_format.encode({"w": Tensor("I32", (4,), b"\xff" * 16)})
+    file = safetensors_format.encode({"w": RawTensor("I32", (4,), b"\xff" * 16)})
 
-    assert safetensors_format.check(file) == 4
+    assert safetensors_format.validate_weights(file) == 4
 
 
 def test_numbers_are_checked_without_numpy_as_with_it():
@@ -305,7 +305,7 @@ def test_numbers_are_checked_without_numpy_as_with_it():
 def test_plain_floats_come_back_to_the_last_bit():
     numbers = [0.1, -0.0, 5e-324, 1.7976931348623157e308, math.pi]
 
-    file = safetensors_format.encode({"line": safetensors_format.from_floats(numbers)})
+    file = safetensors_format.encode({"line": safetensors_format.tensor_from_floats(numbers)})
 
-    back = safetensors_format.to_floats(safetensors_format.decode(file)["line"])
+    back = safetensors_format.tensor_to_floats(safetensors_format.decode(file)["line"])
     assert struct.pack("5d", *back) == struct.pack("5d", *numbers)

@@ -38,7 +38,7 @@ from autoresearch.reporting import show as views
 from autoresearch.reporting import status as status_view
 from autoresearch.reporting.format import counts_words
 from autoresearch.run import session
-from autoresearch.sandbox.process import Stop
+from autoresearch.sandbox.process import StopFlag
 from autoresearch.text import exact, one_line
 
 if TYPE_CHECKING:
@@ -223,7 +223,7 @@ def run_night(lab: Lab, options: session.Options, as_json: bool) -> str:
     """Run until it is over, printing verdicts; the closing line."""
     from autoresearch.loop import research
 
-    stop = Stop()
+    stop = StopFlag()
     screen = Screen(lab, as_json)
     with obeying(stop, screen), session.opened(lab, options, stop) as (opened, now):
         books = opened.books
@@ -333,7 +333,7 @@ class Screen:
 
 
 @contextmanager
-def obeying(stop: Stop, screen: Screen) -> Iterator[None]:
+def obeying(stop: StopFlag, screen: Screen) -> Iterator[None]:
     """Ctrl-C ends the night after the run in hand, a second one now; a closed
     terminal ends nothing."""
 
@@ -732,9 +732,9 @@ def ablate(runs: int, as_json: bool) -> None:
 
 
 @contextmanager
-def stopping(as_json: bool) -> Iterator[Stop]:
+def stopping(as_json: bool) -> Iterator[StopFlag]:
     """A Stop that Ctrl-C sets: once after what is in hand, twice now."""
-    stop = Stop()
+    stop = StopFlag()
 
     def heard(number: int, frame: FrameType | None) -> None:
         stop.now, stop.soon = stop.soon, True
@@ -805,7 +805,7 @@ def demo(folder: Path, experiments: int) -> None:
     from autoresearch.sandbox import selftest
 
     with tempfile.TemporaryDirectory() as place:
-        walls, missed = selftest.best(
+        walls, missed = selftest.find_best_backend(
             host_paths(Lab(Path(place))), discovery.slots()[0]
         )
     say(f"1/4  a lab in {folder}: three files under git")

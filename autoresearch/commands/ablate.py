@@ -34,7 +34,7 @@ from autoresearch.run import session
 from autoresearch.run.dispatcher import Dispatcher, open_trial
 from autoresearch.run.session import Session
 from autoresearch.run.verdicts import record, refused_trial
-from autoresearch.sandbox.process import Stop
+from autoresearch.sandbox.process import StopFlag
 from autoresearch.stats import noise
 from autoresearch.text import exact, one_line
 
@@ -93,7 +93,7 @@ class AtLeast:
         return self.policy.parent(history, rows)
 
 
-def ablate(lab: Lab, runs: int, stop: Stop) -> Iterator[Ablated]:
+def ablate(lab: Lab, runs: int, stop: StopFlag) -> Iterator[Ablated]:
     """Take each change out alone, the newest first; one result at a time."""
     with session.opened(lab, session.Options(proposers=("mailbox",)), stop) as (
         found,

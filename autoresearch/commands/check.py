@@ -285,7 +285,7 @@ def check(lab: Lab, specs: Sequence[str], hours: float) -> Checked:
     return Checked(
         discovery.facts(slots[0]) if found.causal else {},
         program,
-        dict(selftest.facts(bench.walls)),
+        dict(selftest.collect_sandbox_facts(bench.walls)),
         score,
         states,
         len(constants.read(lab.read("train.py"))),

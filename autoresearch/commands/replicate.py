@@ -24,7 +24,7 @@ from autoresearch.run import session
 from autoresearch.run.dispatcher import Dispatcher
 from autoresearch.run.seeds import seed_of
 from autoresearch.run.session import Session
-from autoresearch.sandbox.process import Stop
+from autoresearch.sandbox.process import StopFlag
 from autoresearch.stats.paired import Certificate
 from autoresearch.text import exact
 
@@ -49,7 +49,7 @@ class Pair:
     why: str = ""
 
 
-def replicate(lab: Lab, pairs: int, stop: Stop) -> Iterator[Pair]:
+def replicate(lab: Lab, pairs: int, stop: StopFlag) -> Iterator[Pair]:
     """Run until so many pairs are in the ledger; each as it comes."""
     with session.opened(lab, session.Options(proposers=("mailbox",)), stop) as (
         found,

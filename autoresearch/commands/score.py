@@ -47,8 +47,8 @@ def score_folder(lab: Lab, found: apparatus.Apparatus, folder: Path) -> Score:
         )
     source = (folder / "train.py").read_text()
     try:
-        safetensors_format.check(model.read_bytes())
-    except safetensors_format.BadWeights as odd:
+        safetensors_format.validate_weights(model.read_bytes())
+    except safetensors_format.InvalidWeights as odd:
         raise LabError(f"{model} holds {odd}") from None
     scratch = lab.run_folder(0, 0).with_name("score")
     scratch.mkdir(parents=True, exist_ok=True)
@@ -62,4 +62,4 @@ def score_folder(lab: Lab, found: apparatus.Apparatus, folder: Path) -> Score:
     try:
         return evaluator.score(bench, run, slot=devices_for(found)[0])
     finally:
-        process.erase(scratch)
+        process.remove_folder(scratch)

@@ -6,35 +6,35 @@ from typing import TYPE_CHECKING, Any, Protocol
 from autoresearch.sandbox.ipc import Message
 
 if TYPE_CHECKING:
-    from autoresearch.guest.safetensors_format import State
+    from autoresearch.guest.safetensors_format import ModelState
 
 
-Build = Callable[[], Any]  # build_model of the lab's train.py
+BuildModel = Callable[[], Any]  # build_model of the lab's train.py
 # One row of tokens uint16 (T+1) -> the trained model's loss of each next one, float32.
-Probe = Callable[[memoryview], bytes]
+ConsistencyAnswer = Callable[[memoryview], bytes]
 
 
-class Host(Protocol):
+class TrainingHost(Protocol):
     """Where a training run gets its data from and hands its model to."""
 
-    terms: "Terms"
+    terms: "TrainingTerms"
 
-    def start(self) -> memoryview:
+    def start_clock(self) -> memoryview:
         """Start the clock and return the training data."""
         ...
 
-    def report(self, message: Message) -> None:
+    def report_progress(self, message: Message) -> None:
         """Show how far the run is."""
         ...
 
-    def finish(
-        self, state: "State", facts: Mapping[str, object], probe: "Probe"
+    def submit_weights(
+        self, state: "ModelState", facts: Mapping[str, object], probe: "ConsistencyAnswer"
     ) -> None:
         """Hand in the weights; does not return to a guest of the harness."""
         ...
 
 
-class Terms:
+class TrainingTerms:
     """What the harness grants one run."""
 
     def __init__(self, message: Message) -> None:

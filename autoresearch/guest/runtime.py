@@ -22,15 +22,15 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from autoresearch import sealed_memory
 from autoresearch.sandbox import ipc
 from autoresearch.sandbox.ipc import Channel, Message
-from autoresearch.sandbox.restrictions import Fence
+from autoresearch.sandbox.restrictions import SandboxRestrictions
 
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-    from autoresearch.guest.safetensors_format import State
+    from autoresearch.guest.safetensors_format import ModelState
 
-from autoresearch.guest.protocol import Build, Host, Probe, Terms
+from autoresearch.guest.protocol import BuildModel, TrainingHost, ConsistencyAnswer, TrainingTerms
 
 REPORT_EVERY_SECONDS = 0.5
 
@@ -38,7 +38,7 @@ REPORT_EVERY_SECONDS = 0.5
 class Training:
     """One run, as train.py sees it."""
 
-    def __init__(self, host: Host) -> None:
+    def __init__(self, host: TrainingHost) -> None:
         self._host = host
         self._data: memoryview | None = None
         self._started = 0.0
@@ -56,7 +56,7 @@ class Training:
     def data(self) -> memoryview:
         """The training data as read-only bytes. The first touch starts the clock."""
         if self._data is None:
-            self._data = self._host.start()
+            self._data = self._host.start_clock()
             self._started = time.monotonic()
         return self._data
 
@@ -87,7 +87,7 @@ class Training:
         if time.monotonic() - self._reported > REPORT_EVERY_SECONDS:
             self._reported = time.monotonic()
             shown, self._losses = self._losses, []
-            self._host.report(
+            self._host.report_progress(
                 {
                     "say": "progress",
                     "progress": self.progress,
@@ -113,19 +113,19 @@ class Training:
         each pass; the cut moves from pass to pass. y is x one token later.
         """
         tokens = self.tokens
-        batches = shuffled(tokens, rows, context, self.seed)
+        batches = iter_shuffled_batches(tokens, rows, context, self.seed)
         while self.progress < 1:
             self.spent(rows * context)
-            yield to_device(next(batches), self.device)
+            yield copy_to_device(next(batches), self.device)
 
     def submit(self, model: Any, **facts: float | int | str) -> None:
         """Hand in the trained model, and the configuration it was resolved to."""
         from autoresearch.guest import safetensors_format
 
-        facts.setdefault("mfu_percent", self._mfu(facts.get("flops_per_token")))
-        state, probe = state_and_probe(model)
-        width = safetensors_format.WIDTH_BYTES
-        self._host.finish(
+        facts.setdefault("mfu_percent", self._estimate_mfu(facts.get("flops_per_token")))
+        state, probe = export_for_submission(model)
+        width = safetensors_format.DTYPE_BYTES
+        self._host.submit_weights(
             state,
             {
                 **facts,
@@ -133,12 +133,12 @@ class Training:
                 "tokens": self.tokens_seen,
                 "steps": self.steps,
                 "train_loss": self._loss if self._loss is not None else "",
-                "gpu_memory_gb": gpu_memory_gb(),
+                "gpu_memory_gb": read_peak_gpu_memory_gb(),
             },
             probe,
         )
 
-    def _mfu(self, flops_per_token: float | int | str | None) -> float | str:
+    def _estimate_mfu(self, flops_per_token: float | int | str | None) -> float | str:
         """Percent of the GPU's peak; a diagnostic, from what train.py says it needs."""
         torch = sys.modules.get("torch")
         if not isinstance(flops_per_token, int | float) or torch is None:
@@ -152,7 +152,7 @@ class Training:
         return "unknown" if found is None else round(found, 1)
 
 
-def shuffled(
+def iter_shuffled_batches(
     tokens: "np.ndarray[Any, Any]", rows: int, context: int, seed: int
 ) -> "Iterator[np.ndarray[Any, Any]]":
     """Yield uint16 (rows, context + 1) for ever; every pass in another order."""
@@ -171,7 +171,7 @@ def shuffled(
             yield tokens[starts[at : at + rows, None] + span]
 
 
-def to_device(batch: "np.ndarray[Any, Any]", device: str) -> "tuple[Tensor, Tensor]":
+def copy_to_device(batch: "np.ndarray[Any, Any]", device: str) -> "tuple[Tensor, Tensor]":
     """uint16 (B, T+1) on the host -> x, y int64 (B, T) on the device."""
     import torch
 
@@ -184,28 +184,28 @@ def to_device(batch: "np.ndarray[Any, Any]", device: str) -> "tuple[Tensor, Tens
     return whole[:, :-1].contiguous(), whole[:, 1:].contiguous()
 
 
-def state_and_probe(model: Any) -> "tuple[State, Probe]":
+def export_for_submission(model: Any) -> "tuple[ModelState, ConsistencyAnswer]":
     """A trained model -> (all its numbers, what answers the harness's probe)."""
     from autoresearch.guest import safetensors_format
 
-    if is_torch(model):
+    if is_torch_model(model):
         from autoresearch.guest import torch_model
 
-        return torch_model.state_of(model), lambda row: torch_model.probe(model, row)
+        return torch_model.export_state(model), lambda row: torch_model.answer_consistency_row(model, row)
     state = {
-        name: safetensors_format.from_floats(v)
+        name: safetensors_format.tensor_from_floats(v)
         for name, v in model.state_dict().items()
     }
     return state, lambda row: b""
 
 
-def is_torch(model: Any) -> bool:
+def is_torch_model(model: Any) -> bool:
     """Whether the model is a torch module, without importing torch to find out."""
     torch = sys.modules.get("torch")
     return torch is not None and isinstance(model, torch.nn.Module)
 
 
-def gpu_memory_gb() -> float:
+def read_peak_gpu_memory_gb() -> float:
     """Peak memory torch took on the GPU; 0 without one."""
     torch = sys.modules.get("torch")
     if torch is None or not torch.cuda.is_available():
@@ -216,54 +216,54 @@ def gpu_memory_gb() -> float:
 # -- as a guest of the harness ---------------------------------------------------------
 
 
-class Harness:
+class HarnessHost:
     """The host of a training guest."""
 
     def __init__(self, link: Channel, hello: Message) -> None:
         self._link = link
-        self.terms = Terms(hello)
+        self.terms = TrainingTerms(hello)
 
-    def start(self) -> memoryview:
+    def start_clock(self) -> memoryview:
         self._link.send({"say": "start"})
         _, (descriptor,) = self._link.receive()
-        return sealed_memory.view(descriptor)
+        return sealed_memory.map_read_only(descriptor)
 
-    def report(self, message: Message) -> None:
+    def report_progress(self, message: Message) -> None:
         self._link.send(message)
 
-    def finish(self, state: "State", facts: Mapping[str, object], probe: Probe) -> None:
+    def submit_weights(self, state: "ModelState", facts: Mapping[str, object], probe: ConsistencyAnswer) -> None:
         from autoresearch.guest import safetensors_format
 
         sys.stdout.flush()
         sys.stderr.flush()
-        file = sealed_memory.sealed_parts(safetensors_format.parts(state), "weights")
+        file = sealed_memory.seal_parts(safetensors_format.encode_parts(state), "weights")
         self._link.send({"say": "submit", "facts": dict(facts)}, file)
         # The clock has stopped. A text lab now asks the trained model for its losses
         # on a text it has not seen; the served model will have to give the same.
         try:
             _, (descriptor,) = self._link.receive()
-            answer = probe(sealed_memory.view(descriptor))
-            self._link.send({"say": "probed"}, sealed_memory.sealed(answer, "probe"))
-        except ipc.Closed:
+            answer = probe(sealed_memory.map_read_only(descriptor))
+            self._link.send({"say": "probed"}, sealed_memory.seal_bytes(answer, "probe"))
+        except ipc.ChannelClosed:
             pass  # there was nothing to ask
         os._exit(0)
 
 
-def begin(build: Build) -> Training:
+def begin(build: BuildModel) -> Training:
     """Join the run. In the evaluator's process this serves the model for ever."""
     if _link is None:
-        from autoresearch.guest.standalone import Keyboard
+        from autoresearch.guest.standalone import StandaloneHost
 
-        host: Host = Keyboard(build)
+        host: TrainingHost = StandaloneHost(build)
     else:
         if _hello["mode"] == "serve":
-            serve(_link, _hello, build)
-        host = Harness(_link, _hello)
-    sow(host.terms.seed)
+            serve_model(_link, _hello, build)
+        host = HarnessHost(_link, _hello)
+    seed_generators(host.terms.seed)
     return Training(host)
 
 
-def sow(seed: int) -> None:
+def seed_generators(seed: int) -> None:
     """Seed every generator the script has imported so far."""
     if "random" in sys.modules:
         import random
@@ -279,39 +279,39 @@ def sow(seed: int) -> None:
         torch.manual_seed(seed)
 
 
-def serve(link: Channel, hello: Message, build: Build) -> NoReturn:
+def serve_model(link: Channel, hello: Message, build: BuildModel) -> NoReturn:
     """Answer the evaluator until it hangs up."""
     from autoresearch.guest import safetensors_format
 
-    file = sealed_memory.view(_descriptors[0])
-    sow(0)
+    file = sealed_memory.map_read_only(_descriptors[0])
+    seed_generators(0)
     model = build()
     try:
-        if is_torch(model):
+        if is_torch_model(model):
             from autoresearch.guest import torch_model
 
-            torch_model.load(model, safetensors_format.decode(file), hello["device"])
-            torch_model.answer(link, hello, model, _descriptors[1:])
+            torch_model.load_state(model, safetensors_format.decode(file), hello["device"])
+            torch_model.serve_requests(link, hello, model, _descriptors[1:])
         else:
             tensors = safetensors_format.decode(file)
             model.load_state_dict(
-                {k: safetensors_format.to_floats(t) for k, t in tensors.items()}
+                {k: safetensors_format.tensor_to_floats(t) for k, t in tensors.items()}
             )
-            answer_plainly(link, model)
-    except ipc.Closed:
+            serve_json_outputs(link, model)
+    except ipc.ChannelClosed:
         pass  # the evaluator has all it wanted
     os._exit(0)
 
 
-def answer_plainly(link: Channel, model: Callable[[Any], Any]) -> NoReturn:
+def serve_json_outputs(link: Channel, model: Callable[[Any], Any]) -> NoReturn:
     """For labs whose model maps JSON-able inputs to JSON-able outputs."""
     import json
 
     link.send({"say": "ready"})
     while True:
         _, (descriptor,) = link.receive()
-        outputs = model(json.loads(bytes(sealed_memory.view(descriptor))))
-        link.send({"say": "done"}, sealed_memory.sealed(json.dumps(outputs).encode()))
+        outputs = model(json.loads(bytes(sealed_memory.map_read_only(descriptor))))
+        link.send({"say": "done"}, sealed_memory.seal_bytes(json.dumps(outputs).encode()))
 
 
 _link: Channel | None = None  # None: nobody but a person started this
@@ -327,7 +327,7 @@ def main(descriptor: int, words: str = "", *ahead: str) -> None:
     """
     global _link, _hello, _descriptors
     if words:
-        Fence.of(words).close()
+        SandboxRestrictions.from_argument(words).apply()
     for module in ahead:
         with contextlib.suppress(ImportError):  # train.py may do without
             importlib.import_module(module)
@@ -336,7 +336,7 @@ def main(descriptor: int, words: str = "", *ahead: str) -> None:
     if _hello.pop("source", False):  # else it lay here from the start
         given = _descriptors.pop(0)
         with open("train.py", "wb") as file:
-            file.write(sealed_memory.view(given))
+            file.write(sealed_memory.map_read_only(given))
         os.close(given)
     sys.path.insert(0, os.getcwd())
     sys.argv = ["train.py"]

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Mapping
 from math import prod
 from typing import NamedTuple
 
-WIDTH_BYTES = {
+DTYPE_BYTES = {
     "F64": 8,
     "F32": 4,
     "F16": 2,
@@ -30,25 +30,25 @@ WIDTH_BYTES = {
     "BOOL": 1,
 }
 # dtype -> (integer type code, exponent mask): all exponent bits set is inf or nan.
-EXPONENTS = {
+EXPONENT_MASKS = {
     "F64": ("Q", 0x7FF0_0000_0000_0000),
     "F32": ("I", 0x7F80_0000),
     "F16": ("H", 0x7C00),
     "BF16": ("H", 0x7F80),
 }
-LARGEST_HEADER_BYTES = 16 << 20
-MOST_DIMENSIONS = 32  # the product of a million would take the harness hours
+MAX_HEADER_BYTES = 16 << 20
+MAX_DIMENSIONS = 32  # the product of a million would take the harness hours
 
 
-class BadWeights(Exception):
+class InvalidWeights(Exception):
     """These bytes are not weights; the message says why."""
 
 
-class NotFinite(BadWeights):
+class NonFiniteWeights(InvalidWeights):
     """Training diverged: an inf or a nan among the weights."""
 
 
-class Tensor(NamedTuple):
+class RawTensor(NamedTuple):
     """One named block of numbers, as raw bytes."""
 
     dtype: str
@@ -56,15 +56,15 @@ class Tensor(NamedTuple):
     raw: bytes | memoryview
 
 
-State = Mapping[str, Tensor]  # all that a trained model is, by name
+ModelState = Mapping[str, RawTensor]  # all that a trained model is, by name
 
 
-def encode(tensors: State) -> bytes:
+def encode(tensors: ModelState) -> bytes:
     """Named tensors -> the bytes of a safetensors file."""
-    return b"".join(parts(tensors))
+    return b"".join(encode_parts(tensors))
 
 
-def parts(tensors: State) -> list[bytes | memoryview]:
+def encode_parts(tensors: ModelState) -> list[bytes | memoryview]:
     """The same in pieces, the numbers not copied: there may be a gigabyte of them.
 
     Wide numbers first, so that each lies at a multiple of its width: readers that map
@@ -72,7 +72,7 @@ def parts(tensors: State) -> list[bytes | memoryview]:
     """
     header: dict[str, object] = {}
     offset = 0
-    wide_first = dict(sorted(tensors.items(), key=lambda t: -WIDTH_BYTES[t[1].dtype]))
+    wide_first = dict(sorted(tensors.items(), key=lambda t: -DTYPE_BYTES[t[1].dtype]))
     for name, tensor in wide_first.items():
         end = offset + len(tensor.raw)
         header[name] = {
@@ -87,62 +87,62 @@ def parts(tensors: State) -> list[bytes | memoryview]:
     return [struct.pack("<Q", len(text)), text, *blocks]
 
 
-def decode(file: bytes | memoryview) -> dict[str, Tensor]:
+def decode(file: bytes | memoryview) -> dict[str, RawTensor]:
     """The bytes of a safetensors file -> named tensors, or BadWeights."""
     if len(file) < 8:
-        raise BadWeights("too short for a header")
+        raise InvalidWeights("too short for a header")
     (length,) = struct.unpack_from("<Q", file)
-    if length > min(LARGEST_HEADER_BYTES, len(file) - 8):
-        raise BadWeights(f"a header of {length} bytes")
+    if length > min(MAX_HEADER_BYTES, len(file) - 8):
+        raise InvalidWeights(f"a header of {length} bytes")
     try:
         header = json.loads(bytes(file[8 : 8 + length]))
     except (ValueError, RecursionError):
-        raise BadWeights("a header that is not JSON") from None
+        raise InvalidWeights("a header that is not JSON") from None
     if not isinstance(header, dict):
-        raise BadWeights("a header that is not a table")
+        raise InvalidWeights("a header that is not a table")
     header.pop("__metadata__", None)
     body = memoryview(file)[8 + length :]
-    tensors = {name: _tensor(name, entry, body) for name, entry in header.items()}
+    tensors = {name: _parse_tensor(name, entry, body) for name, entry in header.items()}
     end = 0
     for start, stop in sorted(entry["data_offsets"] for entry in header.values()):
         if start != end:
-            raise BadWeights("blocks that overlap or leave gaps")
+            raise InvalidWeights("blocks that overlap or leave gaps")
         end = stop
     if end != len(body):
-        raise BadWeights("bytes that belong to no block")
+        raise InvalidWeights("bytes that belong to no block")
     return tensors
 
 
-def _tensor(name: str, entry: object, body: memoryview) -> Tensor:
+def _parse_tensor(name: str, entry: object, body: memoryview) -> RawTensor:
     match entry:
         case {"dtype": str(dtype), "shape": [*shape], "data_offsets": [start, end]}:
             pass
         case _:
-            raise BadWeights(f"no dtype, shape and place for {name[:80]!r}")
+            raise InvalidWeights(f"no dtype, shape and place for {name[:80]!r}")
     whole = all(type(n) is int and 0 <= n < 2**48 for n in [*shape, start, end])
-    whole = whole and len(shape) <= MOST_DIMENSIONS
-    if dtype not in WIDTH_BYTES or not whole or not start <= end <= len(body):
-        raise BadWeights(f"nonsense about {name[:80]!r}")
-    if prod(shape) * WIDTH_BYTES[dtype] != end - start:
-        raise BadWeights(f"a shape that does not fit its bytes for {name[:80]!r}")
-    return Tensor(dtype, tuple(shape), body[start:end])
+    whole = whole and len(shape) <= MAX_DIMENSIONS
+    if dtype not in DTYPE_BYTES or not whole or not start <= end <= len(body):
+        raise InvalidWeights(f"nonsense about {name[:80]!r}")
+    if prod(shape) * DTYPE_BYTES[dtype] != end - start:
+        raise InvalidWeights(f"a shape that does not fit its bytes for {name[:80]!r}")
+    return RawTensor(dtype, tuple(shape), body[start:end])
 
 
-def check(file: bytes | memoryview) -> int:
+def validate_weights(file: bytes | memoryview) -> int:
     """Check weights that came from outside; return how many numbers they hold."""
     count = 0
     for name, tensor in decode(file).items():
-        if not all_finite(tensor):
-            raise NotFinite(f"{name[:80]!r} holds numbers that are not finite")
+        if not is_finite(tensor):
+            raise NonFiniteWeights(f"{name[:80]!r} holds numbers that are not finite")
         count += prod(tensor.shape)
     return count
 
 
-def all_finite(tensor: Tensor) -> bool:
+def is_finite(tensor: RawTensor) -> bool:
     """Whether no number in the tensor is inf or nan."""
-    if tensor.dtype not in EXPONENTS or not len(tensor.raw):
+    if tensor.dtype not in EXPONENT_MASKS or not len(tensor.raw):
         return True
-    code, mask = EXPONENTS[tensor.dtype]
+    code, mask = EXPONENT_MASKS[tensor.dtype]
     try:
         import numpy as np
     except ImportError:
@@ -156,13 +156,13 @@ def all_finite(tensor: Tensor) -> bool:
     )
 
 
-def from_floats(numbers: Iterable[float]) -> Tensor:
+def tensor_from_floats(numbers: Iterable[float]) -> RawTensor:
     """A plain Python list of numbers as float64, for labs without tensors."""
     values = array("d", numbers)
-    return Tensor("F64", (len(values),), values.tobytes())
+    return RawTensor("F64", (len(values),), values.tobytes())
 
 
-def to_floats(tensor: Tensor) -> list[float]:
+def tensor_to_floats(tensor: RawTensor) -> list[float]:
     """The inverse of `from_floats`."""
     values = array("d")
     values.frombytes(bytes(tensor.raw))

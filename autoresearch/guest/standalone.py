@@ -21,12 +21,12 @@ from typing import Any, NoReturn
 from autoresearch import sealed_memory
 from autoresearch.devices import gpu_specs
 from autoresearch.guest import safetensors_format
-from autoresearch.guest.protocol import Probe, Terms
-from autoresearch.guest.safetensors_format import State
+from autoresearch.guest.protocol import ConsistencyAnswer, TrainingTerms
+from autoresearch.guest.safetensors_format import ModelState
 from autoresearch.sandbox.ipc import Message
 
 
-class Keyboard:
+class StandaloneHost:
     """The host of a run that a person started."""
 
     def __init__(self, build: Callable[[], Any]) -> None:
@@ -34,29 +34,29 @@ class Keyboard:
         self._lab = sys.modules["prepare"]
         self._begun = time.monotonic()
         self._started = self._begun
-        options = parse(sys.argv[1:])
+        options = parse_options(sys.argv[1:])
         self._out: Path | None = options.out
         self._seconds: float | None = None if options.tokens else options.seconds
-        self.terms = Terms(
+        self.terms = TrainingTerms(
             {
                 "seed": options.seed,
-                "device": options.device or best_device(),
+                "device": options.device or choose_device(),
                 "budget_seconds": self._seconds,
                 "budget_tokens": options.tokens,
             }
         )
 
-    def start(self) -> memoryview:
+    def start_clock(self) -> memoryview:
         data = self._lab.training()
         if isinstance(data, Path):
             with data.open("rb") as file:
-                found = sealed_memory.view(file.fileno())
+                found = sealed_memory.map_read_only(file.fileno())
         else:
             found = memoryview(data)
         self._started = time.monotonic()
         return found
 
-    def report(self, message: Message) -> None:
+    def report_progress(self, message: Message) -> None:
         """One line that overwrites itself."""
         if not sys.stderr.isatty():
             return
@@ -66,18 +66,18 @@ class Keyboard:
         sys.stderr.write(f"\r{line}{words}   ")
         sys.stderr.flush()
 
-    def finish(
-        self, state: State, facts: Mapping[str, object], probe: Probe
+    def submit_weights(
+        self, state: ModelState, facts: Mapping[str, object], probe: ConsistencyAnswer
     ) -> NoReturn:
         """Write the model, measure it, print the summary, and end the script."""
         seconds = time.monotonic() - self._started
         if sys.stderr.isatty():
             sys.stderr.write("\n")
         if self._out is not None:
-            self._write(self._out, safetensors_format.encode(state), facts)
+            self._write_model(self._out, safetensors_format.encode(state), facts)
         metric = str(self._lab.METRIC)
         measuring = time.monotonic()
-        value = self._measure(state)
+        value = self._evaluate_model(state)
         measured = time.monotonic() - measuring
         lines = {
             metric: f"{value:.6f}   (unofficial: measured by the process it judges)",
@@ -100,7 +100,7 @@ class Keyboard:
         sys.stdout.flush()
         os._exit(0)
 
-    def _write(self, out: Path, file: bytes, facts: Mapping[str, object]) -> None:
+    def _write_model(self, out: Path, file: bytes, facts: Mapping[str, object]) -> None:
         """Everything needed to load the model elsewhere."""
         out.mkdir(parents=True, exist_ok=True)
         (out / "model.safetensors").write_bytes(file)
@@ -110,22 +110,22 @@ class Keyboard:
             for path in self._lab.tokenizer_files():
                 shutil.copyfile(path, out / path.name)
 
-    def _measure(self, state: State) -> float:
+    def _evaluate_model(self, state: ModelState) -> float:
         """The metric on the validation set, from a freshly built model."""
         model = self._build()
         if not self._lab.CAUSAL:
             model.load_state_dict(
-                {k: safetensors_format.to_floats(t) for k, t in state.items()}
+                {k: safetensors_format.tensor_to_floats(t) for k, t in state.items()}
             )
             outputs = model(self._lab.inputs("validation"))
             return float(self._lab.score(outputs, "validation"))
         from autoresearch.guest import torch_model
 
-        torch_model.load(model, state, self.terms.device)
-        return in_process(self._lab, model, self.terms.device)
+        torch_model.load_state(model, state, self.terms.device)
+        return evaluate_in_process(self._lab, model, self.terms.device)
 
 
-def in_process(lab: Any, model: Any, device: str) -> float:
+def evaluate_in_process(lab: Any, model: Any, device: str) -> float:
     """Bits per byte of a served torch model, in one process. The audit's yardstick."""
     import numpy as np
     import torch
@@ -136,19 +136,19 @@ def in_process(lab: Any, model: Any, device: str) -> float:
     tokens, widths = lab.text("validation")
     rows, inside = bits_per_byte.rows(tokens, lab.CONTEXT, filler=int(tokens[0]))
     width = widths[rows[:, 1:]] * inside
-    nats, size = 0.0, rows_at_a_time(lab.CONTEXT, lab.VOCABULARY, device)
+    nats, size = 0.0, choose_batch_rows(lab.CONTEXT, lab.VOCABULARY, device)
     with torch.inference_mode():
         for at in range(0, len(rows), size):
             batch = torch.from_numpy(rows[at : at + size].astype(np.int64)).to(device)
             found = (
-                torch_model.claim(model, batch, lab.VOCABULARY).double().cpu().numpy()
+                torch_model.claim_losses(model, batch, lab.VOCABULARY).double().cpu().numpy()
             )
             nats += float(found[width[at : at + size] > 0].sum())
     value = bits_per_byte.bits_per_byte(nats, int(width.sum()))
     return value if math.isfinite(value) else math.nan
 
 
-def rows_at_a_time(context: int, vocabulary: int, device: str) -> int:
+def choose_batch_rows(context: int, vocabulary: int, device: str) -> int:
     """As many as the evaluator would ask for on this machine."""
     import torch
 
@@ -158,7 +158,7 @@ def rows_at_a_time(context: int, vocabulary: int, device: str) -> int:
     return gpu_specs.rows_at_a_time(context, vocabulary, device, memory_gb)
 
 
-def parse(arguments: list[str]) -> argparse.Namespace:
+def parse_options(arguments: list[str]) -> argparse.Namespace:
     """The options of `python train.py`."""
     parser = argparse.ArgumentParser(
         prog="python train.py",
@@ -173,7 +173,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def best_device() -> str:
+def choose_device() -> str:
     """The best device there is; the CPU for scripts without torch."""
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():

@@ -85,11 +85,11 @@ class Apparatus:
             data = self._offer("training")()
             if isinstance(data, Path):
                 with data.open("rb") as file:
-                    data = sealed_memory.view(file.fileno())
+                    data = sealed_memory.map_read_only(file.fileno())
             whole = memoryview(data).cast("B")
             kept = len(whole) - self._kept_back(len(whole))
             self._probes = bytes(whole[kept:])
-            self._training = sealed_memory.sealed(whole[:kept], "training")
+            self._training = sealed_memory.seal_bytes(whole[:kept], "training")
         return self._training
 
     def _kept_back(self, size_bytes: int) -> int:

@@ -27,13 +27,13 @@ from autoresearch.atomic_file import write_whole
 from autoresearch.experiment import PERSON, Proposal
 from autoresearch.git import git_blob
 from autoresearch.lab.folder import Lab
-from autoresearch.sandbox.process import COMPILED, Task, erase
+from autoresearch.sandbox.process import COMPILE_CACHE_FOLDER, ProcessRole, remove_folder
 
 LARGEST_BYTES = 1 << 30
 MOST_FILES = 50_000
 
 
-def store(lab: Lab, task: Task) -> Path:
+def store(lab: Lab, task: ProcessRole) -> Path:
     """Where it is kept for the torch that is installed: another one's is of no use."""
     try:
         name = version("torch")
@@ -44,14 +44,14 @@ def store(lab: Lab, task: Task) -> Path:
 
 def make_room(scratch: Path) -> None:
     """An empty place in a run's folder for what it compiles."""
-    place = scratch / COMPILED
+    place = scratch / COMPILE_CACHE_FOLDER
     place.mkdir()
     place.chmod(0o777)  # the guest may be another user
 
 
-def lend(lab: Lab, scratch: Path, task: Task) -> None:
+def lend(lab: Lab, scratch: Path, task: ProcessRole) -> None:
     """Put a private copy into a run's folder, if there is anything to lend."""
-    kept, place = store(lab, task), scratch / COMPILED
+    kept, place = store(lab, task), scratch / COMPILE_CACHE_FOLDER
     if kept.is_dir():
         shutil.copytree(kept, place, dirs_exist_ok=True)
         for path in (place, *place.rglob("*")):
@@ -64,7 +64,7 @@ def forget_all_but(lab: Lab, *blobs: str) -> None:
     `check` may have seen another, whose author nobody knows. Without a note it is as
     old as the lab's first night.
     """
-    for task in get_args(Task):
+    for task in get_args(ProcessRole):
         if note_of(lab, task).blob not in ("", *blobs):
             old = store(lab, task).with_name(f"old-{uuid.uuid4().hex}")
             with contextlib.suppress(FileNotFoundError):  # somebody else is at it
@@ -77,18 +77,18 @@ def sweep(lab: Lab) -> None:
     """Remove what was half kept, or half forgotten, when somebody was killed."""
     for pattern in ("half-*", "old-*", ".*"):
         for path in store(lab, "train").parent.glob(pattern):
-            erase(path) if path.is_dir() else path.unlink(missing_ok=True)
+            remove_folder(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def keep(
-    lab: Lab, proposal: Proposal, scratch: Path, task: Task, seconds: float = 0.0
+    lab: Lab, proposal: Proposal, scratch: Path, task: ProcessRole, seconds: float = 0.0
 ) -> None:
     """Keep what the person's own train.py compiled, the first time; all or nothing.
 
     seconds: its start-up. Whoever compiles anew needs as long, and is not to be killed
     for it because a later first run found the code there.
     """
-    kept, place = store(lab, task), scratch / COMPILED
+    kept, place = store(lab, task), scratch / COMPILE_CACHE_FOLDER
     if kept.exists() or not persons(proposal) or not place.is_dir():
         return
     files = plain_files(place)
@@ -116,12 +116,12 @@ class Note:
     seconds: float = 0.0  # its start-up, without any of this; 0 for what serves
 
 
-def note_path(lab: Lab, task: Task) -> Path:
+def note_path(lab: Lab, task: ProcessRole) -> Path:
     kept = store(lab, task)
     return kept.with_name(f"{kept.name}.json")
 
 
-def note_of(lab: Lab, task: Task) -> Note:
+def note_of(lab: Lab, task: ProcessRole) -> Note:
     """The note beside what is kept; an empty one where there is none."""
     if not store(lab, task).is_dir():
         return Note()

@@ -36,8 +36,8 @@ from autoresearch.measure.calibration import PROBE_NATS, Pace, Place
 from autoresearch.measure.model_process import expect, failed, model
 from autoresearch.measure.outputs_task import answered
 from autoresearch.measure.workbench import Progress, Workbench
-from autoresearch.sandbox.process import Exited, Guest, OverLimit
-from autoresearch.sealed_memory import Junk
+from autoresearch.sandbox.process import ProcessExited, SandboxedProcess, LimitExceeded
+from autoresearch.sealed_memory import ProtocolError
 
 if TYPE_CHECKING:
     from autoresearch.data.bits_per_byte import Array
@@ -82,10 +82,10 @@ def score(
             value, error = answered(bench, run, slot, split), 0.0
     except TimeoutError:
         raise failed(run, "timeout", "the model took too long to answer") from None
-    except OverLimit as over:
-        kind: Kind = "out of memory" if over.what == "memory" else "no score"
+    except LimitExceeded as over:
+        kind: Kind = "out of memory" if over.resource == "memory" else "no score"
         raise failed(run, kind, f"while scoring: {over}") from None
-    except Junk as junk:
+    except ProtocolError as junk:
         raise failed(run, "no score", f"the model's answer: {junk}") from None
     bench.apparatus.unchanged()
     if not math.isfinite(value):
@@ -120,7 +120,7 @@ def audited(bench: Workbench, run: Run, slot: Slot, split: str) -> tuple[float, 
     lends = known is not None
     claims, on_probe, pace = claimed(bench, run, slot, sheet, allowed, lends=lends)
     if not ((claims >= -1e-6) & (claims < LARGEST_CLAIM)).all():
-        raise Junk("losses that are negative, not finite or absurd")
+        raise ProtocolError("losses that are negative, not finite or absurd")
     rng = np.random.default_rng(int.from_bytes(os.urandom(16), "little"))
     reference = expected_losses(bench, sheet, split)
     chance = audit.chances(claims, sheet.scored, reference)
@@ -177,7 +177,7 @@ def asking(
     allowed: Pace,
     *,
     lends: bool = False,
-) -> Iterator[tuple[Guest, Any, Any]]:
+) -> Iterator[tuple[SandboxedProcess, Any, Any]]:
     """A model guest and memory for two questions and answers of so many floats each:
 
     (guest, uint16 (2, per_batch, T+1), float32 (2, floats)). lends: whether it is given
@@ -187,13 +187,13 @@ def asking(
 
     context = sheet.rows.shape[1] - 1
     shape = (2, sheet.per_batch, context + 1)
-    asks, question = sealed_memory.shared(2 * math.prod(shape), "inputs", writer=False)
-    says, answer = sealed_memory.shared(2 * 4 * floats, "outputs", writer=True)
+    asks, question = sealed_memory.create_shared_memory(2 * math.prod(shape), "inputs", writer=False)
+    says, answer = sealed_memory.create_shared_memory(2 * 4 * floats, "outputs", writer=True)
     hello = {"rows": sheet.per_batch, "context": context}
     hello["vocabulary"] = sheet.vocabulary
     try:
         with model(bench, run, slot, hello, allowed, asks, says, lends=lends) as guest:
-            guest.asked = True
+            guest.has_seen_held_out = True
             inputs = np.frombuffer(question, dtype="<u2").reshape(shape)
             outputs = np.frombuffer(answer, dtype="<f4").reshape(2, floats)
             yield guest, inputs, outputs
@@ -264,7 +264,7 @@ def claims_of(
 
 def claims_on(
     rows: "Array",
-    guest: Guest,
+    guest: SandboxedProcess,
     asks: Any,
     says: Any,
     allowed: Pace,
@@ -316,12 +316,12 @@ def is_long(
     return len(rows) / size * median(pace[1:]) > long_seconds
 
 
-def have_compiled(guest: Guest, half: int) -> None:
+def have_compiled(guest: SandboxedProcess, half: int) -> None:
     """Wait until a guest has compiled its model on the rows of a half."""
     guest.send({"say": "compile", "half": half})
     try:
         expect(guest, "done", COMPILE_SECONDS)
-    except (TimeoutError, Exited, OverLimit):
+    except (TimeoutError, ProcessExited, LimitExceeded):
         raise NotCompiled from None
 
 
@@ -373,7 +373,7 @@ def opened(
     size, context = sheet.per_batch, sheet.rows.shape[1] - 1
     vocabulary = sheet.vocabulary
     drawn = [(int(at) // context, int(at) % context + 1) for at in places]
-    text = np.frombuffer(sealed_memory.view(bench.apparatus.training()), dtype="<u2")
+    text = np.frombuffer(sealed_memory.map_read_only(bench.apparatus.training()), dtype="<u2")
     found = np.empty(len(drawn))
     rng = np.random.default_rng(int.from_bytes(os.urandom(16), "little"))
     with asking(bench, run, slot, sheet, size * vocabulary, allowed) as (
@@ -400,7 +400,7 @@ def opened(
             try:
                 found[batch] = bits_per_byte.losses(copy[: len(batch)], targets)
             except bits_per_byte.NotAScore as odd:
-                raise Junk(str(odd)) from None
+                raise ProtocolError(str(odd)) from None
     return found
 
 
@@ -423,7 +423,7 @@ def expected_losses(bench: Workbench, sheet: Sheet, split: str) -> "Array":
         found = np.fromfile(path, dtype="<f2")
         if found.size == sheet.scored.size:
             return np.asarray(found.reshape(sheet.scored.shape).astype("float64"))
-    text = np.frombuffer(sealed_memory.view(bench.apparatus.training()), dtype="<u2")
+    text = np.frombuffer(sealed_memory.map_read_only(bench.apparatus.training()), dtype="<u2")
     few = text[: 1 << 22]
     return audit.common_losses(few, sheet.rows[:, 1:], sheet.vocabulary)
 

@@ -10,7 +10,7 @@ from autoresearch.experiment import Run, Slot
 from autoresearch.measure.calibration import Pace
 from autoresearch.measure.model_process import model
 from autoresearch.measure.workbench import Workbench
-from autoresearch.sealed_memory import Junk
+from autoresearch.sealed_memory import ProtocolError
 
 LARGEST_OUTPUT_BYTES = 64 << 20
 
@@ -18,31 +18,31 @@ LARGEST_OUTPUT_BYTES = 64 << 20
 def answered(bench: Workbench, run: Run, slot: Slot, split: str) -> float:
     """Ask for the outputs on a split's inputs, and score them here."""
     question = json.dumps(bench.apparatus.inputs(split)).encode()
-    sent = sealed_memory.sealed(question, "inputs")
+    sent = sealed_memory.seal_bytes(question, "inputs")
     try:
         with model(bench, run, slot, {}, Pace()) as guest:
-            guest.asked = True
+            guest.has_seen_held_out = True
             guest.send({"say": "answer"}, sent)
             deadline = time.monotonic() + Pace().batch_seconds
             message, descriptors = guest.receive(deadline)
             if message.get("say") != "done" or len(descriptors) != 1:
                 for descriptor in descriptors:
                     os.close(descriptor)
-                raise Junk("no outputs")
+                raise ProtocolError("no outputs")
             outputs = read_outputs(descriptors[0])
     finally:
         os.close(sent)
     try:
         return bench.apparatus.score(outputs, split)
     except (TypeError, ValueError, LookupError, ArithmeticError) as error:
-        raise Junk(f"outputs that prepare.py cannot score ({error})") from None
+        raise ProtocolError(f"outputs that prepare.py cannot score ({error})") from None
 
 
 def read_outputs(descriptor: int) -> Any:
     """The outputs a model guest sealed."""
     try:
-        return json.loads(bytes(sealed_memory.unseal(descriptor, LARGEST_OUTPUT_BYTES)))
+        return json.loads(bytes(sealed_memory.map_verified(descriptor, LARGEST_OUTPUT_BYTES)))
     except (ValueError, RecursionError):
-        raise Junk("outputs that are not JSON") from None
+        raise ProtocolError("outputs that are not JSON") from None
     finally:
         os.close(descriptor)

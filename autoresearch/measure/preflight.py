@@ -26,8 +26,8 @@ from autoresearch.measure import trainer
 from autoresearch.measure.workbench import Workbench
 from autoresearch.records.ledger import Ledger
 from autoresearch.sandbox import process
-from autoresearch.sandbox.process import Exited, OverLimit, Stop
-from autoresearch.sealed_memory import Junk
+from autoresearch.sandbox.process import ProcessExited, LimitExceeded, StopFlag
+from autoresearch.sealed_memory import ProtocolError
 from autoresearch.text import one_line
 
 FILES = ("train.py", "small.py")  # of a rehearsal, the second in a small size
@@ -77,7 +77,7 @@ class Preflight:
         self._lower_is_better = ledger.lower_is_better
         self._series = ledger.series
         self._champions: dict[str, Rehearsed] = {}
-        self._stop = Stop()  # its own: a night may stop soon and still want answers
+        self._stop = StopFlag()  # its own: a night may stop soon and still want answers
         self._lock = threading.Lock()  # two at once would take each other's seconds
         self._waiting: Understudy | None = None  # None: none was started yet
 
@@ -184,10 +184,10 @@ class Understudy:
     def ready(self, deadline: float) -> bool:
         """Wait until it is; False when it ended instead."""
         try:
-            self._guest.hear(deadline)
-        except (Exited, OverLimit, Junk):
+            self._guest.receive_message(deadline)
+        except (ProcessExited, LimitExceeded, ProtocolError):
             return False
-        return bool(self._guest.pids())
+        return bool(self._guest.list_pids())
 
     def rehearsed(self, source: str, deadline: float) -> Rehearsed:
         """What becomes of a file. Raises TimeoutError and Stopped."""
@@ -196,24 +196,24 @@ class Understudy:
             (self._folder / name).write_text(text)
         try:
             guest.send({"say": "go"})
-            return read(guest.hear(deadline))
-        except Exited as gone:
+            return read(guest.receive_message(deadline))
+        except ProcessExited as gone:
             guest.kill()
-            words = trainer.last_line(guest.log.whole()) or f"exit code {gone.code}"
+            words = trainer.last_line(guest.log.join_kept()) or f"exit code {gone.exit_code}"
             return Rehearsed(f"ended without a word: {words}")
-        except OverLimit as over:
+        except LimitExceeded as over:
             # Memory of a miniature says little about the card; anything else does.
-            return Rehearsed("" if over.what == "memory" else str(over), in_time=False)
-        except Junk as junk:
+            return Rehearsed("" if over.resource == "memory" else str(over), in_time=False)
+        except ProtocolError as junk:
             return Rehearsed(f"spoke out of turn: {junk}")
 
     def close(self) -> None:
         """Kill it, with everything it started, and remove its folder."""
         self._guest.kill()
-        process.erase(self._folder)
+        process.remove_folder(self._folder)
 
 
-def quiet(bench: Workbench, stop: Stop) -> Workbench:
+def quiet(bench: Workbench, stop: StopFlag) -> Workbench:
     """The same bench with a little memory and nobody watching."""
     limits = replace(bench.terms.limits, memory_gb=MOST_MEMORY_GB)
     terms = replace(bench.terms, limits=limits)

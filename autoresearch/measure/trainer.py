@@ -39,13 +39,13 @@ from autoresearch.measure.calibration import PROBE_SECONDS, Place
 from autoresearch.measure.workbench import Progress, Terms, Workbench
 from autoresearch.sandbox.ipc import Message
 from autoresearch.sandbox.process import (
-    Exited,
-    Guest,
-    OverLimit,
-    Task,
-    erase,
+    ProcessExited,
+    SandboxedProcess,
+    LimitExceeded,
+    ProcessRole,
+    remove_folder,
 )
-from autoresearch.sealed_memory import Junk, sealed, unseal
+from autoresearch.sealed_memory import ProtocolError, seal_bytes, map_verified
 from autoresearch.stats.early_stopping import Outlook
 from autoresearch.text import one_line
 
@@ -80,7 +80,7 @@ def train(
     assert proposal.number is not None
     bench.apparatus.unchanged()
     folder = bench.lab.run_folder(proposal.number, seed)
-    erase(folder)
+    remove_folder(folder)
     folder.mkdir(parents=True)
     if compile_cache.persons(proposal):
         compile_cache.forget_all_but(bench.lab, candidate.blob)
@@ -89,7 +89,7 @@ def train(
             run = attend(bench, candidate, guest, seed, slot, folder, outlook)
         finally:
             guest.kill()
-            log_of(bench, folder).write_bytes(guest.log.whole())
+            log_of(bench, folder).write_bytes(guest.log.join_kept())
             bench.apparatus.unchanged()
         waited = run.startup_seconds
         compile_cache.keep(bench.lab, proposal, guest.folder, "train", waited)
@@ -99,8 +99,8 @@ def train(
 
 @contextmanager
 def entered(
-    bench: Workbench, slot: Slot, task: Task, proposal: Proposal, *, lends: bool = False
-) -> Iterator[Guest]:
+    bench: Workbench, slot: Slot, task: ProcessRole, proposal: Proposal, *, lends: bool = False
+) -> Iterator[SandboxedProcess]:
     """A guest to `greet`, which may have waited; its folder goes when it does.
 
     lends: whether one that serves is given what others that serve compiled.
@@ -117,7 +117,7 @@ def entered(
         yield guest
     finally:
         guest.kill()
-        erase(guest.folder)
+        remove_folder(guest.folder)
 
 
 def get_ready(bench: Workbench, slot: Slot) -> None:
@@ -126,7 +126,7 @@ def get_ready(bench: Workbench, slot: Slot) -> None:
         bench.waiting.want(slot, MOST_SERVING)
 
 
-def ahead(bench: Workbench, slot: Slot, task: Task) -> Guest | None:
+def ahead(bench: Workbench, slot: Slot, task: ProcessRole) -> SandboxedProcess | None:
     """A guest that will wait; None where what it is to be lent is not there yet."""
     compiles = compile_cache.store(bench.lab, task).is_dir()
     if task == "train" and not compiles:
@@ -137,9 +137,9 @@ def ahead(bench: Workbench, slot: Slot, task: Task) -> Guest | None:
 
 def started(
     bench: Workbench, folder: Path, slot: Slot, modules: tuple[str, ...] = ()
-) -> Guest:
+) -> SandboxedProcess:
     """A guest in this folder, its first process just started."""
-    return Guest(
+    return SandboxedProcess(
         folder,
         lab=bench.lab.folder,
         slot=slot,
@@ -150,9 +150,9 @@ def started(
     )
 
 
-def greet(guest: Guest, message: Message, source: str, *descriptors: int) -> None:
+def greet(guest: SandboxedProcess, message: Message, source: str, *descriptors: int) -> None:
     """Tell a guest its terms, and what train.py is."""
-    file = sealed(source.encode(), "train.py")
+    file = seal_bytes(source.encode(), "train.py")
     guest.send({**message, "source": True}, file, *descriptors)
     os.close(file)
 
@@ -169,7 +169,7 @@ def furnished(bench: Workbench) -> Path:
     return scratch
 
 
-def equipped(bench: Workbench, task: Task, *, own: bool) -> Path:
+def equipped(bench: Workbench, task: ProcessRole, *, own: bool) -> Path:
     """Such a folder, with room for compiled code, and what there is to train with.
 
     own: whether it is for the person's own train.py, which compiles from nothing.
@@ -185,13 +185,13 @@ def equipped(bench: Workbench, task: Task, *, own: bool) -> Path:
 def discard(*runs: Run) -> None:
     """Throw away what is kept of runs that have been measured."""
     for run in runs:
-        erase(run.weights.parent)
+        remove_folder(run.weights.parent)
 
 
 def attend(
     bench: Workbench,
     candidate: Candidate,
-    guest: Guest,
+    guest: SandboxedProcess,
     seed: int,
     slot: Slot,
     folder: Path,
@@ -204,9 +204,9 @@ def attend(
     with failing(candidate, guest, stage, log):
         greet(guest, greeting(terms, seed, slot), candidate.proposal.source)
         bench.watch(candidate, Progress("starting", 0.0, 0.0))
-        message = guest.hear(begun + stage.seconds)
+        message = guest.receive_message(begun + stage.seconds)
         if message.get("say") != "start":
-            raise Junk("something else before it touched the data")
+            raise ProtocolError("something else before it touched the data")
         stage.begin("training", terms.last_second, terms.last_second_granted)
         started = time.monotonic()
         guest.send({"say": "go"}, bench.apparatus.training())
@@ -216,7 +216,7 @@ def attend(
                 bench, candidate, guest, started, started + stage.seconds, outlook
             )
         seconds = time.monotonic() - started
-        guest.measure()
+        guest.update_peak_memory()
         try:
             too_early(candidate, terms, seconds, submitted, log)
         except Failed:  # what came with it may be the whole model
@@ -230,7 +230,7 @@ def attend(
     file.with_name("probe.f4").write_bytes(answer)
     facts = facts_of(submitted)
     on_card = dict(facts).get("gpu_memory_gb") or 0.0
-    memory_gb = float(on_card) if slot.device == "cuda" else guest.memory_gb
+    memory_gb = float(on_card) if slot.device == "cuda" else guest.peak_memory_gb
     run = Run(candidate, seed, seconds, started - begun, memory_gb, file, facts, log)
     run = replace(run, health=monitor.told, harm=monitor.harm)
     if outlook is None:
@@ -245,10 +245,10 @@ def log_of(bench: Workbench, folder: Path) -> Path:
     return bench.lab.logs / f"{folder.name}.log"
 
 
-def pids(bench: Workbench, guest: Guest) -> set[int]:
+def pids(bench: Workbench, guest: SandboxedProcess) -> set[int]:
     """The processes on this machine that are ours: no strangers to a run."""
     others = bench.waiting.pids() if bench.waiting is not None else set()
-    return guest.pids() | others
+    return guest.list_pids() | others
 
 
 def greeting(terms: Terms, seed: int, slot: Slot) -> Message:
@@ -262,7 +262,7 @@ def greeting(terms: Terms, seed: int, slot: Slot) -> Message:
     }
 
 
-def probed(bench: Workbench, guest: Guest) -> tuple[bytes, memoryview]:
+def probed(bench: Workbench, guest: SandboxedProcess) -> tuple[bytes, memoryview]:
     """Ask the trained model about a text that nobody has seen: (tokens, losses).
 
     It has handed in its weights and cannot tell them what was asked.
@@ -270,17 +270,17 @@ def probed(bench: Workbench, guest: Guest) -> tuple[bytes, memoryview]:
     row = bench.apparatus.probe()
     if not row:
         return b"", memoryview(b"")
-    descriptor = sealed(row, "probe")
+    descriptor = seal_bytes(row, "probe")
     guest.send({"say": "probe"}, descriptor)
     os.close(descriptor)
     message, answers = guest.receive(time.monotonic() + PROBE_SECONDS)
     try:
         if message.get("say") != "probed" or len(answers) != 1:
-            raise Junk("no answer to the probe")
-        losses = unseal(answers[0], LARGEST_PROBE_BYTES)
+            raise ProtocolError("no answer to the probe")
+        losses = map_verified(answers[0], LARGEST_PROBE_BYTES)
         asked = len(row) // 2 - 1  # tokens of two bytes that have one before them
         if len(losses) != 4 * asked:
-            raise Junk("an answer to the probe of another size")
+            raise ProtocolError("an answer to the probe of another size")
         return row, losses
     finally:
         for answer in answers:
@@ -302,7 +302,7 @@ class Stage:
 
 @contextmanager
 def failing(
-    candidate: Candidate, guest: Guest, stage: Stage, log: Path
+    candidate: Candidate, guest: SandboxedProcess, stage: Stage, log: Path
 ) -> Iterator[None]:
     """Turn every way a guest can end without weights into Failed."""
     try:
@@ -310,12 +310,12 @@ def failing(
     except TimeoutError:
         detail = f"killed: {stage.name} went past {stage.seconds:.0f} s{stage.granted}"
         raise Failed(Failure(candidate, "timeout", detail, log)) from None
-    except Exited as gone:
+    except ProcessExited as gone:
         raise Failed(ended(candidate, guest, gone, stage.name, log)) from None
-    except OverLimit as over:
-        kind: Kind = "out of memory" if over.what == "memory" else "crash"
+    except LimitExceeded as over:
+        kind: Kind = "out of memory" if over.resource == "memory" else "crash"
         raise Failed(Failure(candidate, kind, str(over), log)) from None
-    except Junk as junk:
+    except ProtocolError as junk:
         detail = f"spoke out of turn: {junk}"
         raise Failed(Failure(candidate, "crash", detail, log)) from None
     except NoHope as none:
@@ -335,7 +335,7 @@ class NoHope(Exception):
 def until_submitted(
     bench: Workbench,
     candidate: Candidate,
-    guest: Guest,
+    guest: SandboxedProcess,
     started: float,
     deadline: float,
     outlook: Outlook | None,
@@ -348,7 +348,7 @@ def until_submitted(
         for descriptor in descriptors:
             os.close(descriptor)
         if message.get("say") != "progress":
-            raise Junk("an unknown message")
+            raise ProtocolError("an unknown message")
         seconds = time.monotonic() - started
         progress = progress_of(message, seconds)
         bench.watch(candidate, progress)
@@ -382,24 +382,24 @@ def number_in(message: Message, key: str) -> float | None:
 
 
 def ended(
-    candidate: Candidate, guest: Guest, gone: Exited, phase: str, log: Path
+    candidate: Candidate, guest: SandboxedProcess, gone: ProcessExited, phase: str, log: Path
 ) -> Failure:
     """Why a guest that left without submitting left."""
-    printed = guest.log.whole()
-    if gone.code == 0:
+    printed = guest.log.join_kept()
+    if gone.exit_code == 0:
         detail = f"ended in {phase} without run.submit(model)"
         return Failure(candidate, "no score", detail, log)
     if phase == "the probe":
         words = last_line(printed).removeprefix("MISFIT ")
         detail = f"{words or 'it left'} (asked about a text after training)"
         return Failure(candidate, "no score", detail, log)
-    if guest.out_of_memory:
+    if guest.is_oom_killed:
         detail = "killed: it took more memory than max_memory_gb allows"
         return Failure(candidate, "out of memory", detail, log)
     if OUT_OF_MEMORY.search(printed[-4096:]):
         return Failure(candidate, "out of memory", last_line(printed), log)
     words = last_line(printed) or "no output"
-    how = f"signal {-gone.code}" if gone.code < 0 else f"exit code {gone.code}"
+    how = f"signal {-gone.exit_code}" if gone.exit_code < 0 else f"exit code {gone.exit_code}"
     return Failure(candidate, "crash", f"{words} ({how}, in {phase})", log)
 
 
@@ -427,12 +427,12 @@ def take_weights(
     path = folder / "model.safetensors"
     try:
         if len(descriptors) != 1:
-            raise Junk(f"{len(descriptors)} files where one of weights belongs")
-        file = unseal(descriptors[0], LARGEST_WEIGHTS_BYTES)
-        safetensors_format.check(file)
-    except safetensors_format.NotFinite as odd:
+            raise ProtocolError(f"{len(descriptors)} files where one of weights belongs")
+        file = map_verified(descriptors[0], LARGEST_WEIGHTS_BYTES)
+        safetensors_format.validate_weights(file)
+    except safetensors_format.NonFiniteWeights as odd:
         raise Failed(Failure(candidate, "diverged", str(odd), log)) from None
-    except (Junk, safetensors_format.BadWeights) as odd:
+    except (ProtocolError, safetensors_format.InvalidWeights) as odd:
         detail = f"handed in {odd}"
         raise Failed(Failure(candidate, "no score", detail, log)) from None
     finally:

@@ -15,7 +15,7 @@ import threading
 from collections.abc import Callable
 
 from autoresearch.experiment import Slot
-from autoresearch.sandbox.process import Guest, Task
+from autoresearch.sandbox.process import SandboxedProcess, ProcessRole
 
 # What torch reads when it is imported, a train.py may want to set before.
 SETS_VARIABLES = re.compile(r"\b(?:environ(?!\.get\()|putenv|setenv)\b")
@@ -29,10 +29,10 @@ def sets_variables(source: str) -> bool:
 class Waiting:
     """Guests in waiting, by slot and task."""
 
-    def __init__(self, start: Callable[[Slot, Task], Guest | None]) -> None:
+    def __init__(self, start: Callable[[Slot, ProcessRole], SandboxedProcess | None]) -> None:
         """start: makes one that imports ahead; None: not now."""
         self._start = start
-        self._guests: dict[tuple[Slot, Task], list[Guest]] = {}
+        self._guests: dict[tuple[Slot, ProcessRole], list[SandboxedProcess]] = {}
         self._threads: list[threading.Thread] = []
         self._lock = threading.Lock()
         self._filling = threading.Lock()  # one at a time, or two start the same one
@@ -49,13 +49,13 @@ class Waiting:
         thread.start()
 
     def _fill(self, slot: Slot, serving: int) -> None:
-        wanted: tuple[tuple[Task, int], ...] = (("serve", serving), ("train", 1))
+        wanted: tuple[tuple[ProcessRole, int], ...] = (("serve", serving), ("train", 1))
         with self._filling:
             for task, count in wanted:
                 while self._missing(slot, task, count) and self._add(slot, task):
                     pass
 
-    def _add(self, slot: Slot, task: Task) -> bool:
+    def _add(self, slot: Slot, task: ProcessRole) -> bool:
         guest = self._start(slot, task)
         if guest is None:
             return False
@@ -66,12 +66,12 @@ class Waiting:
         guest.kill()
         return False
 
-    def _missing(self, slot: Slot, task: Task, wanted: int) -> bool:
+    def _missing(self, slot: Slot, task: ProcessRole, wanted: int) -> bool:
         with self._lock:
-            waiting = [g for g in self._guests.get((slot, task), []) if g.running]
+            waiting = [g for g in self._guests.get((slot, task), []) if g.is_running]
             return not self._closed and len(waiting) < wanted
 
-    def take(self, slot: Slot, task: Task, source: str) -> Guest | None:
+    def take(self, slot: Slot, task: ProcessRole, source: str) -> SandboxedProcess | None:
         """One that waits for this; None: there is none that this train.py could use."""
         if sets_variables(source):
             return None
@@ -79,7 +79,7 @@ class Waiting:
             guests = self._guests.get((slot, task), [])
             while guests:
                 guest = guests.pop(0)
-                if guest.running:
+                if guest.is_running:
                     return guest
                 guest.kill()
         return None
@@ -88,7 +88,7 @@ class Waiting:
         """The processes of all that wait."""
         with self._lock:
             guests = [guest for group in self._guests.values() for guest in group]
-        return {pid for guest in guests for pid in guest.pids()}
+        return {pid for guest in guests for pid in guest.list_pids()}
 
     def close(self) -> None:
         """Send everybody home."""

@@ -17,7 +17,7 @@ from autoresearch.lab.folder import Lab
 from autoresearch.lab.program import Program
 from autoresearch.measure.warm_pool import Waiting
 from autoresearch.sandbox import selftest
-from autoresearch.sandbox.process import Limits, Stop, Walls
+from autoresearch.sandbox.process import ResourceLimits, StopFlag, SandboxBackend
 from autoresearch.sandbox.selftest import HostPaths
 
 FIRST_WALL_SECONDS = 3600.0  # of a token budget, until the champion says more
@@ -31,7 +31,7 @@ class Terms:
     budget_tokens: int | None  # None: a time budget holds
     tolerance_seconds: float
     wall_seconds: float  # of a token budget, which has no clock of its own
-    limits: Limits
+    limits: ResourceLimits
     readonly: tuple[tuple[str, bytes], ...] = ()
 
     @property
@@ -71,9 +71,9 @@ class Workbench:
     lab: Lab
     apparatus: Apparatus
     terms: Terms
-    stop: Stop
+    stop: StopFlag
     watch: Watch
-    walls: Walls
+    walls: SandboxBackend
     nvml: Callable[[Slot], Nvml | None] = discovery.nvml_of  # None: no GPU to ask
     waiting: Waiting | None = None  # None: every guest starts when it is needed
 
@@ -82,7 +82,7 @@ class Workbench:
         cls,
         lab: Lab,
         *,
-        stop: Stop | None = None,
+        stop: StopFlag | None = None,
         watch: "Watch | None" = None,
         found: Apparatus | None = None,
         device: Slot | None = None,
@@ -94,14 +94,14 @@ class Workbench:
         """
         found = found or load(lab, Notebook(lab.folder))
         program = lab.program()
-        walls = selftest.build(
+        walls = selftest.require_backend(
             host_paths(lab), program.cage, device or devices_for(found)[0]
         )
         return cls(
             lab,
             found,
             terms_of(program, read_readonly(lab, program)),
-            stop or Stop(),
+            stop or StopFlag(),
             watch or (lambda candidate, progress: None),
             walls,
         )
@@ -125,7 +125,7 @@ def terms_of(program: Program, readonly: tuple[tuple[str, bytes], ...]) -> Terms
         program.budget_tokens,
         program.tolerance_seconds,
         FIRST_WALL_SECONDS,
-        Limits(memory_gb=discovery.memory_gb() if most is None else most),
+        ResourceLimits(memory_gb=discovery.memory_gb() if most is None else most),
         readonly,
     )
 

@@ -52,7 +52,7 @@ from autoresearch.proposers.toolkit import desk_of
 from autoresearch.records.ledger import Ledger
 from autoresearch.records.recorder import Books
 from autoresearch.sandbox import process, selftest
-from autoresearch.sandbox.process import Stop, Walls
+from autoresearch.sandbox.process import StopFlag, SandboxBackend
 from autoresearch.user_config import load_config
 
 # A token budget has no clock of its own: a run may take three times what the champion
@@ -166,7 +166,7 @@ class Now:
 
 
 @contextmanager
-def opened(lab: Lab, options: Options, stop: Stop) -> Iterator[tuple[Session, Now]]:
+def opened(lab: Lab, options: Options, stop: StopFlag) -> Iterator[tuple[Session, Now]]:
     """A night, ready for `loop.research`; LabError says what is missing."""
     Notebook(lab.folder).require()
     lab.need_space()
@@ -188,7 +188,7 @@ def opened(lab: Lab, options: Options, stop: Stop) -> Iterator[tuple[Session, No
             if waiting is not None:
                 waiting.close()
             lab.now.unlink(missing_ok=True)
-            process.erase(lab.state / "runs")
+            process.remove_folder(lab.state / "runs")
             ledger.close()
 
 
@@ -201,14 +201,14 @@ def lend_own_code_only(lab: Lab, ledger: Ledger) -> None:
 def leave_nothing_behind(lab: Lab) -> None:
     """End what a killed night left: processes, run folders, the note of what ran."""
     process.sweep(lab.folder)
-    process.erase(lab.state / "runs")
+    process.remove_folder(lab.state / "runs")
     compile_cache.sweep(lab)
     lab.now.unlink(missing_ok=True)
     Notebook(lab.folder).exclude(*VIEWS_OF_OURS)
 
 
 def night_of(
-    lab: Lab, options: Options, stop: Stop, found: Apparatus, ledger: Ledger
+    lab: Lab, options: Options, stop: StopFlag, found: Apparatus, ledger: Ledger
 ) -> tuple[Session, Now]:
     """Put the parts of a night together."""
     now = Now(lab.now)
@@ -216,10 +216,10 @@ def night_of(
     program = books.program
     slots = devices_for(found)
     readonly = read_readonly(lab, program)
-    walls = selftest.build(host_paths(lab), program.cage, slots[0])
+    walls = selftest.require_backend(host_paths(lab), program.cage, slots[0])
     slots = working(slots, walls, lab, now.notice)
     series, facts = series_of(found, program, slots[0], readonly)
-    session = {**asdict(options), "cage": dict(selftest.facts(walls))}
+    session = {**asdict(options), "cage": dict(selftest.collect_sandbox_facts(walls))}
     ledger.begin(series, json.dumps(facts), options.seed, json.dumps(session))
     books.catch_up()
     champion = ledger.champion
@@ -259,7 +259,7 @@ def night_of(
     return night, now
 
 
-def wait_here(found: Apparatus, slot: Slot, walls: Walls) -> bool:
+def wait_here(found: Apparatus, slot: Slot, walls: SandboxBackend) -> bool:
     """Whether processes that come next import torch while a run trains."""
     return found.causal and slot.device == "cuda" and walls.level == "full"
 
@@ -299,7 +299,7 @@ def left_out(same: Sequence[Gpu], others: Sequence[Gpu]) -> Iterator[str]:
 
 
 def working(
-    slots: tuple[Slot, ...], walls: Walls, lab: Lab, notice: Callable[[str], None]
+    slots: tuple[Slot, ...], walls: SandboxBackend, lab: Lab, notice: Callable[[str], None]
 ) -> tuple[Slot, ...]:
     """The slots whose GPU can be used from inside the cage; LabError: none can.
 
@@ -308,7 +308,7 @@ def working(
     found = tuple(
         slot
         for slot in slots
-        if slot.device != "cuda" or selftest.sees_its_gpu(walls, host_paths(lab), slot)
+        if slot.device != "cuda" or selftest.sees_only_its_gpu(walls, host_paths(lab), slot)
     )
     if not found:
         raise LabError(

@@ -32,31 +32,31 @@ import autoresearch
 from autoresearch import sealed_memory
 from autoresearch.experiment import Slot
 from autoresearch.sandbox import cgroups, landlock, seccomp
-from autoresearch.sandbox.privileges import GUEST_ID
+from autoresearch.sandbox.privileges import SANDBOX_USER_ID
 from autoresearch.sandbox.process import (
-    COMPILED,
-    Entry,
-    NoWalls,
-    Room,
-    Walls,
-    environment,
+    COMPILE_CACHE_FOLDER,
+    LaunchSpec,
+    Unsandboxed,
+    SandboxSpec,
+    SandboxBackend,
+    build_environment,
 )
-from autoresearch.sandbox.restrictions import Fence
+from autoresearch.sandbox.restrictions import SandboxRestrictions
 
 SCRATCH = "/scratch"
-SHARED_BYTES = 2 << 30  # of /dev/shm
+SHM_BYTES = 2 << 30  # of /dev/shm
 HIDDEN_FOLDERS = {"test", "tests"}
 # Of the system, without /usr/share: documents and dictionaries are text to learn from.
-SYSTEM = tuple("/usr/" + name for name in ["bin", "sbin", "lib", "lib32", "lib64"])
-SYSTEM += ("/usr/libexec", "/usr/include", "/usr/local")
-LINKS = ("/bin", "/sbin", "/lib", "/lib32", "/lib64")  # of old into /usr, or folders
-FOR_LOADER = tuple(
+SYSTEM_FOLDERS = tuple("/usr/" + name for name in ["bin", "sbin", "lib", "lib32", "lib64"])
+SYSTEM_FOLDERS += ("/usr/libexec", "/usr/include", "/usr/local")
+USR_MERGE_LINKS = ("/bin", "/sbin", "/lib", "/lib32", "/lib64")  # of old into /usr, or folders
+LOADER_FILES = tuple(
     "/etc/" + name
     for name in ["ld.so.cache", "ld.so.conf", "ld.so.conf.d", "alternatives"]
 )
-OF_PROCESSOR = ("/sys/devices/system/cpu", "/sys/devices/system/node")
+CPU_TOPOLOGY_FOLDERS = ("/sys/devices/system/cpu", "/sys/devices/system/node")
 PLAIN_DEVICES = tuple("/dev/" + name for name in ["null", "zero", "random", "urandom"])
-ANY_GPU = tuple(
+SHARED_GPU_DEVICES = tuple(
     "/dev/" + name
     for name in [
         "nvidiactl",
@@ -71,7 +71,7 @@ ANY_GPU = tuple(
 
 
 @dataclass(frozen=True, slots=True)
-class View:
+class FilesystemView:
     """What of this machine a guest may read, and what inside it is hidden."""
 
     roots: tuple[Path, ...]
@@ -87,45 +87,45 @@ class Bubblewrap:
     """
 
     program: str
-    view: View
-    root: bool  # whether the harness is
-    group: cgroups.Place | None
+    view: FilesystemView
+    is_root: bool  # whether the harness is
+    cgroup_parent: cgroups.CgroupParent | None
     level: str = "full"
 
-    def entry(self, room: Room) -> Entry:
-        readable(room.folder)
-        filter_ = sealed_memory.sealed(seccomp.program(), "filter")
+    def build_launch_spec(self, room: SandboxSpec) -> LaunchSpec:
+        make_world_readable(room.folder)
+        filter_ = sealed_memory.seal_bytes(seccomp.build_filter(), "filter")
         gpu = room.slot.device == "cuda"
-        fenced = Fence(
-            read=tuple(map(str, (*self.view.roots, *FOR_LOADER, "/proc", "/sys"))),
+        fenced = SandboxRestrictions(
+            read=tuple(map(str, (*self.view.roots, *LOADER_FILES, "/proc", "/sys"))),
             # All of /proc is its own here, and CUDA names the threads of its children.
             write=(SCRATCH, "/dev/shm", *(["/proc"] if gpu else [])),
-            devices=(*PLAIN_DEVICES, *map(str, nodes(room.slot))),
-            identity=GUEST_ID if self.root else None,
+            devices=(*PLAIN_DEVICES, *map(str, list_gpu_device_files(room.slot))),
+            identity=SANDBOX_USER_ID if self.is_root else None,
             paths=landlock.landlock_abi() > 0,
         )
         before = (
-            *(self.program, *self.namespaces(), "--die-with-parent", "--new-session"),
-            *("--seccomp", str(filter_), *self.mounts(room), "--chdir", SCRATCH, "--"),
+            *(self.program, *self.build_namespace_arguments(), "--die-with-parent", "--new-session"),
+            *("--seccomp", str(filter_), *self.build_mount_arguments(room), "--chdir", SCRATCH, "--"),
         )
-        group = self.group.new(room.limits.memory_gb) if self.group else None
-        seen = environment(room, SCRATCH)
-        return Entry(before, seen, fenced.words(), (filter_,), group)
+        group = self.cgroup_parent.create_group(room.limits.memory_gb) if self.cgroup_parent else None
+        seen = build_environment(room, SCRATCH)
+        return LaunchSpec(before, seen, fenced.to_json(), (filter_,), group)
 
-    def namespaces(self) -> Iterator[str]:
+    def build_namespace_arguments(self) -> Iterator[str]:
         """Everything unshared, every capability gone but those that dropping needs."""
         yield from ("--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts")
         # bubblewrap started by root keeps every capability unless told otherwise.
         yield from ("--unshare-cgroup-try", "--hostname", "cage", "--cap-drop", "ALL")
-        if not self.root:
+        if not self.is_root:
             yield from ("--unshare-user", "--disable-userns")
         else:
             for name in ("CAP_SETUID", "CAP_SETGID", "CAP_SETPCAP"):
                 yield from ("--cap-add", name)
 
-    def mounts(self, room: Room) -> Iterator[str]:
+    def build_mount_arguments(self, room: SandboxSpec) -> Iterator[str]:
         """bubblewrap does these in order: what hides comes after what it hides in."""
-        for link in map(Path, LINKS):
+        for link in map(Path, USR_MERGE_LINKS):
             if link.is_symlink():
                 yield from ("--symlink", os.readlink(link), str(link))
         made: set[Path] = set()
@@ -137,33 +137,33 @@ class Bubblewrap:
             if path in self.view.hidden:
                 yield from ("--size", "4096", "--tmpfs", str(path))
             else:
-                yield from folders_above(path, made)
+                yield from build_parent_arguments(path, made)
                 yield from ("--ro-bind", str(path), str(path))
-        for name in FOR_LOADER:
-            yield from folders_above(Path(name), made)
+        for name in LOADER_FILES:
+            yield from build_parent_arguments(Path(name), made)
             yield from ("--ro-bind-try", name, name)
         yield from ("--proc", "/proc", "--dev", "/dev")
         if room.slot.device == "cuda":
             yield from ("--ro-bind", "/sys", "/sys")  # cuInit looks for its card there
         else:
-            for name in OF_PROCESSOR:
-                yield from folders_above(Path(name), made)
+            for name in CPU_TOPOLOGY_FOLDERS:
+                yield from build_parent_arguments(Path(name), made)
                 yield from ("--ro-bind-try", name, name)
-        for node in nodes(room.slot):
+        for node in list_gpu_device_files(room.slot):
             yield from ("--dev-bind-try", str(node), str(node))
-        yield from ("--perms", "1777", "--size", str(SHARED_BYTES))
+        yield from ("--perms", "1777", "--size", str(SHM_BYTES))
         yield from ("--tmpfs", "/dev/shm")
         size = int(room.limits.disk_gb * 1e9)
         yield from ("--perms", "1777", "--size", str(size), "--tmpfs", SCRATCH)
         for path in sorted(room.folder.iterdir()):
-            bind = "--bind" if path.name == COMPILED else "--ro-bind"
+            bind = "--bind" if path.name == COMPILE_CACHE_FOLDER else "--ro-bind"
             yield from (bind, str(path), f"{SCRATCH}/{path.name}")
         # Without these two the root and /dev are memory without a limit.
         yield from ("--remount-ro", "/dev", "--remount-ro", "/")
 
 
 @dataclass(frozen=True, slots=True)
-class Landlocked:
+class Landlock:
     """Levels `landlock` and `container`: the kernel's doors, closed from the inside.
 
     Not covered, compared with `full`: the guest sees that other processes exist, how
@@ -171,50 +171,50 @@ class Landlocked:
     `test`; its files lie on the real disk while it runs.
     """
 
-    allowed: tuple[str, ...]  # paths that may be read, with all below them
-    names: tuple[str, ...]  # folders whose names may be seen, with all below them
-    identity: int | None  # None: the harness is not root; 0: stays root, with no power
-    group: cgroups.Place | None
+    readable_paths: tuple[str, ...]  # paths that may be read, with all below them
+    listable_folders: tuple[str, ...]  # folders whose names may be seen, with all below them
+    user_id: int | None  # None: the harness is not root; 0: stays root, with no power
+    cgroup_parent: cgroups.CgroupParent | None
     level: str = "landlock"
 
-    def entry(self, room: Room) -> Entry:
-        readable(room.folder)
-        if self.identity:
-            shutil.chown(room.folder, self.identity, self.identity)
-        loader = (*FOR_LOADER, *OF_PROCESSOR)
+    def build_launch_spec(self, room: SandboxSpec) -> LaunchSpec:
+        make_world_readable(room.folder)
+        if self.user_id:
+            shutil.chown(room.folder, self.user_id, self.user_id)
+        loader = (*LOADER_FILES, *CPU_TOPOLOGY_FOLDERS)
         proc: tuple[str, ...] = ("/proc/self", "/proc/cpuinfo", "/proc/meminfo")
         proc += ("/proc/stat",)
         if room.slot.device == "cuda":
             # Its compilers' child processes need their own /proc/self, which has no
             # name yet. Environments and memory of others stay shut (Landlock, ptrace).
             proc = ("/proc", "/sys")
-        fenced = Fence(
-            read=(*self.allowed, *loader, *proc),
-            names=self.names,
+        fenced = SandboxRestrictions(
+            read=(*self.readable_paths, *loader, *proc),
+            names=self.listable_folders,
             write=(str(room.folder), "/proc/self"),
-            devices=(*PLAIN_DEVICES, *map(str, nodes(room.slot))),
+            devices=(*PLAIN_DEVICES, *map(str, list_gpu_device_files(room.slot))),
             filter=True,
-            identity=self.identity,
+            identity=self.user_id,
         )
-        words = sealed_memory.sealed(fenced.words().encode(), "fence")
-        group = self.group.new(room.limits.memory_gb) if self.group else None
-        return Entry((), environment(room), f"@{words}", (words,), group)
+        words = sealed_memory.seal_bytes(fenced.to_json().encode(), "fence")
+        group = self.cgroup_parent.create_group(room.limits.memory_gb) if self.cgroup_parent else None
+        return LaunchSpec((), build_environment(room), f"@{words}", (words,), group)
 
 
 @dataclass(frozen=True, slots=True)
 class Seatbelt:
     """Level `seatbelt`: macOS. Written from its documentation and never run by us."""
 
-    view: View
+    view: FilesystemView
     level: str = "seatbelt"
 
-    def entry(self, room: Room) -> Entry:
-        text = profile(self.view, room.folder)
+    def build_launch_spec(self, room: SandboxSpec) -> LaunchSpec:
+        text = build_seatbelt_profile(self.view, room.folder)
         before = ("/usr/bin/sandbox-exec", "-p", text)
-        return Entry(before, environment(room), "")
+        return LaunchSpec(before, build_environment(room), "")
 
 
-def profile(view: View, folder: Path) -> str:
+def build_seatbelt_profile(view: FilesystemView, folder: Path) -> str:
     """A Seatbelt profile: deny, then allow what a run needs. The last match wins."""
 
     def quoted(path: Path | str) -> str:
@@ -241,28 +241,28 @@ def profile(view: View, folder: Path) -> str:
 
 
 @functools.cache  # it walks through every installed package
-def view_for(secret: tuple[Path, ...]) -> View:
+def build_view(secret: tuple[Path, ...]) -> FilesystemView:
     """The system and this interpreter, without tests and the `secret` places."""
     package = Path(autoresearch.__file__).resolve().parent
-    roots = [Path(path) for path in SYSTEM if Path(path).is_dir()]
-    roots += [Path(path) for path in LINKS if not Path(path).is_symlink()]
+    roots = [Path(path) for path in SYSTEM_FOLDERS if Path(path).is_dir()]
+    roots += [Path(path) for path in USR_MERGE_LINKS if not Path(path).is_symlink()]
     secrets = {path.resolve() for path in secret if path.exists()}
-    for path in (*interpreter(), *imports(package), *libraries()):
-        seen = any(inside(path, root) for root in roots)
-        if path.exists() and (not seen or any(inside(path, s) for s in secrets)):
+    for path in (*iter_interpreter_paths(), *iter_import_paths(package), *iter_library_folders()):
+        seen = any(is_inside(path, root) for root in roots)
+        if path.exists() and (not seen or any(is_inside(path, s) for s in secrets)):
             roots.append(path)
-    hidden = [s for s in secrets if any(inside(s, root) for root in roots)]
-    hidden += test_folders([*map(Path, clean_path()), Path(sys.base_prefix, "lib")])
+    hidden = [s for s in secrets if any(is_inside(s, root) for root in roots)]
+    hidden += find_test_folders([*map(Path, read_isolated_sys_path()), Path(sys.base_prefix, "lib")])
     base = Path(sysconfig.get_path("stdlib"))
     site = (base / "site-packages", base / "dist-packages")
-    hidden += [path for path in site if path.is_dir() and str(path) not in clean_path()]
+    hidden += [path for path in site if path.is_dir() and str(path) not in read_isolated_sys_path()]
     kept = {path for path in hidden if path.is_dir()}
     kept -= {path for path in kept if not secrets & {path} and kept & {*path.parents}}
     shown = tuple(p for p in roots if p.exists())
-    return View(shown, tuple(sorted(kept)), tuple(sorted(secrets)))
+    return FilesystemView(shown, tuple(sorted(kept)), tuple(sorted(secrets)))
 
 
-def interpreter() -> Iterator[Path]:
+def iter_interpreter_paths() -> Iterator[Path]:
     """The parts of an installation and of an environment that Python needs.
 
     Never the whole of one: a lab or a home may lie beside `bin` and `lib`.
@@ -279,15 +279,15 @@ def interpreter() -> Iterator[Path]:
         yield link.parent
 
 
-def imports(package: Path) -> Iterator[Path]:
+def iter_import_paths(package: Path) -> Iterator[Path]:
     """Where modules come from; of a checkout of ours only the package."""
     yield package
-    for entry in map(Path, clean_path()):
+    for entry in map(Path, read_isolated_sys_path()):
         if entry.is_dir() and entry.resolve() != package.parent:
             yield entry
 
 
-def libraries() -> Iterator[Path]:
+def iter_library_folders() -> Iterator[Path]:
     """Folders of shared libraries that the environment names."""
     for name in ("LD_LIBRARY_PATH", "CUDA_HOME"):
         for entry in filter(None, os.environ.get(name, "").split(":")):
@@ -296,7 +296,7 @@ def libraries() -> Iterator[Path]:
 
 
 @functools.cache
-def clean_path() -> tuple[str, ...]:
+def read_isolated_sys_path() -> tuple[str, ...]:
     """sys.path as a guest has it: without this process's folder or PYTHONPATH."""
     code = "import sys; print('\\0'.join(sys.path), end='')"
     done = subprocess.run(
@@ -305,7 +305,7 @@ def clean_path() -> tuple[str, ...]:
     return tuple(entry for entry in done.stdout.split("\0") if entry)
 
 
-def test_folders(roots: Iterable[Path]) -> list[Path]:
+def find_test_folders(roots: Iterable[Path]) -> list[Path]:
     """Directories called test or tests below some folders, outermost only."""
     found: list[Path] = []
     waiting = [root for root in roots if root.is_dir()]
@@ -323,7 +323,7 @@ def test_folders(roots: Iterable[Path]) -> list[Path]:
     return found
 
 
-def around(view: View) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def build_allowlists(view: FilesystemView) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """A view as allowances: (what may be read, where names may be seen).
 
     Instead of what is hidden, its neighbours may be read. Python finds a module by
@@ -354,20 +354,20 @@ def around(view: View) -> tuple[tuple[str, ...], tuple[str, ...]]:
     return tuple(read), tuple(names)
 
 
-def nodes(slot: Slot) -> tuple[Path, ...]:
+def list_gpu_device_files(slot: Slot) -> tuple[Path, ...]:
     """The device nodes of a slot's GPU; none for a slot without one."""
     if slot.device != "cuda":
         return ()
-    names = (*ANY_GPU, slot.node or f"/dev/nvidia{slot.index or 0}")
+    names = (*SHARED_GPU_DEVICES, slot.node or f"/dev/nvidia{slot.index or 0}")
     return tuple(path for path in map(Path, names) if path.exists())
 
 
-def inside(path: Path, folder: Path) -> bool:
+def is_inside(path: Path, folder: Path) -> bool:
     """Whether a path is the folder or below it."""
     return path == folder or folder in path.parents
 
 
-def folders_above(path: Path, made: set[Path]) -> Iterator[str]:
+def build_parent_arguments(path: Path, made: set[Path]) -> Iterator[str]:
     """Make the folders that lead to a mount, open to all: by default only root may."""
     for parent in reversed(path.parents[:-1]):
         if parent not in made:
@@ -375,7 +375,7 @@ def folders_above(path: Path, made: set[Path]) -> Iterator[str]:
             yield from ("--perms", "0755", "--dir", str(parent))
 
 
-def readable(folder: Path) -> None:
+def make_world_readable(folder: Path) -> None:
     """Another user has to read what is in a run's folder, whatever the umask was."""
     for path in (folder, *folder.rglob("*")):
         if not path.is_symlink():
@@ -387,23 +387,23 @@ def readable(folder: Path) -> None:
 # -- which walls there are -------------------------------------------------------------
 
 
-def available(secret: tuple[Path, ...], lab: Path) -> Iterator[Walls]:
+def iter_available_backends(secret: tuple[Path, ...], lab: Path) -> Iterator[SandboxBackend]:
     """The walls that could stand here, the best first; each still has to be probed."""
-    view = view_for(secret)
+    view = build_view(secret)
     root = os.geteuid() == 0
     if sys.platform == "linux":
-        place = cgroups.find()
+        place = cgroups.find_cgroup_parent()
         bwrap = shutil.which("bwrap")
         if bwrap:
             yield Bubblewrap(bwrap, view, root, place)
-        identity = None if not root else GUEST_ID if reachable(view, lab) else 0
-        if landlock.landlock_abi() >= landlock.NEEDED_ABI:
-            yield Landlocked(*around(view), identity, place)
+        identity = None if not root else SANDBOX_USER_ID if is_world_reachable(view, lab) else 0
+        if landlock.landlock_abi() >= landlock.REQUIRED_ABI:
+            yield Landlock(*build_allowlists(view), identity, place)
         if landlock.landlock_abi() >= 1 and identity and in_container():
-            yield Landlocked(*around(view), identity, place, level="container")
+            yield Landlock(*build_allowlists(view), identity, place, level="container")
     if sys.platform == "darwin" and Path("/usr/bin/sandbox-exec").exists():
         yield Seatbelt(view)
-    yield NoWalls()
+    yield Unsandboxed()
 
 
 def in_container() -> bool:
@@ -413,7 +413,7 @@ def in_container() -> bool:
     return any(mark.exists() for mark in marks) or any(n in os.environ for n in names)
 
 
-def reachable(view: View, lab: Path) -> bool:
+def is_world_reachable(view: FilesystemView, lab: Path) -> bool:
     """Whether another user gets to everything the view shows, and to a lab's runs."""
     return all(
         parent.stat().st_mode & 0o001

@@ -27,19 +27,19 @@ from typing import IO, Protocol
 
 from autoresearch.sandbox import supervisor
 
-LARGEST_OUTPUT_BYTES = 64 << 20  # more than that and it is stopped
+MAX_OUTPUT_BYTES = 64 << 20  # more than that and it is stopped
 KEPT_OUTPUT_BYTES = 2 << 20  # of its end
-LARGEST_FILE_BYTES = 4 << 30
-TICK_SECONDS = 0.1
-PARTING_SECONDS = 3.0  # for a command to end by itself when nobody talks to it any more
-TEMPORARY = Path("/tmp")  # noqa: S108  (programs write there, whatever TMPDIR says)
+MAX_FILE_BYTES = 4 << 30
+POLL_SECONDS = 0.1
+EXIT_GRACE_SECONDS = 3.0  # for a command to end by itself when nobody talks to it any more
+TEMPORARY_FOLDER = Path("/tmp")  # noqa: S108  (programs write there, whatever TMPDIR says)
 
 
 @dataclass(frozen=True, slots=True)
-class Ended:
+class CommandResult:
     """How a command came to its end."""
 
-    code: int | None  # None: it was killed, at its limit or because we stop
+    exit_code: int | None  # None: it was killed, at its limit or because we stop
     output: bytes  # stdout and stderr, the end of it
     seconds: float
 
@@ -50,103 +50,103 @@ class Ended:
 
 
 @dataclass(frozen=True, slots=True)
-class Walls:
+class FilesystemAccess:
     """What of the disk a command may write, and what it must not see."""
 
     writable: tuple[Path, ...]
     hidden: tuple[Path, ...] = ()
 
 
-class Partner(Protocol):
+class InteractiveClient(Protocol):
     """Whom a command talks with. Never waits."""
 
     @property
-    def over(self) -> bool:
+    def is_finished(self) -> bool:
         """Whether there is nothing left to say."""
         ...
 
-    def hear(self, said: bytes) -> None:
+    def feed_stdout(self, said: bytes) -> None:
         """Take what it printed on stdout."""
         ...
 
-    def overhear(self, said: bytes) -> None:
+    def feed_stderr(self, said: bytes) -> None:
         """Take what it printed on stderr."""
         ...
 
-    def waiting(self) -> bytearray:
+    def pending_input(self) -> bytearray:
         """What is to be sent; what has been is deleted from it."""
         ...
 
 
-Process = subprocess.Popen[bytes]
+CommandProcess = subprocess.Popen[bytes]
 
 
-def run(
+def run_command(
     argv: Sequence[str],
     *,
     folder: Path,
     env: Mapping[str, str],
     words: bytes,
     limit_seconds: float,
-    walls: Walls,
+    walls: FilesystemAccess,
     stop: Callable[[], bool],
-) -> Ended:
+) -> CommandResult:
     """Run it in the folder with `words` on stdin; FileNotFoundError if it is absent."""
     said_path = folder.parent / "stdin"
     said_path.write_bytes(words)
     begun = time.monotonic()
     with (
         said_path.open("rb") as said,
-        started(argv, folder, env, walls, said, subprocess.STDOUT) as (process, ours),
+        start_command(argv, folder, env, walls, said, subprocess.STDOUT) as (process, ours),
     ):
-        code, output = attended(process, ours, begun + limit_seconds, stop)
-    return Ended(code, output, time.monotonic() - begun)
+        code, output = collect_output(process, ours, begun + limit_seconds, stop)
+    return CommandResult(code, output, time.monotonic() - begun)
 
 
-def talk(
+def run_interactive(
     argv: Sequence[str],
-    partner: Partner,
+    partner: InteractiveClient,
     *,
     folder: Path,
     env: Mapping[str, str],
     limit_seconds: float,
-    walls: Walls,
+    walls: FilesystemAccess,
     stop: Callable[[], bool],
 ) -> int | None:
     """Run it while its partner has something to say; its exit code, None: killed."""
     deadline = time.monotonic() + limit_seconds
     pipe = subprocess.PIPE
-    with started(argv, folder, env, walls, pipe, pipe) as (process, ours):
-        code = conversed(process, ours, deadline, stop, partner)
-        if code is None and partner.over and not stop():
+    with start_command(argv, folder, env, walls, pipe, pipe) as (process, ours):
+        code = relay_messages(process, ours, deadline, stop, partner)
+        if code is None and partner.is_finished and not stop():
             assert process.stdin is not None
             process.stdin.close()
-            select.select([ours.fileno()], [], [], PARTING_SECONDS)
+            select.select([ours.fileno()], [], [], EXIT_GRACE_SECONDS)
             return 0
     return code
 
 
 @contextmanager
-def started(
+def start_command(
     argv: Sequence[str],
     folder: Path,
     env: Mapping[str, str],
-    walls: Walls,
+    walls: FilesystemAccess,
     stdin: IO[bytes] | int,
     stderr: int,
-) -> Iterator[tuple[Process, socket.socket]]:
+) -> Iterator[tuple[CommandProcess, socket.socket]]:
     """The command behind its walls, and the warden's line; all is dead afterwards."""
     program = shutil.which(argv[0], path=env.get("PATH"))
     if program is None:
         raise FileNotFoundError(argv[0])
-    command = [*walled(walls, folder, (program, *argv)), program, *argv[1:]]
+    command = [*build_bubblewrap_prefix(walls, folder, (program, *argv)), program, *argv[1:]]
     ours, control = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     keep = os.open(os.devnull, os.O_RDONLY)
     try:
         process = subprocess.Popen(
             [
                 *(sys.executable, "-I", "-S", "-B", supervisor.__file__),
-                *(str(control.fileno()), str(keep), str(LARGEST_FILE_BYTES), ""),
+                *(str(control.fileno()), str(keep), str(MAX_FILE_BYTES), ""),
                 *command,
             ],
             cwd=folder,
@@ -167,15 +167,15 @@ def started(
         yield process, ours
     finally:
         ours.close()  # the warden kills everything when this end closes
-        ended(process)
+        wait_and_close(process)
 
 
-def conversed(
-    process: Process,
+def relay_messages(
+    process: CommandProcess,
     control: socket.socket,
     deadline: float,
     stop: Callable[[], bool],
-    partner: Partner,
+    partner: InteractiveClient,
 ) -> int | None:
     """Pass words on, both ways, until one has enough; None: it did not exit."""
     assert process.stdin is not None
@@ -184,31 +184,31 @@ def conversed(
     to, out, err = (f.fileno() for f in (process.stdin, process.stdout, process.stderr))
     for pipe in (to, out, err):
         os.set_blocking(pipe, False)
-    ears = {out: partner.hear, err: partner.overhear}
+    ears = {out: partner.feed_stdout, err: partner.feed_stderr}
     open_pipes, total = {out, err}, 0
-    while time.monotonic() < deadline and not stop() and not partner.over:
-        words = partner.waiting()
+    while time.monotonic() < deadline and not stop() and not partner.is_finished:
+        words = partner.pending_input()
         ready, free, _ = select.select(
-            [*open_pipes, control.fileno()], [to] if words else [], [], TICK_SECONDS
+            [*open_pipes, control.fileno()], [to] if words else [], [], POLL_SECONDS
         )
-        if free and not sent(to, words):
-            return code_from(control)
+        if free and not write_available(to, words):
+            return read_exit_code(control)
         for pipe in sorted(open_pipes & set(ready)):
             printed = os.read(pipe, 1 << 16)
             total += len(printed)
             ears[pipe](printed)
             if not printed:
                 open_pipes.discard(pipe)
-        if total > LARGEST_OUTPUT_BYTES:
+        if total > MAX_OUTPUT_BYTES:
             return None
         if control.fileno() in ready:
             for pipe in sorted(open_pipes):
-                ears[pipe](rest_of(pipe))
-            return code_from(control)
+                ears[pipe](read_remaining(pipe))
+            return read_exit_code(control)
     return None
 
 
-def sent(pipe: int, words: bytearray) -> bool:
+def write_available(pipe: int, words: bytearray) -> bool:
     """Send as much as fits, and delete it; False when nobody reads any more."""
     try:
         del words[: os.write(pipe, words[: 1 << 16])]
@@ -219,17 +219,17 @@ def sent(pipe: int, words: bytearray) -> bool:
     return True
 
 
-def code_from(control: socket.socket) -> int | None:
+def read_exit_code(control: socket.socket) -> int | None:
     """What the warden says of the command's end; None when it says nothing in time."""
-    ready, _, _ = select.select([control], [], [], PARTING_SECONDS)
+    ready, _, _ = select.select([control], [], [], EXIT_GRACE_SECONDS)
     if not ready:
         return None
     words = control.recv(64).split()
     return int(words[1]) if len(words) == 2 else -signal.SIGKILL
 
 
-def attended(
-    process: Process,
+def collect_output(
+    process: CommandProcess,
     control: socket.socket,
     deadline: float,
     stop: Callable[[], bool],
@@ -240,22 +240,22 @@ def attended(
     os.set_blocking(pipe, False)
     kept, total = bytearray(), 0
     while time.monotonic() < deadline and not stop():
-        ready, _, _ = select.select([pipe, control.fileno()], [], [], TICK_SECONDS)
+        ready, _, _ = select.select([pipe, control.fileno()], [], [], POLL_SECONDS)
         if pipe in ready:
             printed = os.read(pipe, 1 << 16)
             total += len(printed)
             kept += printed
             del kept[:-KEPT_OUTPUT_BYTES]
-            if total > LARGEST_OUTPUT_BYTES:
+            if total > MAX_OUTPUT_BYTES:
                 return None, bytes(kept)
             if not printed:
-                time.sleep(TICK_SECONDS / 10)  # closed; the warden speaks next
+                time.sleep(POLL_SECONDS / 10)  # closed; the warden speaks next
         if control.fileno() in ready:
-            return code_from(control), bytes(kept + rest_of(pipe))
+            return read_exit_code(control), bytes(kept + read_remaining(pipe))
     return None, bytes(kept)
 
 
-def rest_of(pipe: int) -> bytes:
+def read_remaining(pipe: int) -> bytes:
     """What is left in a pipe nobody writes to any more."""
     try:
         return os.read(pipe, 1 << 20)
@@ -263,7 +263,7 @@ def rest_of(pipe: int) -> bytes:
         return b""
 
 
-def ended(process: Process) -> None:
+def wait_and_close(process: CommandProcess) -> None:
     """Wait until the warden has killed everything; then close."""
     try:
         process.wait(supervisor.GIVE_UP_SECONDS + 5)
@@ -276,15 +276,15 @@ def ended(process: Process) -> None:
                 pipe.close()
 
 
-def walled(walls: Walls, folder: Path, words: Sequence[str]) -> list[str]:
+def build_bubblewrap_prefix(walls: FilesystemAccess, folder: Path, words: Sequence[str]) -> list[str]:
     """bubblewrap around a command; nothing where it cannot be used.
 
     /tmp is an empty one of its own, but for the folders that the command's words name.
     """
-    program = bubblewrap()
+    program = find_bubblewrap()
     if not program:
         return []
-    tops = {top for word in words if (top := below(TEMPORARY, word)) is not None}
+    tops = {top for word in words if (top := find_top_entry(TEMPORARY_FOLDER, word)) is not None}
     shown = [w for top in sorted(tops) for w in ("--ro-bind", str(top), str(top))]
     binds = [
         word for path in walls.writable for word in ("--bind", str(path), str(path))
@@ -301,12 +301,12 @@ def walled(walls: Walls, folder: Path, words: Sequence[str]) -> list[str]:
     ]
     return [
         *(program, "--die-with-parent", "--ro-bind", "/", "/", "--dev", "/dev"),
-        *("--proc", "/proc", "--tmpfs", str(TEMPORARY), "--unshare-pid"),
+        *("--proc", "/proc", "--tmpfs", str(TEMPORARY_FOLDER), "--unshare-pid"),
         *(*shown, *hidden, *binds, "--chdir", str(folder), "--"),
     ]
 
 
-def below(folder: Path, word: str) -> Path | None:
+def find_top_entry(folder: Path, word: str) -> Path | None:
     """The entry of a folder that a word's path leads through; None: it does not."""
     path = Path(word)
     if not path.is_absolute() or folder not in path.parents or not path.exists():
@@ -315,7 +315,7 @@ def below(folder: Path, word: str) -> Path | None:
 
 
 @cache
-def bubblewrap() -> str:
+def find_bubblewrap() -> str:
     """Where bubblewrap is; "" where it is absent or may not make namespaces."""
     program = shutil.which("bwrap")
     if program is None:

@@ -16,17 +16,17 @@ from contextlib import suppress
 from autoresearch.devices import rocm
 from autoresearch.sandbox import privileges, seccomp
 from autoresearch.sandbox.ipc import Channel, Message
-from autoresearch.sandbox.restrictions import Fence
+from autoresearch.sandbox.restrictions import SandboxRestrictions
 
-CALLS: tuple[str, ...] = (
+ATTEMPTED_SYSCALLS: tuple[str, ...] = (
     "ptrace",
     "process_vm_readv",
     "pidfd_getfd",
     "bpf",
     "perf_event_open",
 )
-CALLS += ("userfaultfd", "io_uring_setup", "keyctl", "unshare", "mount", "setns")
-KNOWN_DEVICES = {
+ATTEMPTED_SYSCALLS += ("userfaultfd", "io_uring_setup", "keyctl", "unshare", "mount", "setns")
+STANDARD_DEVICES = {
     "console",
     "core",
     "fd",
@@ -37,17 +37,17 @@ KNOWN_DEVICES = {
     "random",
     "shm",
 }
-KNOWN_DEVICES |= {"stderr", "stdin", "stdout", "tty", "urandom", "zero"}
-MPTCP = 262  # IPPROTO_MPTCP, which rules about TCP forget
+STANDARD_DEVICES |= {"stderr", "stdin", "stdout", "tty", "urandom", "zero"}
+IPPROTO_MPTCP = 262  # IPPROTO_MPTCP, which rules about TCP forget
 
 
 def main(descriptor: int, words: str) -> None:
     """Shut in, hear where to look, try everything, report what is open."""
     if words:
-        Fence.of(words).close()
+        SandboxRestrictions.from_argument(words).apply()
     link = Channel(socket.socket(fileno=descriptor))
     asked, _ = link.receive()
-    found = [name for name, attempt in attempts(asked, descriptor) if tried(attempt)]
+    found = [name for name, attempt in list_attempts(asked, descriptor) if has_succeeded(attempt)]
     link.send({"say": "found", "open": found})
     os._exit(0)
 
@@ -55,7 +55,7 @@ def main(descriptor: int, words: str) -> None:
 def gpus(descriptor: int, words: str) -> None:
     """Shut in, and count the GPUs that CUDA or HIP finds; -1 where neither is there."""
     if words:
-        Fence.of(words).close()
+        SandboxRestrictions.from_argument(words).apply()
     count = ctypes.c_int(-1)
     with suppress(OSError):  # no driver
         cuda = ctypes.CDLL("libcuda.so.1")
@@ -73,7 +73,7 @@ def gpus(descriptor: int, words: str) -> None:
     os._exit(0)
 
 
-def tried(attempt: Callable[[], bool]) -> bool:
+def has_succeeded(attempt: Callable[[], bool]) -> bool:
     """Whether an attempt got through; to be refused is what it is here for."""
     try:
         return attempt()
@@ -81,77 +81,77 @@ def tried(attempt: Callable[[], bool]) -> bool:
         return False
 
 
-def attempts(asked: Message, descriptor: int) -> list[tuple[str, Callable[[], bool]]]:
+def list_attempts(asked: Message, descriptor: int) -> list[tuple[str, Callable[[], bool]]]:
     """(what would be open, how to try it)."""
     pid = asked["pid"]
-    calls = [(f"the system call {name}", lambda n=name: allowed(n)) for name in CALLS]
+    calls = [(f"the system call {name}", lambda n=name: is_syscall_allowed(n)) for name in ATTEMPTED_SYSCALLS]
     return [
-        ("files of the lab", lambda: bool(read(asked["canary"]))),
+        ("files of the lab", lambda: bool(read_beginning(asked["canary"]))),
         ("the folder of the lab", lambda: bool(os.listdir(asked["lab"]))),
-        ("the home folder", lambda: beyond(asked["home"], asked["home_names"])),
-        ("the sealed data", lambda: beyond(asked["cache"], asked["cache_names"])),
-        ("tests of libraries", lambda: any(map(readable, asked["hidden"]))),
-        ("names of tests", lambda: any(map(listed, asked["hidden"]))),
-        ("writing outside the scratch", lambda: any(map(writable, asked["places"]))),
-        ("scratch without a limit", lambda: not limited(asked["scratch_bytes"])),
+        ("the home folder", lambda: shows_unexpected_names(asked["home"], asked["home_names"])),
+        ("the sealed data", lambda: shows_unexpected_names(asked["cache"], asked["cache_names"])),
+        ("tests of libraries", lambda: any(map(can_read_any_file, asked["hidden"]))),
+        ("names of tests", lambda: any(map(can_list, asked["hidden"]))),
+        ("writing outside the scratch", lambda: any(map(can_create_file, asked["places"]))),
+        ("scratch without a limit", lambda: not has_size_limit(asked["scratch_bytes"])),
         ("other processes", lambda: os.path.exists(f"/proc/{pid}/stat")),
-        ("signals to the harness", lambda: done(os.kill, pid, 0)),
-        ("the harness's environment", lambda: bool(read(f"/proc/{pid}/environ"))),
-        ("the harness's memory", lambda: done(open, f"/proc/{pid}/mem", "rb")),
-        ("TCP", lambda: connects(socket.AF_INET, 0, tuple(asked["tcp"]))),
-        ("MPTCP", lambda: connects(socket.AF_INET, MPTCP, tuple(asked["tcp"]))),
-        ("UDP", lambda: sends(tuple(asked["udp"]))),
-        ("abstract sockets", lambda: connects(socket.AF_UNIX, 0, "\0" + asked["name"])),
-        ("named sockets", lambda: connects(socket.AF_UNIX, 0, asked["path"])),
+        ("signals to the harness", lambda: can_call(os.kill, pid, 0)),
+        ("the harness's environment", lambda: bool(read_beginning(f"/proc/{pid}/environ"))),
+        ("the harness's memory", lambda: can_call(open, f"/proc/{pid}/mem", "rb")),
+        ("TCP", lambda: can_connect(socket.AF_INET, 0, tuple(asked["tcp"]))),
+        ("MPTCP", lambda: can_connect(socket.AF_INET, IPPROTO_MPTCP, tuple(asked["tcp"]))),
+        ("UDP", lambda: can_send_datagram(tuple(asked["udp"]))),
+        ("abstract sockets", lambda: can_connect(socket.AF_UNIX, 0, "\0" + asked["name"])),
+        ("named sockets", lambda: can_connect(socket.AF_UNIX, 0, asked["path"])),
         ("variables", lambda: not set(os.environ) <= set(asked["variables"])),
-        ("descriptors", lambda: bool(surplus(descriptor))),
-        ("capabilities", lambda: int(status("CapEff"), 16) != 0),
-        ("new privileges", lambda: status("NoNewPrivs") != "1"),
-        ("unfiltered system calls", lambda: status("Seccomp") != "2"),
+        ("descriptors", lambda: bool(list_inherited_descriptors(descriptor))),
+        ("capabilities", lambda: int(read_proc_status("CapEff"), 16) != 0),
+        ("new privileges", lambda: read_proc_status("NoNewPrivs") != "1"),
+        ("unfiltered system calls", lambda: read_proc_status("Seccomp") != "2"),
         ("the harness's user", lambda: os.getuid() == asked["uid"]),
-        ("the clock", lambda: done(time.clock_settime, 0, time.time())),
+        ("the clock", lambda: can_call(time.clock_settime, 0, time.time())),
         ("devices", lambda: not set(os.listdir("/dev")) <= set(asked["devices"])),
         *calls,
     ]
 
 
-def read(path: str) -> bytes:
+def read_beginning(path: str) -> bytes:
     """The beginning of a file."""
     with open(path, "rb") as file:
         return file.read(64)
 
 
-def done(act: Callable[..., object], *arguments: object) -> bool:
+def can_call(act: Callable[..., object], *arguments: object) -> bool:
     """Whether something could be done at all."""
     act(*arguments)
     return True
 
 
-def listed(folder: str) -> bool:
+def can_list(folder: str) -> bool:
     """Whether a folder shows anything."""
     with suppress(OSError):
         return bool(os.listdir(folder))
     return False
 
 
-def readable(folder: str) -> bool:
+def can_read_any_file(folder: str) -> bool:
     """Whether any file in a folder, or in one right below it, can be read."""
     for place, folders, files in os.walk(folder):
         if place.count("/") > folder.count("/"):
             folders.clear()
         for name in files[:20]:
             with suppress(OSError):
-                read(os.path.join(place, name))
+                read_beginning(os.path.join(place, name))
                 return True
     return False
 
 
-def beyond(folder: str, known: list[str]) -> bool:
+def shows_unexpected_names(folder: str, known: list[str]) -> bool:
     """Whether a folder shows more than the way to what has to be visible."""
     return not set(os.listdir(folder)) <= set(known)
 
 
-def writable(folder: str) -> bool:
+def can_create_file(folder: str) -> bool:
     """Whether a file can be made in a folder; it is removed at once."""
     path = os.path.join(folder, f".autoresearch-probe-{os.getpid()}")
     with suppress(OSError):
@@ -161,13 +161,13 @@ def writable(folder: str) -> bool:
     return False
 
 
-def limited(most_bytes: int) -> bool:
+def has_size_limit(most_bytes: int) -> bool:
     """Whether the folder it works in is no larger than it may be."""
     found = os.statvfs(".")
     return found.f_blocks * found.f_frsize <= most_bytes + (1 << 20)
 
 
-def connects(family: int, protocol: int, where: tuple[str, int] | str) -> bool:
+def can_connect(family: int, protocol: int, where: tuple[str, int] | str) -> bool:
     """Whether a stream socket gets through to a listener of the harness."""
     with socket.socket(family, socket.SOCK_STREAM, protocol) as end:
         end.settimeout(1.0)
@@ -175,13 +175,13 @@ def connects(family: int, protocol: int, where: tuple[str, int] | str) -> bool:
     return True
 
 
-def sends(where: tuple[str, int]) -> bool:
+def can_send_datagram(where: tuple[str, int]) -> bool:
     """Whether a datagram can be sent to the harness."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as end:
         return end.sendto(b"x", where) == 1
 
 
-def surplus(channel: int) -> set[str]:
+def list_inherited_descriptors(channel: int) -> set[str]:
     """Inherited descriptors besides the standard ones and the channel."""
     found = set()
     for name in os.listdir("/proc/self/fd"):
@@ -191,18 +191,18 @@ def surplus(channel: int) -> set[str]:
     return found - {"0", "1", "2", str(channel)}
 
 
-def status(name: str) -> str:
+def read_proc_status(name: str) -> str:
     """One line of what the kernel says of this process."""
     with open("/proc/self/status") as file:
         lines = dict(line.split(":", 1) for line in file)
     return lines[name].strip()
 
 
-def allowed(name: str) -> bool:
+def is_syscall_allowed(name: str) -> bool:
     """Whether the filter lets a system call through; its arguments make no sense."""
-    number = seccomp.NUMBERS[os.uname().machine][name]
+    number = seccomp.DENIED_SYSCALL_NUMBERS[os.uname().machine][name]
     try:
-        privileges.call(number, 0, 0, 0, 0, 0)
+        privileges.call_syscall(number, 0, 0, 0, 0, 0)
     except OSError as error:
         return error.errno not in (errno.EPERM, errno.ENOSYS)
     return True

@@ -18,16 +18,16 @@ import struct
 import time
 from typing import Any
 
-from autoresearch.sealed_memory import Junk
+from autoresearch.sealed_memory import ProtocolError
 
 Message = dict[str, Any]  # what json.loads gives; every use checks what it takes
 
-LARGEST_MESSAGE_BYTES = 64 * 1024
-MOST_DESCRIPTORS = 4  # in one message
-LENGTH = struct.Struct("<I")
+MAX_MESSAGE_BYTES = 64 * 1024
+MAX_DESCRIPTORS = 4  # in one message
+LENGTH_PREFIX = struct.Struct("<I")
 
 
-class Closed(Exception):
+class ChannelClosed(Exception):
     """The other side is gone."""
 
 
@@ -36,7 +36,7 @@ class Channel:
 
     def __init__(self, end: socket.socket) -> None:
         self.socket = end
-        self._bytes = bytearray()
+        self._buffer = bytearray()
         self._descriptors: list[int] = []
 
     def send(self, message: Message, *descriptors: int) -> None:
@@ -45,9 +45,9 @@ class Channel:
         On a socket with a time limit: Junk from one that does not read.
         """
         body = json.dumps({**message, "descriptors": len(descriptors)}).encode()
-        if len(body) > LARGEST_MESSAGE_BYTES:
+        if len(body) > MAX_MESSAGE_BYTES:
             raise ValueError(f"a message of {len(body)} bytes is too large to send")
-        packet = LENGTH.pack(len(body)) + body
+        packet = LENGTH_PREFIX.pack(len(body)) + body
         try:
             sent = (
                 socket.send_fds(self.socket, [packet], descriptors)
@@ -56,59 +56,59 @@ class Channel:
             )
             self.socket.sendall(packet[sent:])
         except (BrokenPipeError, ConnectionResetError):
-            raise Closed from None
+            raise ChannelClosed from None
         except (TimeoutError, BlockingIOError):
-            raise Junk("it does not read what it is sent") from None
+            raise ProtocolError("it does not read what it is sent") from None
 
     def receive(self, limit_seconds: float | None = None) -> tuple[Message, list[int]]:
         """Wait for the next message, or raise TimeoutError, Closed or Junk."""
         deadline = None if limit_seconds is None else time.monotonic() + limit_seconds
-        while (found := self.take()) is None:
+        while (found := self.pop_message()) is None:
             left = None if deadline is None else deadline - time.monotonic()
             if left is not None and left <= 0:
                 raise TimeoutError
             self.socket.settimeout(left)
-            self.read()
+            self.fill_buffer()
         return found
 
-    def waits(self, limit_seconds: float) -> bool:
+    def poll(self, limit_seconds: float) -> bool:
         """Whether a message has begun to come, or does within so many seconds."""
         end = select.poll()
         end.register(self.socket, select.POLLIN)
-        return bool(self._bytes) or bool(end.poll(1000 * limit_seconds))
+        return bool(self._buffer) or bool(end.poll(1000 * limit_seconds))
 
-    def read(self) -> None:
+    def fill_buffer(self) -> None:
         """Take what has arrived off the socket; block for it if nothing has."""
         try:
             arrived, descriptors, flags, _ = socket.recv_fds(
-                self.socket, LARGEST_MESSAGE_BYTES, MOST_DESCRIPTORS
+                self.socket, MAX_MESSAGE_BYTES, MAX_DESCRIPTORS
             )
         except ConnectionResetError:
-            raise Closed from None
+            raise ChannelClosed from None
         for descriptor in descriptors:
             os.set_inheritable(descriptor, False)
         self._descriptors += descriptors
-        if flags & socket.MSG_CTRUNC or len(self._descriptors) > MOST_DESCRIPTORS:
-            raise Junk("too many file descriptors")
+        if flags & socket.MSG_CTRUNC or len(self._descriptors) > MAX_DESCRIPTORS:
+            raise ProtocolError("too many file descriptors")
         if not arrived:
-            raise Closed
-        self._bytes += arrived
+            raise ChannelClosed
+        self._buffer += arrived
 
-    def take(self) -> tuple[Message, list[int]] | None:
+    def pop_message(self) -> tuple[Message, list[int]] | None:
         """The next whole message that has been read, or None so far."""
-        if len(self._bytes) < LENGTH.size:
+        if len(self._buffer) < LENGTH_PREFIX.size:
             return None
-        (length,) = LENGTH.unpack_from(self._bytes)
-        if length > LARGEST_MESSAGE_BYTES:
-            raise Junk(f"a message of {length} bytes")
-        end = LENGTH.size + length
-        if len(self._bytes) < end:
+        (length,) = LENGTH_PREFIX.unpack_from(self._buffer)
+        if length > MAX_MESSAGE_BYTES:
+            raise ProtocolError(f"a message of {length} bytes")
+        end = LENGTH_PREFIX.size + length
+        if len(self._buffer) < end:
             return None
-        message = parse(bytes(self._bytes[LENGTH.size : end]))
-        del self._bytes[:end]
+        message = parse_message(bytes(self._buffer[LENGTH_PREFIX.size : end]))
+        del self._buffer[:end]
         count = message.pop("descriptors", 0)
         if type(count) is not int or not 0 <= count <= len(self._descriptors):
-            raise Junk("a message without its file descriptors")
+            raise ProtocolError("a message without its file descriptors")
         mine, self._descriptors = self._descriptors[:count], self._descriptors[count:]
         return message, mine
 
@@ -120,12 +120,12 @@ class Channel:
         self.socket.close()
 
 
-def parse(body: bytes) -> Message:
+def parse_message(body: bytes) -> Message:
     """Bytes -> JSON object, or Junk."""
     try:
         message = json.loads(body)
     except (ValueError, RecursionError):
-        raise Junk("not JSON") from None
+        raise ProtocolError("not JSON") from None
     if not isinstance(message, dict):
-        raise Junk("not a JSON object")
+        raise ProtocolError("not a JSON object")
     return message

@@ -8,13 +8,13 @@ import struct
 from collections.abc import Iterable
 from contextlib import suppress
 
-from autoresearch.sandbox.privileges import call, no_new_privileges
+from autoresearch.sandbox.privileges import call_syscall, set_no_new_privileges
 
 # <linux/landlock.h>
 CREATE_RULESET, ADD_RULE, RESTRICT_SELF = 444, 445, 446  # the same on all machines
 EXECUTE, WRITE, READ, LIST, TRUNCATE, IOCTL = 1, 2, 4, 8, 1 << 14, 1 << 15
-OF_FILES = EXECUTE | WRITE | READ | TRUNCATE | IOCTL
-NEEDED_ABI = 6  # the first that keeps signals and abstract sockets inside
+FILE_RIGHTS = EXECUTE | WRITE | READ | TRUNCATE | IOCTL
+REQUIRED_ABI = 6  # the first that keeps signals and abstract sockets inside
 
 
 # -- Landlock --------------------------------------------------------------------------
@@ -23,11 +23,11 @@ NEEDED_ABI = 6  # the first that keeps signals and abstract sockets inside
 def landlock_abi() -> int:
     """The kernel's version of Landlock; 0 without one."""
     with suppress(OSError, AttributeError):
-        return call(CREATE_RULESET, None, ctypes.c_size_t(0), ctypes.c_uint32(1))
+        return call_syscall(CREATE_RULESET, None, ctypes.c_size_t(0), ctypes.c_uint32(1))
     return 0
 
 
-def restrict(
+def restrict_self(
     read: Iterable[str],
     write: Iterable[str],
     devices: Iterable[str] = (),
@@ -43,7 +43,7 @@ def restrict(
     asked += struct.pack("=Q", 3) if abi >= 4 else b""  # bind and connect over TCP
     asked += struct.pack("=Q", 3) if abi >= 6 else b""  # abstract sockets, signals
     held = ctypes.create_string_buffer(asked, len(asked))
-    rules = call(CREATE_RULESET, held, ctypes.c_size_t(len(asked)), ctypes.c_uint32(0))
+    rules = call_syscall(CREATE_RULESET, held, ctypes.c_size_t(len(asked)), ctypes.c_uint32(0))
     try:
         for paths, granted in (
             (read, EXECUTE | READ | LIST),
@@ -52,14 +52,14 @@ def restrict(
             (devices, READ | WRITE | IOCTL),
         ):
             for path in paths:
-                allow(rules, path, granted & rights)
-        no_new_privileges()
-        call(RESTRICT_SELF, ctypes.c_int(rules), ctypes.c_uint32(0))
+                add_path_rule(rules, path, granted & rights)
+        set_no_new_privileges()
+        call_syscall(RESTRICT_SELF, ctypes.c_int(rules), ctypes.c_uint32(0))
     finally:
         os.close(rules)
 
 
-def allow(rules: int, path: str, rights: int) -> None:
+def add_path_rule(rules: int, path: str, rights: int) -> None:
     """Add one path to a ruleset; a path that is not there needs no rule."""
     try:
         place = os.open(path, os.O_PATH | os.O_CLOEXEC)
@@ -67,8 +67,8 @@ def allow(rules: int, path: str, rights: int) -> None:
         return
     try:
         if not stat.S_ISDIR(os.fstat(place).st_mode):
-            rights &= OF_FILES
+            rights &= FILE_RIGHTS
         rule = ctypes.create_string_buffer(struct.pack("=Qi", rights, place), 12)
-        call(ADD_RULE, ctypes.c_int(rules), ctypes.c_int(1), rule, ctypes.c_uint32(0))
+        call_syscall(ADD_RULE, ctypes.c_int(rules), ctypes.c_int(1), rule, ctypes.c_uint32(0))
     finally:
         os.close(place)

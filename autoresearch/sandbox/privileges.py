@@ -5,45 +5,45 @@ import os
 import struct
 from contextlib import suppress
 
-GUEST_ID = 61_999  # user and group of guests of a root harness; owns nothing
+SANDBOX_USER_ID = 61_999  # user and group of guests of a root harness; owns nothing
 
-SET_DUMPABLE, SET_NO_NEW_PRIVILEGES, SET_SECCOMP, FILTER = (
+PR_SET_DUMPABLE, PR_SET_NO_NEW_PRIVS, PR_SET_SECCOMP, SECCOMP_MODE_FILTER = (
     4,
     38,
     22,
     2,
 )  # <linux/prctl.h>
-DROP_FROM_BOUNDING, LAST_CAPABILITY = 24, 40
+PR_CAPBSET_DROP, CAP_LAST_CAP = 24, 40
 LIBC = ctypes.CDLL(None, use_errno=True)
-CAPABILITY_VERSION = 0x2008_0522
+LINUX_CAPABILITY_VERSION_3 = 0x2008_0522
 
 
 # -- identity --------------------------------------------------------------------------
 
 
-def become(identity: int) -> None:
+def drop_privileges(identity: int) -> None:
     """Stop being root: another user with no groups, and no capability, for good."""
     if os.geteuid() != 0:
         return
-    for capability in range(LAST_CAPABILITY + 1):
+    for capability in range(CAP_LAST_CAP + 1):
         with suppress(OSError):  # the kernel may know fewer
-            prctl(DROP_FROM_BOUNDING, capability)
+            prctl(PR_CAPBSET_DROP, capability)
     if identity:
         os.setgroups([])
         os.setresgid(identity, identity, identity)
         os.setresuid(identity, identity, identity)
     # Changing the user took them away; one that stays root has to give them up.
-    header = ctypes.create_string_buffer(struct.pack("=Ii", CAPABILITY_VERSION, 0), 8)
+    header = ctypes.create_string_buffer(struct.pack("=Ii", LINUX_CAPABILITY_VERSION_3, 0), 8)
     none = ctypes.create_string_buffer(24)
     if LIBC.capset(header, none) < 0:
         raise OSError(ctypes.get_errno(), "capset")
     # The change of user made this process undumpable: its own /proc/self would be shut.
-    prctl(SET_DUMPABLE, 1)
+    prctl(PR_SET_DUMPABLE, 1)
 
 
-def no_new_privileges() -> None:
+def set_no_new_privileges() -> None:
     """No setuid program gives this process more than it has."""
-    prctl(SET_NO_NEW_PRIVILEGES, 1)
+    prctl(PR_SET_NO_NEW_PRIVS, 1)
 
 
 def prctl(option: int, value: int, pointer: object = 0) -> None:
@@ -52,7 +52,7 @@ def prctl(option: int, value: int, pointer: object = 0) -> None:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
 
 
-def call(number: int, *arguments: object) -> int:
+def call_syscall(number: int, *arguments: object) -> int:
     """A system call that libc has no name for, or OSError."""
     found = int(LIBC.syscall(ctypes.c_long(number), *arguments))
     if found < 0:

@@ -37,62 +37,62 @@ import psutil
 from autoresearch.errors import Stopped
 from autoresearch.experiment import Slot
 from autoresearch.sandbox import supervisor
-from autoresearch.sandbox.ipc import Channel, Closed, Message
-from autoresearch.sealed_memory import Junk
+from autoresearch.sandbox.ipc import Channel, ChannelClosed, Message
+from autoresearch.sealed_memory import ProtocolError
 
-Task = Literal["train", "serve"]  # what a guest is there for
+ProcessRole = Literal["train", "serve"]  # what a guest is there for
 
 # In every guest's environment, for sweeping: a name of its lab and one of its folder.
-MARK = "AUTORESEARCH_GUEST_OF"
+MARK_VARIABLE = "AUTORESEARCH_GUEST_OF"
 
 LOG_HEAD_BYTES, LOG_TAIL_BYTES = 32 * 1024, 64 * 1024
-COMPILED = ".compiled"  # what of a run's folder it may write; see `compiled`
-LARGEST_LOG_BYTES = 100 << 20
+COMPILE_CACHE_FOLDER = ".compiled"  # what of a run's folder it may write; see `compiled`
+MAX_LOG_BYTES = 100 << 20
 MOST_MESSAGES = 100_000
-TICK_SECONDS = 0.05
+POLL_SECONDS = 0.05
 LOOK_EVERY_SECONDS = 0.5  # at memory and disk: a walk over the process tree
 SEND_SECONDS = 5.0  # for the kernel to take a message; a guest that reads takes none
 MOST_FILES = 100_000  # below its folder: empty ones take no space, but time to list
 
 # Passed on to guests when set: where CUDA and shared libraries are found, and language.
-ALLOWED = ("PATH", "LD_LIBRARY_PATH", "CUDA_HOME", "LANG", "LC_ALL", "TZ")
+PASSED_VARIABLES = ("PATH", "LD_LIBRARY_PATH", "CUDA_HOME", "LANG", "LC_ALL", "TZ")
 # Threads that spin while they wait ran 8 to 16 times slower beside one busy neighbour.
-THREADS = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0", "KMP_BLOCKTIME": "0"}
+THREAD_VARIABLES = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0", "KMP_BLOCKTIME": "0"}
 
-GUEST_PYTHON = (sys.executable, "-I", "-B", "-u", "-c")
-GUEST = (
+PYTHON_COMMAND = (sys.executable, "-I", "-B", "-u", "-c")
+RUNTIME_CODE = (
     "import sys; from autoresearch.guest.runtime import main;"
     " main(int(sys.argv[1]), *sys.argv[2:])"
 )
 
 
-class Exited(Exception):
+class ProcessExited(Exception):
     """The guest is gone. `code` is its exit code, negative for a signal."""
 
     def __init__(self, code: int) -> None:
         super().__init__(f"exit code {code}")
-        self.code = code
+        self.exit_code = code
 
 
-class OverLimit(Exception):
+class LimitExceeded(Exception):
     """The guest took more than it may have; the message says of what."""
 
     def __init__(self, what: str, detail: str) -> None:
         super().__init__(detail)
-        self.what = what  # "memory" or "other"
+        self.resource = what  # "memory" or "other"
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class ResourceLimits:
     """What a guest may take besides time."""
 
     memory_gb: float
     disk_gb: float = 4.0  # in its folder, and the largest single file
-    log_bytes: int = LARGEST_LOG_BYTES
+    log_bytes: int = MAX_LOG_BYTES
 
 
 @dataclass(frozen=True, slots=True)
-class Room:
+class SandboxSpec:
     """What one guest is given. Its folder holds train.py and what else it may read;
 
     what lies in its folder COMPILED it may write, too.
@@ -101,35 +101,35 @@ class Room:
     folder: Path
     lab: Path
     slot: Slot
-    limits: Limits
+    limits: ResourceLimits
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class LaunchSpec:
     """How a guest is started behind walls."""
 
-    before: tuple[str, ...]  # the words of a command line that puts the walls up
+    command_prefix: tuple[str, ...]  # the words of a command line that puts the walls up
     environment: Mapping[str, str]
-    fence: str  # what the guest forbids itself; see `fence.Fence.words`
+    restrictions: str  # what the guest forbids itself; see `fence.Fence.words`
     descriptors: tuple[int, ...] = ()  # for the command; closed when it has started
-    group: "Group | None" = None  # what the kernel counts and limits it by
+    control_group: "ControlGroup | None" = None  # what the kernel counts and limits it by
 
 
-class Group(Protocol):
+class ControlGroup(Protocol):
     """A control group that one guest lives in."""
 
     @property
-    def joins(self) -> tuple[str, ...]:
+    def procs_files(self) -> tuple[str, ...]:
         """Files that the guest's first process writes itself into."""
         ...
 
     @property
-    def memory_gb(self) -> float:
+    def peak_memory_gb(self) -> float:
         """Peak of all memory, also of what is in no process."""
         ...
 
     @property
-    def out_of_memory(self) -> bool:
+    def is_oom_killed(self) -> bool:
         """Whether the kernel killed something of it for its memory."""
         ...
 
@@ -138,7 +138,7 @@ class Group(Protocol):
         ...
 
 
-class Walls(Protocol):
+class SandboxBackend(Protocol):
     """What stands around every guest of a night."""
 
     @property
@@ -146,21 +146,21 @@ class Walls(Protocol):
         """Its name in program.md and in every row."""
         ...
 
-    def entry(self, room: Room) -> Entry:
+    def build_launch_spec(self, room: SandboxSpec) -> LaunchSpec:
         """The way in, for one guest."""
         ...
 
 
-class NoWalls:
+class Unsandboxed:
     """Level `none`: the guest runs as this user, with a bare environment."""
 
     level = "none"
 
-    def entry(self, room: Room) -> Entry:
-        return Entry((), environment(room), "")
+    def build_launch_spec(self, room: SandboxSpec) -> LaunchSpec:
+        return LaunchSpec((), build_environment(room), "")
 
 
-class Log:
+class CappedLog:
     """The first and the last of what a guest printed, and how much there was."""
 
     def __init__(self) -> None:
@@ -169,7 +169,7 @@ class Log:
         self._tail: deque[bytes] = deque()
         self._tail_bytes = 0
 
-    def add(self, printed: bytes) -> None:
+    def append(self, printed: bytes) -> None:
         self.total_bytes += len(printed)
         room = LOG_HEAD_BYTES - len(self._head)
         self._head += printed[:room]
@@ -182,7 +182,7 @@ class Log:
         ):
             self._tail_bytes -= len(self._tail.popleft())
 
-    def whole(self) -> bytes:
+    def join_kept(self) -> bytes:
         """Head and tail, with a line that says what is missing between them."""
         tail = b"".join(self._tail)
         missing = self.total_bytes - len(self._head) - len(tail)
@@ -190,7 +190,7 @@ class Log:
         return bytes(self._head) + gap + tail
 
 
-class Guest:
+class SandboxedProcess:
     """One caged process tree. Use as a context manager: leaving it kills everything."""
 
     def __init__(
@@ -199,50 +199,50 @@ class Guest:
         *,
         lab: Path,
         slot: Slot,
-        limits: Limits,
-        stop: "Stop",
-        walls: Walls | None = None,
-        code: str = GUEST,
+        limits: ResourceLimits,
+        stop: "StopFlag",
+        walls: SandboxBackend | None = None,
+        code: str = RUNTIME_CODE,
         ahead: tuple[str, ...] = (),
     ) -> None:
         """ahead: modules to import before it is told anything."""
         self.folder = folder
-        self.log = Log()
-        self.memory_gb = 0.0  # peak of the tree so far
-        self.asked = False  # whether it has been shown held-out data
+        self.log = CappedLog()
+        self.peak_memory_gb = 0.0  # peak of the tree so far
+        self.has_seen_held_out = False  # whether it has been shown held-out data
         self._lab = lab
         self._limits = limits
         self._stop = stop
-        self._looked = 0.0
-        self._look_seconds = 0.0  # what the last look took
-        self._messages = 0
-        self._code: int | None = None  # None: it is running
-        room = Room(folder, lab, slot, limits)
-        entry = (walls or NoWalls()).entry(room)
-        self._group = entry.group
-        self._launched = bool(entry.before)
+        self._checked_at = 0.0
+        self._check_seconds = 0.0  # what the last look took
+        self._message_count = 0
+        self._exit_code: int | None = None  # None: it is running
+        room = SandboxSpec(folder, lab, slot, limits)
+        entry = (walls or Unsandboxed()).build_launch_spec(room)
+        self._control_group = entry.control_group
+        self._has_launcher = bool(entry.command_prefix)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         ours.settimeout(SEND_SECONDS)  # one that never reads must not hold up a night
         self._control, control = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._reads, writes = os.pipe()
-        os.set_blocking(self._reads, False)
-        command = (*GUEST_PYTHON, code, str(theirs.fileno()), entry.fence, *ahead)
-        self._process = start(
+        self._log_pipe, writes = os.pipe()
+        os.set_blocking(self._log_pipe, False)
+        command = (*PYTHON_COMMAND, code, str(theirs.fileno()), entry.restrictions, *ahead)
+        self._process = spawn_supervisor(
             room, entry, command, control.fileno(), theirs.fileno(), writes
         )
         for end in (theirs, control):
             end.close()
         for descriptor in (writes, *entry.descriptors):
             os.close(descriptor)
-        self._thread = threading.get_native_id()
-        self._urgent = urgent(self._thread)
+        self._thread_id = threading.get_native_id()
+        self._has_raised_priority = raise_thread_priority(self._thread_id)
         self.channel = Channel(ours)
         self._selector = selectors.DefaultSelector()
         self._selector.register(ours, selectors.EVENT_READ, "channel")
         self._selector.register(self._control, selectors.EVENT_READ, "control")
-        self._selector.register(self._reads, selectors.EVENT_READ, "log")
+        self._selector.register(self._log_pipe, selectors.EVENT_READ, "log")
 
-    def __enter__(self) -> "Guest":
+    def __enter__(self) -> "SandboxedProcess":
         return self
 
     def __exit__(
@@ -255,7 +255,7 @@ class Guest:
 
     def send(self, message: Message, *descriptors: int) -> None:
         """Tell the guest something. One that is gone is noticed by `receive`."""
-        with contextlib.suppress(Closed):
+        with contextlib.suppress(ChannelClosed):
             self.channel.send(message, *descriptors)
 
     def receive(self, deadline: float) -> tuple[Message, list[int]]:
@@ -263,20 +263,20 @@ class Guest:
 
         Raises TimeoutError, Exited, OverLimit, Stopped or Junk.
         """
-        while (found := self.channel.take()) is None:
-            if self._code is not None:
-                raise Exited(self._code)
+        while (found := self.channel.pop_message()) is None:
+            if self._exit_code is not None:
+                raise ProcessExited(self._exit_code)
             left = deadline - time.monotonic()
             if left <= 0:
                 raise TimeoutError
-            self._pump(min(left, TICK_SECONDS))
-            self._look(deadline)
-        self._messages += 1
-        if self._messages > MOST_MESSAGES:
-            raise Junk(f"more than {MOST_MESSAGES} messages")
+            self._poll_inputs(min(left, POLL_SECONDS))
+            self._check_limits_if_due(deadline)
+        self._message_count += 1
+        if self._message_count > MOST_MESSAGES:
+            raise ProtocolError(f"more than {MOST_MESSAGES} messages")
         return found
 
-    def hear(self, deadline: float) -> Message:
+    def receive_message(self, deadline: float) -> Message:
         """`receive` where no descriptor belongs: what it sends all the same is closed.
 
         Kept open, a few a message would be more than this process may have.
@@ -286,100 +286,100 @@ class Guest:
             os.close(descriptor)
         return message
 
-    def _pump(self, limit_seconds: float) -> None:
+    def _poll_inputs(self, limit_seconds: float) -> None:
         """Take in whatever arrives next, for at most this long."""
         if self._stop.now:
             raise Stopped
         for key, _ in self._selector.select(limit_seconds):
             if key.data == "log":
-                self._drain()
+                self._drain_log()
             elif key.data == "control":
-                self._exited()
-            elif self._code is None:
+                self._record_exit()
+            elif self._exit_code is None:
                 try:
-                    self.channel.read()
-                except Closed:
+                    self.channel.fill_buffer()
+                except ChannelClosed:
                     self._selector.unregister(self.channel.socket)
 
-    def _drain(self) -> None:
+    def _drain_log(self) -> None:
         """Read the log for a while; never for ever, the clock must be looked at."""
-        if self._reads not in self._selector.get_map():
+        if self._log_pipe not in self._selector.get_map():
             return  # it ended earlier
         for _ in range(64):
             try:
-                printed = os.read(self._reads, 1 << 16)
+                printed = os.read(self._log_pipe, 1 << 16)
             except BlockingIOError:
                 return
             if not printed:
-                self._selector.unregister(self._reads)
+                self._selector.unregister(self._log_pipe)
                 return
-            self.log.add(printed)
+            self.log.append(printed)
 
-    def _exited(self) -> None:
+    def _record_exit(self) -> None:
         """The warden has spoken: the guest is gone, and all it started."""
         words = self._control.recv(64).split()
         self._selector.unregister(self._control)
-        self._code = int(words[1]) if len(words) == 2 else -signal.SIGKILL
-        if self._launched and self._code > 128:
-            self._code = 128 - self._code  # how a launcher passes a signal on
+        self._exit_code = int(words[1]) if len(words) == 2 else -signal.SIGKILL
+        if self._has_launcher and self._exit_code > 128:
+            self._exit_code = 128 - self._exit_code  # how a launcher passes a signal on
         # What it sent and printed before it left still counts, as much as the kernel
         # holds. Not more: what survives a dead warden could go on for ever.
-        self._drain()
+        self._drain_log()
         self.channel.socket.setblocking(False)
-        with contextlib.suppress(Closed, BlockingIOError):
+        with contextlib.suppress(ChannelClosed, BlockingIOError):
             for _ in range(64):
-                self.channel.read()
+                self.channel.fill_buffer()
 
-    def _look(self, deadline: float) -> None:
+    def _check_limits_if_due(self, deadline: float) -> None:
         """Compare the tree's memory, disk and log with what it may have.
 
         Not where that could go on past the deadline: a guest can make looking slow.
         """
         if self.log.total_bytes > self._limits.log_bytes:
             mb = self._limits.log_bytes / 1e6
-            raise OverLimit("other", f"printed more than {mb:.0f} MB")
+            raise LimitExceeded("other", f"printed more than {mb:.0f} MB")
         now = time.monotonic()
-        if now - self._looked < LOOK_EVERY_SECONDS + self._look_seconds:
+        if now - self._checked_at < LOOK_EVERY_SECONDS + self._check_seconds:
             return
-        if now + 2 * self._look_seconds > deadline:
+        if now + 2 * self._check_seconds > deadline:
             return
-        self._compare()
-        self._looked = time.monotonic()
-        self._look_seconds = self._looked - now
+        self._check_limits()
+        self._checked_at = time.monotonic()
+        self._check_seconds = self._checked_at - now
 
-    def _compare(self) -> None:
+    def _check_limits(self) -> None:
         """Memory and disk against their limits."""
-        self.measure()
-        if self.memory_gb > self._limits.memory_gb:
+        self.update_peak_memory()
+        if self.peak_memory_gb > self._limits.memory_gb:
             allowed = self._limits.memory_gb
-            raise OverLimit("memory", f"took more than {allowed:g} GB of memory")
+            raise LimitExceeded("memory", f"took more than {allowed:g} GB of memory")
         size_bytes, files = contents(self.folder)
         if files > MOST_FILES:
-            raise OverLimit("other", f"made more than {MOST_FILES} files")
+            raise LimitExceeded("other", f"made more than {MOST_FILES} files")
         if size_bytes > self._limits.disk_gb * 1e9:
             allowed = self._limits.disk_gb
-            raise OverLimit("other", f"wrote more than {allowed:g} GB to disk")
+            raise LimitExceeded("other", f"wrote more than {allowed:g} GB to disk")
 
-    def measure(self) -> None:
+    def update_peak_memory(self) -> None:
         """Look at the tree's memory now."""
-        counted = self._group.memory_gb if self._group else 0.0
-        self.memory_gb = max(
-            self.memory_gb, counted or tree_memory_gb(self._process.pid)
+        counted = self._control_group.peak_memory_gb if self._control_group else 0.0
+        self.peak_memory_gb = max(
+            self.peak_memory_gb, counted or measure_tree_memory_gb(self._process.pid)
         )
 
     @property
-    def running(self) -> bool:
+    def is_running(self) -> bool:
         """Whether it has not ended by itself."""
         return self._process.poll() is None
 
-    def pids(self) -> set[int]:
+    def list_pids(self) -> set[int]:
         """Its processes at this moment, as this namespace numbers them."""
-        return {process.pid for process in descendants(self._process.pid)}
+        return {process.pid for process in list_descendants(self._process.pid)}
 
     @property
-    def out_of_memory(self) -> bool:
+    def is_oom_killed(self) -> bool:
         """Whether the kernel ended something of it for want of memory."""
-        return self._group is not None and self._group.out_of_memory
+        return self._control_group is not None and self._control_group.is_oom_killed
 
     def kill(self) -> None:
         """Kill the whole tree and wait until it is gone. Safe to call twice."""
@@ -391,21 +391,21 @@ class Guest:
             self._process.wait()
         if self._process.returncode != 0:
             sweep(self._lab, self.folder)  # nobody is left who knows its children
-        if self._group is not None:
-            self._group.close()
-        if self._reads >= 0:
+        if self._control_group is not None:
+            self._control_group.close()
+        if self._log_pipe >= 0:
             with contextlib.suppress(OSError, ValueError):
-                self._drain()
+                self._drain_log()
             self._selector.close()
-            os.close(self._reads)
-            self._reads = -1
+            os.close(self._log_pipe)
+            self._log_pipe = -1
         self.channel.close()
-        if self._urgent:
-            usual(self._thread)
-            self._urgent = False
+        if self._has_raised_priority:
+            restore_thread_priority(self._thread_id)
+            self._has_raised_priority = False
 
 
-def urgent(thread: int) -> bool:
+def raise_thread_priority(thread: int) -> bool:
     """Let this thread of ours run before any guest, where the system lets us (root).
 
     Spinning guests on two busy cores kept the harness from its deadline for 40 ms.
@@ -420,16 +420,16 @@ def urgent(thread: int) -> bool:
     return False
 
 
-def usual(thread: int) -> None:
+def restore_thread_priority(thread: int) -> None:
     """Take that back."""
     if sys.platform == "linux":
         with contextlib.suppress(OSError):
             os.sched_setscheduler(thread, os.SCHED_OTHER, os.sched_param(0))
 
 
-def start(
-    room: Room,
-    entry: Entry,
+def spawn_supervisor(
+    room: SandboxSpec,
+    entry: LaunchSpec,
     command: tuple[str, ...],
     control: int,
     link: int,
@@ -437,12 +437,12 @@ def start(
 ) -> subprocess.Popen[bytes]:
     """The warden, which starts the launcher, which starts the guest."""
     given = (link, *entry.descriptors)
-    joins = entry.group.joins if entry.group else ()
+    joins = entry.control_group.procs_files if entry.control_group else ()
     return subprocess.Popen(
         [
             *(sys.executable, "-I", "-S", "-B", supervisor.__file__, str(control)),
             *(",".join(map(str, given)), str(int(room.limits.disk_gb * 1e9))),
-            *(":".join(joins), *entry.before, *command),
+            *(":".join(joins), *entry.command_prefix, *command),
         ],
         cwd=room.folder,
         env=entry.environment,
@@ -454,7 +454,7 @@ def start(
     )
 
 
-class Stop:
+class StopFlag:
     """A human's wish to end: `soon` after the run in hand, `now` without it."""
 
     def __init__(self) -> None:
@@ -462,36 +462,36 @@ class Stop:
         self.now = False
 
 
-def environment(room: Room, home: str | None = None) -> dict[str, str]:
+def build_environment(room: SandboxSpec, home: str | None = None) -> dict[str, str]:
     """All a guest gets to see of the world's variables."""
     slot = room.slot
-    passed = {name: os.environ[name] for name in ALLOWED if name in os.environ}
+    passed = {name: os.environ[name] for name in PASSED_VARIABLES if name in os.environ}
     where = home or str(room.folder)
     visible = slot.uuid or ("" if slot.index is None else str(slot.index))
     variable = "ROCR_VISIBLE_DEVICES" if slot.node else "CUDA_VISIBLE_DEVICES"
     card = {variable: visible} if visible else {}
     return {
         **passed,
-        **THREADS,
+        **THREAD_VARIABLES,
         **card,
         "HOME": where,
         "TMPDIR": where,
-        "TORCHINDUCTOR_CACHE_DIR": f"{where}/{COMPILED}",
+        "TORCHINDUCTOR_CACHE_DIR": f"{where}/{COMPILE_CACHE_FOLDER}",
         "USER": "guest",  # torch names its caches by it; there may be no /etc/passwd
         "OMP_NUM_THREADS": str(slot.threads),
         "PYTHONDONTWRITEBYTECODE": "1",
         "PYTHONUNBUFFERED": "1",
-        MARK: mark(room.lab, room.folder),
+        MARK_VARIABLE: compute_mark(room.lab, room.folder),
     }
 
 
-def mark(lab: Path, folder: Path | None = None) -> str:
+def compute_mark(lab: Path, folder: Path | None = None) -> str:
     """What a guest of a lab (and of a folder) is known by; it tells a guest nothing."""
     names = [str(lab), *([] if folder is None else [str(folder)])]
     return "/".join(hashlib.sha256(name.encode()).hexdigest()[:16] for name in names)
 
 
-def descendants(pid: int) -> list[psutil.Process]:
+def list_descendants(pid: int) -> list[psutil.Process]:
     """All of a process's; none when it has just exited (noticed elsewhere)."""
     try:
         return psutil.Process(pid).children(recursive=True)
@@ -499,10 +499,10 @@ def descendants(pid: int) -> list[psutil.Process]:
         return []
 
 
-def tree_memory_gb(pid: int) -> float:
+def measure_tree_memory_gb(pid: int) -> float:
     """Resident memory of all descendants of a process; what they share counts twice."""
     total = 0
-    for process in descendants(pid):
+    for process in list_descendants(pid):
         with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
             total += process.memory_info().rss
     return total / 1e9
@@ -528,7 +528,7 @@ def contents(folder: Path) -> tuple[int, int]:
     return size_bytes, files
 
 
-def erase(folder: Path) -> None:
+def remove_folder(folder: Path) -> None:
     """Remove a folder, whatever a guest made of it; what cannot go stays.
 
     Folders a thousand deep end `shutil.rmtree` in a RecursionError: here each is lifted
@@ -567,7 +567,7 @@ def sweep(lab: Path, folder: Path | None = None) -> int:
         before = len(found)
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error, OSError):
-                if process.pid != os.getpid() and belongs(process, lab, folder):
+                if process.pid != os.getpid() and has_mark(process, lab, folder):
                     process.kill()
                     found.add(process.pid)
         if len(found) == before:
@@ -575,7 +575,7 @@ def sweep(lab: Path, folder: Path | None = None) -> int:
     return len(found)
 
 
-def belongs(process: psutil.Process, lab: Path, folder: Path | None) -> bool:
+def has_mark(process: psutil.Process, lab: Path, folder: Path | None) -> bool:
     """Whether a process is a guest of this lab (and of this folder), or its warden."""
-    seen = process.environ().get(MARK, "")
-    return seen == mark(lab, folder) or (folder is None and seen.startswith(mark(lab)))
+    seen = process.environ().get(MARK_VARIABLE, "")
+    return seen == compute_mark(lab, folder) or (folder is None and seen.startswith(compute_mark(lab)))

@@ -3,12 +3,12 @@
 import json
 from typing import NamedTuple
 
-from autoresearch.sandbox.landlock import restrict
-from autoresearch.sandbox.privileges import become, no_new_privileges
-from autoresearch.sandbox.seccomp import load, program
+from autoresearch.sandbox.landlock import restrict_self
+from autoresearch.sandbox.privileges import drop_privileges, set_no_new_privileges
+from autoresearch.sandbox.seccomp import install_filter, build_filter
 
 
-class Fence(NamedTuple):
+class SandboxRestrictions(NamedTuple):
     """What a guest forbids itself before it begins.
 
     A tuple, because dataclasses take longer to import than a cage to build.
@@ -22,12 +22,12 @@ class Fence(NamedTuple):
     identity: int | None = None  # become this user, if root
     paths: bool = True  # use Landlock at all
 
-    def words(self) -> str:
+    def to_json(self) -> str:
         """As text; thousands of paths do not fit into one argument of a command."""
         return json.dumps(self._asdict())
 
     @classmethod
-    def of(cls, words: str) -> "Fence":
+    def from_argument(cls, words: str) -> "SandboxRestrictions":
         """What `words` wrote, or `@` and the descriptor that it can be read from."""
         if words.startswith("@"):
             with open(int(words[1:]), "rb") as file:
@@ -37,12 +37,12 @@ class Fence(NamedTuple):
             said[key] = tuple(said[key])
         return cls(**said)
 
-    def close(self) -> None:
+    def apply(self) -> None:
         """Apply it to this process. Raises OSError where the kernel cannot."""
         if self.identity is not None:
-            become(self.identity)
-        no_new_privileges()
+            drop_privileges(self.identity)
+        set_no_new_privileges()
         if self.paths:
-            restrict(self.read, self.write, self.devices, self.names)
+            restrict_self(self.read, self.write, self.devices, self.names)
         if self.filter:
-            load(program(sockets=False, lasting=False))
+            install_filter(build_filter(sockets=False, lasting=False))

@@ -21,21 +21,21 @@ import os
 import socket
 import struct
 
-from autoresearch.sandbox.privileges import FILTER, SET_SECCOMP, prctl
+from autoresearch.sandbox.privileges import SECCOMP_MODE_FILTER, PR_SET_SECCOMP, prctl
 
 # <linux/seccomp.h>, <linux/filter.h>, <linux/audit.h>
-KILL, ALLOW, ERRNO = 0x8000_0000, 0x7FFF_0000, 0x0005_0000
+RET_KILL, RET_ALLOW, RET_ERRNO = 0x8000_0000, 0x7FFF_0000, 0x0005_0000
 LOAD, JUMP_EQUAL, JUMP_AT_LEAST, JUMP_SET, RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
-NUMBER_AT, ARCHITECTURE_AT, ARGUMENTS_AT = 0, 4, 16  # in struct seccomp_data
-X32_CALLS = 0x4000_0000  # a second table of the same calls on x86-64
+NUMBER_OFFSET, ARCHITECTURE_OFFSET, ARGUMENTS_OFFSET = 0, 4, 16  # in struct seccomp_data
+X32_SYSCALL_BIT = 0x4000_0000  # a second table of the same calls on x86-64
 
-NEW_NAMESPACES = 0x7E02_0080  # CLONE_NEW{NS,CGROUP,UTS,IPC,USER,PID,NET,TIME}
-TERMINAL_TRICKS = (0x5412, 0x541C)  # TIOCSTI, TIOCLINUX: typing for somebody else
+CLONE_NAMESPACE_FLAGS = 0x7E02_0080  # CLONE_NEW{NS,CGROUP,UTS,IPC,USER,PID,NET,TIME}
+TERMINAL_INJECTION_IOCTLS = (0x5412, 0x541C)  # TIOCSTI, TIOCLINUX: typing for somebody else
 
 # What no training script needs: other processes' memory, mounts, namespaces, keys that
 # outlive a process, the system's clock, kernel interfaces with a history of holes, and
 # questions about the page cache, which is a blackboard that outlives every process.
-DENIED = {
+DENIED_SYSCALL_TABLES = {
     "x86_64": """
         ptrace 101  process_vm_readv 310  process_vm_writev 311  kcmp 312
         pidfd_getfd 438  process_madvise 440  memfd_secret 447  bpf 321
@@ -67,26 +67,26 @@ DENIED = {
         mincore 232  cachestat 451  preadv2 286
     """,
 }
-NUMBERS = {
+DENIED_SYSCALL_NUMBERS = {
     machine: dict(zip(words[::2], map(int, words[1::2]), strict=True))
-    for machine, words in ((name, table.split()) for name, table in DENIED.items())
+    for machine, words in ((name, table.split()) for name, table in DENIED_SYSCALL_TABLES.items())
 }
 # As the audit system names them, and calls that are refused by their arguments.
-ARCHITECTURES = {"x86_64": 0xC000_003E, "aarch64": 0xC000_00B7}
-BY_ARGUMENT = {  # socket, clone, clone3, ioctl, fadvise64, madvise
+AUDIT_ARCHITECTURES = {"x86_64": 0xC000_003E, "aarch64": 0xC000_00B7}
+ARGUMENT_FILTERED_SYSCALLS = {  # socket, clone, clone3, ioctl, fadvise64, madvise
     "x86_64": (41, 56, 435, 16, 221, 28),
     "aarch64": (198, 220, 435, 29, 223, 233),
 }
-DROP_FROM_CACHE, PAGE_OUT = 4, 21  # POSIX_FADV_DONTNEED, MADV_PAGEOUT
+POSIX_FADV_DONTNEED, MADV_PAGEOUT = 4, 21  # POSIX_FADV_DONTNEED, MADV_PAGEOUT
 # Memory that outlives its process where there is no namespace for it:
 # shmget, semget, msgget, mq_open.
-LASTING = {"x86_64": (29, 64, 68, 240), "aarch64": (194, 190, 186, 180)}
+PERSISTENT_IPC_SYSCALLS = {"x86_64": (29, 64, 68, 240), "aarch64": (194, 190, 186, 180)}
 
 
 # -- seccomp ---------------------------------------------------------------------------
 
 
-def program(*, sockets: bool = True, lasting: bool = True) -> bytes:
+def build_filter(*, sockets: bool = True, lasting: bool = True) -> bytes:
     """The filter for this machine, as an array of struct sock_filter.
 
     `sockets`: AF_UNIX may be used (else only pairs). `lasting`: System V memory and
@@ -94,53 +94,53 @@ def program(*, sockets: bool = True, lasting: bool = True) -> bytes:
     Raises OSError on a machine whose system calls are not listed here.
     """
     machine = os.uname().machine
-    if machine not in ARCHITECTURES:
+    if machine not in AUDIT_ARCHITECTURES:
         raise OSError(errno.ENOSYS, f"no system call numbers for {machine}")
-    socket_, clone, clone3, ioctl, fadvise, madvise = BY_ARGUMENT[machine]
+    socket_, clone, clone3, ioctl, fadvise, madvise = ARGUMENT_FILTERED_SYSCALLS[machine]
     lines = [
-        (LOAD, 0, 0, ARCHITECTURE_AT),
-        (JUMP_EQUAL, 1, 0, ARCHITECTURES[machine]),
-        (RETURN, 0, 0, KILL),
-        (LOAD, 0, 0, NUMBER_AT),
-        *refuse(JUMP_AT_LEAST, X32_CALLS, errno.ENOSYS),
+        (LOAD, 0, 0, ARCHITECTURE_OFFSET),
+        (JUMP_EQUAL, 1, 0, AUDIT_ARCHITECTURES[machine]),
+        (RETURN, 0, 0, RET_KILL),
+        (LOAD, 0, 0, NUMBER_OFFSET),
+        *deny_if(JUMP_AT_LEAST, X32_SYSCALL_BIT, errno.ENOSYS),
         # libc falls back to clone, whose flags a filter can see.
-        *refuse(JUMP_EQUAL, clone3, errno.ENOSYS),
+        *deny_if(JUMP_EQUAL, clone3, errno.ENOSYS),
     ]
-    denied = [*NUMBERS[machine].values(), *(() if lasting else LASTING[machine])]
+    denied = [*DENIED_SYSCALL_NUMBERS[machine].values(), *(() if lasting else PERSISTENT_IPC_SYSCALLS[machine])]
     for number in denied:
-        lines += refuse(JUMP_EQUAL, number, errno.EPERM)
+        lines += deny_if(JUMP_EQUAL, number, errno.EPERM)
     allowed = (JUMP_EQUAL, 1, 0, socket.AF_UNIX) if sockets else (JUMP_SET, 0, 0, 0)
-    lines += case(socket_, 0, [allowed, (RETURN, 0, 0, ERRNO | errno.EAFNOSUPPORT)])
-    lines += case(clone, 0, refuse(JUMP_SET, NEW_NAMESPACES, errno.EPERM))
-    tricks = [part for n in TERMINAL_TRICKS for part in refuse(JUMP_EQUAL, n, 1)]
-    lines += case(ioctl, 1, tricks)
-    lines += case(fadvise, 3, refuse(JUMP_EQUAL, DROP_FROM_CACHE, errno.EPERM))
-    lines += case(madvise, 2, refuse(JUMP_EQUAL, PAGE_OUT, errno.EPERM))
-    lines.append((RETURN, 0, 0, ALLOW))
+    lines += filter_argument(socket_, 0, [allowed, (RETURN, 0, 0, RET_ERRNO | errno.EAFNOSUPPORT)])
+    lines += filter_argument(clone, 0, deny_if(JUMP_SET, CLONE_NAMESPACE_FLAGS, errno.EPERM))
+    tricks = [part for n in TERMINAL_INJECTION_IOCTLS for part in deny_if(JUMP_EQUAL, n, 1)]
+    lines += filter_argument(ioctl, 1, tricks)
+    lines += filter_argument(fadvise, 3, deny_if(JUMP_EQUAL, POSIX_FADV_DONTNEED, errno.EPERM))
+    lines += filter_argument(madvise, 2, deny_if(JUMP_EQUAL, MADV_PAGEOUT, errno.EPERM))
+    lines.append((RETURN, 0, 0, RET_ALLOW))
     return b"".join(struct.pack("=HBBI", *line) for line in lines)
 
 
-Instruction = tuple[int, int, int, int]  # code, jump if true, jump if false, operand
+BpfInstruction = tuple[int, int, int, int]  # code, jump if true, jump if false, operand
 
 
-def refuse(test: int, operand: int, error: int) -> list[Instruction]:
+def deny_if(test: int, operand: int, error: int) -> list[BpfInstruction]:
     """Return `error` where the loaded word passes the test."""
-    return [(test, 0, 1, operand), (RETURN, 0, 0, ERRNO | error)]
+    return [(test, 0, 1, operand), (RETURN, 0, 0, RET_ERRNO | error)]
 
 
-def case(number: int, argument: int, body: list[Instruction]) -> list[Instruction]:
+def filter_argument(number: int, argument: int, body: list[BpfInstruction]) -> list[BpfInstruction]:
     """For one call: look at the low half of an argument, then allow what is left."""
     return [
         (JUMP_EQUAL, 0, len(body) + 2, number),
-        (LOAD, 0, 0, ARGUMENTS_AT + 8 * argument),
+        (LOAD, 0, 0, ARGUMENTS_OFFSET + 8 * argument),
         *body,
-        (RETURN, 0, 0, ALLOW),
+        (RETURN, 0, 0, RET_ALLOW),
     ]
 
 
-def load(filter_bytes: bytes) -> None:
+def install_filter(filter_bytes: bytes) -> None:
     """Put a filter around this process for good."""
     held = ctypes.create_string_buffer(filter_bytes, len(filter_bytes))
     count = len(filter_bytes) // 8
     fprog = struct.pack("HxxxxxxP", count, ctypes.addressof(held))
-    prctl(SET_SECCOMP, FILTER, ctypes.c_char_p(fprog))
+    prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, ctypes.c_char_p(fprog))

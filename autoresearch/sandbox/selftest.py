@@ -22,30 +22,30 @@ from typing import Any
 from autoresearch.errors import LabError
 from autoresearch.experiment import Slot
 from autoresearch.sandbox import backends, cgroups, landlock, process, seccomp
-from autoresearch.sandbox.escape_attempts import KNOWN_DEVICES
+from autoresearch.sandbox.escape_attempts import STANDARD_DEVICES
 from autoresearch.sandbox.process import (
-    Exited,
-    Guest,
-    Limits,
-    NoWalls,
-    OverLimit,
-    Stop,
-    Walls,
+    ProcessExited,
+    SandboxedProcess,
+    ResourceLimits,
+    Unsandboxed,
+    LimitExceeded,
+    StopFlag,
+    SandboxBackend,
 )
-from autoresearch.sealed_memory import Junk
+from autoresearch.sealed_memory import ProtocolError
 
 PROBE = (
     "import sys; from autoresearch.sandbox.escape_attempts import main;"
     " main(int(sys.argv[1]), sys.argv[2])"
 )
-COUNT_GPUS = (
+COUNT_GPUS_CODE = (
     "import sys; from autoresearch.sandbox.escape_attempts import gpus;"
     " gpus(int(sys.argv[1]), sys.argv[2])"
 )
 PROBE_SECONDS = 20.0
 SCRATCH_GB = 0.25
 # What each level leaves open; all else that `probe` tries it denies.
-LEFT_OPEN: dict[str, set[str]] = {
+ACCEPTED_ESCAPES: dict[str, set[str]] = {
     "full": set(),
     # It cannot limit a folder, hide that processes and devices exist, list a folder
     # without what is hidden in it, or (where the interpreter lies in root's home) be
@@ -62,12 +62,12 @@ LEFT_OPEN: dict[str, set[str]] = {
         *("scratch without a limit", "other processes", "devices", "capabilities"),
         *("the harness's user", "new privileges", "unfiltered system calls"),
         *("the clock", "descriptors"),
-        *(f"the system call {name}" for name in seccomp.NUMBERS["x86_64"]),
+        *(f"the system call {name}" for name in seccomp.DENIED_SYSCALL_NUMBERS["x86_64"]),
     },
 }
-PLACES = ("/", "/usr/lib", "/usr/local", "/etc", "/dev", "/tmp", "/var/tmp", "/run")
-APPARMOR = "/proc/sys/kernel/apparmor_restrict_unprivileged_userns"
-PROFILE = (
+WRITE_ATTEMPT_FOLDERS = ("/", "/usr/lib", "/usr/local", "/etc", "/dev", "/tmp", "/var/tmp", "/run")
+APPARMOR_USERNS_SETTING = "/proc/sys/kernel/apparmor_restrict_unprivileged_userns"
+APPARMOR_PROFILE_COMMAND = (
     "printf 'abi <abi/4.0>,\\nprofile bwrap /usr/bin/bwrap flags=(unconfined) "
     "{ userns, }\\n' | sudo tee /etc/apparmor.d/bwrap && "
     "sudo apparmor_parser -r /etc/apparmor.d/bwrap"
@@ -83,121 +83,121 @@ class HostPaths:
     cache: Path  # of prepared texts
 
     @property
-    def secrets(self) -> tuple[Path, ...]:
+    def secret_paths(self) -> tuple[Path, ...]:
         """Hidden even when they lie inside something visible."""
         return (self.lab, Path.home(), self.cache)
 
 
 @dataclass(frozen=True, slots=True)
-class Findings:
+class SelfTestResult:
     """What one probe of one level found."""
 
-    walls: Walls
-    open: tuple[str, ...]  # what it got through, by the names in `probe`
-    broken: str = ""  # why it could not run at all
+    backend: SandboxBackend
+    escapes: tuple[str, ...]  # what it got through, by the names in `probe`
+    failure: str = ""  # why it could not run at all
 
     @property
-    def reached(self) -> bool:
+    def is_reached(self) -> bool:
         """Whether the level keeps its promise here."""
-        allowed = LEFT_OPEN.get(self.walls.level)
-        return allowed is None or not (self.broken or set(self.open) - allowed)
+        allowed = ACCEPTED_ESCAPES.get(self.backend.level)
+        return allowed is None or not (self.failure or set(self.escapes) - allowed)
 
     @property
-    def missed(self) -> str:
+    def shortfall(self) -> str:
         """What is wrong, in a few words."""
-        allowed = LEFT_OPEN.get(self.walls.level) or set()
-        return self.broken or f"it leaves open: {', '.join(set(self.open) - allowed)}"
+        allowed = ACCEPTED_ESCAPES.get(self.backend.level) or set()
+        return self.failure or f"it leaves open: {', '.join(set(self.escapes) - allowed)}"
 
 
-def build(host: HostPaths, level: str, slot: Slot) -> Walls:
+def require_backend(host: HostPaths, level: str, slot: Slot) -> SandboxBackend:
     """The walls of one level, probed, or LabError with the exact remedy."""
-    findings = survey(host, slot, only=level)
-    if findings and findings[-1].reached:
-        return findings[-1].walls
-    best = survey(host, slot)[-1].walls.level
+    findings = run_selftests(host, slot, only=level)
+    if findings and findings[-1].is_reached:
+        return findings[-1].backend
+    best = run_selftests(host, slot)[-1].backend.level
     raise LabError(
         f'program.md asks for cage = "{level}", which this machine does not give: '
-        f"{explained(level, findings)}; or accept less and write "
+        f"{explain_missed_level(level, findings)}; or accept less and write "
         f'cage = "{best}" into program.md (docs/security.md says what is lost)'
     )
 
 
-def best(host: HostPaths, slot: Slot) -> tuple[Walls, str]:
+def find_best_backend(host: HostPaths, slot: Slot) -> tuple[SandboxBackend, str]:
     """The best walls this machine gives, and why not `full` ("" if they are)."""
-    findings = survey(host, slot)
-    found = findings[-1].walls
-    return found, "" if found.level == "full" else explained("full", findings)
+    findings = run_selftests(host, slot)
+    found = findings[-1].backend
+    return found, "" if found.level == "full" else explain_missed_level("full", findings)
 
 
-def survey(host: HostPaths, slot: Slot, only: str | None = None) -> list[Findings]:
+def run_selftests(host: HostPaths, slot: Slot, only: str | None = None) -> list[SelfTestResult]:
     """Probe level after level, best first, until one holds; all that was found."""
-    found: list[Findings] = []
-    for candidate in backends.available(host.secrets, host.lab):
+    found: list[SelfTestResult] = []
+    for candidate in backends.iter_available_backends(host.secret_paths, host.lab):
         if only not in (None, candidate.level):
             continue
-        found.append(probed(candidate, host, slot))
-        if found[-1].reached:
+        found.append(run_selftest(candidate, host, slot))
+        if found[-1].is_reached:
             break
     return found
 
 
-def probed(candidate: Walls, host: HostPaths, slot: Slot) -> Findings:
+def run_selftest(candidate: SandboxBackend, host: HostPaths, slot: Slot) -> SelfTestResult:
     """Try to get out of one cage."""
-    if isinstance(candidate, NoWalls):
-        return Findings(candidate, ())  # it promises nothing
+    if isinstance(candidate, Unsandboxed):
+        return SelfTestResult(candidate, ())  # it promises nothing
     folder = host.scratch / "runs" / f"probe-{os.getpid()}"
-    process.erase(folder)
+    process.remove_folder(folder)
     (folder / "scratch").mkdir(parents=True)
     guest = None
     try:
-        with outside(host) as targets:
-            guest = Guest(
+        with open_host_targets(host) as targets:
+            guest = SandboxedProcess(
                 folder / "scratch",
                 lab=host.lab,
                 slot=slot,
-                limits=Limits(4.0, disk_gb=SCRATCH_GB),
-                stop=Stop(),
+                limits=ResourceLimits(4.0, disk_gb=SCRATCH_GB),
+                stop=StopFlag(),
                 walls=candidate,
                 code=PROBE,
             )
             with guest:
-                guest.send({**targets, **expected(host, folder, slot)})
-                message = guest.hear(time.monotonic() + PROBE_SECONDS)
-        return Findings(candidate, tuple(map(str, message["open"])))
-    except (Exited, TimeoutError, OverLimit, Junk, KeyError, OSError) as error:
-        said = guest.log.whole().decode(errors="replace") if guest else ""
+                guest.send({**targets, **build_expectations(host, folder, slot)})
+                message = guest.receive_message(time.monotonic() + PROBE_SECONDS)
+        return SelfTestResult(candidate, tuple(map(str, message["open"])))
+    except (ProcessExited, TimeoutError, LimitExceeded, ProtocolError, KeyError, OSError) as error:
+        said = guest.log.join_kept().decode(errors="replace") if guest else ""
         last = said.strip().splitlines()[-1] if said.strip() else str(error)
         # A time-out has no words, and nothing said is nothing found to be shut.
         why = last.strip() or f"the probe came to no end ({type(error).__name__})"
-        return Findings(candidate, (), broken=why[:300])
+        return SelfTestResult(candidate, (), failure=why[:300])
     finally:
-        process.erase(folder)
+        process.remove_folder(folder)
 
 
-def sees_its_gpu(candidate: Walls, host: HostPaths, slot: Slot) -> bool:
+def sees_only_its_gpu(candidate: SandboxBackend, host: HostPaths, slot: Slot) -> bool:
     """Whether CUDA finds exactly the slot's GPU from inside this cage.
 
     A cage that hides the other cards also hides how they were counted.
     """
     folder = host.scratch / "runs" / f"gpu-{os.getpid()}-{slot.index}"
-    process.erase(folder)
+    process.remove_folder(folder)
     folder.mkdir(parents=True)
-    limits, stop = Limits(4.0), Stop()
+    limits, stop = ResourceLimits(4.0), StopFlag()
     try:
-        with Guest(
+        with SandboxedProcess(
             folder, lab=host.lab, slot=slot, limits=limits, stop=stop,
-            walls=candidate, code=COUNT_GPUS,
+            walls=candidate, code=COUNT_GPUS_CODE,
         ) as guest:  # fmt: skip
-            message = guest.hear(time.monotonic() + PROBE_SECONDS)
+            message = guest.receive_message(time.monotonic() + PROBE_SECONDS)
         return message.get("gpus") == 1
-    except (Exited, TimeoutError, OverLimit, Junk):
+    except (ProcessExited, TimeoutError, LimitExceeded, ProtocolError):
         return False
     finally:
-        process.erase(folder)
+        process.remove_folder(folder)
 
 
 @contextmanager
-def outside(host: HostPaths) -> Iterator[dict[str, Any]]:
+def open_host_targets(host: HostPaths) -> Iterator[dict[str, Any]]:
     """Things of the harness for the probe to reach for: files, listeners, itself."""
     canary = host.scratch / "canary"
     canary.write_text("a probe that reads this is not caged\n")
@@ -233,25 +233,25 @@ def outside(host: HostPaths) -> Iterator[dict[str, Any]]:
     canary.unlink(missing_ok=True)
 
 
-def expected(host: HostPaths, folder: Path, slot: Slot) -> dict[str, Any]:
+def build_expectations(host: HostPaths, folder: Path, slot: Slot) -> dict[str, Any]:
     """What the probe may see without calling it open."""
-    view = backends.view_for(host.secrets)
+    view = backends.build_view(host.secret_paths)
     home, cache = Path.home(), host.cache
-    room = process.Room(folder, folder, slot, Limits(1.0))
+    room = process.SandboxSpec(folder, folder, slot, ResourceLimits(1.0))
     return {
         "home": str(home),
-        "home_names": leading(home, view.roots),
+        "home_names": list_visible_names(home, view.roots),
         "cache": str(cache),
-        "cache_names": leading(cache, view.roots),
+        "cache_names": list_visible_names(cache, view.roots),
         "hidden": [str(path) for path in view.hidden[:200]],
-        "places": [*PLACES, *map(str, view.roots[-6:]), str(folder.parent)],
+        "places": [*WRITE_ATTEMPT_FOLDERS, *map(str, view.roots[-6:]), str(folder.parent)],
         "scratch_bytes": int(SCRATCH_GB * 1e9),
-        "variables": [*process.environment(room), "PWD", "LC_CTYPE"],
-        "devices": [*KNOWN_DEVICES, *(node.parts[2] for node in backends.nodes(slot))],
+        "variables": [*process.build_environment(room), "PWD", "LC_CTYPE"],
+        "devices": [*STANDARD_DEVICES, *(node.parts[2] for node in backends.list_gpu_device_files(slot))],
     }
 
 
-def leading(folder: Path, roots: tuple[Path, ...]) -> list[str]:
+def list_visible_names(folder: Path, roots: tuple[Path, ...]) -> list[str]:
     """Names in a folder that lead to something visible."""
     return sorted(
         {root.relative_to(folder).parts[0] for root in roots if folder in root.parents}
@@ -261,11 +261,11 @@ def leading(folder: Path, roots: tuple[Path, ...]) -> list[str]:
 # -- why not, and what to type ---------------------------------------------------------
 
 
-def explained(level: str, findings: list[Findings]) -> str:
+def explain_missed_level(level: str, findings: list[SelfTestResult]) -> str:
     """Why a level was missed here, and the exact remedy."""
     if level != "full":
-        missed = next((f.missed for f in findings if f.walls.level == level), "")
-        return missed or f"{level} needs {NEEDS[level]}"
+        missed = next((f.shortfall for f in findings if f.backend.level == level), "")
+        return missed or f"{level} needs {LEVEL_REQUIREMENTS[level]}"
     if sys.platform != "linux":
         return "full needs Linux (on Windows: WSL2). Next: run it there"
     if not shutil.which("bwrap"):
@@ -273,12 +273,12 @@ def explained(level: str, findings: list[Findings]) -> str:
             "bubblewrap is not installed. Next: apt install bubblewrap "
             "(Fedora: dnf install bubblewrap)"
         )
-    missed = next((f.missed for f in findings if f.walls.level == level), "")
-    return f"{missed or 'it was not reached'}. Next: {remedy(missed)}"
+    missed = next((f.shortfall for f in findings if f.backend.level == level), "")
+    return f"{missed or 'it was not reached'}. Next: {suggest_remedy(missed)}"
 
 
-NEEDS = {
-    "landlock": f"Linux 6.12 or newer (Landlock {landlock.NEEDED_ABI})",
+LEVEL_REQUIREMENTS = {
+    "landlock": f"Linux 6.12 or newer (Landlock {landlock.REQUIRED_ABI})",
     "container": "a container, in it a root harness whose Python and lab others can "
     "reach (chmod o+x), and Linux 5.13 or newer (Landlock)",
     "seatbelt": "macOS",
@@ -286,17 +286,17 @@ NEEDS = {
 }
 
 
-def remedy(missed: str) -> str:
+def suggest_remedy(missed: str) -> str:
     """What to type so that bubblewrap works, by what the kernel says it forbids."""
     if "Unknown option" in missed:
-        return f"install bubblewrap 0.8 or newer (this is {bubblewrap_version()})"
+        return f"install bubblewrap 0.8 or newer (this is {read_bubblewrap_version()})"
     if "SECCOMP" in missed:  # bubblewrap's own words for it
         return (
             "boot a kernel with CONFIG_SECCOMP_FILTER (every distribution's has it; a "
             'hand-made or sandboxed one may not), or cage = "none" in program.md'
         )
-    if os.geteuid() != 0 and setting(APPARMOR) == "1":
-        return PROFILE  # Ubuntu 24.04 and whoever else ships this AppArmor rule
+    if os.geteuid() != 0 and setting(APPARMOR_USERNS_SETTING) == "1":
+        return APPARMOR_PROFILE_COMMAND  # Ubuntu 24.04 and whoever else ships this AppArmor rule
     if (
         os.geteuid() != 0
         and setting("/proc/sys/kernel/unprivileged_userns_clone") == "0"
@@ -320,7 +320,7 @@ def setting(path: str) -> str:
     return ""
 
 
-def bubblewrap_version() -> str:
+def read_bubblewrap_version() -> str:
     """What bwrap calls itself."""
     with suppress(OSError):
         done = subprocess.run(("bwrap", "--version"), capture_output=True, text=True)
@@ -328,13 +328,13 @@ def bubblewrap_version() -> str:
     return "unknown"
 
 
-def facts(found: Walls) -> Mapping[str, object]:
+def collect_sandbox_facts(found: SandboxBackend) -> Mapping[str, object]:
     """How a night is caged, for the record of its session."""
-    place = cgroups.find()
+    place = cgroups.find_cgroup_parent()
     return {
         "level": found.level,
         "kernel": os.uname().release,
         "landlock": landlock.landlock_abi(),
-        "bubblewrap": bubblewrap_version() if found.level == "full" else "",
+        "bubblewrap": read_bubblewrap_version() if found.level == "full" else "",
         "groups": f"version {place.version}" if place else "none",
     }

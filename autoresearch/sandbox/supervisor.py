@@ -31,14 +31,14 @@ else:
 
 PR_SET_CHILD_SUBREAPER = 36
 GIVE_UP_SECONDS = 5.0
-MOST_PROCESSES = 8192  # threads count too, and so do the user's others
+MAX_PROCESSES = 8192  # threads count too, and so do the user's others
 
 
 def main() -> None:
     control, keep = int(sys.argv[1]), [int(fd) for fd in sys.argv[2].split(",")]
     file_bytes, groups, command = int(sys.argv[3]), sys.argv[4], sys.argv[5:]
     os.set_inheritable(control, False)  # else the guest could speak for its warden
-    adopt_orphans()
+    become_subreaper()
     for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         # A guest may send them; only CONTROL counts.
         signal.signal(name, signal.SIG_IGN)
@@ -49,12 +49,12 @@ def main() -> None:
     signal.signal(signal.SIGCHLD, lambda *_: None)
     guest = os.fork()
     if guest == 0:
-        become(command, keep, file_bytes, groups)
-    run_first()
+        exec_command(command, keep, file_bytes, groups)
+    raise_priority()
     for descriptor in keep:
         os.close(descriptor)  # else the harness would never see the guest hang up
-    code = wait(guest, control, woken)
-    if not kill_everything(guest):
+    code = wait_for_exit(guest, control, woken)
+    if not kill_descendants(guest):
         sys.exit(1)
     try:
         os.write(control, f"exited {code}\n".encode())
@@ -62,13 +62,13 @@ def main() -> None:
         pass  # the harness is gone; there is nobody to tell
 
 
-def adopt_orphans() -> None:
+def become_subreaper() -> None:
     """Make this process the parent of every orphaned descendant (Linux)."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
-def run_first() -> None:
+def raise_priority() -> None:
     """Run before any guest where root may ask for it: spinning ones delay their end."""
     if sys.platform == "linux":
         try:
@@ -77,7 +77,7 @@ def run_first() -> None:
             pass
 
 
-def become(command: list[str], keep: list[int], file_bytes: int, groups: str) -> None:
+def exec_command(command: list[str], keep: list[int], file_bytes: int, groups: str) -> None:
     """In the child: limits, a session of its own, then the guest."""
     signal.set_wakeup_fd(-1)
     for name in (signal.SIGCHLD, signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -88,9 +88,9 @@ def become(command: list[str], keep: list[int], file_bytes: int, groups: str) ->
     limit_processes()
     resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, file_bytes))
     # When memory runs out, take the guest first. Only Linux has the file.
-    write("/proc/self/oom_score_adj", "500")
+    try_write_file("/proc/self/oom_score_adj", "500")
     for group in filter(None, groups.split(":")):
-        write(group, "0")
+        try_write_file(group, "0")
     for descriptor in keep:
         os.set_inheritable(descriptor, True)
     os.execv(command[0], command)
@@ -99,11 +99,11 @@ def become(command: list[str], keep: list[int], file_bytes: int, groups: str) ->
 def limit_processes() -> None:
     """Leave some of a user's processes to the harness, which may be the same user."""
     _, hard = resource.getrlimit(resource.RLIMIT_NPROC)
-    allowed = MOST_PROCESSES if hard < 0 else min(MOST_PROCESSES, hard * 3 // 4)
+    allowed = MAX_PROCESSES if hard < 0 else min(MAX_PROCESSES, hard * 3 // 4)
     resource.setrlimit(resource.RLIMIT_NPROC, (allowed, allowed))
 
 
-def write(path: str, words: str) -> None:
+def try_write_file(path: str, words: str) -> None:
     """Tell the kernel something, if it listens."""
     try:
         with open(path, "w") as file:
@@ -112,7 +112,7 @@ def write(path: str, words: str) -> None:
         pass
 
 
-def wait(guest: int, control: int, woken: int) -> int:
+def wait_for_exit(guest: int, control: int, woken: int) -> int:
     """Until the guest exits or the harness hangs up; its exit code."""
     while True:
         ready, _, _ = select.select([control, woken], [], [])
@@ -122,12 +122,12 @@ def wait(guest: int, control: int, woken: int) -> int:
             os.read(woken, 4096)
         except BlockingIOError:
             pass
-        code, _ = reap(guest)
+        code, _ = reap_children(guest)
         if code is not None:
             return code
 
 
-def reap(guest: int) -> tuple[int | None, bool]:
+def reap_children(guest: int) -> tuple[int | None, bool]:
     """Collect every dead child: (the guest's exit code if seen, whether none is left).
 
     None left means neither dead nor alive.
@@ -144,7 +144,7 @@ def reap(guest: int) -> tuple[int | None, bool]:
             code = os.waitstatus_to_exitcode(status)
 
 
-def kill_everything(guest: int) -> bool:
+def kill_descendants(guest: int) -> bool:
     """Kill children until there are none; orphans of the killed become children.
 
     False after some seconds, which only a process stuck in the kernel takes.
@@ -155,19 +155,19 @@ def kill_everything(guest: int) -> bool:
         pass
     deadline = time.monotonic() + GIVE_UP_SECONDS
     while time.monotonic() < deadline:
-        for pid in children():
+        for pid in iter_children():
             try:
                 os.kill(pid, signal.SIGKILL)
             except ProcessLookupError:
                 pass
-        _, none_left = reap(guest)
+        _, none_left = reap_children(guest)
         if none_left:
             return True
         time.sleep(0.001)
     return False
 
 
-def children() -> "Iterator[int]":
+def iter_children() -> "Iterator[int]":
     """The present children of this process (Linux; elsewhere none are known).
 
     The newest first and each as soon as it is seen: one that forks and exits all the
@@ -177,11 +177,11 @@ def children() -> "Iterator[int]":
     if sys.platform != "linux":
         return
     for name in reversed(os.listdir("/proc")):
-        if name.isdigit() and parent_of(name) == me:
+        if name.isdigit() and read_parent_pid(name) == me:
             yield int(name)
 
 
-def parent_of(pid: str) -> int | None:
+def read_parent_pid(pid: str) -> int | None:
     """The parent of a process; None when it has just gone."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:

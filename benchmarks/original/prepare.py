@@ -15,7 +15,7 @@ import torch
 sys.path.insert(0, os.environ["BENCHMARK_PACKAGE"])
 
 from autoresearch.data import bits_per_byte
-from autoresearch.guest.runtime import shuffled, to_device
+from autoresearch.guest.runtime import iter_shuffled_batches, copy_to_device
 
 lab = {"__name__": "prepare"}
 with open(os.environ["BENCHMARK_PREPARE"]) as file:
@@ -38,8 +38,8 @@ class Tokenizer:
 def make_dataloader(tokenizer, rows, context, split):
     """Yield x, y, epoch; the epoch is not counted."""
     tokens = lab["sealed"]().tokens(split)
-    for batch in shuffled(tokens, rows, context, int(os.environ["BENCHMARK_SEED"])):
-        yield *to_device(batch, "cuda"), 1
+    for batch in iter_shuffled_batches(tokens, rows, context, int(os.environ["BENCHMARK_SEED"])):
+        yield *copy_to_device(batch, "cuda"), 1
 
 
 @torch.no_grad()
@@ -51,7 +51,7 @@ def evaluate_bpb(model, tokenizer, batch_size):
     width = widths[rows[:, 1:]] * inside
     nats = 0.0
     for at in range(0, len(rows), EVALUATION_ROWS):
-        x, y = to_device(rows[at : at + EVALUATION_ROWS], "cuda")
+        x, y = copy_to_device(rows[at : at + EVALUATION_ROWS], "cuda")
         loss = eager(x, y, reduction="none").view(x.shape).double().cpu().numpy()
         nats += float(loss[width[at : at + EVALUATION_ROWS] > 0].sum())
     return nats / math.log(2) / int(width.sum())

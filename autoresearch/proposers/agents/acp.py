@@ -65,7 +65,7 @@ class Client:
     """One talk: fed with what the agent prints, says what to send it."""
 
     def __init__(self, folder: Path, prompt: str, cancel_at: float) -> None:
-        self.over = False
+        self.is_finished = False
         self.ended = ""  # the reason the turn stopped for, in the protocol's words
         self.fault = ""  # why the talk failed; "": it did not
         self.bill = Bill()
@@ -95,23 +95,23 @@ class Client:
 
     # -- what the caller needs ---------------------------------------------------------
 
-    def hear(self, said: bytes) -> None:
+    def feed_stdout(self, said: bytes) -> None:
         """Take what came from stdout."""
         self._heard += said
         *lines, rest = bytes(self._heard).split(b"\n")
         self._heard[:] = rest
         for line in lines:
-            if self.over:
+            if self.is_finished:
                 return
             self._line(line)
         if len(rest) > LARGEST_LINE_BYTES:
             self._fail(f"a line of more than {LARGEST_LINE_BYTES >> 20} MB")
 
-    def overhear(self, said: bytes) -> None:
+    def feed_stderr(self, said: bytes) -> None:
         """Take what came from stderr, which is for people."""
         self._keep(said)
 
-    def waiting(self) -> bytearray:
+    def pending_input(self) -> bytearray:
         """What is to be sent; the caller deletes what it has sent."""
         if self._session and not self._cancelled and time.monotonic() > self._cancel_at:
             self._cancelled = True
@@ -148,7 +148,7 @@ class Client:
         del self._kept[:-KEPT_BYTES]
 
     def _fail(self, why: str) -> None:
-        self.over, self.fault = True, self.fault or one_line(why)[:400]
+        self.is_finished, self.fault = True, self.fault or one_line(why)[:400]
 
     # -- hearing -----------------------------------------------------------------------
 
@@ -187,7 +187,7 @@ class Client:
             text = {"type": "text", "text": self._prompt}
             self._ask("session/prompt", {"sessionId": session, "prompt": [text]})
         else:
-            self.over, self.ended = True, one_line(str(result.get("stopReason")))[:40]
+            self.is_finished, self.ended = True, one_line(str(result.get("stopReason")))[:40]
             self._count(dict_of(result.get("usage")))
 
     def _asks(self, method: str, message: Fields) -> None:

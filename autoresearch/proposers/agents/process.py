@@ -198,7 +198,7 @@ class Left:
 class Work:
     """One run of the command: how it ended, what it left, what it says it took."""
 
-    done: command.Ended
+    done: command.CommandResult
     left: Left
     bill: acp.Bill
 
@@ -238,7 +238,7 @@ class Agent:
             return None
         proposal = proposal_from(works[0], self.name, start.blob)
         why = self._desk.fault(ledger, proposal)
-        if why and works[0].done.code is not None and not self._closed:
+        if why and works[0].done.exit_code is not None and not self._closed:
             works.append(self._work(prompt + refusal(why, source, proposal), source))
             # No second change: then the first one goes on record with its reason.
             if works[1].left.source not in ("", source):
@@ -265,7 +265,7 @@ class Agent:
         begun = time.monotonic()
         work = self._work(HELLO, "", EXAMINE_SECONDS)
         self._desk.purse.paid(work.bill.dollars, tokens_of(work.bill))
-        if work.left.head.strip() or work.done.code == 0:
+        if work.left.head.strip() or work.done.exit_code == 0:
             return f"ok, answered in {time.monotonic() - begun:.1f} s"
         return verdict_on(work.done, self.name, self._kind, time.time())[0]
 
@@ -287,37 +287,37 @@ class Agent:
         except (OSError, RecursionError) as error:
             # The command is gone, the disk is full, its folders are a thousand deep.
             words = f"{type(error).__name__}: {one_line(str(error))}"
-            done = command.Ended(1, words.encode(errors="replace"), 0.0)
+            done = command.CommandResult(1, words.encode(errors="replace"), 0.0)
             return Work(done, Left("", "", ()), acp.Bill())
 
-    def _ran(self, folder: Path, prompt: str, limit_seconds: float) -> command.Ended:
+    def _ran(self, folder: Path, prompt: str, limit_seconds: float) -> command.CommandResult:
         """By its row's argv."""
         home, words = home_of(self.name), prompt if self._kind.stdin else ""
-        return command.run(
+        return command.run_command(
             filled(self._kind.argv, folder),
             folder=folder,
             env=environment(self._kind, home),
             words=words.encode(errors="replace"),
             limit_seconds=limit_seconds,
-            walls=command.Walls((folder, home), hidden_of(self._desk.lab.state)),
+            walls=command.FilesystemAccess((folder, home), hidden_of(self._desk.lab.state)),
             stop=lambda: self._closed,
         )
 
     def _talked(
         self, folder: Path, prompt: str, limit_seconds: float
-    ) -> tuple[command.Ended, acp.Bill]:
+    ) -> tuple[command.CommandResult, acp.Bill]:
         """By the Agent Client Protocol."""
         begun, home = time.monotonic(), home_of(self.name)
         grace = min(CANCEL_SECONDS, limit_seconds / 4)
         client = acp.Client(folder, prompt, begun + limit_seconds - grace)
         try:
-            code = command.talk(
+            code = command.run_interactive(
                 filled(self._kind.acp, folder),
                 client,
                 folder=folder,
                 env=environment(self._kind, home),
                 limit_seconds=limit_seconds,
-                walls=command.Walls((folder, home), hidden_of(self._desk.lab.state)),
+                walls=command.FilesystemAccess((folder, home), hidden_of(self._desk.lab.state)),
                 stop=lambda: self._closed,
             )
         finally:
@@ -327,7 +327,7 @@ class Agent:
         elif client.ended == "cancelled":
             code = None
         took = time.monotonic() - begun
-        return command.Ended(code, client.whole(), took), client.bill
+        return command.CommandResult(code, client.whole(), took), client.bill
 
     def _rest(
         self, ledger: Ledger, blob: str, asked_at: float, works: Sequence[Work]
@@ -531,7 +531,7 @@ def proposal_from(work: Work, author: str, blob: str) -> Proposal:
     reason = heads.get("REASON", "")
     if expected := heads.get("EXPECTED"):
         reason = f"{reason} (expects {expected[:30]})"
-    if work.done.code is None:
+    if work.done.exit_code is None:
         reason = f"{reason} (cut off at its time limit)"
     title = heads.get("TITLE", "")[:120] or f"{author[:20]}: an untitled change"
     return Proposal(None, title, work.left.source, blob, author, reason.strip())
@@ -541,11 +541,11 @@ def proposal_from(work: Work, author: str, blob: str) -> Proposal:
 
 
 def verdict_on(
-    done: command.Ended, name: str, kind: Kind, now: float
+    done: command.CommandResult, name: str, kind: Kind, now: float
 ) -> tuple[str, float | None]:
     """Why no change came, and until when it makes no sense to ask (None: who knows)."""
     tail = one_line(done.text[-6000:])
-    if done.code is None:
+    if done.exit_code is None:
         return f"no change within {done.seconds:.0f} s; killed", None
     if LIMIT.search(tail):
         until = limit_ends(tail, now)
@@ -555,7 +555,7 @@ def verdict_on(
         words = kind.login.format(home=home_of(name)) or "see its own documentation"
         return f"not logged in. Next: {words}", now + LOGIN_REST_SECONDS
     said = f": {tail[-200:]}" if tail else " and said nothing"
-    return f"no change (exit code {done.code}){said}", None
+    return f"no change (exit code {done.exit_code}){said}", None
 
 
 def limit_ends(words: str, now: float) -> float:
