@@ -16,15 +16,15 @@ class LabError(Exception):
     """The human can fix this; the message says what, where and what to type next."""
 
 
-class Busy(LabError):
+class LabBusy(LabError):
     """Another `autoresearch run` holds the lab."""
 
 
-class NotYet(LabError):
+class NotReady(LabError):
     """What was asked for does not exist yet."""
 
 
-class Failed(Exception):
+class ExperimentFailed(Exception):
     """An experiment ended without a score. Carries the Failure to write down."""
 
     def __init__(self, failure: Failure) -> None:
@@ -32,5 +32,5 @@ class Failed(Exception):
         self.failure = failure
 
 
-class Stopped(Exception):
+class RunStopped(Exception):
     """The run in hand was cut off because a human stopped the night."""

@@ -35,8 +35,8 @@ Status = Literal["keep", "discard", "failed"]  # results.tsv, trailers and JSON
 # What train.py resolved its constants to (width, depth, parameters, tokens, ...).
 # Untrusted: shown and stored, never used to decide.
 Facts = tuple[tuple[str, float | int | str], ...]
-PERSON = "human"  # author of what a lab begins with, and of nothing else
-HARNESS = "autoresearch"  # author of what the loop itself runs once more
+HUMAN_AUTHOR = "human"  # author of what a lab begins with, and of nothing else
+HARNESS_AUTHOR = "autoresearch"  # author of what the loop itself runs once more
 Curve = tuple[tuple[float, float], ...]  # (share of the budget, loss), oldest first
 
 
@@ -63,7 +63,7 @@ class Candidate:
 
 
 @dataclass(frozen=True, slots=True)
-class Hopeless:
+class PruneDecision:
     """Why a run may end before its clock does."""
 
     progress: float  # share of its budget
@@ -94,7 +94,7 @@ class Run:
     log: Path
     curve: Curve = ()  # of the losses it reported
     schedule: bool = False  # whether its change touches the schedule
-    spared: Hopeless | None = None  # it would have been ended early, but for a coin
+    spared: PruneDecision | None = None  # it would have been ended early, but for a coin
     health: Facts = ()  # how the GPU was while it trained; the harness's own finding
     harm: str | None = None  # what may have slowed it down that is not its own doing
 
@@ -115,7 +115,7 @@ class Score:
     value: float
     error: float  # standard error of the audit's correction; 0 where nothing is drawn
     seconds: float  # spent evaluating
-    at: float | None = None  # seconds since 1970, at its end; None: unknown
+    ended_at: float | None = None  # seconds since 1970, at its end; None: unknown
     holdout: float | None = None  # on the sealed third split; None: not scored there
 
 
@@ -205,21 +205,21 @@ class Row:
     commit: str | None  # None: in the ledger only
     log: str | None
     evidence: str
-    way: tuple[int, ...]  # unproven experiments that it stands on, its champion's not
+    unproven_ancestors: tuple[int, ...]  # unproven experiments that it stands on, its champion's not
 
     @property
     def status(self) -> Status:
         """The decision in the three words of results.tsv, trailers and JSON."""
-        return status_of(self.decision)
+        return status_from_decision(self.decision)
 
 
-def status_of(decision: Decision) -> Status:
+def status_from_decision(decision: Decision) -> Status:
     """A decision in three words: what is unresolved is a discard."""
     return "discard" if decision == "unresolved" else decision
 
 
 @dataclass(frozen=True, slots=True)
-class Measured:
+class RunRecord:
     """One run, as a report sees it."""
 
     seed: int
@@ -227,7 +227,7 @@ class Measured:
     value: float
     holdout: float | None  # None: it was not scored there
     error: float
-    at: float | None  # seconds since 1970, at its end; None: unknown
+    ended_at: float | None  # seconds since 1970, at its end; None: unknown
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,21 +242,21 @@ class History:
 
     champion: Champion | None  # None: nothing is measured yet, this is the baseline
     replicates: tuple[tuple[float, ...], ...] = ()  # scores, run by run in seed order
-    when: tuple[tuple[float, ...], ...] = ()  # seconds at the end of each run; or empty
-    taken: int = 0  # experiments decided in this series, the baseline not counted
-    former: tuple[Champion, ...] = ()  # the champions before this one, newest last
-    near: tuple[int, ...] = ()  # numbers of near misses
+    end_times: tuple[tuple[float, ...], ...] = ()  # seconds at the end of each run; or empty
+    experiment_count: int = 0  # experiments decided in this series, the baseline not counted
+    former_champions: tuple[Champion, ...] = ()  # the champions before this one, newest last
+    near_misses: tuple[int, ...] = ()  # numbers of near misses
     # This series' decided experiments, oldest first (failures may be among them). What
     # started from what: a policy that lets a proposal start from something better than
     # the champion of record, before that is certain, cannot do without.
     rows: tuple[Row, ...] = ()
-    change: "Change | None" = None  # of the candidate in hand; None: none, or unknown
+    change: "CodeSizeChange | None" = None  # of the candidate in hand; None: none, or unknown
     # Of a score here. None: it is what the replicates say (`policy.noise_of`).
     noise: Noise | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Change:
+class CodeSizeChange:
     """How much a candidate's train.py differs from the champion's, in lines of code."""
 
     added_lines: int
@@ -290,12 +290,12 @@ class Verdict:
 
 
 @dataclass(frozen=True, slots=True)
-class Slot:
+class Device:
     """A device a run may use."""
 
-    device: str = "cpu"  # as train.py sees it: "cpu", "cuda" or "mps"
+    device_type: str = "cpu"  # as train.py sees it: "cpu", "cuda" or "mps"
     index: int | None = None  # which GPU of the machine; None where there is no choice
     threads: int = 1
     uuid: str = ""  # of that GPU: a cage shows one, whose number inside is another
     memory_gb: float | None = None  # of that GPU
-    node: str = ""  # its device file, of an AMD GPU
+    device_file: str = ""  # its device file, of an AMD GPU

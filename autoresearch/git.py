@@ -22,12 +22,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from autoresearch.errors import LabError
-from autoresearch.text import one_line
+from autoresearch.text import to_one_line
 
-REFS = "refs/autoresearch"
+REF_NAMESPACE = "refs/autoresearch"
 # Nothing in a repository's or a user's configuration may start a program or change
 # what is written; hooks and fsmonitor of a planted .git/config once did both.
-SAFELY = (
+HARDENED_CONFIG = (
     *("-c", "core.hooksPath=/dev/null", "-c", "core.fsmonitor=false"),
     *("-c", "commit.gpgSign=false", "-c", "log.showSignature=false"),
     *("-c", "core.autocrlf=false", "-c", "core.attributesFile=/dev/null"),
@@ -35,36 +35,36 @@ SAFELY = (
     *("-c", "core.pager=cat"),
 )
 COMMITTER = ("AutoResearch", "autoresearch@localhost")
-SUMMARY_LETTERS = 50
-KNOWN = ("Experiment", "Verdict", "Score", "Runs", "Against", "Proposed-by")
+MAX_SUMMARY_LETTERS = 50
+CORE_TRAILERS = ("Experiment", "Verdict", "Score", "Runs", "Against", "Proposed-by")
 TRAILERS = (
-    *(*KNOWN, "Program", "Ran", "Series", "Chain"),
+    *(*CORE_TRAILERS, "Program", "Ran", "Series", "Chain"),
     *("Seeds", "Delta", "On-the-way", "Remeasured", "Ended-at"),
     *("Taken-back", "Instead"),
 )
-BACK = "taken-back"  # refs/autoresearch/taken-back/N
+REVERTED_REFS = "taken-back"  # refs/autoresearch/taken-back/N
 
 
-class GitFailed(Exception):
+class GitError(Exception):
     """A git command said no. `words` is what it said."""
 
     def __init__(self, command: tuple[str, ...], words: str) -> None:
         super().__init__(f"git {' '.join(command)}: {words}")
-        self.words = words
+        self.stderr_text = words
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class VerdictCommit:
     """What a verdict's commit says."""
 
     title: str  # the whole first line
     body: str
     trailers: tuple[tuple[str, str], ...]
     author: str  # who proposed it
-    at: float  # seconds since 1970; fixed, so that the commit can be made again
+    committed_at: float  # seconds since 1970; fixed, so that the commit can be made again
 
 
-class Notebook:
+class Repository:
     """The git repository of a lab."""
 
     def __init__(self, folder: Path) -> None:
@@ -72,68 +72,68 @@ class Notebook:
 
     # -- looking -----------------------------------------------------------------------
 
-    def require(self) -> None:
+    def require_usable(self) -> None:
         """LabError unless the lab is the top of a repository, on a branch."""
         try:
-            top = self.git("rev-parse", "--show-toplevel")
+            top = self.run_git("rev-parse", "--show-toplevel")
         except FileNotFoundError:
             raise LabError("git is not installed. Next: install git") from None
-        except GitFailed:
+        except GitError:
             top = ""
         if not top or Path(top).resolve() != self.folder.resolve():
             raise LabError(
                 f"{self.folder} is not a git repository of its own. Next: git init, "
                 "git add prepare.py train.py program.md, git commit -m lab"
             )
-        if self.git("rev-parse", "--show-object-format") != "sha1":
+        if self.run_git("rev-parse", "--show-object-format") != "sha1":
             raise LabError(
                 f"{self.folder} uses git's sha256 objects, which are not supported. "
                 "Next: git init --object-format=sha1 in a new folder"
             )
-        self.branch()
-        self.head()
+        self.current_branch()
+        self.head_commit()
 
-    def branch(self) -> str:
+    def current_branch(self) -> str:
         """The full name of the branch that is checked out."""
         try:
-            return self.git("symbolic-ref", "-q", "HEAD")
-        except GitFailed:
+            return self.run_git("symbolic-ref", "-q", "HEAD")
+        except GitError:
             raise LabError(
                 f"{self.folder} is on no branch (detached HEAD), so a keep has nowhere "
                 "to go. Next: git switch -c night"
             ) from None
 
-    def head(self) -> str:
+    def head_commit(self) -> str:
         """The commit the branch is at."""
         try:
-            return self.git("rev-parse", "-q", "--verify", "HEAD^{commit}")
-        except GitFailed:
+            return self.run_git("rev-parse", "-q", "--verify", "HEAD^{commit}")
+        except GitError:
             raise LabError(
                 f"{self.folder} has no commit yet. Next: git add prepare.py train.py "
                 "program.md, then git commit -m lab"
             ) from None
 
-    def file_at(self, commit: str, name: str) -> tuple[str, bytes] | None:
+    def read_file_at(self, commit: str, name: str) -> tuple[str, bytes] | None:
         """(blob, bytes) of a tracked file; None where the commit has none."""
-        found = self.git("ls-tree", commit, "--", name)
+        found = self.run_git("ls-tree", commit, "--", name)
         if not found or not found.startswith("100"):
             return None
         blob = found.split()[2]
-        return blob, self.git_bytes("cat-file", "blob", blob)
+        return blob, self.run_git_bytes("cat-file", "blob", blob)
 
-    def commit_of(self, number: int) -> str | None:
+    def find_commit(self, number: int) -> str | None:
         """The commit of an experiment; None where git has none."""
         try:
-            return self.git(
-                "rev-parse", "-q", "--verify", f"{REFS}/{number}^{{commit}}"
+            return self.run_git(
+                "rev-parse", "-q", "--verify", f"{REF_NAMESPACE}/{number}^{{commit}}"
             )
-        except GitFailed:
+        except GitError:
             return None
 
-    def entries(self, under: str = REFS) -> list[tuple[int, str, str]]:
+    def list_verdict_commits(self, under: str = REF_NAMESPACE) -> list[tuple[int, str, str]]:
         """(experiment, commit, raw message) of every verdict, by number."""
         form = "%(refname)%00%(objectname)%00%(contents)%01"
-        found = self.git("for-each-ref", f"--format={form}", under)
+        found = self.run_git("for-each-ref", f"--format={form}", under)
         entries = []
         for record in found.split("\x01"):
             name, _, rest = record.strip("\n").partition("\0")
@@ -143,113 +143,113 @@ class Notebook:
                 entries.append((int(number), commit, message))
         return sorted(entries)
 
-    def log(self, count: int) -> str:
+    def read_log(self, count: int) -> str:
         """The last commits of the branch, one a line."""
-        return self.git("log", "--oneline", f"-{count}")
+        return self.run_git("log", "--oneline", f"-{count}")
 
     # -- writing -----------------------------------------------------------------------
 
-    def store(self, text: str) -> str:
+    def write_blob(self, text: str) -> str:
         """Keep a text as a blob; git's name for it."""
         stdin = text.encode()
-        return self.git("hash-object", "-w", "--no-filters", "--stdin", stdin=stdin)
+        return self.run_git("hash-object", "-w", "--no-filters", "--stdin", stdin=stdin)
 
-    def commit(self, entry: Entry, blob: str, parent: str) -> str:
+    def create_commit(self, entry: VerdictCommit, blob: str, parent: str) -> str:
         """A commit that differs from its parent only in train.py. Nothing names it."""
         mode, others = b"100644", []
-        for line in self.git_bytes("ls-tree", "-z", parent).split(b"\0"):
+        for line in self.run_git_bytes("ls-tree", "-z", parent).split(b"\0"):
             kind, _, name = line.partition(b"\t")
             if name != b"train.py":
                 others += [line] if line else []
             elif kind.startswith(b"100"):
                 mode = kind[:6]  # stays executable where it was
         mine = b"%s blob %s\ttrain.py" % (mode, blob.encode())
-        tree = self.git("mktree", "-z", stdin=b"\0".join([*others, mine, b""]))
-        trailers = "\n".join(f"{key}: {one_line(text)}" for key, text in entry.trailers)
+        tree = self.run_git("mktree", "-z", stdin=b"\0".join([*others, mine, b""]))
+        trailers = "\n".join(f"{key}: {to_one_line(text)}" for key, text in entry.trailers)
         body = f"{entry.body.strip()}\n\n" if entry.body.strip() else ""
-        return self.git(
+        return self.run_git(
             *("commit-tree", tree, "-p", parent),
             stdin=f"{entry.title}\n\n{body}{trailers}\n".encode(),
-            who=identity(entry.author, entry.at),
+            who=identity_environment(entry.author, entry.committed_at),
         )
 
-    def name(self, number: int, commit: str) -> None:
+    def set_experiment_ref(self, number: int, commit: str) -> None:
         """Call a verdict's commit refs/autoresearch/N; naming it twice is fine."""
-        self.git("update-ref", f"{REFS}/{number}", commit)
+        self.run_git("update-ref", f"{REF_NAMESPACE}/{number}", commit)
 
-    def name_taken_back(self, number: int, commit: str) -> None:
+    def set_reverted_ref(self, number: int, commit: str) -> None:
         """Call the commit that took a champion back refs/autoresearch/taken-back/N."""
-        self.git("update-ref", f"{REFS}/{BACK}/{number}", commit)
+        self.run_git("update-ref", f"{REF_NAMESPACE}/{REVERTED_REFS}/{number}", commit)
 
-    def taken_back(self) -> list[tuple[int, str, str]]:
+    def list_reverted_commits(self) -> list[tuple[int, str, str]]:
         """(experiment, commit, raw message) of every champion that was taken back."""
-        return self.entries(f"{REFS}/{BACK}")
+        return self.list_verdict_commits(f"{REF_NAMESPACE}/{REVERTED_REFS}")
 
-    def advance(self, branch: str, commit: str, seen: str) -> bool:
+    def advance_branch(self, branch: str, commit: str, seen: str) -> bool:
         """Move the branch from `seen` to `commit`; False if it is elsewhere by now."""
         try:
-            self.git("update-ref", "-m", "autoresearch: keep", branch, commit, seen)
-        except GitFailed as error:
-            if self.git("rev-parse", "-q", "--verify", branch) == seen:
+            self.run_git("update-ref", "-m", "autoresearch: keep", branch, commit, seen)
+        except GitError as error:
+            if self.run_git("rev-parse", "-q", "--verify", branch) == seen:
                 raise LabError(
-                    f"git cannot move {branch}: {one_line(error.words[:400])} "
+                    f"git cannot move {branch}: {to_one_line(error.stderr_text[:400])} "
                     "Next: end whatever holds that, then autoresearch run"
                 ) from None
             return False
         return True
 
-    def check_out(self, old: str, new: str) -> bool:
+    def update_working_file(self, old: str, new: str) -> bool:
         """Bring the working train.py along; False if the human's edits stay there.
 
         Git's own checkout would run filters and change line endings, so the file is
         written here; git is only told of it.
         """
-        before, after = self.file_at(old, "train.py"), self.file_at(new, "train.py")
+        before, after = self.read_file_at(old, "train.py"), self.read_file_at(new, "train.py")
         assert after is not None, "every commit of ours has a train.py"
         path = self.folder / "train.py"
         known = [found[1] for found in (before, after) if found]
         clean = path.is_file() and not path.is_symlink() and path.read_bytes() in known
         if clean:
-            replace_content(path, after[1])
-        staged = self.git("ls-files", "--stage", "--", "train.py").split()
+            rewrite_atomically(path, after[1])
+        staged = self.run_git("ls-files", "--stage", "--", "train.py").split()
         if clean or (before and before[0] in staged):
-            self.stage(after[0], mode=staged[0] if staged else "100644")
+            self.update_index(after[0], mode=staged[0] if staged else "100644")
         return clean
 
-    def stage(self, blob: str, mode: str) -> None:
+    def update_index(self, blob: str, mode: str) -> None:
         """Tell the index what the branch's train.py is now.
 
         Another git may hold the index, or have left its lock there for good. Then `git
         status` is behind until the next keep; nothing else needs the index.
         """
         entry = f"{mode},{blob},train.py"
-        where = self.git("rev-parse", "--absolute-git-dir")
+        where = self.run_git("rev-parse", "--absolute-git-dir")
         # Before it writes an index, git compares files of the same moment, and filters
         # them for it: hence a work tree without files.
-        with tempfile.TemporaryDirectory() as empty, suppress(GitFailed):
+        with tempfile.TemporaryDirectory() as empty, suppress(GitError):
             apart = ("--git-dir", where, "--work-tree", empty, "-C", empty)
-            self.git(*apart, "update-index", "--cacheinfo", entry)
+            self.run_git(*apart, "update-index", "--cacheinfo", entry)
 
-    def contains(self, commit: str) -> bool:
+    def has_commit(self, commit: str) -> bool:
         """Whether the branch already holds a commit."""
         try:
-            self.git("merge-base", "--is-ancestor", commit, "HEAD")
-        except GitFailed:
+            self.run_git("merge-base", "--is-ancestor", commit, "HEAD")
+        except GitError:
             return False
         return True
 
-    def tidy(self) -> None:
+    def pack_objects(self) -> None:
         """Pack refs and objects, so that ten thousand experiments slow nothing.
 
         Not `gc`: it would prune the sources of proposals that still wait.
         """
         for words in (("pack-refs", "--all"), ("repack", "-d", "-l", "-q")):
-            with suppress(GitFailed):  # a lock in the way; the next time will do
-                self.git(*words)
+            with suppress(GitError):  # a lock in the way; the next time will do
+                self.run_git(*words)
 
-    def exclude(self, *names: str) -> None:
+    def add_excludes(self, *names: str) -> None:
         """Have git ignore files of ours without touching the human's .gitignore."""
-        path = self.folder / self.git("rev-parse", "--git-path", "info/exclude")
+        path = self.folder / self.run_git("rev-parse", "--git-path", "info/exclude")
         path.parent.mkdir(exist_ok=True)
         lines = path.read_bytes().splitlines() if path.exists() else []
         missing = [name.encode() for name in names if name.encode() not in lines]
@@ -258,29 +258,29 @@ class Notebook:
 
     # -- git itself --------------------------------------------------------------------
 
-    def git(
+    def run_git(
         self, *args: str, stdin: bytes = b"", who: Mapping[str, str] | None = None
     ) -> str:
         """One git command; its output without the last newline."""
-        said = self.git_bytes(*args, stdin=stdin, who=who)
+        said = self.run_git_bytes(*args, stdin=stdin, who=who)
         return said.decode(errors="replace").rstrip("\n")
 
-    def git_bytes(
+    def run_git_bytes(
         self, *args: str, stdin: bytes = b"", who: Mapping[str, str] | None = None
     ) -> bytes:
         """One git command; its output as it came."""
         done = subprocess.run(
-            ("git", "-C", str(self.folder), *SAFELY, *args),
+            ("git", "-C", str(self.folder), *HARDENED_CONFIG, *args),
             input=stdin,
             capture_output=True,
-            env={**bare_environment(), **(who or {})},
+            env={**isolated_environment(), **(who or {})},
         )
         if done.returncode != 0:
-            raise GitFailed(args, done.stderr.decode(errors="replace").strip())
+            raise GitError(args, done.stderr.decode(errors="replace").strip())
         return done.stdout
 
 
-def bare_environment() -> dict[str, str]:
+def isolated_environment() -> dict[str, str]:
     """An environment in which git reads no configuration but this repository's."""
     return {
         "PATH": os.environ.get("PATH", os.defpath),
@@ -301,13 +301,13 @@ def bare_environment() -> dict[str, str]:
     }
 
 
-def identity(author: str, at: float) -> dict[str, str]:
+def identity_environment(author: str, at: float) -> dict[str, str]:
     """Author and committer of a verdict, both said outright."""
     name, email = COMMITTER
     when = f"{int(at)} +0000"
     return {
         # Git refuses a name of nothing but the marks it strips from both ends.
-        "GIT_AUTHOR_NAME": one_line(author).strip("<>.,:;\"\\' ") or "unknown",
+        "GIT_AUTHOR_NAME": to_one_line(author).strip("<>.,:;\"\\' ") or "unknown",
         "GIT_AUTHOR_EMAIL": "proposer@localhost",
         "GIT_AUTHOR_DATE": when,
         "GIT_COMMITTER_NAME": name,
@@ -316,7 +316,7 @@ def identity(author: str, at: float) -> dict[str, str]:
     }
 
 
-def replace_content(path: Path, content: bytes) -> None:
+def rewrite_atomically(path: Path, content: bytes) -> None:
     """Write a file anew, whole or not at all, with the permissions it had."""
     if path.read_bytes() == content:
         return
@@ -326,16 +326,16 @@ def replace_content(path: Path, content: bytes) -> None:
     beside.replace(path)
 
 
-def summary(title: str) -> str:
+def shorten_title(title: str) -> str:
     """A proposal's title as a commit names it: ASCII, one line, at most 50 letters."""
-    plain = unicodedata.normalize("NFKD", one_line(title)).encode("ascii", "ignore")
+    plain = unicodedata.normalize("NFKD", to_one_line(title)).encode("ascii", "ignore")
     short = " ".join(plain.decode().split()) or "untitled"
-    if len(short) <= SUMMARY_LETTERS:
+    if len(short) <= MAX_SUMMARY_LETTERS:
         return short
-    return short[: SUMMARY_LETTERS - 3].rstrip() + "..."
+    return short[: MAX_SUMMARY_LETTERS - 3].rstrip() + "..."
 
 
-def read_trailers(message: str) -> dict[str, str]:
+def parse_trailers(message: str) -> dict[str, str]:
     """The trailers of a verdict's message; unknown lines are left out."""
     last = message.rstrip("\n").rpartition("\n\n")[2]
     found = {}
@@ -346,7 +346,7 @@ def read_trailers(message: str) -> dict[str, str]:
     return found
 
 
-def git_blob(text: str) -> str:
+def compute_blob_id(text: str) -> str:
     """The name git gives to a file with this text."""
     body = text.encode()
     header = f"blob {len(body)}\0".encode()

@@ -12,7 +12,7 @@ verdict entails in `run/verdicts.py`, how a session ends in `run/closing.py`.
 import time
 from collections.abc import Iterator
 
-from autoresearch.errors import Failed, Stopped
+from autoresearch.errors import ExperimentFailed, RunStopped
 from autoresearch.experiment import Proposal, Row
 from autoresearch.records import queries
 from autoresearch.run.baseline import measure_baseline
@@ -40,7 +40,7 @@ def research(session: Session) -> Iterator[Row]:
         yield from run_trials(
             session, dispatcher, ClosingRuns(session, dispatcher, before)
         )
-    except Stopped:
+    except RunStopped:
         return
 
 
@@ -95,8 +95,8 @@ def next_proposal(session: Session, under_way: set[int]) -> Proposal | None:
     None: the lab is paused, or no proposer has an idea now.
     """
     lab, ledger = session.bench.lab, session.books.ledger
-    lab.need_space()
-    if lab.pause.exists():
+    lab.require_disk_space()
+    if lab.pause_path.exists():
         return None
     for waiting in ledger.open():
         if waiting.number not in under_way:
@@ -116,7 +116,7 @@ def start(
     """Proposal -> Candidate, and send its first run; yield the verdict if refused."""
     try:
         candidate = session.books.write_down(proposal)
-    except Failed as failed:
+    except ExperimentFailed as failed:
         yield record(session, refused_trial(proposal, failed.failure))
         return
     dispatcher.start(open_trial(session, candidate))

@@ -4,56 +4,56 @@ import re
 import unicodedata
 
 # Letters and marks that show nothing: a whole text fits into variation selectors.
-INVISIBLE = re.compile(
+INVISIBLE_CHARACTERS = re.compile(
     "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u3164\ufe00-\ufe0f\uffa0"
     "\U000e0000-\U000e0fff]"
 )
 
-ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|.)")
+ANSI_ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|.)")
 NOT_SHOWN = ("Cc", "Cf", "Zl", "Zp", "Cs")  # Unicode categories
 
 
-def one_line(text: str) -> str:
+def to_one_line(text: str) -> str:
     """Text without line breaks, control characters, escapes and hidden text."""
-    bare = ESCAPES.sub("", INVISIBLE.sub("", text))
+    bare = ANSI_ESCAPES.sub("", INVISIBLE_CHARACTERS.sub("", text))
     kept = (" " if unicodedata.category(c) in NOT_SHOWN else c for c in bare)
     return " ".join("".join(kept).split())
 
 
-def visible(text: str) -> str:
+def strip_invisible(text: str) -> str:
     """Without escapes, control characters, bidi marks, surrogates and hidden text."""
     if text.isascii() and text.isprintable():
         return text
-    bare = ESCAPES.sub("", INVISIBLE.sub("", text))
-    return "".join(c if keeps(c) else " " if c.isspace() else "" for c in bare)
+    bare = ANSI_ESCAPES.sub("", INVISIBLE_CHARACTERS.sub("", text))
+    return "".join(c if is_visible(c) else " " if c.isspace() else "" for c in bare)
 
 
-def keeps(character: str) -> bool:
+def is_visible(character: str) -> bool:
     """Whether a character is shown as it is."""
     if character in "\n\t":
         return True
     return character.isprintable() and unicodedata.category(character)[0] != "C"
 
 
-def number(value: float | None, form: str) -> str:
+def format_number(value: float | None, form: str) -> str:
     """A number, or nothing where there is none."""
     return "" if value is None else format(value, form)
 
 
-def score(value: float | None) -> str:
+def format_score(value: float | None) -> str:
     """A score for people: four decimals, or three digits where those would say 0."""
     if value is None:
         return ""
     return f"{value:.4f}" if value == 0 or 0.1 <= abs(value) < 1e6 else f"{value:.3g}"
 
 
-def exact(value: float, sign: str = "") -> str:
+def format_exact(value: float, sign: str = "") -> str:
     """A number for people who compare: six decimals, or six digits of a small one."""
     small = 0 < abs(value) < 0.1
     return format(value, f"{sign}.6g" if small else f"{sign}.6f")
 
 
-def change(delta: float | None) -> str:
+def format_delta(delta: float | None) -> str:
     """A difference of scores for people, always with its sign."""
     if delta is None:
         return ""

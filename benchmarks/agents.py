@@ -193,7 +193,7 @@ def drive(agent, experiments, folder):
             ours += row.author == agent
             if ours >= experiments:
                 opened.bench.stop.soon = True
-    ledger = Ledger(lab.ledger)
+    ledger = Ledger(lab.ledger_path)
     rows = [row for row in ledger.rows() if row.author == agent]
     askings = ledger.askings()
     return {

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from autoresearch.commands import new
 from autoresearch.lab import constants
-from autoresearch.lab.reply_parser import Answer, Block, apply
+from autoresearch.lab.reply_parser import ParsedReply, EditBlock, apply_edits
 
 BEGIN = "run = prepare.begin(build_model)"
 FORWARD = "        x = x + self.attention(norm(x), ids, cos, sin)"
@@ -250,8 +250,8 @@ def edited(source, edit):
         if "\n" not in search.strip("\n") and lines and search.strip("\n") not in lines:
             replace = lines[0].replace(search, replace)  # part of a line
             search = lines[0]
-        blocks.append(Block(search.strip("\n"), replace.strip("\n")))
-    return name, apply(Answer(name, "", None, tuple(blocks), ""), source)
+        blocks.append(EditBlock(search.strip("\n"), replace.strip("\n")))
+    return name, apply_edits(ParsedReply(name, "", None, tuple(blocks), ""), source)
 
 
 def broken(source):
@@ -267,15 +267,15 @@ def later(source, edits):
 def sound(source):
     """(name, train.py) of sound edits: code, and every constant low, mid and high."""
     found = [edited(source, edit) for edit in SOUND_CODE]
-    for knob in constants.read(source):
-        if knob.fixed:
+    for knob in constants.parse_constants(source):
+        if knob.is_fixed:
             continue
         if knob.choices:
             values = list(knob.choices)
         else:
             middle = (
                 (knob.low * knob.high) ** 0.5
-                if knob.log
+                if knob.is_log_scale
                 else (knob.low + knob.high) / 2
             )
             whole = isinstance(knob.value, int)
@@ -283,7 +283,7 @@ def sound(source):
             if "**" in knob.spelling:
                 values = [knob.low, knob.value * 2, knob.value // 2]
         for value in dict.fromkeys(values):
-            text = constants.replace(source, {knob.name: value})
+            text = constants.replace_constants(source, {knob.name: value})
             if text != source:
                 found.append((f"{knob.name} = {value}", text))
     return found

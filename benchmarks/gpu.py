@@ -99,13 +99,13 @@ def run(folder, lab, seconds, seed, cache, memory_gb=None):
         words = (sys.executable, "-c", LIMITED, str(memory_gb))
     if "prepare.begin(" in (folder / "train.py").read_text():
         words += ("--seconds", str(seconds), "--seed", str(seed))
-    ask = discovery.driver(0)
+    ask = discovery.open_nvml(0)
     samples, begun = [], time.monotonic()
     with tempfile.TemporaryFile("w+") as output:
         process = subprocess.Popen(words, cwd=folder, env=env, stdout=output)
         while process.poll() is None:
             if ask is not None:
-                samples.append(nvml.health(ask))
+                samples.append(nvml.read_health(ask))
             time.sleep(SAMPLE_SECONDS if ask is not None else 0.1)
         output.seek(0)
         printed = output.read()
@@ -117,7 +117,7 @@ def run(folder, lab, seconds, seed, cache, memory_gb=None):
         found["tokens_per_second"] = round(tokens / found["training_seconds"])
     found["wall_seconds"] = round(time.monotonic() - begun, 1)
     # Two thirds in, a run trains: its clocks are not those of start-up.
-    return found | nvml.told(samples[len(samples) // 3 : -2]), samples
+    return found | nvml.summarize_health(samples[len(samples) // 3 : -2]), samples
 
 
 def shown(name, seconds, rows):

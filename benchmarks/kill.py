@@ -21,7 +21,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from autoresearch.git import Notebook
+from autoresearch.git import Repository
 from autoresearch.records import results_tsv
 from autoresearch.records.ledger import Ledger
 from tests import nights
@@ -91,22 +91,22 @@ def without_bounds(table):
 
 def audit(lab, count):
     """What is wrong with the books: (lost, doubled, disagreements)."""
-    ledger, book = Ledger(lab.ledger), Notebook(lab.folder)
+    ledger, book = Ledger(lab.ledger), Repository(lab.folder)
     rows = list(ledger.rows())
     numbers = [row.number for row in rows]
     lost = sorted(set(range(count + 1)) - set(numbers))
     doubled = sorted({n for n in numbers if numbers.count(n) > 1})
     wrong = []
-    refs = {number: commit for number, commit, _ in book.entries()}
+    refs = {number: commit for number, commit, _ in book.list_verdict_commits()}
     ran = {row.number: row.commit for row in rows if row.commit}
     if refs != ran:
         wrong.append(f"refs and ledger differ: {set(refs.items()) ^ set(ran.items())}")
-    branch = book.git("log", "--format=%H", "--reverse").splitlines()
+    branch = book.run_git("log", "--format=%H", "--reverse").splitlines()
     kept = [row.commit for row in rows if row.decision == "keep"]
     if branch[1:] != kept:
         wrong.append(f"the branch has {len(branch) - 1} keeps, the ledger {len(kept)}")
-    if book.git("status", "--porcelain"):
-        wrong.append("the working tree is dirty: " + book.git("status", "--porcelain"))
+    if book.run_git("status", "--porcelain"):
+        wrong.append("the working tree is dirty: " + book.run_git("status", "--porcelain"))
     table = results_tsv.header("mse") + "".join(
         map(results_tsv.line, results_tsv.shown(rows))
     )
@@ -133,7 +133,7 @@ def main():
     letters(lab, options.letters)
     rng = random.Random(options.seed)
     unclean = survive(lab, options.kills, options.longest_seconds, rng)
-    decided = len(Ledger(lab.ledger).rows())
+    decided = len(Ledger(lab.ledger_path).rows())
     finish(lab, options.letters)
     lost, doubled, wrong = audit(lab, options.letters)
     found = {

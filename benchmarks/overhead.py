@@ -21,7 +21,7 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
 from autoresearch.experiment import Candidate, Proposal, Run, Score, Verdict
-from autoresearch.git import git_blob
+from autoresearch.git import compute_blob_id
 from autoresearch.loop import research
 from autoresearch.run import session as nightly
 from autoresearch.sandbox.process import StopFlag
@@ -40,9 +40,9 @@ def fill(lab, count):
             proposal = books.admit(
                 Proposal(None, f"filler {number}", text, champion.blob, "script:fill")
             )
-            books.notebook.store(text)
+            books.notebook.write_blob(text)
             run = Run(
-                Candidate(proposal, git_blob(text)),
+                Candidate(proposal, compute_blob_id(text)),
                 *(1, 0.1, 0.1, 0.01, Path("w"), (("width", 1),), Path("x.log")),
             )
             score = Score(run, champion.values[0] + 1 + number / 1e6, 0.0, 0.1)

@@ -36,18 +36,18 @@ from autoresearch.experiment import (
     Proposal,
     Run,
     Score,
-    Slot,
+    Device,
     Verdict,
 )
 from autoresearch.git import (
-    Notebook,
-    git_blob,
+    Repository,
+    compute_blob_id,
 )
 from autoresearch.lab import apparatus, constants, constraints
 from autoresearch.lab.folder import Lab
 from autoresearch.measure import preflight
 from autoresearch.measure.workbench import (
-    Terms,
+    RunTerms,
     Workbench,
     host_paths,
 )
@@ -77,10 +77,10 @@ def score_of(proposal, value):
 def change(rng, source, number):
     """(title, new source): a constant most of the time, else some lines of code."""
     if number % 3:
-        knob = rng.choice([c for c in constants.read(source) if not c.fixed])
+        knob = rng.choice([c for c in constants.parse_constants(source) if not c.is_fixed])
         value = rng.choice(knob.choices) if knob.choices else drawn(knob, rng)
         value = value if knob.choices else tidy(knob, value)
-        text = constants.replace(source, {knob.name: value})
+        text = constants.replace_constants(source, {knob.name: value})
         return f"{knob.name} {knob.spelling} -> {value}", text
     lines = source.split("\n")
     at = rng.randrange(len(lines) // 2, len(lines))
@@ -93,7 +93,7 @@ def thousand(path, source, count, seed=1):
     rng, ledger = random.Random(seed), Ledger(path)
     ledger.begin("series", "{}", 0, "{}")
     baseline = Proposal(0, "baseline", source, "", "human")
-    baseline = ledger.admit(baseline, git_blob(source), "code")
+    baseline = ledger.admit(baseline, compute_blob_id(source), "code")
     scores = tuple(score_of(baseline, 1.09 + d) for d in (0, 0.0006, -0.0004))
     ledger.decide(Verdict("keep", "baseline", scores, None), commit=None, at=0.0)
     for number in range(1, count + 1):
@@ -101,7 +101,7 @@ def thousand(path, source, count, seed=1):
         title, text = change(rng, ledger.source(champion.blob), number)
         who = ("search", "claude", "anthropic:claude-sonnet-4-5")[number % 3]
         proposal = Proposal(None, title, text, champion.blob, who, "it may help " * 12)
-        proposal = ledger.admit(proposal, git_blob(text), constraints.fingerprint(text))
+        proposal = ledger.admit(proposal, compute_blob_id(text), constraints.fingerprint_code(text))
         if rng.random() < 0.12:
             failure = Failure(proposal, "crash", "RuntimeError: shapes do not match")
             verdict = Verdict("failed", "crash: RuntimeError", failure, champion)
@@ -190,7 +190,7 @@ class Counting(preflight.Preflight):
     cpu_seconds = 0.0
 
     def rehearse(self, source):
-        found = super().rehearse(source)
+        found = super().dry_run(source)
         self.cpu_seconds = found.cpu_seconds
         return found
 
@@ -206,15 +206,15 @@ def rehearsals(source, part, files):
         folder = Path(made) / "lab"
         new.found(folder, "gpt", None, None, "gpu")
         lab = Lab.find(folder)
-        ledger = Ledger(lab.ledger)
+        ledger = Ledger(lab.ledger_path)
         ledger.begin("series", "{}", 0, "{}")
         baseline = Proposal(0, "baseline", source, "", "human")
-        baseline = ledger.admit(baseline, git_blob(source), "code")
+        baseline = ledger.admit(baseline, compute_blob_id(source), "code")
         scores = (score_of(baseline, 1.0),)
         ledger.decide(Verdict("keep", "", scores, None), commit=None, at=0.0)
-        terms = Terms(300.0, None, 15.0, 3600.0, ResourceLimits(memory_gb=80.0))
-        found = apparatus.load(lab, Notebook(folder))
-        walls, _ = selftest.find_best_backend(host_paths(lab), Slot())
+        terms = RunTerms(300.0, None, 15.0, 3600.0, ResourceLimits(memory_gb=80.0))
+        found = apparatus.load_apparatus(lab, Repository(folder))
+        walls, _ = selftest.find_best_backend(host_paths(lab), Device())
         bench = Workbench(
             lab, found, terms, StopFlag(), lambda candidate, progress: None, walls
         )
@@ -222,7 +222,7 @@ def rehearsals(source, part, files):
         check(baseline)  # the champion itself
         for name, text in files:
             begun = time.monotonic()
-            why = check(Proposal(None, name, text, git_blob(source), "x"))
+            why = check(Proposal(None, name, text, compute_blob_id(source), "x"))
             seconds = time.monotonic() - begun
             yield Tried(part, name, why, seconds, check.cpu_seconds)
             said = f"{seconds:5.1f} s ({check.cpu_seconds:.1f} CPU)"
@@ -237,13 +237,13 @@ class Timed:
         self._inner, self.busy_seconds, self.marks = inner, 0.0, []
 
     @property
-    def free(self):
+    def free_count(self):
         return self._inner.free
 
     def submit(self, work):
         self._inner.submit(work)
 
-    def next(self):
+    def next_result(self):
         begun = time.monotonic()
         done = self._inner.next()
         if done is not None:

@@ -36,7 +36,7 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
 from autoresearch.experiment import Proposal
-from autoresearch.git import git_blob
+from autoresearch.git import compute_blob_id
 from autoresearch.lab import (
     constants,
     constraints,
@@ -161,8 +161,8 @@ class Random:
     def propose(self, ledger):
         champion = ledger.champion
         source = ledger.source(champion.blob)
-        knob = self._rng.choice(constants.read(source))
-        text = constants.replace(
+        knob = self._rng.choice(constants.parse_constants(source))
+        text = constants.replace_constants(
             source, {knob.name: tidy(knob, drawn(knob, self._rng))}
         )
         return Proposal(None, knob.name, text, champion.blob, "random")
@@ -217,13 +217,13 @@ def night(job):
         asked = proposer(who, field, seed, rule)
         for number in range(count):
             proposal = asked.propose(bench.ledger)
-            code = constraints.fingerprint(proposal.source)
-            proposal = bench.ledger.admit(proposal, git_blob(proposal.source), code)
-            values = constants.values_of(proposal.source)
+            code = constraints.fingerprint_code(proposal.source)
+            proposal = bench.ledger.admit(proposal, compute_blob_id(proposal.source), code)
+            values = constants.constant_values(proposal.source)
             bench.decide(proposal, None, bench.ledger.champion, field.fails(values))
             if number >= FROM:
                 blob = bench.ledger.champion.blob
-                found = field.true(constants.values_of(bench.ledger.source(blob)))
+                found = field.true(constants.constant_values(bench.ledger.source(blob)))
                 shares.append((first - found) / field.all_gain)
     return statistics.fmean(shares), (time.perf_counter() - begun) / count
 

@@ -24,11 +24,11 @@ from typing import Literal
 from autoresearch.experiment import (
     Candidate,
     Champion,
-    Change,
+    CodeSizeChange,
     Curve,
     Decision,
     History,
-    Hopeless,
+    PruneDecision,
     Proposal,
     Scores,
 )
@@ -36,7 +36,7 @@ from autoresearch.policies import Policy
 from autoresearch.policies.replay import score_of
 from autoresearch.stats import early_stopping, gain, noise, seed_effects
 
-NOTHING = Change(0, 0)
+NOTHING = CodeSizeChange(0, 0)
 NOWHERE = Path("simulated")
 RUN_SECONDS = 330.0
 CLOSING_RUNS = 10  # that may come after the last idea of a night
@@ -471,7 +471,7 @@ def first_hopeless(
     bar: float,
     parent: float,
     schedule: bool,
-) -> Hopeless | None:
+) -> PruneDecision | None:
     """Look at a run as the loop does: while it goes on."""
     for look in early_stopping.LOOKS:
         so_far = tuple(point for point in curve if point[0] <= look)

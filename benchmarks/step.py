@@ -41,17 +41,17 @@ def source_of(profile, changes):
         new.found(Path(place) / "lab", "gpt", None, None, profile)
         source = (Path(place) / "lab" / "train.py").read_text()
         prepare = (Path(place) / "lab" / "prepare.py").read_text()
-    sizes = constants.values_of(prepare)
+    sizes = constants.constant_values(prepare)
     return changed(source, changes), sizes["VOCABULARY"], sizes["CONTEXT"]
 
 
 def changed(source, changes):
     """train.py with NAME=VALUE,.. in place of what its constants are."""
     parts = [part for part in changes.split(",") if part]
-    values = constants.values_of("\n".join(parts))
+    values = constants.constant_values("\n".join(parts))
     if len(values) != len(parts):
         raise SystemExit(f"--set {changes}: not NAME=VALUE,.. with a number or a word")
-    return constants.replace(source, values)
+    return constants.replace_constants(source, values)
 
 
 def begun(source, vocabulary, context, upto):

@@ -96,7 +96,7 @@ def main():
     prepare["prepare"](lambda stage, done, total: None)
     prepare_seconds = time.perf_counter() - begun
     sealed = corpus.require(prepare["RECIPE"])
-    raw = sealed.raw("validation")
+    raw = sealed.decode_split("validation")
     budget = (
         ("--tokens", str(options.tokens))
         if options.tokens

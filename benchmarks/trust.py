@@ -40,17 +40,17 @@ import numpy as np
 
 from autoresearch.commands import new
 from autoresearch.devices import discovery
-from autoresearch.experiment import Candidate, Proposal, Slot
+from autoresearch.experiment import Candidate, Proposal, Device
 from autoresearch.git import (
-    Notebook,
-    git_blob,
+    Repository,
+    compute_blob_id,
 )
 from autoresearch.lab import apparatus
 from autoresearch.lab.folder import Lab
 from autoresearch.measure import audit, evaluator, trainer
-from autoresearch.measure.calibration import Pace
+from autoresearch.measure.calibration import ServingTimes
 from autoresearch.measure.workbench import (
-    Terms,
+    RunTerms,
     Workbench,
     host_paths,
 )
@@ -119,7 +119,7 @@ def main():
         folder = Path(place).resolve()
         empty = Lab(folder / "empty")
         empty.folder.mkdir()
-        slot = discovery.slots()[0]
+        slot = discovery.discover_devices()[0]
         walls, missed = selftest.find_best_backend(host_paths(empty), slot)
         found["level"] = walls.level
         tell(options, f"level {walls.level} {missed}")
@@ -155,7 +155,7 @@ def guest_of(lab, walls, code):
     return SandboxedProcess(
         place,
         lab=lab.folder,
-        slot=Slot(),
+        slot=Device(),
         limits=ResourceLimits(4.0),
         stop=StopFlag(),
         walls=walls,
@@ -264,24 +264,24 @@ def trained(folder, walls, slot, options):
     for name, value in (("VALIDATION", 2_300_000), ("HOLDOUT", 100_000)):
         text = new.with_literal(text, f"{name}_BYTES", value)
     prepare.write_text(new.with_literal(text, "MAXIMUM_BYTES", 20_000_000))
-    book = Notebook(folder)
-    book.git("add", "-A")
-    book.git("-c", "user.name=t", "-c", "user.email=t@t", "commit", "-qm", "larger")
+    book = Repository(folder)
+    book.run_git("add", "-A")
+    book.run_git("-c", "user.name=t", "-c", "user.email=t@t", "commit", "-qm", "larger")
     lab = Lab.find(folder)
-    found = apparatus.load(lab, book)
-    found.prepare(lambda stage, done, total: None)
-    terms = Terms(30.0, None, 5.0, 60.0, ResourceLimits(discovery.memory_gb()))
+    found = apparatus.load_apparatus(lab, book)
+    found.prepare_data(lambda stage, done, total: None)
+    terms = RunTerms(30.0, None, 5.0, 60.0, ResourceLimits(discovery.default_memory_limit_gb()))
     bench = Workbench(
         lab, found, terms, StopFlag(), lambda candidate, progress: None, walls
     )
-    source = lab.read("train.py")
+    source = lab.read_file("train.py")
     runs = []
     for seed in (1, 2):
         candidate = Candidate(
-            Proposal(seed, "x", source, "", "human"), git_blob(source)
+            Proposal(seed, "x", source, "", "human"), compute_blob_id(source)
         )
-        run = trainer.train(bench, candidate, seed=seed, slot=slot)
-        kept = lab.state / f"kept-{seed}"
+        run = trainer.train_candidate(bench, candidate, seed=seed, slot=slot)
+        kept = lab.state_folder / f"kept-{seed}"
         shutil.copytree(run.weights.parent, kept)
         runs.append(replace(run, weights=kept / run.weights.name))
         tell(options, f"trained seed {seed}")
@@ -318,8 +318,8 @@ def evaluation(bench, run, slot, repeats):
         again = bench.lab.state / "again"
         shutil.copytree(run.weights.parent, again, dirs_exist_ok=True)
         once = replace(run, weights=again / run.weights.name)
-        score = evaluator.score(bench, once, slot=slot)
-        start = 2 * evaluator.calibration_of(bench, slot).read().start_seconds
+        score = evaluator.score_run(bench, once, slot=slot)
+        start = 2 * evaluator.locate_calibration(bench, slot).load_calibration().start_seconds
         value, alone = in_one_process(bench, run, slot)
         ratios.append((score.seconds - start) / alone)
         starts.append(start)
@@ -358,10 +358,10 @@ def in_one_process(bench, run, slot):
 
 def refusals(bench, runs, slot, options):
     """Shares of cheats refused, worst shape, and of honest answers."""
-    sheet = evaluator.sheet_of(bench, slot, "validation")
+    sheet = evaluator.load_evaluation_rows(bench, slot, "validation")
     losses = []
     for run in runs:
-        claims, _, _ = evaluator.claimed(bench, run, slot, sheet, Pace())
+        claims, _, _ = evaluator.collect_claims(bench, run, slot, sheet, ServingTimes())
         losses.append(claims.astype("float64"))
         tell(options, f"claims of seed {run.seed}")
     return judged(*losses, sheet, options)
@@ -369,7 +369,7 @@ def refusals(bench, runs, slot, options):
 
 def judged(honest, champion, sheet, options):
     """The same from the honest losses of a candidate and of the champion."""
-    judge = Judge(honest, champion, sheet, audit.far_for(0.0))
+    judge = Judge(honest, champion, sheet, audit.calibrate_far_nats(0.0))
     scored = sheet.scored
     found = {"audits": judge.count}
     found["models_differ_nats"] = float((honest - champion)[scored].std())
@@ -404,21 +404,21 @@ class Judge:
     def __init__(self, truth, champion, sheet, far_nats):
         self.truth, self.champion = truth, champion
         self.sheet, self.far_nats = sheet, far_nats
-        self.count = audit.how_many(len(truth), "cpu")
+        self.count = audit.compute_sample_size(len(truth), "cpu")
         self.rng = np.random.default_rng(1)
 
     def refused(self, claims, draws, noise=1e-6):
         """(share refused, 95 % low, 95 % high) over many draws of positions."""
         scored = self.sheet.scored
-        lots = audit.Lots(audit.chances(claims, scored, self.champion), self.count)
+        lots = audit.StratifiedSampler(audit.compute_draw_probabilities(claims, scored, self.champion), self.count)
         off = (self.truth - claims).ravel()
         total, size = int(scored.sum()), self.sheet.text_bytes
         refused = 0
         for _ in range(draws):
-            drawn = lots.draw(self.rng)
-            seen = off[drawn.places] + noise * self.rng.normal(size=len(drawn.places))
-            found = audit.estimate(drawn, seen, total, size, self.far_nats)
-            refused += audit.objection(found) is not None
+            drawn = lots.draw_positions(self.rng)
+            seen = off[drawn.positions] + noise * self.rng.normal(size=len(drawn.positions))
+            found = audit.estimate_correction(drawn, seen, total, size, self.far_nats)
+            refused += audit.find_objection(found) is not None
         return (refused / draws, *wilson(refused, draws))
 
 

@@ -11,8 +11,8 @@ import time
 from pathlib import Path
 
 from autoresearch.commands import new
-from autoresearch.experiment import Slot
-from autoresearch.git import Notebook
+from autoresearch.experiment import Device
+from autoresearch.git import Repository
 from autoresearch.lab.folder import Lab
 from autoresearch.loop import research
 from autoresearch.measure.workbench import host_paths
@@ -27,7 +27,7 @@ AUTORESEARCH = (sys.executable, "-m", "autoresearch")
 def walls() -> SandboxBackend:
     """The best cage this machine gives."""
     with tempfile.TemporaryDirectory() as place:
-        return selftest.find_best_backend(host_paths(Lab(Path(place))), Slot())[0]
+        return selftest.find_best_backend(host_paths(Lab(Path(place))), Device())[0]
 
 
 def line_lab(folder: Path, fence: str = "", train: str | None = None) -> Lab:
@@ -37,25 +37,25 @@ def line_lab(folder: Path, fence: str = "", train: str | None = None) -> Lab:
     if fence:
         if "cage" not in fence:
             fence += f'\ncage = "{walls().level}"'
-        prose = lab.read("program.md").rpartition("```")[2]
-        lab.path("program.md").write_text(f"```toml\n{fence}\n```\n{prose}")
+        prose = lab.read_file("program.md").rpartition("```")[2]
+        lab.file_path("program.md").write_text(f"```toml\n{fence}\n```\n{prose}")
     if train is not None:
-        lab.path("train.py").write_text(train)
-    book = Notebook(folder)
-    book.git("add", "program.md", "train.py")
+        lab.file_path("train.py").write_text(train)
+    book = Repository(folder)
+    book.run_git("add", "program.md", "train.py")
     who = {
         f"GIT_{who}_{what}": "t"
         for who in ("AUTHOR", "COMMITTER")
         for what in ("NAME", "EMAIL")
     }
-    if book.git("status", "--porcelain"):
-        book.git("commit", "-q", "-m", "as the test wants it", who=who)
+    if book.run_git("status", "--porcelain"):
+        book.run_git("commit", "-q", "-m", "as the test wants it", who=who)
     return lab
 
 
 def script(lab: Lab, *proposals: dict) -> str:
     """A proposer that proposes these, in order; lies in the lab's own state folder."""
-    (lab.state / "script.json").write_text(json.dumps(proposals))
+    (lab.state_folder / "script.json").write_text(json.dumps(proposals))
     return "script:.autoresearch/script.json"
 
 
@@ -118,7 +118,7 @@ def guests_of(lab: Lab) -> list[int]:
 
 def trains(lab: Lab, title: str) -> bool:
     """Whether a run of this title is in hand (and not only the probe of the cage)."""
-    return lab.now.exists() and title in lab.now.read_text() and bool(guests_of(lab))
+    return lab.live_status_path.exists() and title in lab.live_status_path.read_text() and bool(guests_of(lab))
 
 
 def kill(process: subprocess.Popen) -> None:

@@ -26,7 +26,7 @@ def lab(tmp_path, monkeypatch):
     """A lab with a baseline; agents' homes in a folder of the test."""
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     found = nights.line_lab(tmp_path / "lab")
-    short_night(found.ledger).close()
+    short_night(found.ledger_path).close()
     return found
 
 

@@ -30,7 +30,7 @@ def lab(tmp_path, monkeypatch):
     """A lab with a baseline; agents' homes in a folder of the test."""
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     found = nights.line_lab(tmp_path / "lab")
-    short_night(found.ledger).close()
+    short_night(found.ledger_path).close()
     return found
 
 
@@ -357,12 +357,12 @@ def test_an_agent_drives_a_night_from_end_to_end(tmp_path, monkeypatch):
     )  # fmt: skip
 
     assert done.returncode == 0, done.stdout + done.stderr
-    rows = Ledger(lab.ledger).rows()
+    rows = Ledger(lab.ledger_path).rows()
     by = [row.author for row in rows[1:]]
     assert any(author.startswith("cmd:") for author in by)
     # The harness itself has the second look that ends a night.
     assert {author.split(":")[0] for author in by} <= {"cmd", "search", "autoresearch"}
-    assert not (lab.state / "runs").exists()
+    assert not (lab.state_folder / "runs").exists()
 
 
 def sleepers(mark):

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from autoresearch.devices import rocm
-from autoresearch.experiment import Slot
+from autoresearch.experiment import Device
 from autoresearch.sandbox.backends import list_gpu_device_files
 from autoresearch.sandbox.process import ResourceLimits, SandboxSpec, build_environment
 
@@ -43,7 +43,7 @@ def add(system, number, properties, banks=(), name=None, minor=128):
 
 
 def test_a_machine_without_the_driver_has_none(tmp_path):
-    assert rocm.gpus(tmp_path / "nowhere", tmp_path) == ()
+    assert rocm.list_amd_gpus(tmp_path / "nowhere", tmp_path) == ()
 
 
 def test_gpus_are_counted_as_rocm_counts_them_and_cpus_are_not(system):
@@ -52,14 +52,14 @@ def test_gpus_are_counted_as_rocm_counts_them_and_cpus_are_not(system):
     add(system, 2, big, [(1, 206 * 10**9)], name="AMD Instinct MI300X OAM")
     add(system, 10, GPU.format(version=110000, minor=129, unique=0), [(2, 24 * 10**9)])
 
-    first, second = rocm.gpus(*system)
+    first, second = rocm.list_amd_gpus(*system)
 
     assert (first.index, second.index) == (0, 1)
     assert first.uuid == "GPU-2b5f9d3e0c4a1187"
     assert (first.name, first.memory_gb) == ("AMD Instinct MI300X OAM", 206.0)
-    assert first.node == "/dev/dri/renderD128"
+    assert first.device_file == "/dev/dri/renderD128"
     assert (second.uuid, second.name) == ("", "AMD gfx1100")
-    assert (second.memory_gb, second.node) == (24.0, "/dev/dri/renderD129")
+    assert (second.memory_gb, second.device_file) == (24.0, "/dev/dri/renderD129")
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,7 @@ def test_gpus_are_counted_as_rocm_counts_them_and_cpus_are_not(system):
     [(90402, "AMD gfx942"), (90010, "AMD gfx90a"), (100300, "AMD gfx1030")],
 )
 def test_a_card_without_a_name_is_called_as_compilers_call_it(version, name):
-    assert rocm.chip({"gfx_target_version": version}) == name
+    assert rocm.gfx_target_name({"gfx_target_version": version}) == name
 
 
 @pytest.mark.parametrize("properties", ["", "simd_count many\n", "\0\n\n 1 2 3\n"])
@@ -75,11 +75,11 @@ def test_what_the_kernel_garbles_is_no_gpu(system, properties):
     add(system, 1, properties)
     (system[0] / "generation_id").write_text("2\n")
 
-    assert rocm.gpus(*system) == ()
+    assert rocm.list_amd_gpus(*system) == ()
 
 
 def test_a_guest_is_told_its_amd_card_and_shown_no_other(tmp_path, monkeypatch):
-    slot = Slot("cuda", 1, 8, "GPU-2b5f9d3e0c4a1187", 206.0, "/dev/dri/renderD129")
+    slot = Device("cuda", 1, 8, "GPU-2b5f9d3e0c4a1187", 206.0, "/dev/dri/renderD129")
     room = SandboxSpec(tmp_path, tmp_path, slot, ResourceLimits(1.0))
 
     told = build_environment(room)
@@ -96,10 +96,10 @@ def test_a_guest_is_told_its_amd_card_and_shown_no_other(tmp_path, monkeypatch):
 
 def test_amd_gpus_are_looked_for_where_torch_was_built_for_them(tmp_path, monkeypatch):
     monkeypatch.setattr(rocm, "torch_libraries", lambda: tmp_path)
-    assert not rocm.has_torch()
+    assert not rocm.has_rocm_torch()
 
     (tmp_path / "libtorch_hip.so").touch()
 
-    assert rocm.has_torch()
+    assert rocm.has_rocm_torch()
     monkeypatch.setattr(rocm, "torch_libraries", lambda: None)
-    assert not rocm.has_torch()
+    assert not rocm.has_rocm_torch()

@@ -29,12 +29,12 @@ def text_bytes(scored):
 
 def judged(truth, claims, reference, scored, rng, count=400):
     """One audit: (objection or None, correction in bits per byte)."""
-    chance = audit.chances(claims, scored, reference)
-    drawn = audit.draw(chance, count, rng)
-    off = (truth - claims).ravel()[drawn.places]
+    chance = audit.compute_draw_probabilities(claims, scored, reference)
+    drawn = audit.draw_audit_positions(chance, count, rng)
+    off = (truth - claims).ravel()[drawn.positions]
     size = text_bytes(scored)
-    found = audit.estimate(drawn, off, int(scored.sum()), size, 0.02)
-    return audit.objection(found), found.correction
+    found = audit.estimate_correction(drawn, off, int(scored.sum()), size, 0.02)
+    return audit.find_objection(found), found.correction
 
 
 def gain_of(truth, claims, scored):
@@ -75,7 +75,7 @@ def test_a_cheat_on_the_hardest_tokens_is_seen_though_others_find_them_easier(mo
 
     found = [judged(ours, claims, theirs, scored, rng)[0] for _ in range(100)]
 
-    chance = audit.chances(claims, scored, theirs).ravel()
+    chance = audit.compute_draw_probabilities(claims, scored, theirs).ravel()
     assert (theirs.ravel()[hardest] < ours.ravel()[hardest]).mean() > 0.6
     assert chance[hardest].mean() > 3 * chance[scored.ravel()].mean()
     assert sum(why is not None for why in found) > 90
@@ -83,19 +83,19 @@ def test_a_cheat_on_the_hardest_tokens_is_seen_though_others_find_them_easier(mo
 
 def test_what_is_not_scored_is_never_drawn(models):
     ours, theirs, scored = models
-    chance = audit.chances(ours, scored, theirs)
+    chance = audit.compute_draw_probabilities(ours, scored, theirs)
 
-    drawn = audit.draw(chance, 5000, np.random.default_rng(4))
+    drawn = audit.draw_audit_positions(chance, 5000, np.random.default_rng(4))
 
     assert chance.sum() == pytest.approx(1.0)
-    assert scored.ravel()[drawn.places].all()
+    assert scored.ravel()[drawn.positions].all()
 
 
 def test_without_any_difference_from_the_reference_draws_are_even():
     scored = np.ones((3, 4), dtype=bool)
     claims = np.full((3, 4), 2.0, dtype="<f4")
 
-    assert audit.chances(claims, scored, claims) == pytest.approx(1 / 12)
+    assert audit.compute_draw_probabilities(claims, scored, claims) == pytest.approx(1 / 12)
 
 
 @given(
@@ -106,7 +106,7 @@ def test_no_position_takes_more_than_one_draw(weights, count):
     if not weights.sum() > 1e-3:
         return
 
-    found = audit.capped(weights, count)
+    found = audit.cap_probabilities(weights, count)
 
     assert ((found > 0) <= (weights > 0)).all()
     some = int((weights > 1e-9 * weights.sum()).sum())
@@ -116,7 +116,7 @@ def test_no_position_takes_more_than_one_draw(weights, count):
 
 
 def test_longer_texts_and_gpus_are_asked_more():
-    assert audit.how_many(100, "cpu") == 512
-    assert audit.how_many(100, "cuda") == 1024
-    assert audit.how_many(4000, "cpu") == audit.how_many(4000, "cuda") == 1320
-    assert audit.how_many(10**6, "cpu") == audit.MOST
+    assert audit.compute_sample_size(100, "cpu") == 512
+    assert audit.compute_sample_size(100, "cuda") == 1024
+    assert audit.compute_sample_size(4000, "cpu") == audit.compute_sample_size(4000, "cuda") == 1320
+    assert audit.compute_sample_size(10**6, "cpu") == audit.MAX_POSITIONS

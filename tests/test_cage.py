@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autoresearch.errors import Stopped
-from autoresearch.experiment import Slot
+from autoresearch.errors import RunStopped
+from autoresearch.experiment import Device
 from autoresearch.sandbox import process, supervisor
 from autoresearch.sandbox.process import (
     ProcessExited,
@@ -105,7 +105,7 @@ def running(lab: Path, source: str, *, name="guest", stop=None, **limits):
     (folder / "train.py").write_text(source)
     allowed = ResourceLimits(**({"memory_gb": 4.0} | limits))
     with SandboxedProcess(
-        folder, lab=lab, slot=Slot(), limits=allowed, stop=stop or StopFlag()
+        folder, lab=lab, slot=Device(), limits=allowed, stop=stop or StopFlag()
     ) as guest:
         guest.channel.send({"mode": "train"})
         yield guest
@@ -248,7 +248,7 @@ def test_a_second_ctrl_c_stops_the_waiting(lab):
     stop = StopFlag()
     with running(lab, "import time; time.sleep(600)", stop=stop) as guest:
         stop.now = True
-        with pytest.raises(Stopped):
+        with pytest.raises(RunStopped):
             hear(guest)
 
     assert not survivors(lab)
@@ -289,11 +289,11 @@ def test_a_slot_says_which_gpu_and_how_many_threads():
     def seen_by(slot):
         return process.build_environment(SandboxSpec(Path("/x"), Path("/lab"), slot, ResourceLimits(1.0)))
 
-    seen = seen_by(Slot("cuda", 3, threads=5))
+    seen = seen_by(Device("cuda", 3, threads=5))
 
     assert seen["CUDA_VISIBLE_DEVICES"] == "3"
     assert seen["OMP_NUM_THREADS"] == "5"
-    assert "CUDA_VISIBLE_DEVICES" not in seen_by(Slot())
+    assert "CUDA_VISIBLE_DEVICES" not in seen_by(Device())
 
 
 @linux_only

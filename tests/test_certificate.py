@@ -8,7 +8,7 @@ from statistics import fmean
 import pytest
 
 from autoresearch.experiment import Candidate, Proposal, Run, Score, Verdict
-from autoresearch.git import git_blob
+from autoresearch.git import compute_blob_id
 from autoresearch.records.ledger import Ledger
 from autoresearch.records.queries import certificate, pairs_of
 from autoresearch.stats import quantiles
@@ -16,7 +16,7 @@ from autoresearch.stats.paired import Pair, certified
 
 
 def score_of(proposal, seed, value, holdout=None):
-    blob = git_blob(proposal.source)
+    blob = compute_blob_id(proposal.source)
     run = Run(
         Candidate(proposal, blob), seed, 1.0, 0.0, 0.1, Path("w"), (), Path("l")
     )  # fmt: skip
@@ -39,7 +39,7 @@ class Night:
                     None if reigning else 0, source, source,
                     reigning.blob if reigning else "", "search",
                 ),
-                git_blob(source),
+                compute_blob_id(source),
                 source,
             )  # fmt: skip
             self.proposals.append(proposal)

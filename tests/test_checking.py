@@ -15,7 +15,7 @@ def checked(tokens_per_second, parameters, fence="budget_seconds = 300", **facts
     run = Run(
         candidate, 0, 12.0, 3.0, 1.0, Path("x"), tuple(known.items()), Path("log")
     )
-    asked = program.parse(f"```toml\n{fence}\n```\n")
+    asked = program.parse_program(f"```toml\n{fence}\n```\n")
     score = Score(run, 1.0, 0.0, 2.0, 0.0)
     return check.Checked(
         {}, asked, {"level": "full"}, score, {"search": proposers.Examined("ok")}, 30, 8.0, 305.0, 1, 90_000_000

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from autoresearch.devices import discovery, gpu_specs, nvml
-from autoresearch.experiment import Slot
+from autoresearch.experiment import Device
 from autoresearch.measure import void_runs
 from autoresearch.run import session
 from autoresearch.sandbox.process import ResourceLimits, SandboxSpec, build_environment
@@ -32,7 +32,7 @@ def answering(sample):
 
 
 def test_an_h200_in_training_runs_into_its_power_cap():
-    found = nvml.health(answering(RECORDED["training"]))
+    found = nvml.read_health(answering(RECORDED["training"]))
 
     assert found.clock_mhz == 1650
     assert found.highest_clock_mhz == 1980
@@ -45,14 +45,14 @@ def test_an_h200_in_training_runs_into_its_power_cap():
 
 
 def test_an_idle_h200_has_no_slowdown_and_nobody_on_it():
-    found = nvml.health(answering(RECORDED["idle"]))
+    found = nvml.read_health(answering(RECORDED["idle"]))
 
     assert found.slowdowns == ()
     assert found.compute_pids == ()
 
 
 def test_what_a_card_does_not_tell_is_missing():
-    found = nvml.health(lambda name, *arguments: None)
+    found = nvml.read_health(lambda name, *arguments: None)
 
     assert found.clock_mhz is None
     assert found.power_watts is None
@@ -60,7 +60,7 @@ def test_what_a_card_does_not_tell_is_missing():
 
 
 def test_a_machine_without_a_gpu_has_no_health():
-    assert discovery.nvml_of(Slot("cpu", None, 2)) is None
+    assert discovery.open_device_nvml(Device("cpu", None, 2)) is None
 
 
 @pytest.mark.parametrize(
@@ -90,14 +90,14 @@ def test_an_unknown_chip_has_no_mfu():
     )
 
 
-TRAINING = nvml.health(answering(RECORDED["training"]))
+TRAINING = nvml.read_health(answering(RECORDED["training"]))
 HOT = replace(TRAINING, slowdowns=("hardware thermal slowdown",))
 OURS = TRAINING.compute_pids
 USUAL = (1.14e6, 1.15e6, 1.16e6)
 
 
 def void(samples, ours, rate, usual):
-    return void_runs.void(nvml.harm(samples, ours), rate, usual)
+    return void_runs.find_void_reason(nvml.find_interference(samples, ours), rate, usual)
 
 
 def test_a_hot_and_slow_run_is_void():
@@ -130,7 +130,7 @@ def test_a_run_counts_when_heat_and_slowness_do_not_meet(samples, ours, rate, us
 
 
 def test_a_row_keeps_clock_power_heat_errors_and_slowdowns():
-    found = nvml.told([TRAINING, TRAINING, HOT])
+    found = nvml.summarize_health([TRAINING, TRAINING, HOT])
 
     assert found["gpu_clock_mhz"] == 1650
     assert found["gpu_watts"] == pytest.approx(692.4)
@@ -140,7 +140,7 @@ def test_a_row_keeps_clock_power_heat_errors_and_slowdowns():
 
 
 def test_without_samples_there_is_nothing_to_keep():
-    assert nvml.told([]) == {}
+    assert nvml.summarize_health([]) == {}
 
 
 CARDS = tuple(
@@ -162,15 +162,15 @@ CARDS = tuple(
     ],
 )
 def test_who_limits_cuda_to_some_cards_limits_a_night_to_them(visible, indices):
-    assert [gpu.index for gpu in discovery.chosen(CARDS, visible)] == indices
+    assert [gpu.index for gpu in discovery.filter_visible(CARDS, visible)] == indices
 
 
 def test_a_guest_is_told_its_card_by_what_it_is_called_in_every_cage(tmp_path):
-    slot = Slot("cuda", 1, 8, "GPU-0c2f3020")
+    slot = Device("cuda", 1, 8, "GPU-0c2f3020")
     room = SandboxSpec(tmp_path, tmp_path, slot, ResourceLimits(1.0))
 
     assert build_environment(room)["CUDA_VISIBLE_DEVICES"] == "GPU-0c2f3020"
-    assert "CUDA_VISIBLE_DEVICES" not in build_environment(replace(room, slot=Slot()))
+    assert "CUDA_VISIBLE_DEVICES" not in build_environment(replace(room, slot=Device()))
 
 
 def card(index, name, memory_gb=80.0):
@@ -190,7 +190,7 @@ def card(index, name, memory_gb=80.0):
 def test_a_night_runs_on_gpus_of_one_kind_and_says_which_it_leaves_out(names, used):
     gpus = [card(index, name) for index, name in enumerate(names)]
 
-    same, others = discovery.alike(gpus)
+    same, others = discovery.partition_same_model(gpus)
 
     assert [gpu.index for gpu in same] == used
     assert sorted(gpu.index for gpu in (*same, *others)) == list(range(len(names)))
@@ -200,7 +200,7 @@ def test_a_night_runs_on_gpus_of_one_kind_and_says_which_it_leaves_out(names, us
 
 
 def test_one_name_with_two_sizes_of_memory_is_two_kinds():
-    same, others = discovery.alike([card(0, "A100", 40.0), card(1, "A100", 80.0)])
+    same, others = discovery.partition_same_model([card(0, "A100", 40.0), card(1, "A100", 80.0)])
 
     assert ([gpu.index for gpu in same], [gpu.index for gpu in others]) == ([1], [0])
 
@@ -208,7 +208,7 @@ def test_one_name_with_two_sizes_of_memory_is_two_kinds():
 def test_small_cards_for_the_screens_do_not_outvote_the_one_that_computes():
     cards = [card(0, "T400", 4.0), card(1, "A6000", 48.0), card(2, "T400", 4.0)]
 
-    same, others = discovery.alike(cards)
+    same, others = discovery.partition_same_model(cards)
 
     assert [gpu.index for gpu in same] == [1]
     assert [gpu.index for gpu in others] == [0, 2]

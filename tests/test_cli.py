@@ -8,10 +8,10 @@ import sys
 import pytest
 
 from autoresearch.cli.app import main
-from autoresearch.git import Notebook
+from autoresearch.git import Repository
 from autoresearch.lab import program
 from autoresearch.reporting import status
-from autoresearch.text import exact
+from autoresearch.text import format_exact
 from tests import nights
 from tests.nights import command, line_lab, rate, run
 
@@ -181,8 +181,8 @@ def test_a_prepare_py_that_is_broken_or_incomplete(lab):
         ("METRIC = 'x'\n", "offers no"),
     ):
         lab.path("prepare.py").write_text(text)
-        book = Notebook(lab.folder)
-        book.git(
+        book = Repository(lab.folder)
+        book.run_git(
             "-c", "user.name=t", "-c", "user.email=t@t", "commit", "-qam", "broken"
         )
 
@@ -208,7 +208,7 @@ def test_a_broken_fence_at_the_start(lab, fence, says):
 
 
 def test_a_branch_that_is_a_detached_head(lab):
-    Notebook(lab.folder).git("checkout", "-q", "--detach")
+    Repository(lab.folder).run_git("checkout", "-q", "--detach")
 
     mistake(command(lab, "run"), "detached", "git switch -c")
 
@@ -318,10 +318,10 @@ def test_a_champion_can_be_trained_longer_and_scored_in_lab_line(lab):
 
 
 def test_small_scores_keep_their_digits():
-    assert exact(0.00000234567) == "2.34567e-06"
-    assert exact(-0.000012, "+") == "-1.2e-05"
-    assert exact(0.0) == "0.000000"
-    assert exact(1.25) == "1.250000"
+    assert format_exact(0.00000234567) == "2.34567e-06"
+    assert format_exact(-0.000012, "+") == "-1.2e-05"
+    assert format_exact(0.0) == "0.000000"
+    assert format_exact(1.25) == "1.250000"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs a mount namespace")
@@ -382,7 +382,7 @@ def test_what_stop_now_throws_away_is_counted(lab):
         "run.submit", "import time\ntime.sleep(8)\nrun.submit"
     )
     lab.path("train.py").write_text(source)
-    Notebook(lab.folder).git(
+    Repository(lab.folder).run_git(
         *("-c", "user.name=t", "-c", "user.email=t", "commit", "-qam", "slow")
     )
     night = nights.start(lab, "run", "--experiments", "1")
@@ -447,12 +447,12 @@ def test_a_broken_fence_is_said_by_every_view_and_stops_no_agent(lab):
 
 def test_settings_in_a_fence_that_nobody_reads_are_pointed_at(lab):
     text = lab.read("program.md")
-    assert program.doubtful(text) == ""
+    assert program.find_ignored_settings(text) == ""
     for odd, line in (
         (text.replace("```toml", "```tmol"), 1),
         (f"# My lab\n\n{text}", 3),
     ):
-        assert f"program.md line {line}: budget_" in program.doubtful(odd)
+        assert f"program.md line {line}: budget_" in program.find_ignored_settings(odd)
     lab.path("program.md").write_text(f"# Fast\n{text}")
 
     night = nights.start(lab, "run")  # of 300 s a run: every default holds

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from autoresearch.experiment import Candidate, Failure, Proposal, Run, Score, Verdict
-from autoresearch.git import git_blob
+from autoresearch.git import compute_blob_id
 from autoresearch.lab import source_diff
 from autoresearch.proposers import context
 from autoresearch.proposers.context import Asked
@@ -26,7 +26,7 @@ def night(path, *changes, values=(1.0,), facts=()):
     """A ledger with a baseline and these (title, source, value or None)."""
     ledger = Ledger(path)
     ledger.begin("s", "{}", 0, "{}")
-    first = ledger.admit(Proposal(0, "b", SOURCE, "", "human"), git_blob(SOURCE), "c")
+    first = ledger.admit(Proposal(0, "b", SOURCE, "", "human"), compute_blob_id(SOURCE), "c")
     ledger.decide(
         Verdict("keep", "", tuple(scored(first, v, facts) for v in values), None),
         commit=None,
@@ -35,7 +35,7 @@ def night(path, *changes, values=(1.0,), facts=()):
     for title, source, value in changes:
         champion = ledger.champion
         proposal = Proposal(None, title, source, champion.blob, "llm", title)
-        proposal = ledger.admit(proposal, git_blob(source), source)
+        proposal = ledger.admit(proposal, compute_blob_id(source), source)
         if value is None:
             failure = Failure(proposal, "crash", title)
             verdict = Verdict("failed", f"crash: {title}", failure, champion)
@@ -126,10 +126,10 @@ def test_a_long_night_fits_a_small_budget_and_says_what_is_left_out(tmp_path):
 
 
 def test_lines_tell_what_changed_without_parsing(tmp_path):
-    assert source_diff.middle("a\nb\nc\n", "a\nx\nc\n") == (["b"], ["x"])
-    assert source_diff.middle("a\nb\n", "a\nb\nc\n") == ([""], ["c", ""])
-    assert source_diff.middle("aa\n", "aaa\n") == (["aa"], ["aaa"])
-    assert source_diff.middle("x\n", "x\n")[0] == source_diff.middle("x\n", "x\n")[1]
+    assert source_diff.trim_common_ends("a\nb\nc\n", "a\nx\nc\n") == (["b"], ["x"])
+    assert source_diff.trim_common_ends("a\nb\n", "a\nb\nc\n") == ([""], ["c", ""])
+    assert source_diff.trim_common_ends("aa\n", "aaa\n") == (["aa"], ["aaa"])
+    assert source_diff.trim_common_ends("x\n", "x\n")[0] == source_diff.trim_common_ends("x\n", "x\n")[1]
 
 
 def test_a_champion_that_was_taken_back_is_not_called_kept(tmp_path):
@@ -148,7 +148,7 @@ def test_a_run_that_was_ended_early_is_no_near_miss(tmp_path):
     champion = ledger.champion
     source = SOURCE + "x = 2\n"
     proposal = Proposal(None, "hopeless", source, champion.blob, "llm")
-    proposal = ledger.admit(proposal, git_blob(source), source)
+    proposal = ledger.admit(proposal, compute_blob_id(source), source)
     failure = Failure(proposal, "ended early", "hopeless at 0.4", share=0.4)
     ledger.decide(
         Verdict("discard", "hopeless", failure, champion), commit=None, at=1.0

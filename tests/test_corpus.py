@@ -12,8 +12,8 @@ import pytest
 
 from autoresearch.data import corpus
 from autoresearch.data.corpus import Recipe
-from autoresearch.data.sources.files import Files
-from autoresearch.data.sources.python import Python
+from autoresearch.data.sources.files import FileSource
+from autoresearch.data.sources.python import PythonSource
 from autoresearch.errors import LabError
 
 
@@ -52,8 +52,8 @@ def test_the_bytes_of_all_tokens_sum_to_the_length_of_the_text(folder):
         assert tokens.dtype == np.uint16
         assert int(widths[tokens].sum()) == counts["bytes"]
         assert int((widths[tokens] == 0).sum()) == counts["documents"]
-        assert len(sealed.raw(split)) == counts["bytes"]
-        sealed.raw(split).decode()
+        assert len(sealed.decode_split(split)) == counts["bytes"]
+        sealed.decode_split(split).decode()
 
 
 def test_a_token_that_is_half_a_character_counts_its_bytes(folder):
@@ -70,7 +70,7 @@ def test_a_document_is_in_one_split_only_and_duplicates_leave_the_training_text(
     sealed = corpus.prepare(recipe(folder), quiet)
 
     texts = {
-        split: set(sealed.raw(split).decode().split("Document ")) - {""}
+        split: set(sealed.decode_split(split).decode().split("Document ")) - {""}
         for split in corpus.SPLITS
     }
     assert not texts["train"] & texts["validation"]
@@ -180,7 +180,7 @@ def test_a_bad_file_gets_one_clear_sentence(tmp_path, name, body, says):
     (tmp_path / name).write_bytes(body)
 
     with pytest.raises(LabError, match=says):
-        list(Files(tmp_path).documents())
+        list(FileSource(tmp_path).iter_documents())
 
 
 def test_parquet_needs_a_column_named_text(tmp_path):
@@ -191,7 +191,7 @@ def test_parquet_needs_a_column_named_text(tmp_path):
     pyarrow.parquet.write_table(table, tmp_path / "x.parquet")
 
     with pytest.raises(LabError, match="no column 'text'; it has: body"):
-        list(Files(tmp_path).documents())
+        list(FileSource(tmp_path).iter_documents())
 
 
 def test_parquet_and_large_texts_become_documents(tmp_path):
@@ -203,7 +203,7 @@ def test_parquet_and_large_texts_become_documents(tmp_path):
     (tmp_path / "stories.txt").write_text("one<|endoftext|>two<|endoftext|>three")
     (tmp_path / "y.md").write_text("# notes")
 
-    texts = [document.text for document in Files(tmp_path).documents()]
+    texts = [document.text for document in FileSource(tmp_path).iter_documents()]
 
     assert texts == ["one", "two", "three", "first", "second", "# notes"]
 
@@ -217,7 +217,7 @@ def test_too_little_text_is_the_humans_mistake(tmp_path, monkeypatch):
 
 
 def test_python_holds_out_only_what_lies_in_test_directories():
-    documents = list(Python(("numpy",)).documents())
+    documents = list(PythonSource(("numpy",)).iter_documents())
 
     held = [d.name for d in documents if d.may_hold_out]
     assert len(held) > 100

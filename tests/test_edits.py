@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autoresearch.lab import reply_parser
-from autoresearch.lab.reply_parser import Refused
+from autoresearch.lab.reply_parser import ReplyRejected
 
 SOURCE = """import prepare
 
@@ -32,7 +32,7 @@ def block(search, replace):
 
 
 def test_a_reply_becomes_a_whole_file_and_says_what_it_expects():
-    answer, source = reply_parser.new_source(
+    answer, source = reply_parser.apply_reply(
         HEAD + block("DEPTH = 4", "DEPTH = 8"), SOURCE
     )
 
@@ -56,7 +56,7 @@ def test_a_reply_becomes_a_whole_file_and_says_what_it_expects():
     ],
 )
 def test_many_spellings_of_a_reply_mean_the_same(reply):
-    _, source = reply_parser.new_source(reply, SOURCE)
+    _, source = reply_parser.apply_reply(reply, SOURCE)
 
     assert source == SOURCE.replace("DEPTH = 4", "DEPTH = 8")
 
@@ -64,7 +64,7 @@ def test_many_spellings_of_a_reply_mean_the_same(reply):
 def test_lines_indented_otherwise_are_found_and_put_back_as_the_file_is():
     reply = "TITLE: t\n" + block("if DEPTH:\n    return 1", "if RATE:\n    return 3")
 
-    _, source = reply_parser.new_source(reply, SOURCE)
+    _, source = reply_parser.apply_reply(reply, SOURCE)
 
     assert "    if RATE:\n        return 3\n    return 2\n" in source
     ast.parse(source)
@@ -92,21 +92,21 @@ def test_lines_indented_otherwise_are_found_and_put_back_as_the_file_is():
     ],
 )
 def test_what_does_not_fit_is_refused_in_a_sentence(reply, why):
-    with pytest.raises(Refused, match=why):
-        reply_parser.new_source(reply, SOURCE)
+    with pytest.raises(ReplyRejected, match=why):
+        reply_parser.apply_reply(reply, SOURCE)
 
 
 def test_a_search_that_matches_twice_is_refused_with_its_places():
     twice = SOURCE + "RATE = 0.1\n"
 
-    with pytest.raises(Refused, match=r"matches 2 places \(lines 3, 14\)"):
-        reply_parser.new_source(HEAD + block("RATE = 0.1", "RATE = 1"), twice)
+    with pytest.raises(ReplyRejected, match=r"matches 2 places \(lines 3, 14\)"):
+        reply_parser.apply_reply(HEAD + block("RATE = 0.1", "RATE = 1"), twice)
 
 
 def test_a_title_cannot_carry_escapes_or_turn_the_line_around():
     reply = "TITLE: \x1b[31mred\x1b[0m \u202eesrever\u200b\n" + block("RATE = 0.1", "")
 
-    assert reply_parser.read(reply).title == "red esrever"
+    assert reply_parser.parse_reply(reply).title == "red esrever"
 
 
 PIECES = st.sampled_from(
@@ -122,8 +122,8 @@ PIECES = st.sampled_from(
 @settings(max_examples=300, deadline=None)
 @given(st.lists(st.one_of(PIECES, st.text(max_size=30)), max_size=14))
 def test_any_reply_is_an_answer_or_refused_and_nothing_else(lines):
-    with suppress(Refused):
-        answer, source = reply_parser.new_source("\n".join(lines), SOURCE)
+    with suppress(ReplyRejected):
+        answer, source = reply_parser.apply_reply("\n".join(lines), SOURCE)
 
         assert answer.title
         assert isinstance(source, str)

@@ -10,18 +10,18 @@ from pathlib import Path
 
 import pytest
 
-from autoresearch.errors import Failed
-from autoresearch.experiment import Candidate, Proposal, Slot
-from autoresearch.git import Notebook, git_blob
+from autoresearch.errors import ExperimentFailed
+from autoresearch.experiment import Candidate, Proposal, Device
+from autoresearch.git import Repository, compute_blob_id
 from autoresearch.lab import apparatus
 from autoresearch.lab.folder import Lab
 from autoresearch.measure import compile_cache, evaluator, trainer
-from autoresearch.measure.workbench import Terms, Workbench
+from autoresearch.measure.workbench import RunTerms, Workbench
 from autoresearch.sandbox.process import ResourceLimits, StopFlag
 from tests import nights
 
 HERE = Path(__file__).parent / "nanogpt"
-SLOT = Slot("cpu", None, 1)
+SLOT = Device("cpu", None, 1)
 
 
 @pytest.fixture
@@ -30,16 +30,16 @@ def lab(tmp_path):
     shutil.copy(HERE / "prepare.py", tmp_path)
     shutil.copy(HERE / "after.py", tmp_path / "train.py")
     (tmp_path / "program.md").write_text("budget_tokens = 20000")
-    book = Notebook(tmp_path)
-    book.git("init", "-q")
-    book.git("add", ".")
-    book.git("-c", "user.name=t", "-c", "user.email=t@t", "commit", "-qm", "lab")
+    book = Repository(tmp_path)
+    book.run_git("init", "-q")
+    book.run_git("add", ".")
+    book.run_git("-c", "user.name=t", "-c", "user.email=t@t", "commit", "-qm", "lab")
     return Lab.find(tmp_path)
 
 
 def bench_of(lab, tokens=20_000):
-    terms = Terms(None, tokens, 1.0, 120.0, ResourceLimits(4.0))
-    found = apparatus.load(lab, Notebook(lab.folder))
+    terms = RunTerms(None, tokens, 1.0, 120.0, ResourceLimits(4.0))
+    found = apparatus.load_apparatus(lab, Repository(lab.folder))
 
     def watch(candidate, progress):
         pass
@@ -48,11 +48,11 @@ def bench_of(lab, tokens=20_000):
 
 
 def score(bench, source, keep=None, by="test"):
-    candidate = Candidate(Proposal(0, "t", source, "", by), git_blob(source))
-    run = trainer.train(bench, candidate, seed=7, slot=SLOT)
+    candidate = Candidate(Proposal(0, "t", source, "", by), compute_blob_id(source))
+    run = trainer.train_candidate(bench, candidate, seed=7, slot=SLOT)
     if keep is not None:
         shutil.copy(run.weights, keep)
-    return evaluator.score(bench, run, slot=SLOT)
+    return evaluator.score_run(bench, run, slot=SLOT)
 
 
 def test_a_nanogpt_script_needs_about_fifteen_changed_lines():
@@ -134,7 +134,7 @@ print(standalone.in_process(prepare, model, "cpu"))
 def test_what_is_not_an_honest_model_has_no_score(lab, old, new, kind):
     source = lab.read("train.py").replace(old, new)
 
-    with pytest.raises(Failed) as failed:
+    with pytest.raises(ExperimentFailed) as failed:
         score(bench_of(lab), source)
 
     assert failed.value.failure.kind == kind
@@ -151,7 +151,7 @@ def test_an_answer_to_the_probe_of_another_size_is_a_failed_run(lab, change):
     )
     source = lab.read("train.py").replace("run.submit(model)", submits)
 
-    with pytest.raises(Failed) as failed:
+    with pytest.raises(ExperimentFailed) as failed:
         score(bench_of(lab), source)
 
     assert failed.value.failure.kind == "crash"
@@ -196,7 +196,7 @@ def test_what_the_model_process_prints_reaches_nobody(lab):
         "        return self.lm_head",
     )
 
-    with pytest.raises(Failed) as failed:
+    with pytest.raises(ExperimentFailed) as failed:
         score(bench_of(lab, 4000), source)
 
     assert failed.value.failure.kind == "no score"
@@ -221,7 +221,7 @@ def test_a_checkpoint_of_ones_own_is_scored_like_a_run(lab):
     from autoresearch.commands.score import score_folder
 
     found = score_folder(
-        lab, apparatus.load(lab, Notebook(lab.folder)), lab.path("mine")
+        lab, apparatus.load_apparatus(lab, Repository(lab.folder)), lab.path("mine")
     )
 
     assert found.value == pytest.approx(unofficial, abs=1e-5)
@@ -258,7 +258,7 @@ def knows_how(lab, words):
 
 
 def test_a_model_is_compiled_for_a_long_text_and_the_persons_own_code_kept(lab, long):
-    bench, kept = bench_of(lab, 4000), compile_cache.store(lab, "serve")
+    bench, kept = bench_of(lab, 4000), compile_cache.cache_folder(lab, "serve")
     plain = score(bench, lab.read("train.py"))
     assert not kept.exists()
 
@@ -307,7 +307,7 @@ def test_a_compiled_model_may_claim_by_losses_of_its_own(lab, long):
 def test_losses_that_lie_once_they_are_asked_in_earnest_are_found_out(lab, long):
     lies = knows_how(lab, OWN_LOSSES.format("- (0.2 if before else 0)"))
 
-    with pytest.raises(Failed) as failed:
+    with pytest.raises(ExperimentFailed) as failed:
         score(bench_of(lab, 4000), lies)
 
     assert failed.value.failure.kind == "cheat"
@@ -353,7 +353,7 @@ def test_what_a_claiming_process_left_reaches_no_audited_one(lab, long):
     )
 
     assert 0 < score(bench, for_audits).value < 9
-    with pytest.raises(Failed):
+    with pytest.raises(ExperimentFailed):
         score(bench, for_all)
 
 
@@ -365,7 +365,7 @@ def test_weights_that_come_too_early_are_let_go(lab):
     score(bench, lab.read("train.py"))
     before = len(os.listdir("/proc/self/fd"))
 
-    with pytest.raises(Failed, match="submitted after 1 of"):
+    with pytest.raises(ExperimentFailed, match="submitted after 1 of"):
         score(bench, source)
 
     assert len(os.listdir("/proc/self/fd")) <= before
@@ -390,7 +390,7 @@ run = prepare.begin(GPT)"""
     score(bench, lab.read("train.py"))
     before = len(os.listdir("/proc/self/fd"))
 
-    with pytest.raises(Failed, match="probe"):
+    with pytest.raises(ExperimentFailed, match="probe"):
         score(bench, source)
     score(bench, source.replace('"submit"', '"submit" or message["say"] == "probed"'))
 
@@ -403,13 +403,13 @@ def test_a_short_text_is_not_worth_compiling_for(lab, long, monkeypatch):
 
     score(bench_of(lab, 4000), source, by="human")
 
-    assert not compile_cache.store(lab, "serve").exists()
+    assert not compile_cache.cache_folder(lab, "serve").exists()
 
 
 def test_audit_batches_never_show_an_answer_before_its_question():
     drawn = [(0, 5), (0, 2), (1, 9), (0, 9), (1, 1), (2, 2)]
 
-    batches = list(evaluator.batches(drawn, 2))
+    batches = list(evaluator.batch_audit_cuts(drawn, 2))
 
     seen = [index for batch in batches for index in batch]
     assert sorted(seen) == list(range(6))
@@ -423,9 +423,9 @@ def test_audit_batches_never_show_an_answer_before_its_question():
 def test_every_validation_token_is_scored_once_and_the_bytes_add_up(lab):
     bench = bench_of(lab)
 
-    sheet = evaluator.sheet_of(bench, SLOT, "validation")
-    tokens, widths = bench.apparatus.text("validation")
+    sheet = evaluator.load_evaluation_rows(bench, SLOT, "validation")
+    tokens, widths = bench.apparatus.load_text("validation")
 
     assert sheet.text_bytes == int(widths[tokens].sum())
-    assert int(sheet.scored.sum()) == int((widths[tokens[1:]] > 0).sum())
+    assert int(sheet.scored_mask.sum()) == int((widths[tokens[1:]] > 0).sum())
     assert importlib.util.find_spec("torch")

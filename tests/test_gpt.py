@@ -194,7 +194,7 @@ def test_choosing_back_ends_spends_none_of_the_runs_randomness(monkeypatch):
 def test_still_channels_do_not_turn_and_the_others_keep_their_length(
     monkeypatch, still
 ):
-    source = constants.replace(SOURCE, {"STILL": still})
+    source = constants.replace_constants(SOURCE, {"STILL": still})
     train = load(monkeypatch, source)
     model = train.GPT()
     x = torch.randn(1, 32, 1, 64)
@@ -219,7 +219,7 @@ def test_scores_of_turned_queries_and_keys_depend_on_their_distance(monkeypatch)
 
 
 def test_the_embedding_knows_the_token_before(monkeypatch):
-    source = constants.replace(SOURCE, {"NGRAM": 3})
+    source = constants.replace_constants(SOURCE, {"NGRAM": 3})
     train = load(monkeypatch, source)
     model = randomised(train.GPT())
     ids = torch.randint(61, (2, 32))
@@ -266,7 +266,7 @@ def test_small_layers_are_compiled_whole_and_large_ones_in_pieces(
     monkeypatch, tokens, part
 ):
     sizes = {"DEVICE_BATCH": tokens, "TOTAL_BATCH": tokens}
-    train = load(monkeypatch, constants.replace(SOURCE, sizes))
+    train = load(monkeypatch, constants.replace_constants(SOURCE, sizes))
     monkeypatch.setattr(torch, "compile", lambda function, dynamic: function)
     model = train.GPT()
 
@@ -396,7 +396,7 @@ def test_the_file_is_short_and_every_constant_is_used_and_explained():
     assert len(lines) <= 630
 
     names = [n.id for n in ast.walk(ast.parse(SOURCE)) if isinstance(n, ast.Name)]
-    for constant in constants.read(SOURCE):
+    for constant in constants.parse_constants(SOURCE):
         (line,) = [x for x in lines if re.match(rf"{constant.name} = ", x)]
         assert "#" in line, constant.name
         assert names.count(constant.name) > 1, f"{constant.name} does nothing"
@@ -410,7 +410,7 @@ def test_every_profile_makes_a_model_that_builds(monkeypatch, tmp_path, profile)
     new.found(tmp_path / "lab", "gpt", None, None, profile)
     source = (tmp_path / "lab" / "train.py").read_text()
     prepare = (tmp_path / "lab" / "prepare.py").read_text()
-    values = constants.values_of(prepare)
+    values = constants.constant_values(prepare)
 
     train = load(monkeypatch, source, values["VOCABULARY"], values["CONTEXT"])
     with torch.device("meta"):
@@ -434,7 +434,7 @@ def test_the_smallest_gpu_decides_the_profile(memories_gb, profile):
 
 
 def test_a_search_over_the_flagship_changes_what_it_says(monkeypatch):
-    changed = constants.replace(SOURCE, {"MATRIX_LR": 0.05, "TOTAL_BATCH": 2**12})
+    changed = constants.replace_constants(SOURCE, {"MATRIX_LR": 0.05, "TOTAL_BATCH": 2**12})
 
     assert "MATRIX_LR = 0.05  # 0.003 .. 0.3, log" in changed
     assert "TOTAL_BATCH = 2**12  #" in changed

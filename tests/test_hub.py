@@ -126,7 +126,7 @@ def server(monkeypatch):
 
 
 def source(tmp_path):
-    found = hub.Hub("tinystories", tmp_path, 1 << 30)
+    found = hub.HubSource("tinystories", tmp_path, 1 << 30)
     found._pause = 0.001
     return found
 
@@ -149,8 +149,8 @@ def test_shards_are_downloaded_and_read(tmp_path, server):
 
     assert whole(tmp_path, server)
     assert seen[-1][0] == seen[-1][1] == sum(map(len, server.shards.values()))
-    assert len(list(found.documents())) == 400
-    assert found.description()["revision"] == REVISION
+    assert len(list(found.iter_documents())) == 400
+    assert found.describe()["revision"] == REVISION
 
 
 def test_a_second_fetch_asks_for_nothing(tmp_path, server):

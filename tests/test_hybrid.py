@@ -6,7 +6,7 @@ import time
 import pytest
 
 from autoresearch.experiment import Proposal
-from autoresearch.git import git_blob
+from autoresearch.git import compute_blob_id
 from autoresearch.lab.program import Program
 from autoresearch.proposers import prefetch
 from autoresearch.proposers import registry as proposer_registry
@@ -84,7 +84,7 @@ def test_a_gain_that_was_not_kept_is_a_gain(tmp_path):
     for _ in range(60):
         proposal = hybrid.propose(bench.ledger)
         proposal = bench.ledger.admit(
-            proposal, git_blob(proposal.source), proposal.source
+            proposal, compute_blob_id(proposal.source), proposal.source
         )
         bench.decide(proposal, "discard", bench.ledger.champion)
 
@@ -166,7 +166,7 @@ class Slow:
 @pytest.fixture
 def lab(tmp_path):
     found = nights.line_lab(tmp_path / "lab")
-    short_night(found.ledger).close()
+    short_night(found.ledger_path).close()
     return found
 
 
@@ -215,7 +215,7 @@ def new_champion(ledger, source):
     bench.ledger, bench.landscape = ledger, lambda values: 0.5
     old = ledger.champion
     proposal = Proposal(None, "other", source, old.blob, "human")
-    proposal = ledger.admit(proposal, git_blob(source), source)
+    proposal = ledger.admit(proposal, compute_blob_id(source), source)
     bench.decide(proposal, "keep", old)
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import pytest
 
 from autoresearch.commands import import_results, replay
-from autoresearch.errors import LabError, NotYet
+from autoresearch.errors import LabError, NotReady
 from autoresearch.policies.registry import named
 from autoresearch.records import hash_chain
 from autoresearch.records.ledger import Ledger
@@ -286,7 +286,7 @@ def test_a_policy_that_knows_the_noise_keeps_what_stands_out_of_it(ledger, their
 
 
 def test_a_series_is_chosen_by_how_its_name_begins(ledger, theirs):
-    with pytest.raises(NotYet, match="nothing was decided"):
+    with pytest.raises(NotReady, match="nothing was decided"):
         replay.replay(ledger, policy("greedy"), "greedy", None)
     import_results.put(ledger, import_results.read(theirs.write(*NIGHT)))
 

@@ -23,8 +23,8 @@ def test_killed_again_and_again_a_night_loses_and_doubles_nothing(tmp_path):
 def test_a_kill_in_the_middle_of_a_run_leaves_no_process(tmp_path):
     lab = nights.line_lab(tmp_path / "lab")
     nights.run(lab)
-    mine = lab.state / "mine.py"
-    source = lab.read("train.py")
+    mine = lab.state_folder / "mine.py"
+    source = lab.read_file("train.py")
     mine.write_text(
         source.replace("points = json", "import time; time.sleep(99)\npoints = json")
     )
@@ -36,4 +36,4 @@ def test_a_kill_in_the_middle_of_a_run_leaves_no_process(tmp_path):
     nights.kill(night)
 
     nights.wait_for(lambda: not nights.guests_of(lab), what="the end of the guests")
-    assert [p.title for p in Ledger(lab.ledger).open()] == ["sleeps"]
+    assert [p.title for p in Ledger(lab.ledger_path).open()] == ["sleeps"]

@@ -10,10 +10,10 @@ import time
 import pytest
 
 from autoresearch.atomic_file import write_whole
-from autoresearch.errors import Busy, LabError
-from autoresearch.git import git_blob
+from autoresearch.errors import LabBusy, LabError
+from autoresearch.git import compute_blob_id
 from autoresearch.lab import folder as lab_module
-from autoresearch.lab.folder import LARGEST_FILE_BYTES, THREE_FILES, Lab
+from autoresearch.lab.folder import LARGEST_FILE_BYTES, LAB_FILES, Lab
 
 HOLD = """
 import sys, time
@@ -27,7 +27,7 @@ with Lab.find(Path(sys.argv[1])).held():
 
 @pytest.fixture
 def folder(tmp_path):
-    for name in THREE_FILES:
+    for name in LAB_FILES:
         (tmp_path / name).write_text(f"# {name}\n")
     return tmp_path.resolve()
 
@@ -62,7 +62,7 @@ def test_a_folder_that_is_no_lab_is_told_what_to_type(tmp_path):
     complaint(lambda: Lab.find(tmp_path / "does" / "not" / "exist"))
 
 
-@pytest.mark.parametrize("missing", THREE_FILES)
+@pytest.mark.parametrize("missing", LAB_FILES)
 def test_a_lab_that_lacks_a_file_is_told_which(folder, missing):
     (folder / missing).unlink()
 
@@ -82,22 +82,22 @@ def test_files_that_cannot_be_used_are_one_clear_sentence(folder):
     (folder / "train.py").write_bytes(b"x = '\xff'\n")
     (folder / "program.md").write_bytes(b"x" * (LARGEST_FILE_BYTES + 1))
 
-    assert "not UTF-8" in complaint(lambda: lab.read("train.py"))
-    assert "larger than 1 MB" in complaint(lambda: lab.read("program.md"))
-    assert "cannot be read" in complaint(lambda: lab.read("notes.md"))
+    assert "not UTF-8" in complaint(lambda: lab.read_file("train.py"))
+    assert "larger than 1 MB" in complaint(lambda: lab.read_file("program.md"))
+    assert "cannot be read" in complaint(lambda: lab.read_file("notes.md"))
 
 
 def test_a_text_is_read_as_it_stands_line_endings_and_all(folder):
     (folder / "train.py").write_bytes(b"a\r\nb\rc\n")
 
-    assert Lab.find(folder).read("train.py") == "a\r\nb\rc\n"
+    assert Lab.find(folder).read_file("train.py") == "a\r\nb\rc\n"
 
 
 def test_program_md_is_read_afresh(folder):
     lab = Lab.find(folder)
     (folder / "program.md").write_text("```toml\nbudget_seconds = 7\n```\n")
 
-    assert lab.program().budget_seconds == 7
+    assert lab.load_program().budget_seconds == 7
 
 
 # -- its own places --------------------------------------------------------------------
@@ -105,26 +105,26 @@ def test_program_md_is_read_afresh(folder):
 
 def test_what_the_harness_keeps_is_invisible_to_git(folder):
     lab = Lab.find(folder)
-    (lab.logs / "0-1.log").touch()
+    (lab.log_folder / "0-1.log").touch()
     subprocess.run(("git", "init", "-q"), cwd=folder, check=True)
 
     said = subprocess.check_output(("git", "status", "--porcelain"), cwd=folder)
 
     assert b".autoresearch" not in said
-    assert lab.ledger.parent == lab.state
+    assert lab.ledger_path.parent == lab.state_folder
 
 
 def test_a_file_in_the_place_of_the_state_folder_is_one_clear_sentence(folder):
     (folder / ".autoresearch").touch()
 
-    assert ".autoresearch" in complaint(lambda: Lab.find(folder).state)
+    assert ".autoresearch" in complaint(lambda: Lab.find(folder).state_folder)
 
 
 def test_a_full_disk_is_one_clear_sentence(folder, monkeypatch):
-    Lab.find(folder).need_space()
+    Lab.find(folder).require_disk_space()
 
     monkeypatch.setattr(lab_module, "FREE_BYTES_NEEDED", 1 << 62)
-    assert "disk" in complaint(Lab.find(folder).need_space)
+    assert "disk" in complaint(Lab.find(folder).require_disk_space)
 
 
 @pytest.mark.parametrize("text", ["", "x\n", "no newline", "a\r\nb", "Δ ± é 日本"])
@@ -135,7 +135,7 @@ def test_a_blob_has_the_name_git_gives_it(folder, text):
         ("git", "hash-object", "--no-filters", "train.py"), cwd=folder, text=True
     )
 
-    assert git_blob(text) == told.strip()
+    assert compute_blob_id(text) == told.strip()
 
 
 def test_a_file_is_written_whole_or_not_at_all(folder):
@@ -207,45 +207,45 @@ def holder(folder):
 def test_a_lab_in_use_says_by_whom_and_what_to_type(folder, holder):
     lab = Lab.find(folder)
 
-    with pytest.raises(Busy, match=rf"process {holder.pid}\).*Next:"), lab.held():
+    with pytest.raises(LabBusy, match=rf"process {holder.pid}\).*Next:"), lab.hold_lock():
         pytest.fail("two runs held one lab")
-    assert lab.holder() == holder.pid
+    assert lab.find_lock_holder() == holder.pid
 
 
 def test_a_killed_run_lets_go_of_the_lab(folder, holder):
     holder.send_signal(signal.SIGKILL)
     holder.wait()
 
-    with Lab.find(folder).held():
-        assert Lab.find(folder).holder() == os.getpid()
-    assert Lab.find(folder).holder() is None
+    with Lab.find(folder).hold_lock():
+        assert Lab.find(folder).find_lock_holder() == os.getpid()
+    assert Lab.find(folder).find_lock_holder() is None
 
 
 def test_two_runs_of_one_process_cannot_hold_a_lab_either(folder):
     lab = Lab.find(folder)
 
-    with lab.held(), pytest.raises(Busy), lab.held():
+    with lab.hold_lock(), pytest.raises(LabBusy), lab.hold_lock():
         pytest.fail("held twice")
-    with lab.held():
+    with lab.hold_lock():
         pass
 
 
 def test_the_lab_is_let_go_when_the_run_fails(folder):
     lab = Lab.find(folder)
 
-    with pytest.raises(ZeroDivisionError), lab.held():
+    with pytest.raises(ZeroDivisionError), lab.hold_lock():
         1 / 0  # noqa: B018
 
-    assert lab.holder() is None
+    assert lab.find_lock_holder() is None
 
 
 def test_children_of_a_run_do_not_hold_the_lab_after_it(folder):
     lab = Lab.find(folder)
-    with lab.held():
+    with lab.hold_lock():
         child = subprocess.Popen(("sleep", "60"), close_fds=False)
 
-    assert lab.holder() is None
-    with lab.held():
+    assert lab.find_lock_holder() is None
+    with lab.hold_lock():
         pass
     child.kill()
     child.wait()
@@ -257,14 +257,14 @@ def test_a_view_that_keeps_asking_does_not_make_a_lab_look_busy(folder):
 
     def ask():
         while not done.is_set():
-            lab.holder()
+            lab.find_lock_holder()
 
     asking = [threading.Thread(target=ask) for _ in range(2)]
     for thread in asking:
         thread.start()
     try:
         for _ in range(20):
-            with lab.held():
+            with lab.hold_lock():
                 time.sleep(0.001)
     finally:
         done.set()
@@ -273,4 +273,4 @@ def test_a_view_that_keeps_asking_does_not_make_a_lab_look_busy(folder):
 
 
 def test_nobody_holds_a_lab_that_never_ran(folder):
-    assert Lab.find(folder).holder() is None
+    assert Lab.find(folder).find_lock_holder() is None

@@ -23,10 +23,10 @@ from autoresearch.experiment import (
     Score,
     Verdict,
 )
-from autoresearch.git import git_blob
+from autoresearch.git import compute_blob_id
 from autoresearch.records import results_tsv, schema
 from autoresearch.records.ledger import Ledger
-from autoresearch.text import change, score
+from autoresearch.text import format_delta, format_score
 
 REPOSITORY = Path(__file__).parent.parent
 
@@ -56,11 +56,11 @@ def propose(ledger, title="an idea", source="X = 1\n", **more) -> Proposal:
             **more,
         }
     )
-    return ledger.admit(proposal, git_blob(source), f"code of {source}")
+    return ledger.admit(proposal, compute_blob_id(source), f"code of {source}")
 
 
 def scored(proposal, *values, seed=1, **more) -> tuple[Score, ...]:
-    candidate = Candidate(proposal, git_blob(proposal.source))
+    candidate = Candidate(proposal, compute_blob_id(proposal.source))
     facts = (("depth", 4), ("text", "Δ"))
     runs = [
         Run(candidate, seed + n, 2.0, 0.5, 1.5, Path("w"), facts, Path(f"{n}.log"))
@@ -294,7 +294,7 @@ def test_the_champion_is_the_last_keep_of_its_series_with_all_its_runs(ledger):
     keep(ledger, first, 1.0, 1.2)
     discard(ledger, propose(ledger, source="Y = 2\n"), 0.1)
 
-    assert ledger.champion == Champion(1, git_blob("X = 1\n"), (1.0, 1.2))
+    assert ledger.champion == Champion(1, compute_blob_id("X = 1\n"), (1.0, 1.2))
 
     ledger.begin("series-b", "{}", 8, "{}")
     assert ledger.champion is None
@@ -362,7 +362,7 @@ def test_a_source_is_kept_once_and_to_the_last_letter(ledger):
     propose(ledger, source=source)
     ledger.remember("blob of program.md", "# Goal\n")
 
-    assert ledger.source(git_blob(source)) == source
+    assert ledger.source(compute_blob_id(source)) == source
     assert ledger.source("blob of program.md") == "# Goal\n"
 
 
@@ -705,7 +705,7 @@ def test_a_title_cannot_break_out_of_its_cell(ledger, tmp_path):
     ],
 )
 def test_a_score_is_shown_with_as_many_digits_as_it_needs(value, shown):
-    assert score(value) == shown
+    assert format_score(value) == shown
 
 
 @pytest.mark.parametrize(
@@ -713,7 +713,7 @@ def test_a_score_is_shown_with_as_many_digits_as_it_needs(value, shown):
     [(None, ""), (-0.0012, "-0.0012"), (0.00001, "+1e-05"), (0.5, "+0.5000")],
 )
 def test_a_change_always_shows_its_sign(delta, shown):
-    assert change(delta) == shown
+    assert format_delta(delta) == shown
 
 
 def test_a_row_is_frozen(ledger):

@@ -11,13 +11,13 @@ from dataclasses import replace
 import pytest
 
 from autoresearch.errors import LabError
-from autoresearch.experiment import HARNESS, Candidate, Proposal, Slot
-from autoresearch.git import Notebook, read_trailers
+from autoresearch.experiment import HARNESS_AUTHOR, Candidate, Proposal, Device
+from autoresearch.git import Repository, parse_trailers
 from autoresearch.lab import constants
 from autoresearch.loop import research
-from autoresearch.measure.workbench import Progress
+from autoresearch.measure.workbench import RunProgress
 from autoresearch.measure.worker import Worker
-from autoresearch.pools.local import Local
+from autoresearch.pools.local import LocalPool
 from autoresearch.records.ledger import Ledger
 from autoresearch.run import session
 from autoresearch.run.seeds import seed_of
@@ -41,7 +41,7 @@ def lab(tmp_path):
 
 
 def git(lab, *words):
-    return Notebook(lab.folder).git(*words)
+    return Repository(lab.folder).run_git(*words)
 
 
 def train_py(lab, old, new):
@@ -66,7 +66,7 @@ def test_a_night_measures_the_baseline_first_and_keeps_what_is_better(tmp_path):
     assert [row.number for row in rows] == [0, 1, 2, 3]
     assert rows[3].against == 1
     assert rows[3].delta == pytest.approx(rows[3].value - rows[1].value)
-    assert "LEARNING_RATE = 0.05" in lab.read("train.py")
+    assert "LEARNING_RATE = 0.05" in lab.read_file("train.py")
 
 
 def test_git_log_reads_like_a_lab_notebook(lab):
@@ -128,7 +128,7 @@ def test_two_devices_work_at_the_same_time_and_every_verdict_is_recorded_once(la
     with session.opened(lab, asked, StopFlag()) as (opened, now):
         busy = []
         now.listener = lambda *_: busy.append(len(now._runs))
-        local = Local(Worker(opened.bench), [Slot(), Slot()])
+        local = LocalPool(Worker(opened.bench), [Device(), Device()])
         rows = []
         for row in research(replace(opened, pool=local)):
             now.done(row.number)
@@ -152,7 +152,7 @@ def test_a_baseline_runs_first_alone_and_then_on_several_devices(lab):
             shown.append(len(now._runs))
 
         now.listener = look
-        local = Local(Worker(opened.bench), [Slot(), Slot(), Slot()])
+        local = LocalPool(Worker(opened.bench), [Device(), Device(), Device()])
         rows = list(research(replace(opened, pool=local)))
         seeds = [seed_of(opened.seed, run) for run in range(3)]
 
@@ -167,12 +167,12 @@ def test_a_baseline_runs_first_alone_and_then_on_several_devices(lab):
 
 def test_what_finished_with_one_experiment_is_not_counted_with_the_next(tmp_path):
     now = session.Now(tmp_path / "now.json")
-    champion = Candidate(Proposal(0, "champion", "", "", HARNESS), "b")
+    champion = Candidate(Proposal(0, "champion", "", "", HARNESS_AUTHOR), "b")
 
     def runs(count):
         for _ in range(count):
-            now(champion, Progress("starting", 0.0, 0.0))
-            now(champion, Progress("scoring", 0.0, 1.0))
+            now(champion, RunProgress("starting", 0.0, 0.0))
+            now(champion, RunProgress("scoring", 0.0, 1.0))
         return [run["finished"] for run in now._runs.values()]
 
     assert runs(2) == [1]
@@ -185,15 +185,15 @@ def test_a_baseline_that_fails_on_one_device_only_is_no_baseline(tmp_path):
     lab = line_lab(tmp_path / "lab")
     begin = "run = prepare.begin(build_model)"
     unlucky = f"{begin}\nassert run.seed != {seed_of(1, 2)}"
-    lab.path("train.py").write_text(train_py(lab, begin, unlucky))
+    lab.file_path("train.py").write_text(train_py(lab, begin, unlucky))
     asked = session.Options(proposers=(script(lab),), seed=1)
     with session.opened(lab, asked, StopFlag()) as (opened, _):
-        slots = tuple(Slot(index=index) for index in range(3))
+        slots = tuple(Device(index=index) for index in range(3))
         with pytest.raises(LabError) as told:
             list(
                 research(
                     replace(
-                        opened, pool=Local(Worker(opened.bench), slots), slots=slots
+                        opened, pool=LocalPool(Worker(opened.bench), slots), slots=slots
                     )
                 )
             )
@@ -231,7 +231,7 @@ def test_the_optimiser_runs_a_night_by_itself(lab):
         (lambda s: s + "\n# only a comment\n", "nothing"),
         (lambda s: s + "x = 1\n" * 200, "lines"),
         (
-            lambda s: constants.replace(s, {"LEARNING_RATE": 0.02, "BATCH": 8}),
+            lambda s: constants.replace_constants(s, {"LEARNING_RATE": 0.02, "BATCH": 8}),
             "constants",
         ),
         (
@@ -597,8 +597,8 @@ def test_the_ledger_is_rebuilt_from_a_clone(lab, tmp_path):
 def test_a_rebuilt_ledger_knows_what_every_experiment_started_from(tmp_path):
     lab = line_lab(tmp_path / "greedy", 'budget_tokens = 2000\npolicy = "greedy"')
     run(lab, rate(0.0001))
-    edited = lab.read("train.py").replace("BATCH = 4 ", "BATCH = 5 ")
-    lab.path("train.py").write_text(edited)
+    edited = lab.read_file("train.py").replace("BATCH = 4 ", "BATCH = 5 ")
+    lab.file_path("train.py").write_text(edited)
     who = ("-c", "user.name=t", "-c", "user.email=t@t")
     git(lab, *who, "commit", "-q", "-am", "by hand, meanwhile")
     rows = run(lab, rate(0.02))
@@ -621,5 +621,5 @@ def test_a_reason_cannot_forge_trailers(lab):
 
     message = git(lab, "log", "-1", "--format=%B", row.commit)
     scores = " ".join(map(repr, row.values))
-    assert read_trailers(message)["Score"] == scores
-    assert read_trailers(message)["Verdict"].startswith("discard")
+    assert parse_trailers(message)["Score"] == scores
+    assert parse_trailers(message)["Verdict"].startswith("discard")

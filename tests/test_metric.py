@@ -11,7 +11,7 @@ from hypothesis import given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 
 from autoresearch.data import bits_per_byte  # noqa: E402
-from autoresearch.data.bits_per_byte import NotAScore  # noqa: E402
+from autoresearch.data.bits_per_byte import InvalidLogits  # noqa: E402
 
 MARK = 7
 
@@ -34,7 +34,7 @@ def a_text(count: int, seed: int = 1):
 def test_every_token_but_the_first_is_a_target_exactly_once(count, context):
     tokens = np.arange(count, dtype=np.uint16)  # each token is its own position
 
-    rows, inside = bits_per_byte.rows(tokens, context, filler=65535)
+    rows, inside = bits_per_byte.cut_rows(tokens, context, filler=65535)
 
     assert rows.dtype == np.uint16
     assert rows.shape == (len(inside), context + 1)
@@ -46,7 +46,7 @@ def test_every_token_but_the_first_is_a_target_exactly_once(count, context):
 def test_a_target_follows_the_token_before_it_in_the_text(count, context):
     tokens = np.arange(count, dtype=np.uint16)
 
-    rows, inside = bits_per_byte.rows(tokens, context, filler=65535)
+    rows, inside = bits_per_byte.cut_rows(tokens, context, filler=65535)
 
     before, target = rows[:, :-1][inside].astype(int), rows[:, 1:][inside].astype(int)
     assert (target == before + 1).all()
@@ -56,7 +56,7 @@ def test_a_target_follows_the_token_before_it_in_the_text(count, context):
 def test_what_fills_the_last_row_up_is_never_scored(count):
     tokens = np.full(count, 3, dtype=np.uint16)
 
-    rows, inside = bits_per_byte.rows(tokens, 16, filler=9)
+    rows, inside = bits_per_byte.cut_rows(tokens, 16, filler=9)
 
     assert (rows[:, 1:][inside] == 3).all()
     assert inside.sum() == count - 1
@@ -66,7 +66,7 @@ def test_what_fills_the_last_row_up_is_never_scored(count):
 def test_a_whole_number_of_rows_gets_no_empty_one():
     tokens = np.zeros(1 + 5 * 16, dtype=np.uint16)
 
-    rows, inside = bits_per_byte.rows(tokens, 16, filler=9)
+    rows, inside = bits_per_byte.cut_rows(tokens, 16, filler=9)
 
     assert len(rows) == 5
     assert inside.all()
@@ -74,14 +74,14 @@ def test_a_whole_number_of_rows_gets_no_empty_one():
 
 def test_a_text_of_one_token_or_none_has_nothing_to_score():
     for count in (0, 1):
-        _, inside = bits_per_byte.rows(np.zeros(count, dtype=np.uint16), 16, filler=9)
+        _, inside = bits_per_byte.cut_rows(np.zeros(count, dtype=np.uint16), 16, filler=9)
         assert not inside.any()
 
 
 def test_rows_are_a_copy_that_shares_nothing_with_the_text():
     tokens = np.zeros(100, dtype=np.uint16)
 
-    rows, _ = bits_per_byte.rows(tokens, 10, filler=9)
+    rows, _ = bits_per_byte.cut_rows(tokens, 10, filler=9)
     rows[:] = 5
 
     assert not tokens.any()
@@ -97,7 +97,7 @@ def test_the_bytes_of_all_targets_sum_to_the_length_of_the_text(count, context, 
     tokens, widths = a_text(count, seed)
     text_bytes = sum(int(widths[token]) for token in tokens)
 
-    rows, inside = bits_per_byte.rows(tokens, context, filler=int(tokens[0]))
+    rows, inside = bits_per_byte.cut_rows(tokens, context, filler=int(tokens[0]))
     width = widths[rows[:, 1:]] * inside
 
     assert int(width.sum(dtype="int64")) == text_bytes
@@ -108,7 +108,7 @@ def test_the_bytes_of_all_targets_sum_to_the_length_of_the_text(count, context, 
 def test_marks_are_read_but_not_scored(count, context, seed):
     tokens, widths = a_text(count, seed)
 
-    rows, inside = bits_per_byte.rows(tokens, context, filler=int(tokens[0]))
+    rows, inside = bits_per_byte.cut_rows(tokens, context, filler=int(tokens[0]))
     scored = widths[rows[:, 1:]] * inside > 0
 
     assert (rows[:, 1:][scored] != MARK).all()
@@ -144,7 +144,7 @@ def test_losses_agree_with_fifty_digits(scale, dtype):
     logits = (rng.uniform(-1, 1, size=(20, 65)) * scale).astype(dtype)
     targets = rng.integers(0, 65, size=20)
 
-    found = bits_per_byte.losses(logits, targets)
+    found = bits_per_byte.compute_token_losses(logits, targets)
 
     assert found.dtype == np.float64
     expected = [precise(row, t) for row, t in zip(logits, targets, strict=True)]
@@ -155,7 +155,7 @@ def test_losses_are_never_negative_and_the_targets_probabilities_sum_to_one():
     rng = np.random.default_rng(2)
     row = (rng.normal(size=64) * 50).astype("float32")
 
-    found = bits_per_byte.losses(np.tile(row, (64, 1)), np.arange(64))
+    found = bits_per_byte.compute_token_losses(np.tile(row, (64, 1)), np.arange(64))
 
     assert (found >= 0).all()
     assert np.exp(-found).sum() == pytest.approx(1.0, abs=1e-12)
@@ -165,8 +165,8 @@ def test_a_common_offset_of_a_billion_is_refused_and_buys_nothing():
     logits = np.random.default_rng(3).normal(size=(4, 100)).astype("float32")
     certain_of_anything = logits + np.float32(1e9)  # in float32 all are the same
 
-    with pytest.raises(NotAScore, match="beyond"):
-        bits_per_byte.losses(certain_of_anything, np.zeros(4, dtype=int))
+    with pytest.raises(InvalidLogits, match="beyond"):
+        bits_per_byte.compute_token_losses(certain_of_anything, np.zeros(4, dtype=int))
 
 
 @pytest.mark.parametrize("offset", [-9000.0, 0.0, 9000.0])
@@ -175,7 +175,7 @@ def test_the_largest_offset_that_passes_gains_nothing(offset):
     logits = (rng.normal(size=(50, 100)) + offset).astype("float32")
     targets = rng.integers(0, 100, size=50)
 
-    found = bits_per_byte.losses(logits, targets)
+    found = bits_per_byte.compute_token_losses(logits, targets)
 
     expected = [precise(row, t) for row, t in zip(logits, targets, strict=True)]
     assert found == pytest.approx(expected, rel=1e-12)
@@ -189,8 +189,8 @@ def test_logits_that_are_not_finite_are_refused(bad, at):
     logits = np.zeros((4, 10), dtype="float32")
     logits[at] = bad
 
-    with pytest.raises(NotAScore, match="not finite"):
-        bits_per_byte.losses(logits, np.zeros(4, dtype=int))
+    with pytest.raises(InvalidLogits, match="not finite"):
+        bits_per_byte.compute_token_losses(logits, np.zeros(4, dtype=int))
 
 
 @pytest.mark.parametrize("huge", [1.1e4, -1.1e4, 3e38, -3e38])
@@ -198,12 +198,12 @@ def test_huge_logits_are_refused(huge):
     logits = np.zeros((4, 10), dtype="float32")
     logits[2, 2] = huge
 
-    with pytest.raises(NotAScore, match="beyond"):
-        bits_per_byte.losses(logits, np.zeros(4, dtype=int))
+    with pytest.raises(InvalidLogits, match="beyond"):
+        bits_per_byte.compute_token_losses(logits, np.zeros(4, dtype=int))
 
 
 def test_no_positions_are_no_losses():
-    assert bits_per_byte.losses(
+    assert bits_per_byte.compute_token_losses(
         np.zeros((0, 10), "float32"), np.zeros(0, int)
     ).shape == (0,)
 
@@ -211,6 +211,6 @@ def test_no_positions_are_no_losses():
 def test_the_logits_that_came_in_are_left_as_they_were():
     logits = np.ones((2, 5), dtype="float64")
 
-    bits_per_byte.losses(logits, np.array([0, 1]))
+    bits_per_byte.compute_token_losses(logits, np.array([0, 1]))
 
     assert (logits == 1).all()

@@ -12,14 +12,14 @@ from hypothesis import strategies as st
 from autoresearch.errors import LabError
 from autoresearch.git import (
     TRAILERS,
-    Entry,
-    GitFailed,
-    Notebook,
-    read_trailers,
-    summary,
+    VerdictCommit,
+    GitError,
+    Repository,
+    parse_trailers,
+    shorten_title,
 )
 from autoresearch.records import commit_message
-from autoresearch.text import one_line
+from autoresearch.text import to_one_line
 
 BEFORE, AFTER = "RATE = 1\n", "RATE = 2  # Δ\n"
 CRLF = "RATE = 3\r\nx = '$Id$'\r\n"
@@ -40,7 +40,7 @@ def git(folder: Path, *words: str, **more) -> str:
     return done.stdout.decode().rstrip("\n")
 
 
-def a_lab(folder: Path) -> Notebook:
+def a_lab(folder: Path) -> Repository:
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in (("prepare.py", "1\n"), ("program.md", "# Goal\n")):
         (folder / name).write_text(text)
@@ -48,7 +48,7 @@ def a_lab(folder: Path) -> Notebook:
     git(folder, "init", "-q", "-b", "main")
     git(folder, "add", ".")
     git(folder, "commit", "-q", "-m", "a lab")
-    return Notebook(folder)
+    return Repository(folder)
 
 
 @pytest.fixture
@@ -56,7 +56,7 @@ def book(tmp_path):
     return a_lab(tmp_path / "lab")
 
 
-def an_entry(**changes) -> Entry:
+def an_entry(**changes) -> VerdictCommit:
     words = {
         "title": "[AutoResearch] faster | Δbpb=-0.0012",
         "body": "It was slow.",
@@ -64,26 +64,26 @@ def an_entry(**changes) -> Entry:
         "author": "search",
         "at": 1_700_000_000.9,
     }
-    return Entry(**(words | changes))
+    return VerdictCommit(**(words | changes))
 
 
-def keep(book: Notebook, source: str = AFTER, number: int = 7, **changes) -> str:
+def keep(book: Repository, source: str = AFTER, number: int = 7, **changes) -> str:
     """What the books do with a keep."""
-    head = book.head()
-    commit = book.commit(an_entry(**changes), book.store(source), head)
-    assert book.advance(book.branch(), commit, head)
-    book.name(number, commit)
-    book.check_out(head, commit)
+    head = book.head_commit()
+    commit = book.create_commit(an_entry(**changes), book.write_blob(source), head)
+    assert book.advance_branch(book.current_branch(), commit, head)
+    book.set_experiment_ref(number, commit)
+    book.update_working_file(head, commit)
     return commit
 
 
-def listing(book: Notebook, commit: str) -> dict[str, str]:
+def listing(book: Repository, commit: str) -> dict[str, str]:
     """Every path of a commit, with mode, type and object."""
     lines = git(book.folder, "ls-tree", "-r", "-t", "-z", commit).split("\0")
     return {line.partition("\t")[2]: line.partition("\t")[0] for line in lines if line}
 
 
-def differing(book: Notebook, commit: str) -> set[str]:
+def differing(book: Repository, commit: str) -> set[str]:
     now, before = listing(book, commit), listing(book, f"{commit}^")
     return {name for name in now | before if now.get(name) != before.get(name)}
 
@@ -316,7 +316,7 @@ def test_planted_hooks_filters_attributes_and_configuration_do_nothing(
     book.tidy()
     assert book.file_at("HEAD", "gone.py") is None
     assert book.commit_of(999) is None
-    with pytest.raises(GitFailed):
+    with pytest.raises(GitError):
         book.git("cat-file", "-e", "1" * 40)
 
     assert not planted.exists()
@@ -548,10 +548,10 @@ def test_our_files_are_hidden_from_git_without_touching_gitignore(book):
 
 def test_a_lab_may_be_a_linked_worktree(book, tmp_path):
     git(book.folder, "worktree", "add", "-q", "-b", "night", str(tmp_path / "tree"))
-    linked = Notebook(tmp_path / "tree")
+    linked = Repository(tmp_path / "tree")
 
-    linked.require()
-    linked.exclude("results.tsv")
+    linked.require_usable()
+    linked.add_excludes("results.tsv")
     (linked.folder / "results.tsv").touch()
     commit = keep(linked)
 
@@ -580,12 +580,12 @@ def test_a_lab_may_be_a_linked_worktree(book, tmp_path):
     ],
 )
 def test_a_summary_is_short_ascii_and_one_line(title, expected):
-    assert summary(title) == expected
+    assert shorten_title(title) == expected
 
 
 @given(st.text())
 def test_any_title_makes_a_summary(title):
-    short = summary(title)
+    short = shorten_title(title)
 
     assert short.isascii()
     assert short.isprintable()
@@ -613,23 +613,23 @@ def test_any_title_makes_a_summary(title):
     ],
 )
 def test_one_line_strips_escapes_controls_and_writing_direction(text, expected):
-    assert one_line(text) == expected
+    assert to_one_line(text) == expected
 
 
 @given(st.text() | st.text(alphabet="\x1b[]\\\x07;0m\u202e a\n"))
 def test_one_line_is_always_one_printable_line(text):
-    line = one_line(text)
+    line = to_one_line(text)
 
     assert "\n" not in line
     assert "\x1b" not in line
-    assert one_line(line) == line
+    assert to_one_line(line) == line
     line.encode()
 
 
 @pytest.mark.parametrize("opening", ["\x1b]", "\x1b[", "\x1b[0;", "\x1b]\x1b"])
 def test_an_endless_escape_is_read_at_once(opening):
     for text in (opening * 100_000, opening + "0" * 500_000, opening + "; " * 200_000):
-        one_line(text)
+        to_one_line(text)
 
 
 ALL_TRAILERS = tuple((key, f"words of {key}: with: colons  and Δ") for key in TRAILERS)
@@ -643,8 +643,8 @@ def test_trailers_survive_a_round_trip_through_git(book, body):
     ((number, commit, message),) = book.entries()
 
     assert (number, commit) == (7, book.commit_of(7))
-    found = read_trailers(message)
-    assert found == {key: one_line(text) for key, text in ALL_TRAILERS}
+    found = parse_trailers(message)
+    assert found == {key: to_one_line(text) for key, text in ALL_TRAILERS}
     assert message.splitlines()[0] == entry.title
     told = git(book.folder, "log", "-1", "--format=%(trailers:only)", commit)
     assert len(told.splitlines()) == len(ALL_TRAILERS)
@@ -675,7 +675,7 @@ def test_a_reason_that_poses_as_trailers_cannot_forge_them(book, reason):
 
     honest = {"Experiment": "7", "Verdict": "keep: gain 0.0012"}
     assert number == 7
-    assert read_trailers(message) == honest
+    assert parse_trailers(message) == honest
     told = git(book.folder, "log", "-1", "--format=%(trailers:only,unfold)", commit)
     assert dict(line.split(": ", 1) for line in told.splitlines()) == honest
 
@@ -686,7 +686,7 @@ def test_a_trailer_cannot_smuggle_in_another(book):
 
     ((_, _, message),) = book.entries()
 
-    assert read_trailers(message) == {
+    assert parse_trailers(message) == {
         "Verdict": "discard Score: 0.1",
         "Experiment": "7 Ran: x",
     }
@@ -720,9 +720,9 @@ def test_a_message_that_is_not_utf_8_is_no_crash(book):
 # -- labs that git cannot keep ---------------------------------------------------------
 
 
-def complaint(book: Notebook) -> str:
+def complaint(book: Repository) -> str:
     with pytest.raises(LabError) as refused:
-        book.require()
+        book.require_usable()
     said = str(refused.value)
     assert "Next: " in said
     assert "\n" not in said
@@ -733,7 +733,7 @@ def test_a_lab_in_order_is_accepted_also_through_a_link(book, tmp_path):
     (tmp_path / "link").symlink_to(book.folder)
 
     book.require()
-    Notebook(tmp_path / "link").require()
+    Repository(tmp_path / "link").require_usable()
 
 
 def test_a_detached_head_is_one_clear_sentence(book):
@@ -744,20 +744,20 @@ def test_a_detached_head_is_one_clear_sentence(book):
 
 
 def test_no_repository_is_one_clear_sentence(tmp_path):
-    assert "not a git repository" in complaint(Notebook(tmp_path))
+    assert "not a git repository" in complaint(Repository(tmp_path))
 
 
 def test_no_commit_is_one_clear_sentence(tmp_path):
     git(tmp_path, "init", "-q")
 
-    assert "no commit yet" in complaint(Notebook(tmp_path))
+    assert "no commit yet" in complaint(Repository(tmp_path))
 
 
 def test_a_lab_inside_a_bigger_repository_is_one_clear_sentence(book):
     inner = book.folder / "inner"
     inner.mkdir()
 
-    assert "repository of its own" in complaint(Notebook(inner))
+    assert "repository of its own" in complaint(Repository(inner))
 
 
 def test_a_bare_repository_and_the_git_folder_itself_are_one_clear_sentence(
@@ -765,14 +765,14 @@ def test_a_bare_repository_and_the_git_folder_itself_are_one_clear_sentence(
 ):
     git(tmp_path, "init", "-q", "--bare", "bare.git")
 
-    complaint(Notebook(tmp_path / "bare.git"))
-    complaint(Notebook(book.folder / ".git"))
+    complaint(Repository(tmp_path / "bare.git"))
+    complaint(Repository(book.folder / ".git"))
 
 
 def test_a_repository_with_other_hashes_is_one_clear_sentence(tmp_path):
     git(tmp_path, "init", "-q", "--object-format=sha256")
 
-    assert "sha256" in complaint(Notebook(tmp_path))
+    assert "sha256" in complaint(Repository(tmp_path))
 
 
 def test_a_machine_without_git_is_one_clear_sentence(book, monkeypatch):

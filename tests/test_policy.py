@@ -14,7 +14,7 @@ from autoresearch.errors import LabError
 from autoresearch.experiment import (
     Candidate,
     Champion,
-    Change,
+    CodeSizeChange,
     History,
     Proposal,
     Run,
@@ -30,7 +30,7 @@ from autoresearch.policies.registry import named
 
 CANDIDATE = Candidate(Proposal(1, "an idea", "X = 1\n", "parent", "search"), "blob")
 CHAMPION = Champion(0, "blob of the champion", (1.0,))
-NONE = Change(0, 0)
+NONE = CodeSizeChange(0, 0)
 THREE = (1.0, 1.001, 0.999)  # a champion's runs; their standard deviation is 0.001
 FINITE = st.floats(-1e6, 1e6)
 
@@ -110,7 +110,7 @@ class TestEveryPolicy:
     def test_gives_its_evidence_and_its_reason_in_one_line(self, member):
         for value in (0.5, 1.0, 2.0):
             evidence = scores(value)
-            verdict = member().decide(evidence, BEFORE, Change(3, 0))
+            verdict = member().decide(evidence, BEFORE, CodeSizeChange(3, 0))
 
             assert verdict.evidence is evidence
             assert verdict.against is BEFORE.champion
@@ -121,7 +121,7 @@ class TestEveryPolicy:
         asked = member()
 
         first, second = (
-            asked.decide(scores(0.9), BEFORE, Change(5, 0)) for _ in range(2)
+            asked.decide(scores(0.9), BEFORE, CodeSizeChange(5, 0)) for _ in range(2)
         )
 
         assert first == second
@@ -209,7 +209,7 @@ def test_a_tie_is_not_called_worse_by_minus_nothing():
     ],
 )
 def test_twenty_added_lines_must_gain_a_thousandth(won, added, decision):
-    verdict = Greedy().decide(scores(1.0 - won), History(CHAMPION), Change(added, 0))
+    verdict = Greedy().decide(scores(1.0 - won), History(CHAMPION), CodeSizeChange(added, 0))
 
     assert verdict.decision == decision
     if decision == "discard":
@@ -220,7 +220,7 @@ def test_lines_are_free_where_program_md_says_so():
     free = Greedy(gain_per_20_added_lines=0.0)
 
     assert (
-        free.decide(scores(0.999999), History(CHAMPION), Change(5000, 0)).decision
+        free.decide(scores(0.999999), History(CHAMPION), CodeSizeChange(5000, 0)).decision
         == "keep"
     )
 
@@ -244,7 +244,7 @@ def test_the_direction_turns_the_gain_around(value, other):
 @given(FINITE, FINITE, st.integers(-1000, 1000), st.booleans())
 def test_nothing_is_kept_that_is_not_better(value, other, added, lower):
     verdict = Greedy(lower_is_better=lower).decide(
-        scores(value), History(champion(other)), Change(added, 0)
+        scores(value), History(champion(other)), CodeSizeChange(added, 0)
     )
 
     if verdict.decision == "keep":
@@ -380,13 +380,13 @@ class TestNoiseAware:
     def test_added_lines_raise_the_bar(self):
         won = scores(0.99, 0.99, 0.99)
 
-        assert NOISE_AWARE.decide(won, BEFORE, Change(20, 0)).decision == "keep"
-        verdict = NOISE_AWARE.decide(won, BEFORE, Change(220, 0))
+        assert NOISE_AWARE.decide(won, BEFORE, CodeSizeChange(20, 0)).decision == "keep"
+        verdict = NOISE_AWARE.decide(won, BEFORE, CodeSizeChange(220, 0))
         assert verdict.decision == "discard"
         assert "220 added lines cost" in verdict.reason
 
     def test_a_removal_that_is_shown_not_worse_is_kept(self):
-        same, removal = scores(*[1.0002] * 6), Change(0, 30)
+        same, removal = scores(*[1.0002] * 6), CodeSizeChange(0, 30)
         before = History(champion(*THREE * 4), (THREE * 4,))
 
         assert NOISE_AWARE.decide(same, before, NONE).decision == "discard"
@@ -397,7 +397,7 @@ class TestNoiseAware:
     def test_a_removal_may_never_cost_more_than_the_noise(self):
         worse = scores(*[1.002] * 6)
 
-        verdict = NOISE_AWARE.decide(worse, BEFORE, Change(0, 10_000))
+        verdict = NOISE_AWARE.decide(worse, BEFORE, CodeSizeChange(0, 10_000))
 
         assert verdict.decision == "discard"
 
@@ -417,7 +417,7 @@ class TestNoiseAware:
     @given(FINITE, FINITE, st.integers(-100, 100))
     def test_without_noise_it_decides_as_greedy(self, value, other, lines):
         same = History(champion(other, other, other), ((other,) * 3,))
-        change = Change(max(0, lines), max(0, -lines))
+        change = CodeSizeChange(max(0, lines), max(0, -lines))
 
         assert NOISE_AWARE.wants(scores(value), same) == "nothing"
         assert NOISE_AWARE.decide(scores(value), same, change) == Greedy().decide(

@@ -5,12 +5,12 @@ import time
 
 import pytest
 
-from autoresearch.experiment import Slot
-from autoresearch.pools.inline import Inline
-from autoresearch.pools.local import Local
+from autoresearch.experiment import Device
+from autoresearch.pools.inline import InlinePool
+from autoresearch.pools.local import LocalPool
 from tests import nights
 
-GPUS = tuple(Slot("cuda", index) for index in range(3))
+GPUS = tuple(Device("cuda", index) for index in range(3))
 
 
 def carry_out(request, device):
@@ -19,9 +19,9 @@ def carry_out(request, device):
 
 
 MEMBERS = {
-    "inline": lambda: Inline(carry_out, [Slot()]),
-    "local, one device": lambda: Local(carry_out, [Slot()]),
-    "local, three devices": lambda: Local(carry_out, GPUS),
+    "inline": lambda: InlinePool(carry_out, [Device()]),
+    "local, one device": lambda: LocalPool(carry_out, [Device()]),
+    "local, three devices": lambda: LocalPool(carry_out, GPUS),
 }
 
 
@@ -90,25 +90,25 @@ class TestEveryPool:
 
 
 def test_inline_works_in_this_thread_and_only_when_asked():
-    pool, seen = Inline(carry_out, [Slot()]), []
+    pool, seen = InlinePool(carry_out, [Device()]), []
     pool.submit(lambda slot: seen.append(threading.current_thread()))
     assert seen == []
 
-    pool.next()
+    pool.next_result()
 
     assert seen == [threading.current_thread()]
 
 
 def test_local_works_on_all_slots_at_the_same_time():
-    pool, together = Local(carry_out, GPUS), threading.Barrier(3, timeout=10)
+    pool, together = LocalPool(carry_out, GPUS), threading.Barrier(3, timeout=10)
 
     fill(pool, lambda slot: (together.wait(), slot.index))
 
-    assert {pool.next()[1] for _ in range(3)} == {0, 1, 2}
+    assert {pool.next_result()[1] for _ in range(3)} == {0, 1, 2}
 
 
 def test_local_never_gives_one_slot_to_two():
-    pool, lock, busy = Local(carry_out, GPUS), threading.Lock(), set()
+    pool, lock, busy = LocalPool(carry_out, GPUS), threading.Lock(), set()
 
     def work(slot):
         with lock:
@@ -121,60 +121,60 @@ def test_local_never_gives_one_slot_to_two():
 
     results, left = [], 60
     while len(results) < 60:
-        while pool.free and left:
+        while pool.free_count and left:
             pool.submit(work)
             left -= 1
-        results.append(pool.next())
+        results.append(pool.next_result())
 
     assert set(results) == {0, 1, 2}
 
 
 def test_local_hands_back_whatever_finishes_first():
-    pool, gate = Local(carry_out, GPUS), threading.Event()
+    pool, gate = LocalPool(carry_out, GPUS), threading.Event()
     pool.submit(lambda slot: gate.wait(10) and "slow")
     pool.submit(lambda slot: "fast")
 
-    assert pool.next() == "fast"
+    assert pool.next_result() == "fast"
     gate.set()
-    assert pool.next() == "slow"
+    assert pool.next_result() == "slow"
 
 
 def test_local_keeps_going_when_one_of_many_fails():
-    pool = Local(carry_out, GPUS)
+    pool = LocalPool(carry_out, GPUS)
     for number in (0, 1, 2):
         pool.submit(lambda slot, number=number: 1 / number)
 
     found = []
     for _ in range(3):
         try:
-            found.append(pool.next())
+            found.append(pool.next_result())
         except ZeroDivisionError:
             found.append("failed")
 
     assert sorted(map(str, found)) == ["0.5", "1.0", "failed"]
-    assert pool.free == 3
+    assert pool.free_count == 3
 
 
 def test_local_says_when_a_result_is_there_without_waiting_for_it():
-    pool, gate = Local(carry_out, GPUS), threading.Event()
+    pool, gate = LocalPool(carry_out, GPUS), threading.Event()
     pool.submit(lambda slot: gate.wait(10))
-    assert not pool.ready
+    assert not pool.has_result
 
     gate.set()
-    nights.wait_for(lambda: pool.ready)
+    nights.wait_for(lambda: pool.has_result)
 
-    assert pool.next() is True
+    assert pool.next_result() is True
 
 
 def test_local_gives_the_device_that_was_freed_last():
     """A trial goes on where it began; a pair of runs compares on one device."""
-    pool, gate = Local(carry_out, GPUS), threading.Event()
+    pool, gate = LocalPool(carry_out, GPUS), threading.Event()
     pool.submit(lambda slot: gate.wait(10))
     pool.submit(lambda slot: slot.index)
-    first = pool.next()
+    first = pool.next_result()
 
     pool.submit(lambda slot: slot.index)
 
-    assert pool.next() == first
+    assert pool.next_result() == first
     gate.set()
-    pool.next()
+    pool.next_result()

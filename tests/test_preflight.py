@@ -7,12 +7,12 @@ import pytest
 
 from autoresearch.commands import new
 from autoresearch.experiment import Proposal
-from autoresearch.git import Notebook
+from autoresearch.git import Repository
 from autoresearch.guest import dry_run
 from autoresearch.lab import apparatus
 from autoresearch.lab.folder import Lab
 from autoresearch.measure import preflight
-from autoresearch.measure.preflight import Rehearsed, broken_contract, small
+from autoresearch.measure.preflight import DryRunReport, find_contract_fault, shrink_source
 from autoresearch.measure.workbench import Workbench
 from autoresearch.records.ledger import Ledger
 from autoresearch.run import session
@@ -50,8 +50,8 @@ def lab(tmp_path_factory):
 @pytest.fixture(scope="module")
 def flight(lab):
     """Preflight of that lab."""
-    found = apparatus.load(lab, Notebook(lab.folder))
-    terms = session.terms_of(lab.program(), ())
+    found = apparatus.load_apparatus(lab, Repository(lab.folder))
+    terms = session.terms_from_program(lab.program(), ())
     bench = Workbench(
         lab, found, terms, StopFlag(), lambda candidate, progress: None, nights.walls()
     )
@@ -64,7 +64,7 @@ def flight(lab):
 def test_a_broken_edit_is_caught_with_a_reason(lab, flight, name):
     broken = dict(edits.broken_for(lab.read("train.py"), CAUGHT))
 
-    if why := broken_contract(broken[name]):
+    if why := find_contract_fault(broken[name]):
         assert CAUGHT[name] in why
         return
     found = flight.rehearse(broken[name])
@@ -94,9 +94,9 @@ def test_a_lab_without_tensors_is_rehearsed_as_well(tmp_path):
     asked = session.Options(proposers=("mailbox",))
     with session.opened(lab, asked, StopFlag()) as (opened, _):
         flight = preflight.Preflight(opened.bench, opened.books.ledger)
-        good = flight.rehearse(lab.read("train.py"))
-        bad = flight.rehearse(
-            lab.read("train.py").replace("speed_w = speed_b = 0.0", "speed_w = 0.0")
+        good = flight.dry_run(lab.read_file("train.py"))
+        bad = flight.dry_run(
+            lab.read_file("train.py").replace("speed_w = speed_b = 0.0", "speed_w = 0.0")
         )
 
     assert good.fault == ""
@@ -111,7 +111,7 @@ def test_a_model_hears_at_once_what_a_run_would_have_found(tmp_path):
     asked = session.Options(proposers=("mailbox",))
     with session.opened(lab, asked, StopFlag()) as (opened, _):
         ledger = opened.books.ledger
-        desk = desk_of(lab.folder, lab.program())
+        desk = desk_of(lab.folder, lab.load_program())
         desk.check = preflight.Preflight(opened.bench, ledger)
         source, before = ledger.source(ledger.champion.blob), ledger.runs_made
         bad = source.replace("BATCH)\n", "BATCHES)\n", 1)
@@ -138,27 +138,27 @@ def test_where_the_champion_cannot_be_rehearsed_nothing_is_refused(
 
 
 def test_memory_is_judged_by_what_the_champion_took():
-    small_one = Rehearsed("", 1_000_000, 1000.0, 1000)
-    large_one = Rehearsed("", 1_000_000, 1000.0, 100_000)
+    small_one = DryRunReport("", 1_000_000, 1000.0, 1000)
+    large_one = DryRunReport("", 1_000_000, 1000.0, 100_000)
 
-    assert small_one.estimate_bytes == 17e6
-    assert large_one.estimate_bytes / small_one.estimate_bytes > 6
+    assert small_one.estimated_bytes == 17e6
+    assert large_one.estimated_bytes / small_one.estimated_bytes > 6
 
 
 def test_sizes_are_turned_down_only_where_constants_name_them(lab):
     source = lab.read("train.py").replace("DEPTH = 2", "DEPTH = 9")
 
-    assert "\nDEPTH = 4  #" in small(source)
-    assert small("x = 1\n") == "x = 1\n"
+    assert "\nDEPTH = 4  #" in shrink_source(source)
+    assert shrink_source("x = 1\n") == "x = 1\n"
 
 
 def test_a_forged_answer_is_read_as_what_it_is():
-    said = preflight.read({"fault": "\x1b[2J" + "x" * 999, "parameters": 1e99})
+    said = preflight.parse_report({"fault": "\x1b[2J" + "x" * 999, "parameters": 1e99})
 
     assert "\x1b" not in said.fault
     assert len(said.fault) <= 300
     assert said.parameters == 0
-    assert preflight.read({}).fault == "said nothing"
+    assert preflight.parse_report({}).fault == "said nothing"
 
 
 @pytest.fixture
@@ -168,7 +168,7 @@ def small_flight(tmp_path):
     asked = session.Options(proposers=("mailbox",))
     with session.opened(lab, asked, StopFlag()) as (opened, _):
         flight = preflight.Preflight(opened.bench, opened.books.ledger)
-        yield flight, lab.read("train.py")
+        yield flight, lab.read_file("train.py")
         flight.close()
 
 

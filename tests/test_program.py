@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autoresearch.errors import LabError
-from autoresearch.lab.program import KINDS, SETTINGS, Program, parse
+from autoresearch.lab.program import SETTING_TYPES, SETTINGS, Program, parse_program
 
 # The article's own, verbatim.
 ARTICLE = """\
@@ -33,7 +33,7 @@ def fenced(toml: str, prose: str = "# Goal\n") -> str:
 
 def complaint(text: str) -> str:
     with pytest.raises(LabError) as refused:
-        parse(text)
+        parse_program(text)
     assert len(str(refused.value)) < 600
     return str(refused.value)
 
@@ -42,11 +42,11 @@ def complaint(text: str) -> str:
 
 
 def test_the_articles_own_program_is_valid_with_every_default():
-    assert parse(ARTICLE) == Program(prose=ARTICLE)
+    assert parse_program(ARTICLE) == Program(prose=ARTICLE)
 
 
 def test_its_hard_constraints_are_the_defaults():
-    program = parse(ARTICLE)
+    program = parse_program(ARTICLE)
 
     assert program.budget_seconds == 300
     assert program.tolerance_seconds == 15
@@ -56,11 +56,11 @@ def test_its_hard_constraints_are_the_defaults():
 
 @pytest.mark.parametrize("text", ["", "\n\n", "just a sentence", "```toml\n```\n"])
 def test_an_empty_or_plain_program_means_the_defaults(text):
-    assert replace(parse(text), prose="") == Program()
+    assert replace(parse_program(text), prose="") == Program()
 
 
 def test_every_setting_can_be_set_and_the_prose_is_what_follows_the_fence():
-    program = parse(
+    program = parse_program(
         fenced(
             """
             budget_tokens = 100_000_000
@@ -101,17 +101,17 @@ def test_every_setting_can_be_set_and_the_prose_is_what_follows_the_fence():
 
 
 def test_every_setting_has_a_type_and_every_type_a_setting():
-    assert set(KINDS) == set(SETTINGS)
+    assert set(SETTING_TYPES) == set(SETTINGS)
 
 
 def test_a_fence_that_does_not_come_first_is_prose():
     text = "# Goal\n\n" + fenced("budget_seconds = 60")
 
-    assert parse(text) == Program(prose=text)
+    assert parse_program(text) == Program(prose=text)
 
 
 def test_a_second_fence_is_prose():
-    program = parse(fenced("budget_seconds = 60", fenced("budget_seconds = 5")))
+    program = parse_program(fenced("budget_seconds = 60", fenced("budget_seconds = 5")))
 
     assert program.budget_seconds == 60
     assert "budget_seconds = 5" in program.prose
@@ -120,7 +120,7 @@ def test_a_second_fence_is_prose():
 def test_windows_line_endings_and_a_byte_order_mark_change_nothing():
     text = fenced("budget_seconds = 60\nhours = 8", "# Goal\n")
 
-    program = parse("\ufeff" + text.replace("\n", "\r\n"))
+    program = parse_program("\ufeff" + text.replace("\n", "\r\n"))
 
     assert (program.budget_seconds, program.hours) == (60, 8)
 
@@ -129,7 +129,7 @@ def test_windows_line_endings_and_a_byte_order_mark_change_nothing():
     ("seconds", "tolerance"), [(300, 15), (3600, 15), (100, 5), (60, 3), (10, 2)]
 )
 def test_a_short_budget_has_a_narrower_tolerance(seconds, tolerance):
-    assert parse(fenced(f"budget_seconds = {seconds}")).tolerance_seconds == tolerance
+    assert parse_program(fenced(f"budget_seconds = {seconds}")).tolerance_seconds == tolerance
 
 
 # -- what is wrong, and where ----------------------------------------------------------
@@ -279,7 +279,7 @@ def test_a_program_beyond_a_megabyte_is_refused():
 
 def outcome(text: str) -> Program | str:
     try:
-        return parse(text)
+        return parse_program(text)
     except LabError as error:
         return str(error)
 

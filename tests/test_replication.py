@@ -6,7 +6,7 @@ import pytest
 
 from autoresearch.commands import ablate, replicate
 from autoresearch.errors import LabError
-from autoresearch.git import Notebook
+from autoresearch.git import Repository
 from autoresearch.records.ledger import Ledger
 from autoresearch.sandbox.process import StopFlag
 from tests.nights import command, line_lab, rate, run
@@ -73,8 +73,8 @@ def test_without_a_keep_there_is_nothing_to_replicate(lab):
 def test_a_champion_that_fails_on_every_fresh_seed_ends_it(tmp_path):
     lab = line_lab(tmp_path / "moody", 'budget_tokens = 2000\npolicy = "greedy"')
     (row,) = run(lab)
-    (seed,) = {m.seed for m in Ledger(lab.ledger).measured(row.number)}
-    moody = lab.read("train.py").replace("LEARNING_RATE = 0.01", "LEARNING_RATE = 0.02")
+    (seed,) = {m.seed for m in Ledger(lab.ledger_path).measured(row.number)}
+    moody = lab.read_file("train.py").replace("LEARNING_RATE = 0.01", "LEARNING_RATE = 0.02")
     moody = moody.replace(
         "model = build_model()\n",
         f"if run.seed != {seed}:\n    raise SystemExit('moody')\n"
@@ -121,14 +121,14 @@ def test_what_has_its_runs_already_is_not_run_again(tmp_path):
     assert found.experiment == 0
     assert found.worth == pytest.approx(rows[0].value - rows[1].value)
     assert found.decision is None
-    assert len(Ledger(lab.ledger).rows()) == 2
+    assert len(Ledger(lab.ledger_path).rows()) == 2
 
 
 def test_a_change_that_was_only_lucky_is_removed_and_the_champion_moves_on(tmp_path):
     lab = line_lab(tmp_path / "lab", 'budget_tokens = 2000\npolicy = "greedy"')
     run(lab)
-    (seed,) = {m.seed for m in Ledger(lab.ledger).measured(0)}
-    source = lab.read("train.py")
+    (seed,) = {m.seed for m in Ledger(lab.ledger_path).measured(0)}
+    source = lab.read_file("train.py")
     lucky = source.replace(
         "    rate = LEARNING_RATE *",
         f"    rate = (0.02 if run.seed == {seed} else 0.0005) *",
@@ -139,17 +139,17 @@ def test_a_change_that_was_only_lucky_is_removed_and_the_champion_moves_on(tmp_p
 
     (found,) = ablate.ablate(lab, 3, StopFlag())
 
-    ledger = Ledger(lab.ledger)
+    ledger = Ledger(lab.ledger_path)
     assert found.decision == "keep"
     assert found.worth < 0
     assert ledger.champion.number == found.experiment
-    assert lab.read("train.py") == source
+    assert lab.read_file("train.py") == source
 
 
 def test_a_step_that_others_were_built_on_cannot_be_taken_out_alone(tmp_path):
     lab = line_lab(tmp_path / "lab", 'budget_tokens = 2000\npolicy = "greedy"')
     old = "rate = LEARNING_RATE * min(1.0, (1 - run.progress) / max(WARMDOWN, 1e-9))"
-    source = lab.read("train.py")
+    source = lab.read_file("train.py")
     assert old in source
     one = source.replace(old, "rate = 1.5 * LEARNING_RATE")
     two = source.replace(old, "rate = 3 * LEARNING_RATE")
@@ -157,7 +157,7 @@ def test_a_step_that_others_were_built_on_cannot_be_taken_out_alone(tmp_path):
     assert [row.decision for row in rows] == ["keep", "keep", "keep"]
 
     found = {a.step: a for a in ablate.ablate(lab, 1, StopFlag())}
-    assert Ledger(lab.ledger).champion.number == 2
+    assert Ledger(lab.ledger_path).champion.number == 2
     assert found[1].worth is None
     assert "cannot be taken out alone" in found[1].why
 
@@ -169,7 +169,7 @@ def test_ablate_says_each_change_and_its_worth(greedy):
     assert done.returncode == 0
     assert [line.split()[:2] for line in lines[:2]] == [["2", "worth"], ["1", "worth"]]
     assert lines[-1].startswith("Next: ")
-    assert Notebook(greedy.folder).git("status", "--porcelain") == ""
+    assert Repository(greedy.folder).run_git("status", "--porcelain") == ""
 
 
 def test_a_champion_that_is_the_baseline_has_nothing_to_take_out(lab):

@@ -11,13 +11,13 @@ import pytest
 from autoresearch.experiment import (
     Candidate,
     Failure,
-    Hopeless,
+    PruneDecision,
     Proposal,
     Run,
     Score,
     Verdict,
 )
-from autoresearch.git import git_blob
+from autoresearch.git import compute_blob_id
 from autoresearch.records import results_tsv
 from autoresearch.records.ledger import Ledger
 from autoresearch.reporting import report_html, report_json, report_text
@@ -44,7 +44,7 @@ class Night:
         proposal = Proposal(
             number, title, source, champion.blob if champion else "", "search", reason
         )
-        proposal = self.ledger.admit(proposal, git_blob(source), source)
+        proposal = self.ledger.admit(proposal, compute_blob_id(source), source)
         if value is None:
             failure = Failure(proposal, kind, title)
             verdict = Verdict("failed", f"{kind}: {title}", failure, champion)
@@ -201,7 +201,7 @@ class Careful(Night):
     """A ledger as a noise-aware night leaves it, filled by hand."""
 
     def scores(self, proposal, values, held=(), *, curve=(), spared=None, first=0):
-        blob = git_blob(proposal.source)
+        blob = compute_blob_id(proposal.source)
         found = []
         for seed, value in enumerate(values, first):
             run = Run(
@@ -229,7 +229,7 @@ class Careful(Night):
         proposal = Proposal(
             None if champion else 0, title, source, parent, "search", "because"
         )
-        return self.ledger.admit(proposal, git_blob(source), source)
+        return self.ledger.admit(proposal, compute_blob_id(source), source)
 
     def decide(self, word, why, evidence):
         champion = self.ledger.champion
@@ -246,7 +246,7 @@ class Careful(Night):
 
     def ended(self, title, share):
         proposal = self.idea(title)
-        candidate = Candidate(proposal, git_blob(proposal.source))
+        candidate = Candidate(proposal, compute_blob_id(proposal.source))
         failure = Failure(candidate, "ended early", "hopeless", None, share)
         return self.decide("discard", "hopeless", failure)
 
@@ -390,7 +390,7 @@ def test_time_saved_by_ending_runs_is_counted_and_an_unknown_rate_said(careful):
 
 
 def test_false_kills_are_estimated_from_the_spared(careful):
-    spared = Hopeless(0.25, 1.2, 0.01, 0.98)
+    spared = PruneDecision(0.25, 1.2, 0.01, 0.98)
     curve = ((0.15, 2.0), (0.25, 1.9))
     for n, value in enumerate((1.1, 0.97, 1.2, 1.3)):
         careful.measured(f"spared {n}", (value,), curve=curve, spared=spared)

@@ -10,14 +10,14 @@ import pytest
 from autoresearch.errors import LabError
 from autoresearch.experiment import (
     Candidate,
-    Change,
+    CodeSizeChange,
     Failure,
     Proposal,
     Run,
     Score,
     Verdict,
 )
-from autoresearch.git import git_blob
+from autoresearch.git import compute_blob_id
 from autoresearch.lab import constants, constraints
 from autoresearch.proposers.search import Search
 from autoresearch.records.ledger import Ledger
@@ -44,18 +44,18 @@ def f():
 
 
 def test_constants_are_read_with_what_may_be_tried():
-    found = {c.name: c for c in constants.read(SOURCE)}
+    found = {c.name: c for c in constants.parse_constants(SOURCE)}
 
     assert set(found) == {
         "LR", "BATCH", "BETA", "DEPTH", "EPS", "BIG", "SHIFT", "USE_GATE", "PATTERN",
         "SEED", "HEAD",
     }  # fmt: skip
-    assert (found["LR"].low, found["LR"].high, found["LR"].log) == (0.001, 1, True)
+    assert (found["LR"].low, found["LR"].high, found["LR"].is_log_scale) == (0.001, 1, True)
     assert (found["BATCH"].value, found["BATCH"].low) == (2**18, 2**14)
     assert found["BETA"].high < 1
     assert found["PATTERN"].choices == ("SSSL", "SL", "L")
-    assert found["SEED"].fixed
-    assert found["HEAD"].fixed
+    assert found["SEED"].is_fixed
+    assert found["HEAD"].is_fixed
 
 
 @pytest.mark.parametrize(
@@ -72,17 +72,17 @@ def test_constants_are_read_with_what_may_be_tried():
     ],
 )
 def test_replacing_changes_one_spelling_and_nothing_else(name, value, line):
-    changed = constants.replace(SOURCE, {name: value})
+    changed = constants.replace_constants(SOURCE, {name: value})
 
     before, after = SOURCE.splitlines(), changed.splitlines()
     assert [new for old, new in zip(before, after, strict=True) if old != new] == [line]
-    assert constants.values_of(changed)[name] == value
-    assert constants.skeleton(changed) == constants.skeleton(SOURCE)
+    assert constants.constant_values(changed)[name] == value
+    assert constants.blank_constants(changed) == constants.blank_constants(SOURCE)
 
 
 def test_an_unknown_constant_names_the_known_ones():
     with pytest.raises(LabError, match="LR"):
-        constants.replace(SOURCE, {"LEARNING": 1})
+        constants.replace_constants(SOURCE, {"LEARNING": 1})
 
 
 @pytest.mark.parametrize(
@@ -106,14 +106,14 @@ def test_an_unknown_constant_names_the_known_ones():
     ],
 )
 def test_rules_refuse_with_one_line(change, why):
-    said = constraints.refusal(change(SOURCE), SOURCE, constraints.Limits())
+    said = constraints.find_violation(change(SOURCE), SOURCE, constraints.ChangeLimits())
 
     assert said is None if why is None else why in said
 
 
 def test_added_lines_are_code_only():
-    assert constraints.change("a = 1\n", "# why\n\na = 1\nb = 2\n") == Change(1, 0)
-    assert constraints.change("a = 1\nb = 2\n", "a = 1\n") == Change(0, 1)
+    assert constraints.compare_code_size("a = 1\n", "# why\n\na = 1\nb = 2\n") == CodeSizeChange(1, 0)
+    assert constraints.compare_code_size("a = 1\nb = 2\n", "a = 1\n") == CodeSizeChange(0, 1)
 
 
 # -- the proposer on a real ledger -----------------------------------------------------
@@ -127,7 +127,7 @@ class Bench:
         self.ledger.begin("s", "{}", 0, "{}")
         self.landscape = landscape
         proposal = self.ledger.admit(
-            Proposal(0, "baseline", source, "", "human"), git_blob(source), "c"
+            Proposal(0, "baseline", source, "", "human"), compute_blob_id(source), "c"
         )
         self.decide(proposal, "keep", None)
 
@@ -137,7 +137,7 @@ class Bench:
                 "failed", "crash", Failure(proposal, "crash", "x"), against
             )
         else:
-            value = self.landscape(constants.values_of(proposal.source))
+            value = self.landscape(constants.constant_values(proposal.source))
             run = Run(
                 Candidate(proposal, "b"),
                 0,
@@ -157,10 +157,10 @@ class Bench:
         seen = []
         for _ in range(count):
             proposal = proposer.propose(self.ledger)
-            code = constraints.fingerprint(proposal.source)
-            proposal = self.ledger.admit(proposal, git_blob(proposal.source), code)
+            code = constraints.fingerprint_code(proposal.source)
+            proposal = self.ledger.admit(proposal, compute_blob_id(proposal.source), code)
             seen.append((proposal.title, code, proposal.parent))
-            failure = fails(constants.values_of(proposal.source))
+            failure = fails(constants.constant_values(proposal.source))
             self.decide(proposal, None, self.ledger.champion, failure)
         return seen
 
@@ -199,8 +199,8 @@ def test_what_another_device_is_trying_is_not_tried_beside_it(tmp_path):
     constants_tried = []
     for _ in range(3):  # on three devices, and none has its result yet
         idea = Search(seed=2).propose(bench.ledger)
-        code = constraints.fingerprint(idea.source)
-        bench.ledger.admit(idea, git_blob(idea.source), code)
+        code = constraints.fingerprint_code(idea.source)
+        bench.ledger.admit(idea, compute_blob_id(idea.source), code)
         constants_tried.append(idea.title.split()[0])
 
     assert len(set(constants_tried)) == 3
@@ -212,7 +212,7 @@ def test_search_never_touches_what_is_fixed_or_leaves_the_range(tmp_path):
     bench.night(Search(seed=3), 80)
 
     for row in bench.ledger.rows():
-        values = constants.values_of(bench.ledger.source(row.blob))
+        values = constants.constant_values(bench.ledger.source(row.blob))
         assert (values["SEED"], values["HEAD"]) == (42, 64)
         assert 0.001 <= values["LR"] <= 1
         assert 2**14 <= values["BATCH"] <= 2**20
@@ -236,7 +236,7 @@ def test_a_failure_is_infeasible_and_not_a_bad_number(tmp_path):
     bench.night(Search(seed=5), 60, fails=lambda values: values["DEPTH"] > 6)
 
     assert (
-        constants.values_of(bench.ledger.source(bench.ledger.champion.blob))["DEPTH"]
+        constants.constant_values(bench.ledger.source(bench.ledger.champion.blob))["DEPTH"]
         <= 6
     )
     assert bench.ledger.champion.values[0] < 1.01
@@ -251,14 +251,14 @@ def test_a_constant_that_a_model_named_is_tuned_by_the_optimiser(tmp_path):
     start = bench.ledger.champion
     named = bench.ledger.source(start.blob) + "GATE = 0.8  # 0 .. 1\n"
     idea = Proposal(None, "a gate", named, start.blob, "ollama:x")
-    idea = bench.ledger.admit(idea, git_blob(named), constraints.fingerprint(named))
+    idea = bench.ledger.admit(idea, compute_blob_id(named), constraints.fingerprint_code(named))
     bench.decide(idea, None, start)
     assert bench.ledger.champion.number == idea.number  # kept
 
     bench.night(Search(seed=7), 40)
 
     source = bench.ledger.source(bench.ledger.champion.blob)
-    assert abs(constants.values_of(source)["GATE"] - 0.3) < 0.2
+    assert abs(constants.constant_values(source)["GATE"] - 0.3) < 0.2
 
 
 def test_what_a_model_tried_is_not_tried_again_by_the_optimiser(tmp_path):
@@ -266,13 +266,13 @@ def test_what_a_model_tried_is_not_tried_again_by_the_optimiser(tmp_path):
     search = Search(seed=8)
     wanted = search.propose(bench.ledger)
     theirs = replace(wanted, author="ollama:x")
-    code = constraints.fingerprint(theirs.source)
-    theirs = bench.ledger.admit(theirs, git_blob(theirs.source), code)
+    code = constraints.fingerprint_code(theirs.source)
+    theirs = bench.ledger.admit(theirs, compute_blob_id(theirs.source), code)
     bench.decide(theirs, "discard", bench.ledger.champion)
 
     following = Search(seed=8).propose(bench.ledger)
 
-    assert constraints.fingerprint(following.source) != code
+    assert constraints.fingerprint_code(following.source) != code
     assert following.title != wanted.title
 
 

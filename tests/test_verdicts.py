@@ -7,11 +7,11 @@ from statistics import fmean
 
 import pytest
 
-from autoresearch.experiment import Proposal, Slot, Verdict
-from autoresearch.git import Notebook
+from autoresearch.experiment import Proposal, Device, Verdict
+from autoresearch.git import Repository
 from autoresearch.loop import research
 from autoresearch.measure.worker import Worker
-from autoresearch.pools.local import Local
+from autoresearch.pools.local import LocalPool
 from autoresearch.proposers.context import PLATEAU
 from autoresearch.records import queries
 from autoresearch.records.ledger import Ledger
@@ -135,8 +135,8 @@ def test_a_discard_that_may_be_better_is_a_near_miss_that_policies_see(lab):
         ledger = found.books.ledger
         history = queries.of(ledger).history()
         unresolved = [r.number for r in ledger.rows() if r.why.startswith("unresolved")]
-    assert list(history.near) == unresolved
-    assert history.taken == 3
+    assert list(history.near_misses) == unresolved
+    assert history.experiment_count == 3
 
 
 # -- runs of the champion --------------------------------------------------------------
@@ -158,8 +158,8 @@ def test_runs_of_the_champion_join_its_score_everywhere(lab):
     assert len({m.seed for m in measured}) == 3
     assert all(m.holdout is not None for m in measured)
     assert f"{baseline.value:.6f}" in lab.results.read_text().splitlines()[1]
-    book = Notebook(lab.folder)
-    assert "Remeasured: 0 at " in book.git("log", "-1", "--format=%B", rows[1].commit)
+    book = Repository(lab.folder)
+    assert "Remeasured: 0 at " in book.run_git("log", "-1", "--format=%B", rows[1].commit)
     verified(lab)
 
     before = baseline.values
@@ -244,14 +244,14 @@ def test_a_champion_that_turns_out_worse_is_taken_back_in_git_and_said(lab):
     before = lab.read("train.py")
     rows, notices = fallen(lab)
 
-    ledger, book = Ledger(lab.ledger), Notebook(lab.folder)
+    ledger, book = Ledger(lab.ledger), Repository(lab.folder)
     assert ledger.champion.number == 0
     assert lab.read("train.py") == before
-    title = book.git("log", "-1", "--format=%s")
+    title = book.run_git("log", "-1", "--format=%s")
     assert title.startswith("[AutoResearch] take back 1: rate 0.02 | Δmse=+")
-    assert book.git("rev-parse", "HEAD") == ledger.taken_back()[0].commit
-    assert book.git("rev-parse", "autoresearch/taken-back/1") == book.head()
-    assert book.git("status", "--porcelain") == ""
+    assert book.run_git("rev-parse", "HEAD") == ledger.taken_back()[0].commit
+    assert book.run_git("rev-parse", "autoresearch/taken-back/1") == book.head_commit()
+    assert book.run_git("status", "--porcelain") == ""
     assert any("experiment 1 was taken back, experiment 0 reigns" in n for n in notices)
     assert rows[1].decision == "keep"  # what was decided then stays on record
     verified(lab)
@@ -270,7 +270,7 @@ def test_what_was_taken_back_comes_back_with_a_rebuild(lab):
 def test_a_night_killed_between_ledger_and_branch_takes_back_at_the_next_start(lab):
     policy = Told(keeps=("rate 0.02",))
     told_night(lab, policy, rate(0.02))
-    before = Notebook(lab.folder).git("show", "HEAD^:train.py") + "\n"
+    before = Repository(lab.folder).run_git("show", "HEAD^:train.py") + "\n"
     with session.opened(lab, session.Options(proposers=("mailbox",)), StopFlag()) as (
         found,
         _,
@@ -278,7 +278,7 @@ def test_a_night_killed_between_ledger_and_branch_takes_back_at_the_next_start(l
         made, ledger = found.books, found.books.ledger
         now, former = ledger.champion, ledger.champions()[0]
         entry = made.entry_back(now, former, "killed", AT)
-        commit = made.notebook.commit(entry, former.blob, made.notebook.head())
+        commit = made.notebook.create_commit(entry, former.blob, made.notebook.head_commit())
         ledger.take_back(former, now, "killed", commit, AT)  # and then: kill -9
 
     told_night(lab, Told())
@@ -347,10 +347,10 @@ def test_the_last_runs_of_a_night_are_made_on_several_devices_at_once(lab):
         now.listener = lambda *_: at_once.add(
             frozenset(path.name.split("-")[0] for path in folders.glob("[01]-*"))
         )
-        slots = (Slot(), Slot())
+        slots = (Device(), Device())
         rows = list(
             research(
-                replace(opened, pool=Local(Worker(opened.bench), slots), slots=slots)
+                replace(opened, pool=LocalPool(Worker(opened.bench), slots), slots=slots)
             )
         )
 
@@ -371,7 +371,7 @@ def test_the_last_runs_of_a_night_are_made_on_several_devices_at_once(lab):
 def test_the_last_runs_begin_while_there_is_time_for_them(lab, left, over, wanted):
     run(lab, rate(0.02))
     with session.opened(lab, session.Options(seed=1), StopFlag()) as (opened, _):
-        pool = Local(Worker(opened.bench), (Slot(),) * 8)
+        pool = LocalPool(Worker(opened.bench), (Device(),) * 8)
         end = replace(opened, runs_left=lambda: left, pool=pool)
         blobs = ClosingRuns(end, Dispatcher(end), before=-99).choose(is_over=over)
 
@@ -424,7 +424,7 @@ def test_a_near_miss_names_what_it_stands_on_wherever_it_is_shown(lab):
     policy.starts.append(more[0].blob)
     last, _ = told_night(lab, policy, {"title": "y", "set": {"WARMDOWN": 0.4}})
 
-    assert (rows[1].way, more[0].way, last[0].way) == ((), (1,), (1, 2))
+    assert (rows[1].unproven_ancestors, more[0].unproven_ancestors, last[0].unproven_ancestors) == ((), (1,), (1, 2))
     named = "y (on top of 1 and 2)"
     for words in (("log",), ("status",), ("show", "3")):
         assert named in command(lab, *words).stdout
@@ -434,12 +434,12 @@ def test_a_near_miss_names_what_it_stands_on_wherever_it_is_shown(lab):
     assert "(on top of 1, 2)" in command(lab, "context").stdout
     shown = command(lab, "show", "3").stdout.partition("--- all 3 changes since")[2]
     assert "+LEARNING_RATE = 0.02" in shown
-    title = Notebook(lab.folder).git("log", "-1", "--format=%s", last[0].commit)
+    title = Repository(lab.folder).run_git("log", "-1", "--format=%s", last[0].commit)
     assert title.strip().endswith(", 3 changes")
     parents = [row.parent for row in Ledger(lab.ledger).rows()]
     assert command(lab, "rebuild").returncode == 0
     assert [row.parent for row in Ledger(lab.ledger).rows()] == parents
-    assert Ledger(lab.ledger).row(3).way == (1, 2)
+    assert Ledger(lab.ledger).row(3).unproven_ancestors == (1, 2)
 
 
 def test_a_keep_names_every_change_that_it_brings_with_it(lab):
@@ -448,7 +448,7 @@ def test_a_keep_names_every_change_that_it_brings_with_it(lab):
     policy.starts.append(rows[1].blob)
     more, _ = told_night(lab, policy, {"title": "x", "set": {"MOMENTUM": 0.6}})
 
-    message = Notebook(lab.folder).git("log", "-1", "--format=%B", more[0].commit)
+    message = Repository(lab.folder).run_git("log", "-1", "--format=%B", more[0].commit)
     assert more[0].decision == "keep"
     assert message.splitlines()[0].endswith(", 2 changes")
     assert "\nOn-the-way: 1\n" in message
@@ -465,7 +465,7 @@ SLOW = "run.report(sum(e * e for e in errors) / BATCH)\n"
 def hopeless_lab(tmp_path):
     """A lab, a proposal whose run takes eight seconds, and a past that condemns it."""
     lab = line_lab(tmp_path / "slow")
-    source = lab.read("train.py").replace(
+    source = lab.read_file("train.py").replace(
         SLOW, "import time\n    time.sleep(0.016)\n    run.report(9.0)\n"
     )
     source = source.replace("MOMENTUM = 0.5", "MOMENTUM = 0.4")  # another score
@@ -501,14 +501,14 @@ def test_a_hopeless_run_is_ended_early_and_is_a_discard_without_a_score(tmp_path
     assert (row.decision, row.kind, row.value) == ("discard", "ended early", None)
     assert row.why.startswith("ended early at ")
     assert row.runs == 0
-    ledger = Ledger(lab.ledger)
+    ledger = Ledger(lab.ledger_path)
     assert ledger.ended_early(row.series) == (pytest.approx(0.15, abs=0.2),)
     assert ledger.counts()["ended_early"] == 1
     verified(lab)
     assert command(lab, "rebuild").returncode == 0
-    again = Ledger(lab.ledger).row(row.number)
+    again = Ledger(lab.ledger_path).row(row.number)
     assert (again.decision, again.kind) == ("discard", "ended early")
-    assert len(Ledger(lab.ledger).ended_early(row.series)) == 1
+    assert len(Ledger(lab.ledger_path).ended_early(row.series)) == 1
 
 
 def test_a_spared_run_goes_on_and_tells_whether_it_beat_its_bar(tmp_path):
@@ -516,15 +516,15 @@ def test_a_spared_run_goes_on_and_tells_whether_it_beat_its_bar(tmp_path):
     row = ended(lab, slow, past, spare=True)
 
     assert row.value is not None
-    ((run, won),) = Ledger(lab.ledger).finished(row.series)
-    assert won == (row.value < Ledger(lab.ledger).row(0).value)
+    ((run, won),) = Ledger(lab.ledger_path).finished(row.series)
+    assert won == (row.value < Ledger(lab.ledger_path).row(0).value)
     assert [at for at, _ in run.curve] == list(LOOKS)
 
 
 def test_early_kill_can_be_switched_off(tmp_path):
     lab, slow, past = hopeless_lab(tmp_path)
-    text = lab.read("program.md").replace("```toml\n", "```toml\nearly_kill = false\n")
-    lab.path("program.md").write_text(text)
+    text = lab.read_file("program.md").replace("```toml\n", "```toml\nearly_kill = false\n")
+    lab.file_path("program.md").write_text(text)
     row = ended(lab, slow, past, spare=False)
 
     assert row.value is not None

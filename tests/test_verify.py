@@ -7,7 +7,7 @@ import sqlite3
 import pytest
 
 from autoresearch.commands import verify_ledger
-from autoresearch.git import Notebook
+from autoresearch.git import Repository
 from autoresearch.records import hash_chain
 from autoresearch.records.ledger import Ledger
 from autoresearch.records.schema import MIGRATIONS
@@ -69,10 +69,10 @@ def test_an_honest_ledger_is_whole_also_after_another_night_and_a_rebuild(lab):
 
 def test_a_score_of_many_digits_is_the_same_in_git_and_ledger(tmp_path):
     lab = line_lab(tmp_path / "large")
-    large = lab.read("prepare.py").replace("/ len(answers)", "/ len(answers) * 1e9 / 7")
-    lab.path("prepare.py").write_text(large)
+    large = lab.read_file("prepare.py").replace("/ len(answers)", "/ len(answers) * 1e9 / 7")
+    lab.file_path("prepare.py").write_text(large)
     who = ("-c", "user.name=t", "-c", "user.email=t")
-    Notebook(lab.folder).git(*who, "commit", "-qam", "large scores")
+    Repository(lab.folder).run_git(*who, "commit", "-qam", "large scores")
 
     rows = run(lab, rate(0.02))
 
@@ -130,14 +130,14 @@ def test_rows_cut_off_with_their_entries_are_missed_by_git(lab):
 
 
 def test_a_ref_that_was_moved_is_found(lab):
-    book = Notebook(lab.folder)
-    book.git("update-ref", "refs/autoresearch/1", book.commit_of(2))
+    book = Repository(lab.folder)
+    book.run_git("update-ref", "refs/autoresearch/1", book.find_commit(2))
 
     assert "refs/autoresearch/1 is not its" in " | ".join(verified(lab, 5)["problems"])
 
 
 def test_commits_anchor_the_chain(lab):
-    message = Notebook(lab.folder).git("log", "-1", "--format=%B", "autoresearch/1")
+    message = Repository(lab.folder).run_git("log", "-1", "--format=%B", "autoresearch/1")
     ledger = Ledger(lab.ledger)
 
     link = message.split("Chain: ")[1].split()[0]

@@ -7,10 +7,10 @@ from dataclasses import replace
 import pytest
 
 from autoresearch.devices import monitor
-from autoresearch.devices.monitor import Monitor
+from autoresearch.devices.monitor import GpuMonitor
 from autoresearch.loop import research
 from autoresearch.measure.worker import Worker
-from autoresearch.pools.inline import Inline
+from autoresearch.pools.inline import InlinePool
 from autoresearch.records.ledger import Ledger
 from autoresearch.run import session
 from autoresearch.sandbox.process import StopFlag
@@ -56,7 +56,7 @@ def rows_of(lab, card, *proposals):
     asked = session.Options(proposers=(script(lab, *proposals),), seed=1)
     with session.opened(lab, asked, StopFlag()) as (opened, now):
         bench = replace(opened.bench, nvml=card.nvml, watch=card)
-        pool = Inline(Worker(bench), opened.slots)
+        pool = InlinePool(Worker(bench), opened.slots)
         return list(research(replace(opened, bench=bench, pool=pool))), now.notices
 
 
@@ -65,21 +65,21 @@ def slowed(lab):
 
 
 def test_a_monitor_samples_until_the_run_is_over():
-    with Monitor(answering(RECORDED["training"]), set) as monitor:
+    with GpuMonitor(answering(RECORDED["training"]), set) as monitor:
         time.sleep(0.35)
 
-    told = dict(monitor.told)
+    told = dict(monitor.health_summary)
     assert told["gpu_clock_mhz"] == 1650
     assert told["gpu_slowdowns"] == "software power cap"
-    assert "another process" in monitor.harm  # two of them, and none is the run's
+    assert "another process" in monitor.interference  # two of them, and none is the run's
 
 
 def test_without_a_gpu_there_is_nothing_to_tell():
-    with Monitor(None, set) as monitor:
+    with GpuMonitor(None, set) as monitor:
         pass
 
-    assert monitor.told == ()
-    assert monitor.harm is None
+    assert monitor.health_summary == ()
+    assert monitor.interference is None
 
 
 def test_every_row_says_how_the_gpu_was(tmp_path):
@@ -130,7 +130,7 @@ def test_a_repeated_run_is_followed_from_its_start():
 def test_health_is_part_of_the_chain(tmp_path):
     lab = line_lab(tmp_path / "lab", FAST)
     rows_of(lab, Card(ill_at=None))
-    ledger = Ledger(lab.ledger)
+    ledger = Ledger(lab.ledger_path)
     ledger.db.execute("update run set health = '[]' where id = 1")
     ledger.close()
 

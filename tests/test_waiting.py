@@ -8,18 +8,18 @@ from functools import partial
 import pytest
 
 from autoresearch.commands.new import LABS
-from autoresearch.errors import Failed
-from autoresearch.experiment import PERSON, Candidate, Proposal, Slot
-from autoresearch.git import Notebook, git_blob
+from autoresearch.errors import ExperimentFailed
+from autoresearch.experiment import HUMAN_AUTHOR, Candidate, Proposal, Device
+from autoresearch.git import Repository, compute_blob_id
 from autoresearch.lab import apparatus
 from autoresearch.measure import evaluator, trainer
-from autoresearch.measure.warm_pool import Waiting
-from autoresearch.measure.workbench import Terms, Workbench
+from autoresearch.measure.warm_pool import WarmPool
+from autoresearch.measure.workbench import RunTerms, Workbench
 from autoresearch.run import session
 from autoresearch.sandbox.process import COMPILE_CACHE_FOLDER, ResourceLimits, StopFlag
 from tests import nights
 
-SLOT = Slot()
+SLOT = Device()
 SOURCE = "an empty train.py"
 
 
@@ -28,11 +28,11 @@ def bench(tmp_path):
     """Lab `line`, whose guests wait, on a processor as well."""
     lab = nights.line_lab(tmp_path / "lab")
     # As if the first baseline had compiled something: only then a training guest waits.
-    trainer.compile_cache.store(lab, "train").mkdir(parents=True)
-    found = apparatus.load(lab, Notebook(lab.folder))
-    terms = Terms(None, 100, 1.0, 60.0, ResourceLimits(4.0))
+    trainer.compile_cache.cache_folder(lab, "train").mkdir(parents=True)
+    found = apparatus.load_apparatus(lab, Repository(lab.folder))
+    terms = RunTerms(None, 100, 1.0, 60.0, ResourceLimits(4.0))
     made = Workbench(lab, found, terms, StopFlag(), lambda c, p: None, nights.walls())
-    made = replace(made, waiting=Waiting(partial(trainer.ahead, made)))
+    made = replace(made, waiting=WarmPool(partial(trainer.start_warm_process, made)))
     yield made
     made.waiting.close()
 
@@ -45,10 +45,10 @@ def wait_for(bench, count):
 
 
 def score(bench, source, seed):
-    candidate = Candidate(Proposal(0, "t", source, "", "test"), git_blob(source))
-    run = trainer.train(bench, candidate, seed=seed, slot=SLOT)
-    found = evaluator.score(bench, run, slot=SLOT)
-    trainer.discard(run)
+    candidate = Candidate(Proposal(0, "t", source, "", "test"), compute_blob_id(source))
+    run = trainer.train_candidate(bench, candidate, seed=seed, slot=SLOT)
+    found = evaluator.score_run(bench, run, slot=SLOT)
+    trainer.discard_runs(run)
     return found.value
 
 
@@ -70,12 +70,12 @@ def test_while_a_run_trains_those_after_it_get_ready(bench):
         thread.join()
     assert len(bench.waiting._guests[SLOT, "train"]) == 1
     # One of those that were to serve did, unless the run was over before it was there.
-    most = trainer.MOST_SERVING
+    most = trainer.MAX_WARM_SERVERS
     assert len(bench.waiting._guests[SLOT, "serve"]) in (most - 1, most)
 
 
 def test_after_the_first_run_somebody_waits_to_train(bench):
-    trainer.compile_cache.store(bench.lab, "train").rmdir()
+    trainer.compile_cache.cache_folder(bench.lab, "train").rmdir()
     start = "run = prepare.begin(build_model)"
     compiles = (
         "import os, pathlib\n"
@@ -85,15 +85,15 @@ def test_after_the_first_run_somebody_waits_to_train(bench):
     )
     source = bench.lab.read("train.py")
     source = source.replace(start, compiles + start)
-    first = Proposal(0, "baseline", source, "", PERSON)
+    first = Proposal(0, "baseline", source, "", HUMAN_AUTHOR)
 
-    run = trainer.train(bench, Candidate(first, git_blob(source)), seed=3, slot=SLOT)
+    run = trainer.train_candidate(bench, Candidate(first, compute_blob_id(source)), seed=3, slot=SLOT)
 
     for thread in bench.waiting._threads:
         thread.join()
     (guest,) = bench.waiting._guests[SLOT, "train"]
     assert [path.name for path in (guest.folder / COMPILE_CACHE_FOLDER).iterdir()] == ["kernel"]
-    trainer.discard(run)
+    trainer.discard_runs(run)
 
 
 def test_who_is_wanted_twice_at_once_comes_once(bench):
@@ -149,9 +149,9 @@ def test_a_train_py_that_reads_variables_need_not_wait_for_torch(bench):
 
 
 def test_nobody_trains_ahead_before_there_is_something_to_lend(bench):
-    trainer.compile_cache.store(bench.lab, "train").rmdir()
+    trainer.compile_cache.cache_folder(bench.lab, "train").rmdir()
 
-    assert trainer.ahead(bench, SLOT, "train") is None
+    assert trainer.start_warm_process(bench, SLOT, "train") is None
 
 
 def test_all_go_home_with_the_night(bench):
@@ -175,7 +175,7 @@ def test_what_a_run_leaves_in_its_folder_goes_with_it(bench):
     source = bench.lab.read("train.py")
 
     score(replace(bench, waiting=None), source, seed=3)
-    with pytest.raises(Failed):
+    with pytest.raises(ExperimentFailed):
         score(replace(bench, waiting=None), "raise SystemExit(3)", seed=3)
 
     assert list((bench.lab.state / "runs").glob("guest-*")) == []

@@ -13,7 +13,7 @@ import pytest
 
 from autoresearch.devices import discovery
 from autoresearch.errors import LabError
-from autoresearch.experiment import Slot
+from autoresearch.experiment import Device
 from autoresearch.lab.folder import Lab
 from autoresearch.measure.workbench import host_paths
 from autoresearch.run import session
@@ -51,7 +51,7 @@ class Unlocked:
 
 @pytest.mark.parametrize("name", ["full", "landlock", "container", "seatbelt"])
 def test_a_probe_finds_nothing_open_that_its_level_denies(lab, name):
-    found = selftest.run_selftest(level(name, lab), host_paths(lab), Slot())
+    found = selftest.run_selftest(level(name, lab), host_paths(lab), Device())
 
     if found.failure:
         pytest.skip(f"{name} does not work on this machine: {found.failure}")
@@ -60,7 +60,7 @@ def test_a_probe_finds_nothing_open_that_its_level_denies(lab, name):
 
 @linux_only
 def test_the_same_probe_gets_through_where_there_are_no_walls(lab):
-    found = selftest.run_selftest(Unlocked(), host_paths(lab), Slot())
+    found = selftest.run_selftest(Unlocked(), host_paths(lab), Device())
 
     assert not found.is_reached
     for door in ("files of the lab", "TCP", "UDP", "named sockets", "other processes"):
@@ -71,7 +71,7 @@ def test_the_same_probe_gets_through_where_there_are_no_walls(lab):
 def test_a_cage_that_reads_the_lab_is_not_reached_whatever_it_calls_itself(lab):
     assert (
         "files of the lab"
-        in selftest.run_selftest(Unlocked(), host_paths(lab), Slot()).shortfall
+        in selftest.run_selftest(Unlocked(), host_paths(lab), Device()).shortfall
     )
 
 
@@ -84,7 +84,7 @@ def guest(tmp_path, lab, name, code, **limits):
     return SandboxedProcess(
         folder,
         lab=lab.folder,
-        slot=Slot(),
+        slot=Device(),
         limits=ResourceLimits(**{"memory_gb": 1.0, "disk_gb": 0.05, **limits}),
         stop=StopFlag(),
         walls=level(name, lab),
@@ -169,10 +169,10 @@ def test_the_filter_knows_this_machine_and_refuses_others(monkeypatch):
 
 
 def with_cage(lab: Lab, name: str) -> None:
-    text = lab.read("program.md")
+    text = lab.read_file("program.md")
     lines = [line for line in text.splitlines() if not line.startswith("cage")]
     lines.insert(1, f'cage = "{name}"')
-    lab.path("program.md").write_text("\n".join(lines) + "\n")
+    lab.file_path("program.md").write_text("\n".join(lines) + "\n")
 
 
 def fake_bwrap(folder, words, code=1):
@@ -321,12 +321,12 @@ def test_in_a_container_an_old_kernel_and_another_user_are_a_level(
     if os.geteuid() != 0 or landlock.landlock_abi() < 4 or not others:
         pytest.skip("needs root, Landlock, and an interpreter that others can reach")
 
-    found = selftest.run_selftests(host_paths(open_lab), Slot(), only="container")
+    found = selftest.run_selftests(host_paths(open_lab), Device(), only="container")
 
     assert [finding.shortfall for finding in found if not finding.is_reached] == []
     assert found[0].backend.level == "container"
     monkeypatch.setattr(backends, "in_container", lambda: False)
-    assert selftest.run_selftests(host_paths(open_lab), Slot(), only="container") == []
+    assert selftest.run_selftests(host_paths(open_lab), Device(), only="container") == []
 
 
 @linux_only
@@ -335,7 +335,7 @@ def test_a_probe_that_comes_to_no_end_reaches_no_level_and_has_its_reason(
 ):
     monkeypatch.setattr(selftest, "PROBE_SECONDS", 0.0)
 
-    found = selftest.run_selftest(Unlocked(), host_paths(lab), Slot())
+    found = selftest.run_selftest(Unlocked(), host_paths(lab), Device())
 
     assert not found.is_reached
     assert "came to no end" in found.shortfall
@@ -404,10 +404,10 @@ def test_a_card_that_cannot_be_used_in_the_cage_takes_no_part_in_a_night(lab):
     if discovery.nvidia():
         pytest.skip("this machine has the card")
     said = []
-    absent = Slot("cuda", 0, 1, "GPU-0c2f3020")
+    absent = Device("cuda", 0, 1, "GPU-0c2f3020")
 
-    assert session.working((Slot(), absent), nights.walls(), lab, said.append) == (
-        Slot(),
+    assert session.working((Device(), absent), nights.walls(), lab, said.append) == (
+        Device(),
     )
     assert said == ["GPU 0 is left out: CUDA does not find it in the cage"]
     with pytest.raises(LabError, match="CUDA finds no GPU from inside the cage"):

@@ -26,12 +26,12 @@ import click
 
 from autoresearch import __version__
 from autoresearch.commands import queue
-from autoresearch.errors import LabError, NotYet
+from autoresearch.errors import LabError, NotReady
 from autoresearch.experiment import Candidate, Row
 from autoresearch.lab import constants
 from autoresearch.lab.folder import Lab
-from autoresearch.lab.program import MOST_HOURS
-from autoresearch.measure.workbench import Progress
+from autoresearch.lab.program import MAX_HOURS
+from autoresearch.measure.workbench import RunProgress
 from autoresearch.records.ledger import Ledger, copied
 from autoresearch.reporting import format
 from autoresearch.reporting import show as views
@@ -39,7 +39,7 @@ from autoresearch.reporting import status as status_view
 from autoresearch.reporting.format import counts_words
 from autoresearch.run import session
 from autoresearch.sandbox.process import StopFlag
-from autoresearch.text import exact, one_line
+from autoresearch.text import format_exact, to_one_line
 
 if TYPE_CHECKING:
     from autoresearch.reporting.report_text import Report
@@ -61,8 +61,8 @@ class Amount(click.FloatRange):
         return found
 
 
-HOURS = Amount(0, MOST_HOURS)
-SECONDS = Amount(0, 3600 * MOST_HOURS)
+HOURS = Amount(0, MAX_HOURS)
+SECONDS = Amount(0, 3600 * MAX_HOURS)
 DOLLARS = Amount(0, 1e9)
 COUNT, AT_LEAST_ONE = click.IntRange(0, 10**9), click.IntRange(1, 10**9)
 SEED = click.IntRange(0, 2**63 - 1)  # what the ledger can hold
@@ -78,7 +78,7 @@ class Day(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except NotYet as error:
+        except NotReady as error:
             click.echo(f"autoresearch: {error}", err=True)
             ctx.exit(NOT_YET)
         except LabError as error:
@@ -157,16 +157,16 @@ def new(
 @main.command(epilog="example: autoresearch prepare")
 def prepare() -> None:
     """Fetch the text, train the tokenizer, tokenise, split and seal. Twice is fine."""
-    from autoresearch.git import Notebook
+    from autoresearch.git import Repository
     from autoresearch.lab import apparatus
 
     lab = Lab.find(Path.cwd())
-    Notebook(lab.folder).require()
-    found = apparatus.load(lab, Notebook(lab.folder))
+    Repository(lab.folder).require_usable()
+    found = apparatus.load_apparatus(lab, Repository(lab.folder))
     begun = time.monotonic()
-    found.prepare(Bar())
+    found.prepare_data(Bar())
     took = time.monotonic() - begun
-    say(f"sealed {found.fingerprint()}   ({took:.1f} s)")
+    say(f"sealed {found.load_fingerprint()}   ({took:.1f} s)")
     following("autoresearch check")
 
 
@@ -246,9 +246,9 @@ class Screen:
         self._live = sys.stdout.isatty() and not as_json
         self._shown = 0.0
         self._current = ""
-        self._progress: Progress | None = None  # None: nothing ran yet
+        self._progress: RunProgress | None = None  # None: nothing ran yet
         self._lab = lab
-        self._log = lab.state / "run.log"
+        self._log = lab.state_folder / "run.log"
 
     def begin(self, ledger: Ledger, now: session.Now, options: session.Options) -> None:
         """How the night starts."""
@@ -265,7 +265,7 @@ class Screen:
         for words in now.notices:
             self.notice(words)
         for proposal in ledger.open():
-            title = one_line(proposal.title)
+            title = to_one_line(proposal.title)
             self.print(f"going on with experiment {proposal.number}: {title}")
 
     def verdict(self, row: Row) -> None:
@@ -278,7 +278,7 @@ class Screen:
 
     def notice(self, words: str) -> None:
         """Something the human should know."""
-        self.print(f"note: {one_line(words)}")
+        self.print(f"note: {to_one_line(words)}")
 
     def left(self) -> str:
         """How long the run in hand will still train, as far as it says."""
@@ -291,7 +291,7 @@ class Screen:
         """What stopping now loses."""
         return queue.hurry(self._lab)
 
-    def show(self, candidate: Candidate, progress: Progress) -> None:
+    def show(self, candidate: Candidate, progress: RunProgress) -> None:
         """The run in hand, at most five times a second."""
         self._progress = progress
         if not self._live or time.monotonic() - self._shown < 0.2:
@@ -390,9 +390,9 @@ def status(follow: bool, as_json: bool) -> None:
 def stop(now: bool) -> None:
     """End the night after the experiment in hand, or now, which loses its runs."""
     lab = Lab.find(Path.cwd())
-    holder = lab.holder()
+    holder = lab.find_lock_holder()
     if holder is None:
-        raise NotYet(f"nothing runs in {lab.folder}. Next: autoresearch run")
+        raise NotReady(f"nothing runs in {lab.folder}. Next: autoresearch run")
     lost = queue.hurry(lab)
     os.kill(holder, signal.SIGTERM)
     if now:
@@ -409,9 +409,9 @@ def stop(now: bool) -> None:
 def pause() -> None:
     """Begin no new run until `resume`; the run in hand goes on to its verdict."""
     lab = Lab.find(Path.cwd())
-    lab.need_writing()
-    lab.pause.touch()
-    runs = lab.holder() is not None
+    lab.require_writable()
+    lab.pause_path.touch()
+    runs = lab.find_lock_holder() is not None
     say(
         "paused: the run in hand goes on to its verdict, and nothing new begins"
         if runs
@@ -424,9 +424,9 @@ def pause() -> None:
 def resume() -> None:
     """Go on after `pause`."""
     lab = Lab.find(Path.cwd())
-    lab.need_writing()
-    lab.pause.unlink(missing_ok=True)
-    runs = lab.holder() is not None
+    lab.require_writable()
+    lab.pause_path.unlink(missing_ok=True)
+    runs = lab.find_lock_holder() is not None
     say("the night goes on" if runs else "not paused any more; nothing runs here now")
     following("autoresearch status --follow" if runs else "autoresearch run")
 
@@ -437,11 +437,11 @@ def guide() -> None:
     from autoresearch.proposers import agent_guide
 
     lab = Lab.find(Path.cwd())
-    running, paused = lab.holder() is not None, lab.pause.exists()
-    if lab.ledger.exists():
+    running, paused = lab.find_lock_holder() is not None, lab.pause_path.exists()
+    if lab.ledger_path.exists():
         program = status_view.in_force(lab, ledger_of(lab)).program
     else:
-        program = lab.program()
+        program = lab.load_program()
     say(agent_guide.guide(program, running=running, paused=paused))
     following("autoresearch context" if running else "autoresearch run")
 
@@ -469,7 +469,7 @@ def mcp(folder: Path, by: str, port: int | None) -> None:
         return
     serving.token_of(lab)
     serving.need_port(port)
-    say(f"http://127.0.0.1:{port}/mcp, token in {lab.state / 'mcp-token'}")
+    say(f"http://127.0.0.1:{port}/mcp, token in {lab.state_folder / 'mcp-token'}")
     following("in your client, that address and the header Authorization: Bearer TOKEN")
     serving.serve_http(lab, by, port)
 
@@ -546,7 +546,7 @@ def try_file(
 ) -> None:
     """Queue your own train.py as the next experiment, and return at once."""
     lab = Lab.find(Path.cwd())
-    lab.need_writing()
+    lab.require_writable()
     ledger = ledger_of(lab)
     number, minutes = queue.queue(lab, ledger, file, title, by, reason)
     if not wait:
@@ -554,9 +554,9 @@ def try_file(
             tell({"experiment": number, "minutes": minutes})
             return
         when = f"a verdict in about {minutes:.0f} min"
-        if lab.holder() is None:
+        if lab.find_lock_holder() is None:
             when = "nothing runs now, so it waits for autoresearch run"
-        elif lab.pause.exists():
+        elif lab.pause_path.exists():
             when = "the night is paused, so it waits for autoresearch resume"
         say(f"experiment {number} is queued; {when}")
         following(f"autoresearch show {number} --wait 100")
@@ -571,7 +571,7 @@ def try_file(
     else:
         say(format.verdict_line(row))
         if row.decision != "failed":  # there the line says it
-            say(f"     {one_line(row.why)}")
+            say(f"     {to_one_line(row.why)}")
         following(f"autoresearch show {number} | the next idea: autoresearch try ...")
     code = {"keep": DONE, "discard": DISCARDED, "failed": FAILED}[row.status]
     click.get_current_context().exit(code)
@@ -608,9 +608,9 @@ def write_report(lab: Lab) -> tuple["Report", list[str]]:
         facts=ledger.series_facts(ledger.last_series()),
         notices=(),
     )
-    page = lab.path("report.html")
+    page = lab.file_path("report.html")
     lines = [*report_text.headline(built), *built.asked]
-    if not lab.writable:
+    if not lab.is_writable:
         return built, [*lines, f"{page} not written: {lab.folder} is read-only."]
     write_whole(page, reporting.html(built))
     return built, [*lines, f"{page} written."]
@@ -625,7 +625,7 @@ def replay(name: str | None, series: str | None, as_json: bool) -> None:
     from autoresearch.commands import replay as replaying
 
     lab = Lab.find(Path.cwd())
-    program = lab.program()
+    program = lab.load_program()
     name = name or program.policy
     from autoresearch.policies import registry as policy_registry
 
@@ -653,8 +653,8 @@ def import_file(file: Path, as_json: bool) -> None:
 
     lab = Lab.find(Path.cwd())
     found = import_results.read(file)
-    with lab.held():
-        ledger = Ledger(lab.ledger, lower_is_better=lower_is_better(lab))
+    with lab.hold_lock():
+        ledger = Ledger(lab.ledger_path, lower_is_better=lower_is_better(lab))
         numbers = import_results.put(ledger, found)
         ledger.close()
     if as_json:
@@ -687,14 +687,14 @@ def replicate(pairs: int, as_json: bool) -> None:
             if as_json:
                 continue
             if pair.scores is None:
-                say(f"seed {pair.seed}: {one_line(pair.why)}")
+                say(f"seed {pair.seed}: {to_one_line(pair.why)}")
                 continue
             first, best = pair.scores
-            gained = f"{exact(first.value)} -> {exact(best.value)}"
+            gained = f"{format_exact(first.value)} -> {format_exact(best.value)}"
             say(f"seed {pair.seed}  {gained}   {format.spell(each)} a pair")
     found = replication.certified(lab)
     if found is None:
-        raise NotYet("no pair was finished. Next: autoresearch replicate")
+        raise NotReady("no pair was finished. Next: autoresearch replicate")
     if as_json:
         tell(found.as_json())
         return
@@ -752,19 +752,19 @@ def stopping(as_json: bool) -> Iterator[StopFlag]:
 @main.command(epilog="example: autoresearch rebuild")
 def rebuild() -> None:
     """Make the ledger anew from refs/autoresearch/*, as in a fresh clone."""
-    from autoresearch.git import Notebook
+    from autoresearch.git import Repository
     from autoresearch.records import rebuild as rebuild_view
     from autoresearch.records import results_tsv
     from autoresearch.run import session
 
     lab = Lab.find(Path.cwd())
-    Notebook(lab.folder).require()
-    with lab.held():
-        queue.set_aside(lab.ledger)
-        ledger = Ledger(lab.ledger)
+    Repository(lab.folder).require_usable()
+    with lab.hold_lock():
+        queue.set_aside(lab.ledger_path)
+        ledger = Ledger(lab.ledger_path)
         count = rebuild_view.rebuild(lab, ledger)
         session.lend_own_code_only(lab, ledger)
-        results_tsv.write(lab.results, metric_of(lab), ledger.rows())
+        results_tsv.write(lab.results_path, metric_of(lab), ledger.rows())
     say(f"{count} experiments came back from git, with every score of their verdicts")
     say(f"not in git, so not here any more: {rebuild_view.NOT_IN_GIT}")
     following("autoresearch log | autoresearch run")
@@ -799,14 +799,14 @@ def demo(folder: Path, experiments: int) -> None:
     """The whole loop in a few minutes: offline, on a CPU, on real text."""
     from autoresearch.commands import new as founding
     from autoresearch.devices import discovery
-    from autoresearch.git import Notebook
-    from autoresearch.lab.apparatus import load
+    from autoresearch.git import Repository
+    from autoresearch.lab.apparatus import load_apparatus
     from autoresearch.measure.workbench import host_paths
     from autoresearch.sandbox import selftest
 
     with tempfile.TemporaryDirectory() as place:
         walls, missed = selftest.find_best_backend(
-            host_paths(Lab(Path(place))), discovery.slots()[0]
+            host_paths(Lab(Path(place))), discovery.discover_devices()[0]
         )
     say(f"1/4  a lab in {folder}: three files under git")
     for line in founding.found(folder, "gpt", None, None, "demo", walls.level):
@@ -814,22 +814,22 @@ def demo(folder: Path, experiments: int) -> None:
     say(f"     cage        {walls.level}" + (f"; {missed}" if missed else ""))
     lab = Lab.find(folder)
     say("2/4  prepare: Python's own source code, a BPE tokenizer, three sealed splits")
-    load(lab, Notebook(lab.folder)).prepare(Bar())
+    load_apparatus(lab, Repository(lab.folder)).prepare_data(Bar())
     say(f"3/4  the loop: a baseline, then {experiments} experiments of the optimiser")
     run_night(lab, session.Options(experiments=experiments, seed=1), as_json=False)
     say("4/4  the morning after")
     say()
     say("$ git log --oneline")
-    say(Notebook(lab.folder).log(20))
+    say(Repository(lab.folder).read_log(20))
     say()
     say("$ column -t results.tsv")
-    say(lab.results.read_text().rstrip())
+    say(lab.results_path.read_text().rstrip())
     say()
     say("$ autoresearch report")
     for line in write_report(lab)[1]:
         say(line)
     following(
-        f"open {shlex.quote(str(lab.path('report.html')))} | "
+        f"open {shlex.quote(str(lab.file_path('report.html')))} | "
         f"cd {shlex.quote(str(folder))} && autoresearch show champion | "
         "autoresearch new lab"
     )
@@ -850,7 +850,7 @@ class Bar:
         share = done / total if total else 1.0
         if not sys.stdout.isatty():
             if share >= 1:
-                say(f"     {one_line(stage)}: {seconds:.1f} s")
+                say(f"     {to_one_line(stage)}: {seconds:.1f} s")
             return
         if share < 1 and time.monotonic() - self._drawn < 0.1:
             return
@@ -859,7 +859,7 @@ class Bar:
         end = "\n" if share >= 1 else ""
         words = f"{seconds:.1f} s" if share >= 1 else f"{left} left"
         click.echo(
-            f"\r\x1b[2K     {one_line(stage)} {share:4.0%}  {words}{end}", nl=False
+            f"\r\x1b[2K     {to_one_line(stage)} {share:4.0%}  {words}{end}", nl=False
         )
 
 
@@ -872,10 +872,10 @@ def noted(lab: Lab, said: Sequence[str] = ()) -> None:
 
 def ledger_of(lab: Lab) -> Ledger:
     """The lab's ledger, or NotYet. Where nothing can be written, a copy to read."""
-    if not lab.ledger.exists():
-        raise NotYet(f"{lab.folder} has no ledger yet. Next: autoresearch run")
-    path = lab.ledger
-    if not lab.writable:
+    if not lab.ledger_path.exists():
+        raise NotReady(f"{lab.folder} has no ledger yet. Next: autoresearch run")
+    path = lab.ledger_path
+    if not lab.is_writable:
         place = tempfile.mkdtemp(prefix="autoresearch-")
         atexit.register(shutil.rmtree, place, ignore_errors=True)
         path = copied(path, Path(place))
@@ -884,7 +884,7 @@ def ledger_of(lab: Lab) -> Ledger:
 
 def literal_of(lab: Lab, name: str, default: Any) -> Any:
     """A constant of prepare.py, read without running it: views must be fast."""
-    return constants.literal(lab.read("prepare.py"), name, default)
+    return constants.read_literal(lab.read_file("prepare.py"), name, default)
 
 
 def metric_of(lab: Lab) -> str:

@@ -13,10 +13,10 @@ cannot be taken out alone, and is named as such.
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 
-from autoresearch.errors import Failed, NotYet, Stopped
+from autoresearch.errors import ExperimentFailed, NotReady, RunStopped
 from autoresearch.experiment import (
     Champion,
-    Change,
+    CodeSizeChange,
     Decision,
     History,
     Proposal,
@@ -36,7 +36,7 @@ from autoresearch.run.session import Session
 from autoresearch.run.verdicts import record, refused_trial
 from autoresearch.sandbox.process import StopFlag
 from autoresearch.stats import noise
-from autoresearch.text import exact, one_line
+from autoresearch.text import format_exact, to_one_line
 
 AUTHOR = "ablate"
 
@@ -76,7 +76,7 @@ class AtLeast:
             return "candidate"
         return self.policy.wants(scores, history)
 
-    def decide(self, scores: Scores, history: History, change: Change) -> Verdict:
+    def decide(self, scores: Scores, history: History, change: CodeSizeChange) -> Verdict:
         """As the policy."""
         return self.policy.decide(scores, history, change)
 
@@ -121,7 +121,7 @@ def steps_out(found: Session, runs: int) -> Iterator[Ablated]:
         proposal = found.books.admit(proposal)
         try:
             candidate = found.books.write_down(proposal, again=twin is not None)
-        except Failed as failed:
+        except ExperimentFailed as failed:
             row = record(found, refused_trial(proposal, failed.failure))
             yield unmeasured(step, row.why, row)
             continue
@@ -129,7 +129,7 @@ def steps_out(found: Session, runs: int) -> Iterator[Ablated]:
         trial.past = ()  # every run goes to its end
         try:
             row = record(found, dispatcher.run_alone(trial))
-        except Stopped:
+        except RunStopped:
             return
         yield measured(ledger, step, before.number, row)
 
@@ -138,7 +138,7 @@ def next_step(ledger: Ledger, done: set[int]) -> Row | None:
     """The newest change of the champion that was not taken out yet."""
     champion = ledger.champion
     if champion is None:
-        raise NotYet("there is no champion here yet. Next: autoresearch run")
+        raise NotReady("there is no champion here yet. Next: autoresearch run")
     line = lineage(ledger, champion.blob)
     return next((row for row in reversed(line) if row.number not in done), None)
 
@@ -177,7 +177,7 @@ def without(ledger: Ledger, step: Row) -> Proposal | None:
 
 def measured_twin(ledger: Ledger, proposal: Proposal) -> Row | None:
     """The experiment that was this very program, with its scores; None: it is new."""
-    code = constraints.fingerprint(proposal.source)
+    code = constraints.fingerprint_code(proposal.source)
     number = ledger.same_code(code, proposal.parent, None)
     row = None if number is None else ledger.row(number)
     return row if row is not None and row.values else None
@@ -213,11 +213,11 @@ def measured(ledger: Ledger, step: Row, champion: int, row: Row) -> Ablated:
 
 def line(found: Ablated) -> str:
     """One change for people."""
-    title = one_line(found.title)
+    title = to_one_line(found.title)
     if found.worth is None:
-        return f"{found.step:>4} {'':<38} {title}: {one_line(found.why)}"
-    worth = f"worth {exact(found.worth, '+')}"
+        return f"{found.step:>4} {'':<38} {title}: {to_one_line(found.why)}"
+    worth = f"worth {format_exact(found.worth, '+')}"
     if found.low is not None and found.high is not None:
-        worth += f" ({exact(found.low, '+')} to {exact(found.high, '+')})"
+        worth += f" ({format_exact(found.low, '+')} to {format_exact(found.high, '+')})"
     gone = "   removed" if found.decision == "keep" else ""
     return f"{found.step:>4} {worth:<38} {title}{gone}"

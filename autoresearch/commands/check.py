@@ -10,21 +10,21 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from autoresearch.devices import discovery
-from autoresearch.errors import Failed, LabError
-from autoresearch.experiment import PERSON, Candidate, Proposal, Run, Score, Slot
-from autoresearch.git import Notebook, git_blob
+from autoresearch.errors import ExperimentFailed, LabError
+from autoresearch.experiment import HUMAN_AUTHOR, Candidate, Proposal, Run, Score, Device
+from autoresearch.git import Repository, compute_blob_id
 from autoresearch.lab import apparatus, constants
 from autoresearch.lab.folder import Lab
 from autoresearch.lab.program import Program
 from autoresearch.measure import evaluator, trainer
-from autoresearch.measure.warm_pool import Waiting, sets_variables
-from autoresearch.measure.workbench import Workbench, devices_for
+from autoresearch.measure.warm_pool import WarmPool, sets_environment
+from autoresearch.measure.workbench import Workbench, list_usable_devices
 from autoresearch.proposers import registry as proposer_registry
 from autoresearch.proposers.registry import Examined
 from autoresearch.reporting.format import rate, spell
 from autoresearch.run import session
 from autoresearch.sandbox import selftest
-from autoresearch.text import one_line
+from autoresearch.text import to_one_line
 
 TRAIN_SECONDS = 12.0
 TRAIN_TOKENS_SHARE = 0.1
@@ -251,7 +251,7 @@ class Checked:
             for name, found in self.proposers.items()
         ]
         return [
-            f"{'proposers' if not place else '':<11}{one_line(line)}"
+            f"{'proposers' if not place else '':<11}{to_one_line(line)}"
             for place, line in enumerate(words)
         ]
 
@@ -265,16 +265,16 @@ def budget(program: Program) -> str:
 
 def check(lab: Lab, specs: Sequence[str], hours: float) -> Checked:
     """Try it all, or LabError saying what to mend first."""
-    book = Notebook(lab.folder)
-    book.require()
-    lab.need_space()
-    found = apparatus.load(lab, book)
-    found.fingerprint()
-    program = lab.program()
-    slots = devices_for(found)
+    book = Repository(lab.folder)
+    book.require_usable()
+    lab.require_disk_space()
+    found = apparatus.load_apparatus(lab, book)
+    found.load_fingerprint()
+    program = lab.load_program()
+    slots = list_usable_devices(found)
     named = tuple(specs or program.proposers)
     states = proposer_registry.examined(named, program, lab.folder)
-    with lab.held():
+    with lab.hold_lock():
         session.leave_nothing_behind(lab)
         bench = Workbench.open(lab, found=found, device=slots[0])
         ahead = session.wait_here(found, slots[0], bench.walls)
@@ -283,17 +283,17 @@ def check(lab: Lab, specs: Sequence[str], hours: float) -> Checked:
     trained = program.budget_seconds or score.run.seconds / share
     whole = score.run.startup_seconds + trained + score.seconds + DECIDE_SECONDS
     return Checked(
-        discovery.facts(slots[0]) if found.causal else {},
+        discovery.collect_machine_facts(slots[0]) if found.causal else {},
         program,
         dict(selftest.collect_sandbox_facts(bench.walls)),
         score,
         states,
-        len(constants.read(lab.read("train.py"))),
+        len(constants.parse_constants(lab.read_file("train.py"))),
         hours,
         whole,
         len(slots),
-        os.fstat(found.training()).st_size // 2 if found.causal else 0,
-        ahead and sets_variables(lab.read("train.py")),
+        os.fstat(found.seal_training_data()).st_size // 2 if found.causal else 0,
+        ahead and sets_environment(lab.read_file("train.py")),
         scores[0].run.startup_seconds if len(scores) > 1 else None,
     )
 
@@ -306,7 +306,7 @@ def share_of_budget(program: Program) -> float:
 
 
 def short_runs(
-    bench: Workbench, program: Program, slot: Slot, *, twice: bool
+    bench: Workbench, program: Program, slot: Device, *, twice: bool
 ) -> list[Score]:
     """Train for a moment and score, exactly as a night would; twice: as its second run
 
@@ -321,13 +321,13 @@ def short_runs(
         tokens = max(1, int(program.budget_tokens * share))
         terms = replace(terms, budget_tokens=tokens, wall_seconds=60.0)
     bench = replace(bench, terms=terms)
-    source = lab.read("train.py")
+    source = lab.read_file("train.py")
     # Where there are no books yet it may be what the lab begins with: its code is kept.
-    author = "check" if lab.ledger.exists() else PERSON
-    candidate = Candidate(Proposal(0, "check", source, "", author), git_blob(source))
+    author = "check" if lab.ledger_path.exists() else HUMAN_AUTHOR
+    candidate = Candidate(Proposal(0, "check", source, "", author), compute_blob_id(source))
     if not twice:
         return [short_run(bench, candidate, slot)]
-    waiting = Waiting(partial(trainer.ahead, bench))
+    waiting = WarmPool(partial(trainer.start_warm_process, bench))
     try:
         bench = replace(bench, waiting=waiting)
         return [short_run(bench, candidate, slot) for _ in range(2)]
@@ -335,15 +335,15 @@ def short_runs(
         waiting.close()
 
 
-def short_run(bench: Workbench, candidate: Candidate, slot: Slot) -> Score:
+def short_run(bench: Workbench, candidate: Candidate, slot: Device) -> Score:
     """One of them."""
     begun = time.monotonic()
     try:
-        run = trainer.train(bench, candidate, seed=0, slot=slot)
-        score = evaluator.score(bench, run, slot=slot)
-        trainer.discard(run)
+        run = trainer.train_candidate(bench, candidate, seed=0, slot=slot)
+        score = evaluator.score_run(bench, run, slot=slot)
+        trainer.discard_runs(run)
         return score
-    except Failed as failed:
+    except ExperimentFailed as failed:
         took = time.monotonic() - begun
         raise LabError(
             f"train.py failed after {took:.0f} s: {failed}. Its log is "

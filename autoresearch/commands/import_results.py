@@ -23,11 +23,11 @@ from typing import Any, Literal
 
 from autoresearch.errors import LabError
 from autoresearch.experiment import Decision
-from autoresearch.git import git_blob
+from autoresearch.git import compute_blob_id
 from autoresearch.records import hash_chain
 from autoresearch.records.ledger import Ledger
 from autoresearch.records.schema import keep_source
-from autoresearch.text import one_line
+from autoresearch.text import to_one_line
 
 LARGEST_BYTES = 4 << 20
 MOST_WORDS = 200
@@ -97,8 +97,8 @@ def read(path: Path) -> File:
         first = f" (line {odd[0].line}: {odd[0].why})" if odd else ""
         raise LabError(f"{path} has no row that can be read{first}")
     digest = hashlib.sha256(body).hexdigest()
-    metric = one_line(head[1])[:MOST_WORDS]
-    return File(one_line(path.name)[:MOST_WORDS], digest, metric, claims, odd)
+    metric = to_one_line(head[1])[:MOST_WORDS]
+    return File(to_one_line(path.name)[:MOST_WORDS], digest, metric, claims, odd)
 
 
 def parsed(lines: list[str]) -> Iterator[Claim | Odd]:
@@ -119,7 +119,7 @@ def parsed(lines: list[str]) -> Iterator[Claim | Odd]:
 def claim_of(number: int, cells: list[str]) -> Claim:
     """One line, or ValueError."""
     commit, score, memory, status, title = (
-        one_line(cell).strip() for cell in cells[:5]
+        to_one_line(cell).strip() for cell in cells[:5]
     )
     if status not in STATUS:
         raise ValueError(f"status {status[:20]!r} is none of {', '.join(STATUS)}")
@@ -186,7 +186,7 @@ def put_one(
     db, now = ledger.db, time.time()
     where = f"{file.name} line {claim.line}, commit {claim.commit or 'unknown'}"
     note = f"# The train.py of {where} is not here.\n# sha256 {file.digest}\n"
-    blob = git_blob(note)
+    blob = compute_blob_id(note)
     keep_source(db, blob, note)
     kind: Literal["crash"] | None = "crash" if claim.decision == "failed" else None
     delta = None

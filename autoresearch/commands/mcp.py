@@ -24,14 +24,14 @@ from typing import Any
 
 from autoresearch import __version__
 from autoresearch.commands import queue
-from autoresearch.errors import LabError, NotYet
+from autoresearch.errors import LabError, NotReady
 from autoresearch.experiment import Row
 from autoresearch.lab import constants, reply_parser
 from autoresearch.lab.folder import Lab
 from autoresearch.proposers import agent_guide, context
 from autoresearch.records.ledger import Ledger
 from autoresearch.reporting import format, show, status
-from autoresearch.text import one_line, visible
+from autoresearch.text import to_one_line, strip_invisible
 
 LONGEST_WAIT_SECONDS = 100.0  # clients give up on a call after about two minutes
 MOST_ROWS = 200
@@ -63,9 +63,9 @@ class Desk:
             if start is None:
                 return "There is no champion yet; somebody must run: autoresearch run"
             source = ledger.source(start.blob)
-            heads = f"TITLE: {one_line(title)}\nREASON: {one_line(reason)}"
+            heads = f"TITLE: {to_one_line(title)}\nREASON: {to_one_line(reason)}"
             try:
-                answer, new = reply_parser.new_source(
+                answer, new = reply_parser.apply_reply(
                     f"{heads}\n{fitted(change)}", source
                 )
                 number, minutes = queue.queue_source(
@@ -77,14 +77,14 @@ class Desk:
                     answer.reason,
                     start,
                 )
-            except reply_parser.Refused as refused:
+            except reply_parser.ReplyRejected as refused:
                 return f"Refused, nothing was queued: {refused}"
             except LabError as error:
                 return f"Refused, nothing was queued: {error}"
         when = f"in about {minutes:.1f} min"
-        if self._lab.holder() is None:
+        if self._lab.find_lock_holder() is None:
             when = "when somebody runs the night"
-        elif self._lab.pause.exists():
+        elif self._lab.pause_path.exists():
             when = "when a person resumes the night, which is paused"
         return (
             f"Experiment {number} is queued; its verdict comes {when}. "
@@ -118,8 +118,8 @@ class Desk:
         return "\n\n".join(
             [
                 context.data("verdict", verdict(row)),
-                context.data("diff", visible(diff)[:20_000]),
-                context.data("log", visible(log)),
+                context.data("diff", strip_invisible(diff)[:20_000]),
+                context.data("log", strip_invisible(log)),
             ]
         )
 
@@ -156,10 +156,10 @@ def verdict(row: Row) -> str:
 @contextmanager
 def opened(lab: Lab) -> Iterator[Ledger]:
     """The lab's ledger for one call; each call may come in a thread of its own."""
-    if not lab.ledger.exists():
-        raise NotYet(f"{lab.folder} has no ledger yet. Next: autoresearch run")
-    better = constants.literal(lab.read("prepare.py"), "LOWER_IS_BETTER", True)
-    ledger = Ledger(lab.ledger, lower_is_better=bool(better))
+    if not lab.ledger_path.exists():
+        raise NotReady(f"{lab.folder} has no ledger yet. Next: autoresearch run")
+    better = constants.read_literal(lab.read_file("prepare.py"), "LOWER_IS_BETTER", True)
+    ledger = Ledger(lab.ledger_path, lower_is_better=bool(better))
     try:
         yield ledger
     finally:
@@ -169,7 +169,7 @@ def opened(lab: Lab) -> Iterator[Ledger]:
 def asked(lab: Lab, ledger: Ledger) -> context.Asked:
     """What a client's context is built for."""
     found = status.in_force(lab, ledger)
-    metric = str(constants.literal(lab.read("prepare.py"), "METRIC", "the score"))
+    metric = str(constants.read_literal(lab.read_file("prepare.py"), "METRIC", "the score"))
     titles = tuple(sorted(p.title for p in ledger.open()))
     words = context.Asked(
         found.text, metric, agent_guide.limits(found.program), underway=titles
@@ -252,9 +252,9 @@ def with_token(app: App, token: str) -> App:
 
 def token_of(lab: Lab) -> str:
     """The lab's token, made on first use; only this user may read it."""
-    path: Path = lab.state / "mcp-token"
+    path: Path = lab.state_folder / "mcp-token"
     if not path.exists():
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(descriptor, "w") as file:
             file.write(secrets.token_urlsafe(32) + "\n")
-    return one_line(path.read_text())
+    return to_one_line(path.read_text())

@@ -15,9 +15,9 @@ from typing import Any
 from autoresearch.atomic_file import write_whole
 from autoresearch.devices import discovery
 from autoresearch.errors import LabError
-from autoresearch.git import GitFailed, Notebook, identity
+from autoresearch.git import GitError, Repository, identity_environment
 from autoresearch.lab import constants
-from autoresearch.lab.folder import THREE_FILES
+from autoresearch.lab.folder import LAB_FILES
 
 LABS = resources.files("autoresearch") / "labs"
 NAMED_TEXTS = ("python", "fineweb-edu", "climbmix", "tinystories")
@@ -40,7 +40,7 @@ def found(
         raise LabError(
             f"{folder} exists and is not empty. Next: autoresearch new OTHER"
         )
-    files = {name: (LABS / kind / name).read_text() for name in THREE_FILES}
+    files = {name: (LABS / kind / name).read_text() for name in LAB_FILES}
     written = literals(kind, text, vocab, profile)
     if tokens := written.pop("budget_tokens", None):
         files["program.md"] = with_token_budget(files["program.md"], tokens)
@@ -97,7 +97,7 @@ def checked_text(text: str) -> str:
 
 def best_profile() -> str:
     """The profile for this machine."""
-    gpus, _ = discovery.alike(discovery.ours())
+    gpus, _ = discovery.partition_same_model(discovery.list_visible_gpus())
     return profile_for([gpu.memory_gb for gpu in gpus])
 
 
@@ -138,34 +138,34 @@ def with_cage(text: str, level: str) -> str:
 
 def commit(folder: Path) -> None:
     """Put the three files under git, in a repository of their own."""
-    book = Notebook(folder)
+    book = Repository(folder)
     try:
-        book.git("init", "--quiet", "--initial-branch=main")
-        book.git("add", *THREE_FILES)
-        who = identity("AutoResearch", 0) | {
+        book.run_git("init", "--quiet", "--initial-branch=main")
+        book.run_git("add", *LAB_FILES)
+        who = identity_environment("AutoResearch", 0) | {
             "GIT_AUTHOR_DATE": "",
             "GIT_COMMITTER_DATE": "",
         }
         who = {key: words for key, words in who.items() if words}
-        book.git("commit", "--quiet", "-m", "A new lab", who=who)
+        book.run_git("commit", "--quiet", "-m", "A new lab", who=who)
     except FileNotFoundError:
         raise LabError("git is not installed. Next: install git") from None
-    except GitFailed as error:
-        raise LabError(f"{folder}: git said: {error.words}") from None
+    except GitError as error:
+        raise LabError(f"{folder}: git said: {error.stderr_text}") from None
 
 
 def described(files: dict[str, str], profile: str) -> list[str]:
     """The three files, one line each."""
     prepare, train = files["prepare.py"], files["train.py"]
-    metric = constants.literal(prepare, "METRIC", "?")
-    text = constants.literal(prepare, "TEXT", "no text")
-    vocabulary = constants.literal(prepare, "VOCABULARY", None)
-    context = constants.literal(prepare, "CONTEXT", None)
+    metric = constants.read_literal(prepare, "METRIC", "?")
+    text = constants.read_literal(prepare, "TEXT", "no text")
+    vocabulary = constants.read_literal(prepare, "VOCABULARY", None)
+    context = constants.read_literal(prepare, "CONTEXT", None)
     better = (
-        "lower" if constants.literal(prepare, "LOWER_IS_BETTER", True) else "higher"
+        "lower" if constants.read_literal(prepare, "LOWER_IS_BETTER", True) else "higher"
     )
     sizes = f", vocabulary {vocabulary}, context {context}" if vocabulary else ""
-    count = len(constants.read(train))
+    count = len(constants.parse_constants(train))
     return [
         f"prepare.py  locked   {text}{sizes}, {metric} ({better} is better)",
         f"train.py    mutable  {len(train.splitlines())} lines, {count} constants, "

@@ -5,14 +5,14 @@ import getpass
 from contextlib import suppress
 from pathlib import Path
 
-from autoresearch.errors import LabError, NotYet
+from autoresearch.errors import LabError, NotReady
 from autoresearch.experiment import Champion, Proposal
-from autoresearch.git import git_blob
+from autoresearch.git import compute_blob_id
 from autoresearch.lab import constraints
 from autoresearch.lab.folder import LARGEST_FILE_BYTES, Lab
 from autoresearch.records.ledger import Ledger
 from autoresearch.reporting.status import running
-from autoresearch.text import one_line
+from autoresearch.text import to_one_line
 
 
 def queue(
@@ -57,27 +57,27 @@ def queue_source(
     """The same for a text, changed from `start`; None: from the champion's."""
     champion = start or ledger.champion
     if champion is None:
-        raise NotYet(
+        raise NotReady(
             "there is no champion to compare with yet. Next: autoresearch run, which "
             "measures the train.py of this lab first"
         )
-    if not one_line(title):
+    if not to_one_line(title):
         raise LabError('the title is empty. Next: autoresearch try FILE "what is new"')
-    name = one_line(by) or login()
-    strategy = lab.read("program.md")
-    ledger.remember(git_blob(strategy), strategy)
+    name = to_one_line(by) or login()
+    strategy = lab.read_file("program.md")
+    ledger.remember(compute_blob_id(strategy), strategy)
     proposal = Proposal(
         None,
-        one_line(title)[:200],
+        to_one_line(title)[:200],
         source,
         champion.blob,
         f"human:{name}",
         reason,
-        git_blob(strategy),
+        compute_blob_id(strategy),
     )
     waiting = len(ledger.open())
-    code = constraints.fingerprint(source)
-    admitted = ledger.admit(proposal, git_blob(source), code)
+    code = constraints.fingerprint_code(source)
+    admitted = ledger.admit(proposal, compute_blob_id(source), code)
     assert admitted.number is not None
     row = ledger.row(champion.number)
     each = 0.0 if row is None else row.seconds + row.evaluation_seconds
@@ -87,7 +87,7 @@ def queue_source(
 def login() -> str:
     """Who sits here: root in a container has no $USER, and a name all the same."""
     with suppress(OSError, KeyError, ImportError):
-        return one_line(getpass.getuser()) or "someone"
+        return to_one_line(getpass.getuser()) or "someone"
     return "someone"
 
 

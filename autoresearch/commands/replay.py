@@ -14,13 +14,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from autoresearch.errors import LabError, NotYet
+from autoresearch.errors import LabError, NotReady
 from autoresearch.experiment import Row
 from autoresearch.policies import Policy
 from autoresearch.policies.replay import replayed
 from autoresearch.records.ledger import Ledger
 from autoresearch.stats.history import Evidence
-from autoresearch.text import one_line
+from autoresearch.text import to_one_line
 
 WORDS = ("keep", "discard", "unresolved")
 
@@ -62,13 +62,13 @@ def replay(ledger: Ledger, policy: Policy, name: str, series: str | None) -> Rep
     chosen, rows = rows_of(ledger, series)
     scored = [row for row in rows if row.values]
     if not scored:
-        raise NotYet(f"nothing in series {chosen} has a score. Next: autoresearch run")
+        raise NotReady(f"nothing in series {chosen} has a score. Next: autoresearch run")
     known = Evidence(tuple(scored), ())
     told = replayed(known.fair_rows(), policy, known.luck.noise)
     before = [row.decision for row in scored]
     after = [one.decision for one in told]
     changed = tuple(
-        Changed(row.number, one_line(row.title), was, now, one.reason, one.missing)
+        Changed(row.number, to_one_line(row.title), was, now, one.reason, one.missing)
         for row, one, was, now in zip(scored, told, before, after, strict=True)
         if was != now
     )
@@ -102,7 +102,7 @@ def rows_of(ledger: Ledger, series: str | None) -> tuple[str, tuple[Row, ...]]:
         fitting = [wanted]
     if len(fitting) != 1:
         if not names:
-            raise NotYet("nothing was decided yet. Next: autoresearch run")
+            raise NotReady("nothing was decided yet. Next: autoresearch run")
         raise LabError(
             f"{wanted!r} names {len(fitting)} series. Next: autoresearch replay "
             f"--series S, one of: {', '.join(names)}"
@@ -144,6 +144,6 @@ def lines(found: Replay) -> list[str]:
         lacks = " (lacks a run)" if one.missing else ""
         said.append(
             f"{one.experiment:>4} {one.recorded} -> {one.replayed}{lacks}: "
-            f"{one_line(one.why)}  [{one.title}]"
+            f"{to_one_line(one.why)}  [{one.title}]"
         )
     return said

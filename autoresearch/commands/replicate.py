@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import count
 
-from autoresearch.errors import Failed, NotYet, Stopped
+from autoresearch.errors import ExperimentFailed, NotReady, RunStopped
 from autoresearch.experiment import Candidate, Failure, Proposal, Row, Score
-from autoresearch.git import Notebook
+from autoresearch.git import Repository
 from autoresearch.lab import apparatus
 from autoresearch.lab.folder import Lab
 from autoresearch.measure.messages import RunResult
@@ -26,7 +26,7 @@ from autoresearch.run.seeds import seed_of
 from autoresearch.run.session import Session
 from autoresearch.sandbox.process import StopFlag
 from autoresearch.stats.paired import Certificate
-from autoresearch.text import exact
+from autoresearch.text import format_exact
 
 AUTHOR = "replicate"
 MOST_FAILED = 3  # pairs; after that there is something wrong
@@ -83,7 +83,7 @@ def run_pairs(found: Session, rivals: Rivals, pairs: int) -> Iterator[Pair]:
             return  # a stop was requested
         try:
             dispatcher.receive()
-        except Stopped:
+        except RunStopped:
             return
         while ended:
             pair, under_way = ended.popleft(), under_way - 1
@@ -108,7 +108,7 @@ def run_pair(
 
     def hear(ended: RunResult) -> None:
         if isinstance(ended.outcome, Failure):
-            finish(Pair(seed, None, str(Failed(ended.outcome))))
+            finish(Pair(seed, None, str(ExperimentFailed(ended.outcome))))
             return
         scores[ended.request.candidate.blob] = ended.outcome
         if len(scores) < len(order):
@@ -124,7 +124,7 @@ def rivals_of(ledger: Ledger) -> tuple[Row, Row]:
     """(baseline, champion) of the present series, or NotYet."""
     champions = ledger.champions()
     if len(champions) < 2:
-        raise NotYet(
+        raise NotReady(
             "nothing is kept in this series yet, so there is nothing to replicate. "
             "Next: autoresearch run"
         )
@@ -143,8 +143,8 @@ def candidate(ledger: Ledger, row: Row) -> Candidate:
 
 def certified(lab: Lab) -> Certificate | None:
     """What the pairs in the ledger say; None before there is one."""
-    found = apparatus.load(lab, Notebook(lab.folder))
-    ledger = Ledger(lab.ledger, lower_is_better=found.lower_is_better)
+    found = apparatus.load_apparatus(lab, Repository(lab.folder))
+    ledger = Ledger(lab.ledger_path, lower_is_better=found.lower_is_better)
     try:
         baseline, champion = rivals_of(ledger)
         return queries.certificate(ledger, champion.number, baseline.number)
@@ -171,6 +171,6 @@ def lines(metric: str, found: Certificate) -> list[str]:
 def spread(mean: float, low: float | None, high: float | None) -> str:
     """A mean and its 95 % interval."""
     if low is None or high is None:
-        return f"{exact(mean, '+')}   (one pair says nothing of its own scatter)"
-    between = f"{exact(low, '+')} to {exact(high, '+')}"
-    return f"{exact(mean, '+')}   95 % interval {between}"
+        return f"{format_exact(mean, '+')}   (one pair says nothing of its own scatter)"
+    between = f"{format_exact(low, '+')} to {format_exact(high, '+')}"
+    return f"{format_exact(mean, '+')}   95 % interval {between}"

@@ -10,16 +10,16 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
-from autoresearch.errors import Failed, LabError
+from autoresearch.errors import ExperimentFailed, LabError
 from autoresearch.experiment import Candidate, Proposal, Run, Score
-from autoresearch.git import Notebook, git_blob
+from autoresearch.git import Repository, compute_blob_id
 from autoresearch.guest import safetensors_format
 from autoresearch.lab import apparatus
 from autoresearch.lab.folder import Lab
 from autoresearch.measure import evaluator
-from autoresearch.measure.workbench import Workbench, devices_for
+from autoresearch.measure.workbench import Workbench, list_usable_devices
 from autoresearch.sandbox import process
-from autoresearch.text import exact
+from autoresearch.text import format_exact
 
 
 def main(arguments: list[str]) -> NoReturn:
@@ -28,12 +28,12 @@ def main(arguments: list[str]) -> NoReturn:
         if len(arguments) != 1:
             raise LabError("usage: python prepare.py score DIR")
         lab = Lab.find(Path.cwd())
-        found = apparatus.load(lab, Notebook(lab.folder))
+        found = apparatus.load_apparatus(lab, Repository(lab.folder))
         score = score_folder(lab, found, Path(arguments[0]))
-    except (LabError, Failed) as error:
+    except (LabError, ExperimentFailed) as error:
         print(error, file=sys.stderr)
         raise SystemExit(2) from None
-    print(f"{found.metric}: {exact(score.value)}   ({score.seconds:.1f} s)")
+    print(f"{found.metric}: {format_exact(score.value)}   ({score.seconds:.1f} s)")
     raise SystemExit(0)
 
 
@@ -56,10 +56,10 @@ def score_folder(lab: Lab, found: apparatus.Apparatus, folder: Path) -> Score:
     bench = Workbench.open(lab, found=found)
     proposal = Proposal(0, "a checkpoint", source, "", "score")
     run = Run(
-        Candidate(proposal, git_blob(source)),
-        *(0, 0.0, 0.0, 0.0, scratch / model.name, (), lab.logs / "score.log"),
+        Candidate(proposal, compute_blob_id(source)),
+        *(0, 0.0, 0.0, 0.0, scratch / model.name, (), lab.log_folder / "score.log"),
     )
     try:
-        return evaluator.score(bench, run, slot=devices_for(found)[0])
+        return evaluator.score_run(bench, run, slot=list_usable_devices(found)[0])
     finally:
         process.remove_folder(scratch)

@@ -10,18 +10,18 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 
 from autoresearch import git
-from autoresearch.errors import Failed, LabError, NotYet
+from autoresearch.errors import ExperimentFailed, LabError, NotReady
 from autoresearch.experiment import Candidate, Proposal, Row
-from autoresearch.git import GitFailed, Notebook
+from autoresearch.git import GitError, Repository
 from autoresearch.lab import apparatus
 from autoresearch.lab.folder import Lab
 from autoresearch.measure import evaluator, trainer
-from autoresearch.measure.workbench import Workbench, devices_for
+from autoresearch.measure.workbench import Workbench, list_usable_devices
 from autoresearch.records import hash_chain
 from autoresearch.records.ledger import Ledger
 from autoresearch.run import session
 from autoresearch.run.seeds import seed_of
-from autoresearch.text import exact
+from autoresearch.text import format_exact
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,16 +58,16 @@ class Again:
 
 def verify(lab: Lab, again: int | None) -> Verified:
     """Check it all, or LabError when there is nothing to check."""
-    if not lab.ledger.exists():
-        raise NotYet(f"{lab.folder} has no ledger yet. Next: autoresearch run")
-    ledger = Ledger(lab.ledger)
+    if not lab.ledger_path.exists():
+        raise NotReady(f"{lab.folder} has no ledger yet. Next: autoresearch run")
+    ledger = Ledger(lab.ledger_path)
     ledger.require_whole()
     try:
         rows = ledger.rows()
         known = [row for row in rows if row.commit]
         problems = (
             *hash_chain.problems(ledger.db),
-            *of_commits(Notebook(lab.folder), ledger, known),
+            *of_commits(Repository(lab.folder), ledger, known),
             *of_apparatus(lab, ledger),
         )
         measured = None if again is None else measure(lab, ledger, again)
@@ -83,26 +83,26 @@ def verify(lab: Lab, again: int | None) -> Verified:
         ledger.close()
 
 
-def of_commits(book: Notebook, ledger: Ledger, rows: list[Row]) -> Iterator[str]:
+def of_commits(book: Repository, ledger: Ledger, rows: list[Row]) -> Iterator[str]:
     """Verdicts whose commit is not what the ledger says, or that only git knows."""
     mine = {row.number for row in rows}
-    for number, _, _ in book.entries():
+    for number, _, _ in book.list_verdict_commits():
         if number not in mine:
             yield f"git knows experiment {number}, and the ledger does not"
     for row in rows:
         assert row.commit is not None
         name = f"experiment {row.number}"
-        if book.commit_of(row.number) != row.commit:
+        if book.find_commit(row.number) != row.commit:
             yield f"{name}: refs/autoresearch/{row.number} is not its commit"
         try:
-            file = book.file_at(row.commit, "train.py")
-            message = book.git("log", "-1", "--format=%B", row.commit)
-        except GitFailed:
+            file = book.read_file_at(row.commit, "train.py")
+            message = book.run_git("log", "-1", "--format=%B", row.commit)
+        except GitError:
             yield f"{name}: git has lost its commit {row.commit[:12]}"
             continue
         if file is None or file[0] != row.blob:
             yield f"{name}: the train.py of its commit is not the one that ran"
-        tell = git.read_trailers(message)
+        tell = git.parse_trailers(message)
         said = tell.get("Score", "")
         if not agree(said.split(), row.values):
             scores = " ".join(map(repr, row.values))
@@ -139,20 +139,20 @@ def of_apparatus(lab: Lab, ledger: Ledger) -> Iterator[str]:
     """Whether the last series was measured with the prepare.py and data of today."""
     facts = ledger.series_facts(ledger.last_series())
     try:
-        found = apparatus.load(lab, Notebook(lab.folder))
-        now = {"apparatus": found.blob, "data": found.fingerprint()}
+        found = apparatus.load_apparatus(lab, Repository(lab.folder))
+        now = {"apparatus": found.blob, "data": found.load_fingerprint()}
         for key, value in now.items():
             if key in facts and facts[key] != value:
                 then = str(facts[key])[:16]
                 yield f"{key} is {value[:16]}, the last series had {then}"
-        found.unchanged()
+        found.verify_unchanged()
     except LabError as error:
         yield str(error)
 
 
 def measure(lab: Lab, ledger: Ledger, number: int) -> Again:
     """Train and score an experiment once more, as a night would."""
-    found = apparatus.load(lab, Notebook(lab.folder))
+    found = apparatus.load_apparatus(lab, Repository(lab.folder))
     row = ledger.row(number)
     if row is None or not row.values:
         raise LabError(
@@ -162,15 +162,15 @@ def measure(lab: Lab, ledger: Ledger, number: int) -> Again:
     ledger.series = row.series
     seed = seed_of(ledger.seed, 0)
     proposal = Proposal(number, row.title, ledger.source(row.blob), "", row.author)
-    with lab.held():
+    with lab.hold_lock():
         session.leave_nothing_behind(lab)
-        bench, slot = Workbench.open(lab, found=found), devices_for(found)[0]
+        bench, slot = Workbench.open(lab, found=found), list_usable_devices(found)[0]
         candidate = Candidate(proposal, row.blob)
         try:
-            run = trainer.train(bench, candidate, seed=seed, slot=slot)
-            value = evaluator.score(bench, run, slot=slot).value
-            trainer.discard(run)
-        except Failed as failed:
+            run = trainer.train_candidate(bench, candidate, seed=seed, slot=slot)
+            value = evaluator.score_run(bench, run, slot=slot).value
+            trainer.discard_runs(run)
+        except ExperimentFailed as failed:
             raise LabError(
                 f"experiment {number} did not run again: {failed}. Next: autoresearch "
                 f"show {number}"
@@ -190,7 +190,7 @@ def lines(found: Verified) -> list[str]:
         new = found.again
         words.append(
             f"again      experiment {new.experiment} with seed {new.seed}: "
-            f"{exact(new.value)}, recorded {json.dumps(new.recorded)}, "
-            f"difference {exact(new.difference, '+')}"
+            f"{format_exact(new.value)}, recorded {json.dumps(new.recorded)}, "
+            f"difference {format_exact(new.difference, '+')}"
         )
     return [*words, *(f"PROBLEM    {problem}" for problem in found.problems)]

@@ -17,11 +17,11 @@ Array = np.ndarray[Any, np.dtype[Any]]
 LARGEST_LOGIT = 1e4
 
 
-class NotAScore(Exception):
+class InvalidLogits(Exception):
     """Numbers that cannot be log-probabilities; the message says why."""
 
 
-def rows(tokens: Array, context: int, filler: int) -> tuple[Array, Array]:
+def cut_rows(tokens: Array, context: int, filler: int) -> tuple[Array, Array]:
     """Tokens (N,) -> (inputs uint16 (R, T+1), scored bool (R, T)).
 
     The last row is filled up with `filler`, whose positions are not scored.
@@ -39,16 +39,16 @@ def bits_per_byte(nats: float, text_bytes: int) -> float:
     return nats / math.log(2) / text_bytes
 
 
-def losses(logits: Array, targets: Array) -> Array:
+def compute_token_losses(logits: Array, targets: Array) -> Array:
     """Negative log-likelihood in nats, float64 (K,), of logits (K, V).
 
     Subtracts the maximum first and sums in float64: a large common offset absorbs the
     difference in float32 and makes any target look certain.
     """
     if not np.isfinite(logits).all():
-        raise NotAScore("logits that are not finite")
+        raise InvalidLogits("logits that are not finite")
     if np.abs(logits).max(initial=0.0) > LARGEST_LOGIT:
-        raise NotAScore(f"logits beyond {LARGEST_LOGIT:g}")
+        raise InvalidLogits(f"logits beyond {LARGEST_LOGIT:g}")
     shifted = logits.astype(np.float64)
     shifted -= shifted.max(axis=-1, keepdims=True)
     total = np.log(np.exp(shifted).sum(axis=-1))

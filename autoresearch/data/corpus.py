@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING, Any
 
 from autoresearch import __version__
 from autoresearch.atomic_file import write_whole
-from autoresearch.data.sources import Document, Show, Source, registry
-from autoresearch.devices.discovery import cores, version
+from autoresearch.data.sources import Document, ShowProgress, Source, registry
+from autoresearch.devices.discovery import available_cpu_count, package_version
 from autoresearch.errors import LabError
 
 if TYPE_CHECKING:
@@ -33,19 +33,19 @@ if TYPE_CHECKING:
 
     Array = np.ndarray[Any, np.dtype[Any]]
 
-FORMAT = 1
+FORMAT_VERSION = 1
 SPLITS = ("train", "validation", "holdout")
-MARK = "<|document|>"  # the last id of the vocabulary; before every document
+DOCUMENT_MARK = "<|document|>"  # the last id of the vocabulary; before every document
 # Words with their leading space, contractions, short runs of digits, punctuation with
 # its line breaks, and white space: in the manner of GPT-4's splits.
-PATTERN = (
+PRETOKENIZER_PATTERN = (
     r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,2}|"
     r" ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"
 )
 TOKENIZER_SAMPLE_BYTES = 32 << 20
-MOST_HELD_OUT_SHARE = 1 / 3  # of what may be held out, for each of two splits
+MAX_HELD_OUT_SHARE = 1 / 3  # of what may be held out, for each of two splits
 BATCH_DOCUMENTS = 512
-HUB_BYTES = 1 << 30  # of shards, when no maximum is given
+DEFAULT_HUB_BYTES = 1 << 30  # of shards, when no maximum is given
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,10 +59,10 @@ class Recipe:
     maximum_bytes: int | None = None  # None: all of the text
     packages: tuple[str, ...] = ("torch", "numpy", "sympy", "networkx")
 
-    def source(self) -> Source:
+    def resolve_source(self) -> Source:
         """Where the text comes from."""
         return registry.named(
-            self.text, self.packages, cache(), self.maximum_bytes or HUB_BYTES
+            self.text, self.packages, cache_root(), self.maximum_bytes or DEFAULT_HUB_BYTES
         )
 
 
@@ -94,11 +94,11 @@ class Sealed:
         ranks = read_ranks(self.folder / "tokenizer.txt")
         return np.array([*(len(token) for token in ranks), 0], dtype=np.int64)
 
-    def encoding(self) -> "tiktoken.Encoding":
+    def load_encoding(self) -> "tiktoken.Encoding":
         """The tokenizer."""
-        return encoding_of(read_ranks(self.folder / "tokenizer.txt"))
+        return encoding_from_ranks(read_ranks(self.folder / "tokenizer.txt"))
 
-    def raw(self, split: str) -> bytes:
+    def decode_split(self, split: str) -> bytes:
         """The text of a split, without document marks."""
         ranks = [*read_ranks(self.folder / "tokenizer.txt"), b""]
         return b"".join(ranks[token] for token in self.tokens(split))
@@ -110,53 +110,53 @@ class Sealed:
         for name, facts in self.manifest["files"].items():
             path = self.folder / name
             try:
-                seen = look(path)
-                if VERIFIED.get(path) == (seen, facts["sha256"]):
+                seen = stat_signature(path)
+                if VERIFIED_FILES.get(path) == (seen, facts["sha256"]):
                     continue
-                if sources_sha256(path) != facts["sha256"] or look(path) != seen:
-                    raise damaged(path)
+                if hash_file(path) != facts["sha256"] or stat_signature(path) != seen:
+                    raise damaged_file_error(path)
             except FileNotFoundError:
-                raise damaged(path) from None
-            VERIFIED[path] = (seen, facts["sha256"])
+                raise damaged_file_error(path) from None
+            VERIFIED_FILES[path] = (seen, facts["sha256"])
 
 
 # What this process has hashed: (look at the file, its hash).
-VERIFIED: dict[Path, tuple[tuple[int, ...], str]] = {}
+VERIFIED_FILES: dict[Path, tuple[tuple[int, ...], str]] = {}
 
 
-def look(path: Path) -> tuple[int, ...]:
+def stat_signature(path: Path) -> tuple[int, ...]:
     """What changes when a file's bytes do."""
     found = path.stat()
     return found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
-def cache() -> Path:
+def cache_root() -> Path:
     """Where sealed texts and downloads lie, shared by all labs of this user."""
     chosen = os.environ.get("AUTORESEARCH_CACHE")
     return Path(chosen) if chosen else Path.home() / ".cache" / "autoresearch"
 
 
-def prepare(recipe: Recipe, show: Show) -> Sealed:
+def prepare(recipe: Recipe, show: ShowProgress) -> Sealed:
     """Make and seal what the recipe asks for; nothing where it is there already."""
     if found := find(recipe):
         return found
-    need_packages()
-    source = recipe.source()
+    require_packages()
+    source = recipe.resolve_source()
     source.fetch(show)
     show("read", 0, 1)
-    description = source.description()
-    fingerprint = fingerprint_of(recipe, description)
-    folder = cache() / fingerprint
+    description = source.describe()
+    fingerprint = compute_fingerprint(recipe, description)
+    folder = cache_root() / fingerprint
     if not (folder / "manifest.json").exists():
         folder.parent.mkdir(parents=True, exist_ok=True)
         beside = Path(tempfile.mkdtemp(prefix=".making-", dir=folder.parent))
         try:
-            make(recipe, source, description, beside, show)
-            seal(beside, folder)
+            build_corpus(recipe, source, description, beside, show)
+            seal_folder(beside, folder)
         finally:
             shutil.rmtree(beside, ignore_errors=True)
-    write_whole(index_path(recipe), json.dumps(index_of(recipe, source, fingerprint)))
-    sealed = opened(folder)
+    write_whole(index_path(recipe), json.dumps(build_index_entry(recipe, source, fingerprint)))
+    sealed = open_sealed(folder)
     sealed.verify()
     return sealed
 
@@ -168,11 +168,11 @@ def find(recipe: Recipe) -> Sealed | None:
         return None
     said = json.loads(path.read_text())
     if said != json.loads(
-        json.dumps(index_of(recipe, recipe.source(), said["fingerprint"]))
+        json.dumps(build_index_entry(recipe, recipe.resolve_source(), said["fingerprint"]))
     ):
         return None
-    folder = cache() / said["fingerprint"]
-    return opened(folder) if (folder / "manifest.json").exists() else None
+    folder = cache_root() / said["fingerprint"]
+    return open_sealed(folder) if (folder / "manifest.json").exists() else None
 
 
 def require(recipe: Recipe) -> Sealed:
@@ -185,17 +185,17 @@ def require(recipe: Recipe) -> Sealed:
     )
 
 
-def opened(folder: Path) -> Sealed:
+def open_sealed(folder: Path) -> Sealed:
     """A sealed folder, after a look at its files' sizes."""
     manifest = json.loads((folder / "manifest.json").read_text())
     for name, facts in manifest["files"].items():
         path = folder / name
         if not path.is_file() or path.stat().st_size != facts["bytes"]:
-            raise damaged(path)
+            raise damaged_file_error(path)
     return Sealed(folder, manifest)
 
 
-def damaged(path: Path) -> LabError:
+def damaged_file_error(path: Path) -> LabError:
     return LabError(
         f"{path} is truncated or changed. "
         f"Next: rm -r {path.parent}, then autoresearch prepare"
@@ -205,38 +205,38 @@ def damaged(path: Path) -> LabError:
 # -- fingerprints ----------------------------------------------------------------------
 
 
-def versions() -> dict[str, str]:
+def collect_versions() -> dict[str, str]:
     """What else decides how a text comes out."""
-    packages = {name: version(name) for name in ("rustbpe", "tiktoken")}
+    packages = {name: package_version(name) for name in ("rustbpe", "tiktoken")}
     python = platform.python_version()
-    return {"format": str(FORMAT), "tool": __version__, **packages, "python": python}
+    return {"format": str(FORMAT_VERSION), "tool": __version__, **packages, "python": python}
 
 
-def fingerprint_of(recipe: Recipe, description: Mapping[str, object]) -> str:
+def compute_fingerprint(recipe: Recipe, description: Mapping[str, object]) -> str:
     """A short name for recipe, text and versions; where the text lies is no part."""
     asked = {k: v for k, v in asdict(recipe).items() if k not in ("text", "packages")}
-    return digest([asked, description, versions()])
+    return compute_digest([asked, description, collect_versions()])
 
 
 def index_path(recipe: Recipe) -> Path:
     """Where a recipe's fingerprint is remembered."""
-    folder = cache() / "index"
+    folder = cache_root() / "index"
     folder.mkdir(parents=True, exist_ok=True)
-    return folder / f"{digest(asdict(recipe))}.json"
+    return folder / f"{compute_digest(asdict(recipe))}.json"
 
 
-def index_of(recipe: Recipe, source: Source, fingerprint: str) -> dict[str, object]:
+def build_index_entry(recipe: Recipe, source: Source, fingerprint: str) -> dict[str, object]:
     """What must be unchanged for a fingerprint to hold without reading the text."""
-    facts = {"source": source.cheap_facts(), "versions": versions()}
-    return {"fingerprint": fingerprint, "facts": digest(facts)}
+    facts = {"source": source.collect_quick_facts(), "versions": collect_versions()}
+    return {"fingerprint": fingerprint, "facts": compute_digest(facts)}
 
 
-def digest(facts: object) -> str:
+def compute_digest(facts: object) -> str:
     text = json.dumps(facts, sort_keys=True, default=list).encode()
     return hashlib.sha256(text).hexdigest()[:16]
 
 
-def sources_sha256(path: Path) -> str:
+def hash_file(path: Path) -> str:
     """Hash of a file; "" where there is none."""
     if not path.is_file():
         return ""
@@ -244,9 +244,9 @@ def sources_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def need_packages() -> None:
+def require_packages() -> None:
     """LabError when the training extra is not installed."""
-    missing = [n for n in ("numpy", "rustbpe", "tiktoken") if version(n) == "absent"]
+    missing = [n for n in ("numpy", "rustbpe", "tiktoken") if package_version(n) == "absent"]
     if missing:
         raise LabError(
             f"preparing text needs {', '.join(missing)}. "
@@ -257,40 +257,40 @@ def need_packages() -> None:
 # -- making ----------------------------------------------------------------------------
 
 
-def make(
+def build_corpus(
     recipe: Recipe,
     source: Source,
     description: Mapping[str, object],
     folder: Path,
-    show: Show,
+    show: ShowProgress,
 ) -> None:
     """Write everything about a text into an empty folder."""
-    documents = list(source.documents())
+    documents = list(source.iter_documents())
     show("read", 1, 1)
-    splits, removed = split(documents, recipe)
+    splits, removed = split_documents(documents, recipe)
     del documents
     encoding, ranks = train_tokenizer(splits["train"], recipe.vocabulary, show)
     write_ranks(folder / "tokenizer.txt", ranks)
     lengths = [*(len(token) for token in ranks), 0]
     counts = {}
     for name in SPLITS:
-        counts[name] = pack(splits[name], encoding, lengths, folder, name, show)
+        counts[name] = pack_split(splits[name], encoding, lengths, folder, name, show)
     files = sorted(path for path in folder.iterdir())
     manifest = {
         "recipe": asdict(recipe),
         "source": description,
-        "versions": versions(),
+        "versions": collect_versions(),
         "duplicates_removed": removed,
         "splits": counts,
         "files": {
-            path.name: {"bytes": path.stat().st_size, "sha256": sources_sha256(path)}
+            path.name: {"bytes": path.stat().st_size, "sha256": hash_file(path)}
             for path in files
         },
     }
     write_whole(folder / "manifest.json", json.dumps(manifest, indent=1) + "\n")
 
 
-def seal(beside: Path, folder: Path) -> None:
+def seal_folder(beside: Path, folder: Path) -> None:
     """Give a finished folder its name; somebody else's equal one will do as well."""
     for path in beside.iterdir():
         path.chmod(0o444)
@@ -304,7 +304,7 @@ def seal(beside: Path, folder: Path) -> None:
             raise
 
 
-def split(
+def split_documents(
     documents: Sequence[Document], recipe: Recipe
 ) -> tuple[dict[str, list[str]], dict[str, int]]:
     """Documents -> texts by split, and how many duplicates were removed.
@@ -321,10 +321,10 @@ def split(
     rest: list[Document] = []
     waiting = [d for d in shuffled if d.may_hold_out]
     for name, most in wanted.items():
-        left = min(most, offered * MOST_HELD_OUT_SHARE)
+        left = min(most, offered * MAX_HELD_OUT_SHARE)
         while left > 0 and waiting:
             document = waiting.pop()
-            key = identity(document.text)
+            key = document_key(document.text)
             if key in seen:
                 removed["within held-out"] += 1
                 continue
@@ -335,7 +335,7 @@ def split(
     rest.sort(key=lambda d: hashlib.sha256(d.name.encode()).digest())
     most_bytes = recipe.maximum_bytes or 1 << 62
     for document in rest:
-        if identity(document.text) in seen:
+        if document_key(document.text) in seen:
             removed["training text that is held out"] += 1
         elif most_bytes > 0:
             splits["train"].append(document.text)
@@ -349,20 +349,20 @@ def split(
     return splits, removed
 
 
-def identity(text: str) -> bytes:
+def document_key(text: str) -> bytes:
     """Equal for texts that differ only in the white space around them."""
     return hashlib.sha256(text.strip().encode()).digest()
 
 
 def train_tokenizer(
-    texts: Sequence[str], vocabulary: int, show: Show
+    texts: Sequence[str], vocabulary: int, show: ShowProgress
 ) -> tuple["tiktoken.Encoding", list[bytes]]:
     """A byte-pair encoding of `vocabulary` ids, the document mark among them."""
     import rustbpe
 
     show(f"tokenizer of {vocabulary}", 0, 1)
     trainer = rustbpe.Tokenizer()
-    trainer.train_from_iterator(sample(texts), vocabulary - 1, pattern=PATTERN)
+    trainer.train_from_iterator(sample_texts(texts), vocabulary - 1, pattern=PRETOKENIZER_PATTERN)
     pairs = sorted(trainer.get_mergeable_ranks(), key=lambda pair: pair[1])
     ranks = [bytes(token) for token, _ in pairs]
     if len(ranks) != vocabulary - 1:
@@ -371,10 +371,10 @@ def train_tokenizer(
             "Next: a smaller VOCABULARY in prepare.py, or more text"
         )
     show(f"tokenizer of {vocabulary}", 1, 1)
-    return encoding_of(ranks), ranks
+    return encoding_from_ranks(ranks), ranks
 
 
-def sample(texts: Sequence[str]) -> Iterable[str]:
+def sample_texts(texts: Sequence[str]) -> Iterable[str]:
     """As much of the training text as a tokenizer needs, from all over it."""
     order = list(range(len(texts)))
     random.Random(0).shuffle(order)
@@ -386,15 +386,15 @@ def sample(texts: Sequence[str]) -> Iterable[str]:
         yield texts[index]
 
 
-def encoding_of(ranks: Sequence[bytes]) -> "tiktoken.Encoding":
+def encoding_from_ranks(ranks: Sequence[bytes]) -> "tiktoken.Encoding":
     """tiktoken over our own ranks; the document mark comes last."""
     import tiktoken
 
     return tiktoken.Encoding(
         "autoresearch",
-        pat_str=PATTERN,
+        pat_str=PRETOKENIZER_PATTERN,
         mergeable_ranks={token: rank for rank, token in enumerate(ranks)},
-        special_tokens={MARK: len(ranks)},
+        special_tokens={DOCUMENT_MARK: len(ranks)},
     )
 
 
@@ -409,13 +409,13 @@ def read_ranks(path: Path) -> list[bytes]:
     return [base64.b64decode(line) for line in path.read_text().split()]
 
 
-def pack(
+def pack_split(
     texts: Sequence[str],
     encoding: "tiktoken.Encoding",
     lengths: Sequence[int],
     folder: Path,
     name: str,
-    show: Show,
+    show: ShowProgress,
 ) -> dict[str, int]:
     """Tokenise a split into one uint16 file, a mark before each document."""
     import numpy as np
@@ -426,7 +426,7 @@ def pack(
     with (folder / f"{name}.u16").open("wb") as file:
         for at in range(0, len(texts), BATCH_DOCUMENTS):
             part = list(texts[at : at + BATCH_DOCUMENTS])
-            for ids in encoding.encode_ordinary_batch(part, num_threads=cores()):
+            for ids in encoding.encode_ordinary_batch(part, num_threads=available_cpu_count()):
                 packed = np.array([mark, *ids], dtype="<u2")
                 counted += int(width[packed].sum())
                 tokens += len(packed)

@@ -16,43 +16,43 @@ import psutil
 
 from autoresearch.devices import rocm
 from autoresearch.devices.gpu_specs import Gpu
-from autoresearch.devices.nvml import Answer, Nvml
-from autoresearch.experiment import Slot
+from autoresearch.devices.nvml import NvmlAnswer, NvmlQuery
+from autoresearch.experiment import Device
 
 GIB = 1 << 30
 # Which limit a user to some AMD GPUs; the first that is set counts.
-VISIBLE_AMD = ("ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES")
+AMD_VISIBLE_VARIABLES = ("ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES")
 
 
-def slots() -> tuple[Slot, ...]:
+def discover_devices() -> tuple[Device, ...]:
     """One slot per GPU that runs may take; without one the CPU counts as one."""
-    threads = cores()
-    gpus, _ = alike(ours())
+    threads = available_cpu_count()
+    gpus, _ = partition_same_model(list_visible_gpus())
     if gpus:
         share = max(1, threads // len(gpus))
         return tuple(
-            Slot("cuda", gpu.index, share, gpu.uuid, gpu.memory_gb, gpu.node)
+            Device("cuda", gpu.index, share, gpu.uuid, gpu.memory_gb, gpu.device_file)
             for gpu in gpus
         )
     if sys.platform == "darwin" and platform.machine() == "arm64":
-        return (Slot("mps", None, threads),)
-    return (Slot("cpu", None, threads),)
+        return (Device("mps", None, threads),)
+    return (Device("cpu", None, threads),)
 
 
-def ours() -> tuple[Gpu, ...]:
+def list_visible_gpus() -> tuple[Gpu, ...]:
     """The GPUs that this user may take."""
-    found = every_gpu()
-    names = VISIBLE_AMD if found and found[0].node else ("CUDA_VISIBLE_DEVICES",)
+    found = list_gpus()
+    names = AMD_VISIBLE_VARIABLES if found and found[0].device_file else ("CUDA_VISIBLE_DEVICES",)
     said = (os.environ[name] for name in names if name in os.environ)
-    return chosen(found, next(said, None))
+    return filter_visible(found, next(said, None))
 
 
-def every_gpu() -> tuple[Gpu, ...]:
+def list_gpus() -> tuple[Gpu, ...]:
     """Those of the maker that the installed torch was built for."""
-    return rocm.gpus() if rocm.has_torch() else nvidia()
+    return rocm.list_amd_gpus() if rocm.has_rocm_torch() else nvidia()
 
 
-def alike(gpus: Sequence[Gpu]) -> tuple[tuple[Gpu, ...], tuple[Gpu, ...]]:
+def partition_same_model(gpus: Sequence[Gpu]) -> tuple[tuple[Gpu, ...], tuple[Gpu, ...]]:
     """Those of the kind that has most memory together, and the others.
 
     A budget of seconds is more text on a faster card: scores of two kinds of GPU do not
@@ -68,7 +68,7 @@ def alike(gpus: Sequence[Gpu]) -> tuple[tuple[Gpu, ...], tuple[Gpu, ...]]:
     return same, tuple(gpu for gpu in gpus if gpu not in same)
 
 
-def chosen(gpus: tuple[Gpu, ...], visible: str | None) -> tuple[Gpu, ...]:
+def filter_visible(gpus: tuple[Gpu, ...], visible: str | None) -> tuple[Gpu, ...]:
     """Those that a variable names, by number or (the start of a) uuid.
 
     None: it is not set. As CUDA does, what comes after an unknown name is not there.
@@ -105,7 +105,7 @@ def nvidia() -> tuple[Gpu, ...]:
     )
 
 
-def driver(index: int) -> Nvml | None:
+def open_nvml(index: int) -> NvmlQuery | None:
     """NVML of one GPU; None without nvidia-ml-py (extra `gpu`) or without a driver."""
     try:
         import pynvml
@@ -117,7 +117,7 @@ def driver(index: int) -> Nvml | None:
     except pynvml.NVMLError:
         return None
 
-    def ask(name: str, *arguments: int) -> Answer:
+    def ask(name: str, *arguments: int) -> NvmlAnswer:
         try:
             answer = getattr(pynvml, name)(handle, *arguments)
         except pynvml.NVMLError:  # this GPU cannot tell
@@ -129,13 +129,13 @@ def driver(index: int) -> Nvml | None:
     return ask
 
 
-def nvml_of(slot: Slot) -> Nvml | None:
+def open_device_nvml(slot: Device) -> NvmlQuery | None:
     """NVML of the slot's GPU; None for other devices and without NVML."""
-    asked = slot.device == "cuda" and not slot.node
-    return driver(slot.index or 0) if asked else None
+    asked = slot.device_type == "cuda" and not slot.device_file
+    return open_nvml(slot.index or 0) if asked else None
 
 
-def cores() -> int:
+def available_cpu_count() -> int:
     """Processors this process may use."""
     return (
         len(os.sched_getaffinity(0))
@@ -144,19 +144,19 @@ def cores() -> int:
     )
 
 
-def facts(slot: Slot) -> dict[str, str]:
+def collect_machine_facts(slot: Device) -> dict[str, str]:
     """The machine as a series knows it."""
     python = f"python {platform.python_version()}"
-    torch = f"torch {version('torch')}"
-    if slot.device == "cuda":
-        gpu = next(gpu for gpu in every_gpu() if gpu.index == (slot.index or 0))
+    torch = f"torch {package_version('torch')}"
+    if slot.device_type == "cuda":
+        gpu = next(gpu for gpu in list_gpus() if gpu.index == (slot.index or 0))
         card = {"device": gpu.name, "driver": gpu.driver}
         return {**card, "torch": torch, "python": python}
-    device = f"{cpu()}, {slot.threads} threads" if slot.device == "cpu" else cpu()
+    device = f"{cpu_model_name()}, {slot.threads} threads" if slot.device_type == "cpu" else cpu_model_name()
     return {"device": device, "torch": torch, "python": python}
 
 
-def version(package: str) -> str:
+def package_version(package: str) -> str:
     """The installed version of a package, or "absent"."""
     try:
         return metadata.version(package)
@@ -164,7 +164,7 @@ def version(package: str) -> str:
         return "absent"
 
 
-def cpu() -> str:
+def cpu_model_name() -> str:
     """The processor's name."""
     path = Path("/proc/cpuinfo")
     if path.exists():
@@ -174,6 +174,6 @@ def cpu() -> str:
     return platform.processor() or platform.machine()
 
 
-def memory_gb() -> float:
+def default_memory_limit_gb() -> float:
     """What a run may take when program.md does not say: nine tenths of all there is."""
     return 0.9 * psutil.virtual_memory().total / 1e9

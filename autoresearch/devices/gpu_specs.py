@@ -60,7 +60,7 @@ class Gpu:
     name: str
     driver: str
     memory_gb: float
-    node: str = ""  # the device file that opens an AMD GPU; NVIDIA's go by their index
+    device_file: str = ""  # the device file that opens an AMD GPU; NVIDIA's go by their index
 
 
 def peak_flops(name: str) -> float | None:

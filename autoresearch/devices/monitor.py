@@ -8,25 +8,25 @@ from collections.abc import Callable
 from types import TracebackType
 
 from autoresearch.devices import nvml
-from autoresearch.devices.nvml import Health, Nvml
+from autoresearch.devices.nvml import GpuHealth, NvmlQuery
 from autoresearch.experiment import Facts
 
 EVERY_SECONDS = 2.0
-MOST_SAMPLES = 10_000  # then the newest of each pair goes
+MAX_SAMPLES = 10_000  # then the newest of each pair goes
 
 
-class Monitor:
+class GpuMonitor:
     """Asks a GPU how it is, as long as the context lasts."""
 
-    def __init__(self, ask: Nvml | None, pids: Callable[[], set[int]]) -> None:
+    def __init__(self, ask: NvmlQuery | None, pids: Callable[[], set[int]]) -> None:
         self._ask = ask
         self._pids = pids
         self._ours: set[int] = set()
-        self._samples: list[Health] = []
+        self._samples: list[GpuHealth] = []
         self._over = threading.Event()
-        self._thread = threading.Thread(target=self._sample, daemon=True)
+        self._thread = threading.Thread(target=self._sample_loop, daemon=True)
 
-    def __enter__(self) -> "Monitor":
+    def __enter__(self) -> "GpuMonitor":
         if self._ask is not None:
             self._thread.start()
         return self
@@ -41,22 +41,22 @@ class Monitor:
         if self._ask is not None:
             self._thread.join()
 
-    def _sample(self) -> None:
+    def _sample_loop(self) -> None:
         assert self._ask is not None
         while not self._over.wait(EVERY_SECONDS):
-            found = nvml.health(self._ask)
+            found = nvml.read_health(self._ask)
             # After the driver: what it names has begun by now.
             self._ours |= self._pids()
             self._samples.append(found)
-            if len(self._samples) > MOST_SAMPLES:
+            if len(self._samples) > MAX_SAMPLES:
                 del self._samples[1::2]
 
     @property
-    def told(self) -> Facts:
+    def health_summary(self) -> Facts:
         """What the ledger keeps of it; empty where nobody could be asked."""
-        return tuple(nvml.told(self._samples).items())
+        return tuple(nvml.summarize_health(self._samples).items())
 
     @property
-    def harm(self) -> str | None:
+    def interference(self) -> str | None:
         """What may have slowed the run down that is not its own doing."""
-        return nvml.harm(self._samples, self._ours)
+        return nvml.find_interference(self._samples, self._ours)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 # NVML's bits for why a clock is not at its maximum.
-SLOWDOWNS = {
+SLOWDOWN_REASONS = {
     0x4: "software power cap",
     0x8: "hardware slowdown",
     0x20: "software thermal slowdown",
@@ -13,20 +13,20 @@ SLOWDOWNS = {
     0x80: "power brake",
 }
 # A desktop's GPU lives with a power cap; the others mean that something is wrong.
-HARMFUL = frozenset(SLOWDOWNS.values()) - {"software power cap"}
+HARMFUL_REASONS = frozenset(SLOWDOWN_REASONS.values()) - {"software power cap"}
 
 
-Answer = int | str | tuple[int, ...] | None  # None: this GPU or driver cannot tell
+NvmlAnswer = int | str | tuple[int, ...] | None  # None: this GPU or driver cannot tell
 
 
-class Nvml(Protocol):
+class NvmlQuery(Protocol):
     """One GPU's NVML functions, by name, without the handle."""
 
-    def __call__(self, name: str, *arguments: int) -> Answer: ...
+    def __call__(self, name: str, *arguments: int) -> NvmlAnswer: ...
 
 
 @dataclass(frozen=True, slots=True)
-class Health:
+class GpuHealth:
     """How a GPU was at one moment."""
 
     clock_mhz: int | None  # of the multiprocessors
@@ -40,38 +40,38 @@ class Health:
     graphics_processes: int  # every desktop has some
 
 
-def health(ask: Nvml) -> Health:
+def read_health(ask: NvmlQuery) -> GpuHealth:
     """Ask one GPU how it is. Numbers of functions and bits are NVML's."""
-    reasons = number(ask("nvmlDeviceGetCurrentClocksEventReasons")) or 0
-    milliwatts = number(ask("nvmlDeviceGetPowerUsage"))
-    limit = number(ask("nvmlDeviceGetEnforcedPowerLimit"))
+    reasons = as_integer(ask("nvmlDeviceGetCurrentClocksEventReasons")) or 0
+    milliwatts = as_integer(ask("nvmlDeviceGetPowerUsage"))
+    limit = as_integer(ask("nvmlDeviceGetEnforcedPowerLimit"))
     computing = ask("nvmlDeviceGetComputeRunningProcesses")
     drawing = ask("nvmlDeviceGetGraphicsRunningProcesses")
-    return Health(
-        number(ask("nvmlDeviceGetClockInfo", 1)),
-        number(ask("nvmlDeviceGetMaxClockInfo", 1)),
+    return GpuHealth(
+        as_integer(ask("nvmlDeviceGetClockInfo", 1)),
+        as_integer(ask("nvmlDeviceGetMaxClockInfo", 1)),
         None if milliwatts is None else milliwatts / 1000,
         None if limit is None else limit / 1000,
-        number(ask("nvmlDeviceGetTemperature", 0)),
-        tuple(words for bit, words in SLOWDOWNS.items() if reasons & bit),
-        number(ask("nvmlDeviceGetTotalEccErrors", 1, 0)),
+        as_integer(ask("nvmlDeviceGetTemperature", 0)),
+        tuple(words for bit, words in SLOWDOWN_REASONS.items() if reasons & bit),
+        as_integer(ask("nvmlDeviceGetTotalEccErrors", 1, 0)),
         computing if isinstance(computing, tuple) else (),
         len(drawing) if isinstance(drawing, tuple) else 0,
     )
 
 
-def number(answer: Answer) -> int | None:
+def as_integer(answer: NvmlAnswer) -> int | None:
     """An answer that is a number."""
     return answer if isinstance(answer, int) else None
 
 
-def harm(samples: Sequence[Health], ours: Collection[int]) -> str | None:
+def find_interference(samples: Sequence[GpuHealth], ours: Collection[int]) -> str | None:
     """What may have slowed a run down that is not its own doing, or None.
 
     ours: all processes the run ever had. Where the driver counts processes in another
     namespace (a container), one that nobody knows is taken for the run.
     """
-    harmed = {w for sample in samples for w in sample.slowdowns} & HARMFUL
+    harmed = {w for sample in samples for w in sample.slowdowns} & HARMFUL_REASONS
     if harmed:
         return ", ".join(sorted(harmed))
     seen = {pid for sample in samples for pid in sample.compute_pids}
@@ -81,7 +81,7 @@ def harm(samples: Sequence[Health], ours: Collection[int]) -> str | None:
     return None
 
 
-def told(samples: Sequence[Health]) -> dict[str, float | str]:
+def summarize_health(samples: Sequence[GpuHealth]) -> dict[str, float | str]:
     """What a row of the ledger keeps of a run's samples."""
     busy = sorted(s.clock_mhz for s in samples if s.clock_mhz is not None)
     watts = [s.power_watts for s in samples if s.power_watts is not None]

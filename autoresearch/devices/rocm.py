@@ -14,39 +14,39 @@ from pathlib import Path
 
 from autoresearch.devices.gpu_specs import Gpu
 
-NODES = Path("/sys/class/kfd/kfd/topology/nodes")
-DRM = Path("/sys/class/drm")
-DRIVER = Path("/sys/module/amdgpu/version")  # absent where it came with the kernel
-ON_THE_CARD = (1, 2)  # heaps of a card's own memory, all visible to the host or not
+KFD_NODES = Path("/sys/class/kfd/kfd/topology/nodes")
+DRM_DEVICES = Path("/sys/class/drm")
+DRIVER_VERSION = Path("/sys/module/amdgpu/version")  # absent where it came with the kernel
+VRAM_HEAP_TYPES = (1, 2)  # heaps of a card's own memory, all visible to the host or not
 
 
-def gpus(nodes: Path = NODES, drm: Path = DRM) -> tuple[Gpu, ...]:
+def list_amd_gpus(nodes: Path = KFD_NODES, drm: Path = DRM_DEVICES) -> tuple[Gpu, ...]:
     """Every AMD GPU of this machine; empty without its driver."""
     folders = [path for path in nodes.glob("*") if path.name.isdecimal()]
     found = sorted(folders, key=lambda path: int(path.name))
     # Without SIMDs it is a CPU, or a card that this user may not ask about.
-    cards = [folder for folder in found if properties(folder).get("simd_count")]
-    return tuple(gpu(index, folder, drm) for index, folder in enumerate(cards))
+    cards = [folder for folder in found if read_properties(folder).get("simd_count")]
+    return tuple(read_gpu(index, folder, drm) for index, folder in enumerate(cards))
 
 
-def gpu(index: int, folder: Path, drm: Path) -> Gpu:
+def read_gpu(index: int, folder: Path, drm: Path) -> Gpu:
     """One of them, from its folder."""
-    node = properties(folder)
+    node = read_properties(folder)
     render = f"renderD{node.get('drm_render_minor', 0)}"
-    heaps = [properties(bank) for bank in sorted(folder.glob("mem_banks/*"))]
-    own = [heap for heap in heaps if heap.get("heap_type") in ON_THE_CARD]
+    heaps = [read_properties(bank) for bank in sorted(folder.glob("mem_banks/*"))]
+    own = [heap for heap in heaps if heap.get("heap_type") in VRAM_HEAP_TYPES]
     unique = node.get("unique_id", 0)
     return Gpu(
         index,
         f"GPU-{unique:016x}" if unique else "",  # as ROCR_VISIBLE_DEVICES takes it
-        text(drm / render / "device" / "product_name") or chip(node),
-        text(DRIVER) or platform.release(),
+        read_sysfs_text(drm / render / "device" / "product_name") or gfx_target_name(node),
+        read_sysfs_text(DRIVER_VERSION) or platform.release(),
         sum(heap.get("size_in_bytes", 0) for heap in own) / 1e9,
         f"/dev/dri/{render}",
     )
 
 
-def has_torch() -> bool:
+def has_rocm_torch() -> bool:
     """Whether the installed torch was built for them."""
     place = torch_libraries()
     return place is not None and (place / "libtorch_hip.so").exists()
@@ -58,9 +58,9 @@ def torch_libraries() -> Path | None:
     return Path(found.origin).parent / "lib" if found and found.origin else None
 
 
-def properties(folder: Path) -> dict[str, int]:
+def read_properties(folder: Path) -> dict[str, int]:
     """The numbers of a folder's `properties`; none where it may not be read."""
-    lines = (line.split() for line in text(folder / "properties").splitlines())
+    lines = (line.split() for line in read_sysfs_text(folder / "properties").splitlines())
     return {
         words[0]: int(words[1])
         for words in lines
@@ -68,7 +68,7 @@ def properties(folder: Path) -> dict[str, int]:
     }
 
 
-def text(path: Path) -> str:
+def read_sysfs_text(path: Path) -> str:
     """What stands in a file; nothing where it may not be read."""
     try:
         return path.read_text(errors="replace").strip()
@@ -76,7 +76,7 @@ def text(path: Path) -> str:
         return ""
 
 
-def chip(node: dict[str, int]) -> str:
+def gfx_target_name(node: dict[str, int]) -> str:
     """The name compilers use: 90402 -> gfx942, 90010 -> gfx90a."""
     version = node.get("gfx_target_version", 0)
     major, minor, step = version // 10000, version // 100 % 100, version % 100

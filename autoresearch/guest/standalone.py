@@ -134,7 +134,7 @@ def evaluate_in_process(lab: Any, model: Any, device: str) -> float:
     from autoresearch.guest import torch_model
 
     tokens, widths = lab.text("validation")
-    rows, inside = bits_per_byte.rows(tokens, lab.CONTEXT, filler=int(tokens[0]))
+    rows, inside = bits_per_byte.cut_rows(tokens, lab.CONTEXT, filler=int(tokens[0]))
     width = widths[rows[:, 1:]] * inside
     nats, size = 0.0, choose_batch_rows(lab.CONTEXT, lab.VOCABULARY, device)
     with torch.inference_mode():

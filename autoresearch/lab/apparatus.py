@@ -15,13 +15,13 @@ from typing import Any
 
 from autoresearch import sealed_memory
 from autoresearch.errors import LabError
-from autoresearch.git import Notebook
+from autoresearch.git import Repository
 from autoresearch.lab.folder import Lab
 
-PROBES, PROBE_SHARE = 64, 0.02  # rows kept back, and at most this share of the text
-NEEDED = ("METRIC", "LOWER_IS_BETTER", "CAUSAL", "prepare", "fingerprint", "training")
-FOR_TEXT = ("VOCABULARY", "CONTEXT", "text")
-FOR_OTHERS = ("inputs", "score")
+MAX_CONSISTENCY_ROWS, MAX_WITHHELD_SHARE = 64, 0.02  # rows kept back, and at most this share of the text
+REQUIRED_OFFERS = ("METRIC", "LOWER_IS_BETTER", "CAUSAL", "prepare", "fingerprint", "training")
+TEXT_OFFERS = ("VOCABULARY", "CONTEXT", "text")
+OUTPUT_OFFERS = ("inputs", "score")
 
 
 class Apparatus:
@@ -30,16 +30,16 @@ class Apparatus:
     def __init__(self, lab: Lab, blob: str, source: bytes) -> None:
         self.blob = blob
         self.source = source
-        self._path = lab.path("prepare.py")
-        offers = vars(execute(self._path, source))
+        self._path = lab.file_path("prepare.py")
+        offers = vars(execute_module(self._path, source))
         self._offers = offers
         self._training: int | None = None  # None: nothing has run yet
         self._probes: bytes = b""
-        self.causal = bool(self._offer("CAUSAL"))
-        for name in NEEDED + (FOR_TEXT if self.causal else FOR_OTHERS):
-            self._offer(name)
-        self.metric = str(self._offer("METRIC"))
-        self.lower_is_better = bool(self._offer("LOWER_IS_BETTER"))
+        self.causal = bool(self._require_offer("CAUSAL"))
+        for name in REQUIRED_OFFERS + (TEXT_OFFERS if self.causal else OUTPUT_OFFERS):
+            self._require_offer(name)
+        self.metric = str(self._require_offer("METRIC"))
+        self.lower_is_better = bool(self._require_offer("LOWER_IS_BETTER"))
 
     @property
     def short_metric(self) -> str:
@@ -48,21 +48,21 @@ class Apparatus:
 
     @property
     def vocabulary(self) -> int:
-        return int(self._offer("VOCABULARY"))
+        return int(self._require_offer("VOCABULARY"))
 
     @property
     def context(self) -> int:
-        return int(self._offer("CONTEXT"))
+        return int(self._require_offer("CONTEXT"))
 
-    def prepare(self, show: Callable[[str, int, int], None]) -> None:
+    def prepare_data(self, show: Callable[[str, int, int], None]) -> None:
         """Make and seal the data."""
-        self._offer("prepare")(show)
+        self._require_offer("prepare")(show)
 
-    def fingerprint(self) -> str:
+    def load_fingerprint(self) -> str:
         """Hash of the sealed data, or LabError when there is none."""
-        return str(self._offer("fingerprint")())
+        return str(self._require_offer("fingerprint")())
 
-    def unchanged(self) -> None:
+    def verify_unchanged(self) -> None:
         """LabError if prepare.py or the sealed data are not what they were.
 
         A lab whose data lies in files offers `verify()`, which looks at their hashes.
@@ -74,37 +74,37 @@ class Apparatus:
                 "-- prepare.py, then autoresearch run"
             )
         if "verify" in self._offers:
-            self._offer("verify")()
+            self._require_offer("verify")()
 
-    def training(self) -> int:
+    def seal_training_data(self) -> int:
         """A descriptor of the training data, sealed; the same for every run.
 
         A text's last rows are kept back, for `probes`.
         """
         if self._training is None:
-            data = self._offer("training")()
+            data = self._require_offer("training")()
             if isinstance(data, Path):
                 with data.open("rb") as file:
                     data = sealed_memory.map_read_only(file.fileno())
             whole = memoryview(data).cast("B")
-            kept = len(whole) - self._kept_back(len(whole))
+            kept = len(whole) - self._count_withheld_bytes(len(whole))
             self._probes = bytes(whole[kept:])
             self._training = sealed_memory.seal_bytes(whole[:kept], "training")
         return self._training
 
-    def _kept_back(self, size_bytes: int) -> int:
+    def _count_withheld_bytes(self, size_bytes: int) -> int:
         """Bytes of text at the end that no train.py sees; 0 where there is no text."""
         if not self.causal:
             return 0
         row_bytes = 2 * (self.context + 1)
-        return row_bytes * min(PROBES, int(PROBE_SHARE * size_bytes) // row_bytes)
+        return row_bytes * min(MAX_CONSISTENCY_ROWS, int(MAX_WITHHELD_SHARE * size_bytes) // row_bytes)
 
-    def probe(self) -> bytes:
+    def draw_consistency_row(self) -> bytes:
         """A row of tokens, uint16 (T+1), that no run has seen; b"" without a text.
 
         Drawn anew each time: nobody can have prepared an answer.
         """
-        self.training()
+        self.seal_training_data()
         row_bytes = 2 * (self.context + 1) if self.causal else 1
         count = len(self._probes) // row_bytes
         if not self.causal or count == 0:
@@ -113,20 +113,20 @@ class Apparatus:
         at -= at % row_bytes
         return self._probes[at : at + row_bytes]
 
-    def text(self, split: str) -> tuple[Any, Any]:
+    def load_text(self, split: str) -> tuple[Any, Any]:
         """(tokens uint16 (N,), raw bytes of each vocabulary entry (V,))."""
-        tokens, widths = self._offer("text")(split)
+        tokens, widths = self._require_offer("text")(split)
         return tokens, widths
 
-    def inputs(self, split: str) -> Any:
+    def load_inputs(self, split: str) -> Any:
         """What the model is asked, without answers."""
-        return self._offer("inputs")(split)
+        return self._require_offer("inputs")(split)
 
-    def score(self, outputs: Any, split: str) -> float:
+    def score_outputs(self, outputs: Any, split: str) -> float:
         """The metric of a model's outputs."""
-        return float(self._offer("score")(outputs, split))
+        return float(self._require_offer("score")(outputs, split))
 
-    def _offer(self, name: str) -> Any:
+    def _require_offer(self, name: str) -> Any:
         try:
             return self._offers[name]
         except KeyError:
@@ -136,25 +136,25 @@ class Apparatus:
             ) from None
 
 
-def load(lab: Lab, notebook: Notebook) -> Apparatus:
+def load_apparatus(lab: Lab, notebook: Repository) -> Apparatus:
     """The apparatus of the lab's commit, or LabError if prepare.py is not locked."""
-    found = notebook.file_at(notebook.head(), "prepare.py")
+    found = notebook.read_file_at(notebook.head_commit(), "prepare.py")
     if found is None:
         raise LabError(
-            f"{lab.path('prepare.py')} is not committed, so nobody could check it. "
+            f"{lab.file_path('prepare.py')} is not committed, so nobody could check it. "
             "Next: git add prepare.py, git commit -m apparatus"
         )
     blob, source = found
-    if lab.path("prepare.py").read_bytes() != source:
+    if lab.file_path("prepare.py").read_bytes() != source:
         raise LabError(
-            f"{lab.path('prepare.py')} differs from its commit; the apparatus is "
+            f"{lab.file_path('prepare.py')} differs from its commit; the apparatus is "
             "locked. Next: git checkout -- prepare.py, or commit the change (it "
             "begins a new series)"
         )
     return Apparatus(lab, blob, source)
 
 
-def execute(path: Path, source: bytes) -> ModuleType:
+def execute_module(path: Path, source: bytes) -> ModuleType:
     """Run prepare.py as a module, without its `__main__` part."""
     module = ModuleType("prepare")
     module.__file__ = str(path)

@@ -25,12 +25,12 @@ from autoresearch.errors import LabError
 
 Value = int | float | bool | str
 
-NUMBER = r"[-+]?(?:\d[\d_]*\.?\d*|\.\d+)(?:e[-+]?\d+)?(?:\s*\*\*\s*\d+)?"
-RANGE = re.compile(rf"({NUMBER})\s*\.\.\s*({NUMBER})", re.IGNORECASE)
-CHOICES = re.compile(r"one of:\s*(.+)")
-FIXED = re.compile(r"\bfixed\b")
-LOG = re.compile(r",\s*log\b")
-SPREAD = 8.0  # without a stated range: this factor down and up
+NUMBER_PATTERN = r"[-+]?(?:\d[\d_]*\.?\d*|\.\d+)(?:e[-+]?\d+)?(?:\s*\*\*\s*\d+)?"
+RANGE_COMMENT = re.compile(rf"({NUMBER_PATTERN})\s*\.\.\s*({NUMBER_PATTERN})", re.IGNORECASE)
+CHOICES_COMMENT = re.compile(r"one of:\s*(.+)")
+FIXED_COMMENT = re.compile(r"\bfixed\b")
+LOG_COMMENT = re.compile(r",\s*log\b")
+DEFAULT_RANGE_FACTOR = 8.0  # without a stated range: this factor down and up
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,23 +44,23 @@ class Constant:
     end: int
     low: float | None  # None: choices instead of a range
     high: float | None
-    log: bool
+    is_log_scale: bool
     choices: tuple[Value, ...]  # empty: a range instead
-    fixed: bool
+    is_fixed: bool
 
 
-def read(source: str) -> tuple[Constant, ...]:
+def parse_constants(source: str) -> tuple[Constant, ...]:
     """The constants of a train.py that is Python, in the order of the file."""
     lines = source.encode().splitlines(keepends=True)
     starts = [0]
     for line in lines:
         starts.append(starts[-1] + len(line))
     found: dict[str, Constant] = {}
-    for node in tree_of(source).body:
-        name, spot = target(node)
+    for node in parse_ast(source).body:
+        name, spot = match_assignment(node)
         if name is None or spot is None or spot.end_lineno is None:
             continue
-        value = evaluate(spot)
+        value = evaluate_literal(spot)
         if value is None:
             continue
         start = starts[spot.lineno - 1] + spot.col_offset
@@ -68,7 +68,7 @@ def read(source: str) -> tuple[Constant, ...]:
         rest = lines[spot.end_lineno - 1][spot.end_col_offset or 0 :].decode()
         comment = rest.partition("#")[2]
         spelling = source.encode()[start:end].decode()
-        constant = describe(name, value, spelling, start, end, comment)
+        constant = build_constant(name, value, spelling, start, end, comment)
         if constant is not None:
             found[name] = constant  # assigned twice: the last one counts
     return tuple(found.values())
@@ -76,16 +76,16 @@ def read(source: str) -> tuple[Constant, ...]:
 
 # CPython 3.11 keeps count of one syntax tree under construction per interpreter, and
 # raises SystemError when two threads make trees at once.
-ONE_TREE = threading.Lock()
+AST_LOCK = threading.Lock()
 
 
-def tree_of(source: str) -> ast.Module:
+def parse_ast(source: str) -> ast.Module:
     """The syntax tree; raises what `ast.parse` raises. Safe in threads."""
-    with ONE_TREE:
+    with AST_LOCK:
         return ast.parse(source)
 
 
-def target(node: ast.stmt) -> tuple[str | None, ast.expr | None]:
+def match_assignment(node: ast.stmt) -> tuple[str | None, ast.expr | None]:
     """NAME and expression of a top-level assignment to one capital name."""
     match node:
         case ast.Assign(targets=[ast.Name(id=name)], value=value) if name.isupper():
@@ -95,20 +95,20 @@ def target(node: ast.stmt) -> tuple[str | None, ast.expr | None]:
     return None, None
 
 
-def evaluate(node: ast.expr) -> Value | None:
+def evaluate_literal(node: ast.expr) -> Value | None:
     """The value of a literal or of simple arithmetic on literals; None for others."""
     match node:
         case ast.Constant(value=bool() | int() | float() | str() as value):
             return value
         case ast.UnaryOp(op=ast.USub(), operand=operand):
-            inner = evaluate(operand)
+            inner = evaluate_literal(operand)
             return None if inner is None or isinstance(inner, str | bool) else -inner
         case ast.BinOp(left=left, op=op, right=right):
-            return arithmetic(evaluate(left), op, evaluate(right))
+            return evaluate_arithmetic(evaluate_literal(left), op, evaluate_literal(right))
     return None
 
 
-def arithmetic(
+def evaluate_arithmetic(
     left: Value | None, op: ast.operator, right: Value | None
 ) -> Value | None:
     """left op right, where that is a number of sane size; else None."""
@@ -135,13 +135,13 @@ def arithmetic(
     return value if abs(value) < 1e18 else None
 
 
-def describe(
+def build_constant(
     name: str, value: Value, spelling: str, start: int, end: int, comment: str
 ) -> Constant | None:
     """A constant with what may be tried; None for a text without choices."""
-    fixed = "SEED" in name or bool(FIXED.search(comment))
+    fixed = "SEED" in name or bool(FIXED_COMMENT.search(comment))
     place = (name, value, spelling, start, end)
-    if listed := CHOICES.search(comment):
+    if listed := CHOICES_COMMENT.search(comment):
         try:
             choices = tuple(ast.literal_eval(f"({listed[1].strip().rstrip(',')},)"))
         except (ValueError, SyntaxError):
@@ -151,36 +151,36 @@ def describe(
         return Constant(*place, None, None, False, (False, True), fixed)
     if isinstance(value, str):
         return None
-    if stated := RANGE.search(comment):
-        low, high = (number(part) for part in stated.groups())
-        log = (bool(LOG.search(comment)) or "**" in spelling) and low > 0
+    if stated := RANGE_COMMENT.search(comment):
+        low, high = (parse_number(part) for part in stated.groups())
+        log = (bool(LOG_COMMENT.search(comment)) or "**" in spelling) and low > 0
         return Constant(*place, min(low, high), max(low, high), log, (), fixed)
-    return Constant(*place, *inferred(value), (), fixed)
+    return Constant(*place, *infer_range(value), (), fixed)
 
 
-def number(text: str) -> float:
+def parse_number(text: str) -> float:
     """A number as comments spell it: 0.1, 1e-3, 2**14, 1_000."""
     base, _, power = text.replace(" ", "").replace("_", "").partition("**")
     return float(base) ** int(power) if power else float(base)
 
 
-def inferred(value: int | float) -> tuple[float, float, bool]:
+def infer_range(value: int | float) -> tuple[float, float, bool]:
     """(low, high, log) for a number whose comment states no range."""
     if value == 0:
         return (0.0, 1.0, False) if isinstance(value, float) else (0.0, 4.0, False)
     if value < 0:
         return value * 2, 0.0, False
     if isinstance(value, int):
-        return max(1.0, math.ceil(value / SPREAD)), value * SPREAD, value > 8
+        return max(1.0, math.ceil(value / DEFAULT_RANGE_FACTOR)), value * DEFAULT_RANGE_FACTOR, value > 8
     if 0.5 < value < 1:  # betas and shares: what counts is the distance to one
         return max(0.0, 1 - 8 * (1 - value)), 1 - (1 - value) / 8, False
-    high = value * SPREAD
-    return value / SPREAD, min(high, 1.0) if value < 1 else high, True
+    high = value * DEFAULT_RANGE_FACTOR
+    return value / DEFAULT_RANGE_FACTOR, min(high, 1.0) if value < 1 else high, True
 
 
-def replace(source: str, values: Mapping[str, Value]) -> str:
+def replace_constants(source: str, values: Mapping[str, Value]) -> str:
     """The file with these constants changed and nothing else; LabError for others."""
-    known = {constant.name: constant for constant in read(source)}
+    known = {constant.name: constant for constant in parse_constants(source)}
     body = source.encode()
     for name in sorted(values, key=lambda n: -known[n].start if n in known else 0):
         if name not in known:
@@ -188,18 +188,18 @@ def replace(source: str, values: Mapping[str, Value]) -> str:
                 f"train.py has no constant {name!r}; it has: {', '.join(sorted(known))}"
             )
         old = known[name]
-        words = old.spelling if values[name] == old.value else spell(values[name], old)
+        words = old.spelling if values[name] == old.value else format_value(values[name], old)
         body = body[: old.start] + words.encode() + body[old.end :]
     changed = body.decode()
-    now = {constant.name: constant.value for constant in read(changed)}
+    now = {constant.name: constant.value for constant in parse_constants(changed)}
     for name, value in values.items():
-        assert now[name] == value or spell(value, known[name]) == spell(
+        assert now[name] == value or format_value(value, known[name]) == format_value(
             now[name], known[name]
         ), f"{name} came out as {now[name]!r}"
     return changed
 
 
-def spell(value: Value, like: Constant) -> str:
+def format_value(value: Value, like: Constant) -> str:
     """A value, spelled as the file spells that constant."""
     if isinstance(value, bool) or isinstance(like.value, bool):
         return str(bool(value))
@@ -218,31 +218,31 @@ def spell(value: Value, like: Constant) -> str:
     return text if "e" not in text else f"{value:.10f}".rstrip("0")
 
 
-def rounded(value: float, digits: int = 2) -> float:
+def round_significant(value: float, digits: int = 2) -> float:
     """A number as a person would write it: two significant digits."""
     return float(f"{value:.{digits - 1}e}") if value else 0.0
 
 
-def values_of(source: str) -> dict[str, Value]:
+def constant_values(source: str) -> dict[str, Value]:
     """NAME -> value."""
-    return {constant.name: constant.value for constant in read(source)}
+    return {constant.name: constant.value for constant in parse_constants(source)}
 
 
-def skeleton(source: str) -> str:
+def blank_constants(source: str) -> str:
     """The code with every constant blanked: equal where only those differ."""
-    tree = tree_of(source)
-    names = {constant.name for constant in read(source)}
+    tree = parse_ast(source)
+    names = {constant.name for constant in parse_constants(source)}
     for node in tree.body:
-        name, _ = target(node)
+        name, _ = match_assignment(node)
         if name in names and isinstance(node, ast.Assign | ast.AnnAssign):
             node.value = ast.Constant(0)
     return ast.unparse(tree)
 
 
-def literal(source: str, name: str, default: Any) -> Any:
+def read_literal(source: str, name: str, default: Any) -> Any:
     """A top-level constant of a file, without running it."""
     try:
-        body = tree_of(source).body
+        body = parse_ast(source).body
     except SyntaxError:
         return default
     for node in body:

@@ -11,35 +11,35 @@ import warnings
 import zlib
 from dataclasses import dataclass
 
-from autoresearch.experiment import Change
+from autoresearch.experiment import CodeSizeChange
 from autoresearch.lab import constants
 
 LARGEST_BYTES = 100_000
 # A file that does not compress carries data, not code (weights, tables, text).
 LARGEST_COMPRESSED_BYTES = 64_000
 # What walks a tree by recursion ends Python at some 300 levels; people write 20.
-MOST_DEPTH = 150
-SEEDING = ("manual_seed", "manual_seed_all", "seed", "default_rng", "Random")
+MAX_NESTING_DEPTH = 150
+SEEDING_FUNCTIONS = ("manual_seed", "manual_seed_all", "seed", "default_rng", "Random")
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class ChangeLimits:
     """How much one proposal may change."""
 
     max_constants: int = 1  # when nothing but constants differs
     max_changed_lines: int = 80  # otherwise, added and removed
 
 
-def refusal(source: str, parent: str, limits: Limits) -> str | None:
+def find_violation(source: str, parent: str, limits: ChangeLimits) -> str | None:
     """Why this proposal is refused; None when it may run."""
-    if why := not_python(source):
+    if why := find_python_fault(source):
         return why
-    if fingerprint(source) == fingerprint(parent):
+    if fingerprint_code(source) == fingerprint_code(parent):
         return "nothing changed but comments and layout"
-    if fingerprint(source, seedless=True) == fingerprint(parent, seedless=True):
+    if fingerprint_code(source, seedless=True) == fingerprint_code(parent, seedless=True):
         return "only a seed changed, and the seed is the harness's"
-    if constants.skeleton(source) == constants.skeleton(parent):
-        before, after = constants.values_of(parent), constants.values_of(source)
+    if constants.blank_constants(source) == constants.blank_constants(parent):
+        before, after = constants.constant_values(parent), constants.constant_values(source)
         names = [name for name in after if after[name] != before.get(name)]
         if len(names) > limits.max_constants:
             return (
@@ -47,7 +47,7 @@ def refusal(source: str, parent: str, limits: Limits) -> str | None:
                 f"program.md allows max_constants = {limits.max_constants}"
             )
         return None
-    count = changed_lines(parent, source)
+    count = count_changed_lines(parent, source)
     if count > limits.max_changed_lines:
         return (
             f"{count} lines changed; program.md allows "
@@ -56,7 +56,7 @@ def refusal(source: str, parent: str, limits: Limits) -> str | None:
     return None
 
 
-def not_python(source: str) -> str | None:
+def find_python_fault(source: str) -> str | None:
     """Why this cannot be a train.py at all; None when it can."""
     try:
         body = source.encode()
@@ -67,8 +67,8 @@ def not_python(source: str) -> str | None:
     if len(zlib.compress(body)) > LARGEST_COMPRESSED_BYTES:
         return "it does not compress like code; data has no place in train.py"
     try:
-        if depth(parsed(source)) > MOST_DEPTH:
-            return f"not Python that can be read: nested deeper than {MOST_DEPTH}"
+        if measure_nesting_depth(parse_without_warnings(source)) > MAX_NESTING_DEPTH:
+            return f"not Python that can be read: nested deeper than {MAX_NESTING_DEPTH}"
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             compile(source, "train.py", "exec")
@@ -79,7 +79,7 @@ def not_python(source: str) -> str | None:
     return None
 
 
-def depth(tree: ast.AST) -> int:
+def measure_nesting_depth(tree: ast.AST) -> int:
     """How deep it is nested; without recursion, which is what too deep a one ends."""
     deepest, waiting = 0, [(tree, 1)]
     while waiting:
@@ -89,36 +89,36 @@ def depth(tree: ast.AST) -> int:
     return deepest
 
 
-def parsed(source: str) -> ast.Module:
+def parse_without_warnings(source: str) -> ast.Module:
     """The syntax tree, without the warnings that odd strings cause."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return constants.tree_of(source)
+        return constants.parse_ast(source)
 
 
-def fingerprint(source: str, *, seedless: bool = False) -> str:
+def fingerprint_code(source: str, *, seedless: bool = False) -> str:
     """A name for the code, whatever its comments, layout and docstrings."""
     try:
-        tree = parsed(source)
-        bare(tree)
+        tree = parse_without_warnings(source)
+        strip_docstrings(tree)
         if seedless:
-            tree = Seedless().visit(tree)
+            tree = SeedBlanker().visit(tree)
         text = ast.unparse(tree)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         text = source  # it will be refused; until then it needs some name
     return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()
 
 
-def bare(tree: ast.AST) -> None:
+def strip_docstrings(tree: ast.AST) -> None:
     """Drop docstrings and other statements that are only a text."""
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
         if isinstance(body, list):
-            kept = [n for n in body if not is_text(n)]
+            kept = [n for n in body if not is_string_statement(n)]
             body[:] = kept or [ast.Pass()] if body else body
 
 
-def is_text(node: ast.AST) -> bool:
+def is_string_statement(node: ast.AST) -> bool:
     """Whether a statement is nothing but a text."""
     match node:
         case ast.Expr(value=ast.Constant(value=str())):
@@ -126,7 +126,7 @@ def is_text(node: ast.AST) -> bool:
     return False
 
 
-class Seedless(ast.NodeTransformer):
+class SeedBlanker(ast.NodeTransformer):
     """Blanks seeds, so that files that differ in nothing else come out equal."""
 
     def visit_Call(self, node: ast.Call) -> ast.AST:
@@ -136,14 +136,14 @@ class Seedless(ast.NodeTransformer):
             name = node.func.attr
         elif isinstance(node.func, ast.Name):
             name = node.func.id
-        if name in SEEDING:
+        if name in SEEDING_FUNCTIONS:
             node.args, node.keywords = [], []
         return node
 
     def visit_Expr(self, node: ast.Expr) -> ast.AST | None:
         """A call that only seeds is dropped whole: adding one changes a seed too."""
         match node.value:
-            case ast.Call(func=ast.Attribute(attr=name)) if name in SEEDING:
+            case ast.Call(func=ast.Attribute(attr=name)) if name in SEEDING_FUNCTIONS:
                 return None
         return self.generic_visit(node)
 
@@ -155,7 +155,7 @@ class Seedless(ast.NodeTransformer):
         return node
 
 
-def changed_lines(parent: str, source: str) -> int:
+def count_changed_lines(parent: str, source: str) -> int:
     """Lines added plus lines removed."""
     diff = difflib.unified_diff(parent.splitlines(), source.splitlines(), n=0)
     return sum(
@@ -163,13 +163,13 @@ def changed_lines(parent: str, source: str) -> int:
     )
 
 
-def change(before: str, source: str) -> Change:
+def compare_code_size(before: str, source: str) -> CodeSizeChange:
     """How many lines of code longer or shorter a file became."""
-    more = code_lines(source) - code_lines(before)
-    return Change(max(0, more), max(0, -more))
+    more = count_code_lines(source) - count_code_lines(before)
+    return CodeSizeChange(max(0, more), max(0, -more))
 
 
-def code_lines(source: str) -> int:
+def count_code_lines(source: str) -> int:
     """Lines that are neither blank nor only a comment."""
     return sum(
         bool(line.strip()) and not line.lstrip().startswith("#")

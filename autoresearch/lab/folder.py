@@ -17,11 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from autoresearch.atomic_file import write_whole
-from autoresearch.errors import Busy, LabError
+from autoresearch.errors import LabBusy, LabError
 from autoresearch.lab import program
 from autoresearch.lab.program import Program
 
-THREE_FILES = ("prepare.py", "train.py", "program.md")
+LAB_FILES = ("prepare.py", "train.py", "program.md")
 LARGEST_FILE_BYTES = 1 << 20
 FREE_BYTES_NEEDED = 200 << 20
 
@@ -38,31 +38,31 @@ class Lab:
         start = start.resolve()
         for folder in (start, *start.parents):
             if (folder / "prepare.py").is_file() and (folder / "train.py").is_file():
-                return cls(folder).checked()
+                return cls(folder).require_files()
         if (start / "train.py").is_file() and (start / "program.md").is_file():
-            return cls(start).checked()
+            return cls(start).require_files()
         raise LabError(
-            f"{start} is not a lab: it has no {' or '.join(THREE_FILES[:2])}. "
+            f"{start} is not a lab: it has no {' or '.join(LAB_FILES[:2])}. "
             "Next: autoresearch new LAB, then cd LAB"
         )
 
-    def checked(self) -> "Lab":
+    def require_files(self) -> "Lab":
         """This lab, or LabError naming the file that is missing."""
-        for name in THREE_FILES:
-            if not self.path(name).is_file():
+        for name in LAB_FILES:
+            if not self.file_path(name).is_file():
                 raise LabError(
-                    f"{self.folder} has no {name}; a lab needs {', '.join(THREE_FILES)}"
+                    f"{self.folder} has no {name}; a lab needs {', '.join(LAB_FILES)}"
                     f". Next: git checkout -- {name}, or autoresearch new for a new lab"
                 )
         return self
 
-    def path(self, name: str) -> Path:
+    def file_path(self, name: str) -> Path:
         """Path of one of the lab's files."""
         return self.folder / name
 
-    def read(self, name: str) -> str:
+    def read_file(self, name: str) -> str:
         """Text of one of the lab's files, or LabError."""
-        path = self.path(name)
+        path = self.file_path(name)
         try:
             if path.stat().st_size > LARGEST_FILE_BYTES:
                 raise LabError(f"{path} is larger than 1 MB. Next: shorten it")
@@ -72,12 +72,12 @@ class Lab:
         except OSError as error:
             raise LabError(f"{path} cannot be read: {error.strerror}") from None
 
-    def program(self) -> Program:
+    def load_program(self) -> Program:
         """What program.md says now."""
-        return program.parse(self.read("program.md"))
+        return program.parse_program(self.read_file("program.md"))
 
     @property
-    def state(self) -> Path:
+    def state_folder(self) -> Path:
         """The harness's own folder, made on first use and invisible to git."""
         folder = self.folder / ".autoresearch"
         try:
@@ -93,47 +93,47 @@ class Lab:
         return folder
 
     @property
-    def ledger(self) -> Path:
+    def ledger_path(self) -> Path:
         """The SQLite file."""
-        return self.state / "ledger.db"
+        return self.state_folder / "ledger.db"
 
     @property
-    def results(self) -> Path:
+    def results_path(self) -> Path:
         """The ledger as a table for people."""
         return self.folder / "results.tsv"
 
     @property
-    def pause(self) -> Path:
+    def pause_path(self) -> Path:
         """While this file is there, a running night begins nothing new."""
-        return self.state / "paused"
+        return self.state_folder / "paused"
 
     @property
-    def now(self) -> Path:
+    def live_status_path(self) -> Path:
         """What is running at this moment, for views."""
-        return self.state / "now.json"
+        return self.state_folder / "now.json"
 
     def run_folder(self, number: int, seed: int) -> Path:
         """Where one run keeps its files while it lasts."""
-        return self.state / "runs" / f"{number}-{seed}"
+        return self.state_folder / "runs" / f"{number}-{seed}"
 
     @property
-    def logs(self) -> Path:
+    def log_folder(self) -> Path:
         """Logs of every run."""
-        folder = self.state / "logs"
+        folder = self.state_folder / "logs"
         folder.mkdir(exist_ok=True)
         return folder
 
     @contextmanager
-    def held(self) -> Iterator[None]:
+    def hold_lock(self) -> Iterator[None]:
         """Be the only `run` in this lab; the kernel lets go when this process dies."""
-        self.need_writing()
+        self.require_writable()
         descriptor = os.open(
-            self.state / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644
+            self.state_folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644
         )
-        if not locked(descriptor):
+        if not try_lock(descriptor):
             holder = os.pread(descriptor, 32, 0).decode(errors="replace").strip()
             os.close(descriptor)
-            raise Busy(
+            raise LabBusy(
                 f"{self.folder} is in use by another run (process {holder}). "
                 "Next: autoresearch status --follow, or autoresearch stop"
             ) from None
@@ -144,9 +144,9 @@ class Lab:
         finally:
             os.close(descriptor)
 
-    def holder(self) -> int | None:
+    def find_lock_holder(self) -> int | None:
         """The process that runs this lab now; None when nobody does."""
-        path = self.state / "lock"
+        path = self.state_folder / "lock"
         if not path.exists():
             return None
         with path.open() as file:
@@ -158,19 +158,19 @@ class Lab:
         return None
 
     @property
-    def writable(self) -> bool:
+    def is_writable(self) -> bool:
         """Whether anything can be written here; views read a lab all the same."""
-        return os.access(self.state, os.W_OK) and os.access(self.folder, os.W_OK)
+        return os.access(self.state_folder, os.W_OK) and os.access(self.folder, os.W_OK)
 
-    def need_writing(self) -> None:
+    def require_writable(self) -> None:
         """LabError where nothing can be written."""
-        if not self.writable:
+        if not self.is_writable:
             raise LabError(
                 f"{self.folder} is read-only. Next: make it a folder you may write "
                 "to, or git clone it to one; status, log, show and report read it"
             )
 
-    def need_space(self) -> None:
+    def require_disk_space(self) -> None:
         """LabError when the disk is too full to go on."""
         free = os.statvfs(self.folder)
         if free.f_bavail * free.f_frsize < FREE_BYTES_NEEDED:
@@ -180,7 +180,7 @@ class Lab:
             )
 
 
-def locked(descriptor: int) -> bool:
+def try_lock(descriptor: int) -> bool:
     """Take a lock; False when somebody else keeps it for more than a moment.
 
     A view that asks who holds the lab takes the lock itself for that moment.

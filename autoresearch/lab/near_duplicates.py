@@ -12,34 +12,34 @@ from collections.abc import Iterable, Sequence
 
 from autoresearch.lab import source_diff
 
-CLOSE = 0.02  # of the larger of two values
+RELATIVE_TOLERANCE = 0.02  # of the larger of two values
 COMMENT = re.compile(r"\s+#.*$|^\s*#.*$")
 
 
-def near_twin(
+def find_near_duplicate(
     source: str, parent: str, siblings: Iterable[tuple[int, str]]
 ) -> int | None:
     """The first of `siblings` (number, train.py) that `source` nearly repeats.
 
     All of them are changes of the train.py `parent`. None: it is new.
     """
-    old, new = source_diff.middle(parent, source)
-    olds, news = source_diff.assigned(old), source_diff.assigned(new)
-    moved = changed(olds, news)
-    added = bare(new)
+    old, new = source_diff.trim_common_ends(parent, source)
+    olds, news = source_diff.parse_assignments(old), source_diff.parse_assignments(new)
+    moved = changed_constants(olds, news)
+    added = strip_comments(new)
     for number, theirs in siblings:
-        was, now = source_diff.middle(parent, theirs)
+        was, now = source_diff.trim_common_ends(parent, theirs)
         if moved:
-            constants = changed(source_diff.assigned(was), source_diff.assigned(now))
-            same = constants is not None and close(moved, constants)
+            constants = changed_constants(source_diff.parse_assignments(was), source_diff.parse_assignments(now))
+            same = constants is not None and are_nearly_equal(moved, constants)
         else:
-            same = bool(added) and added == bare(now) and bare(old) == bare(was)
+            same = bool(added) and added == strip_comments(now) and strip_comments(old) == strip_comments(was)
         if same:
             return number
     return None
 
 
-def changed(
+def changed_constants(
     olds: dict[str, str] | None, news: dict[str, str] | None
 ) -> dict[str, str] | None:
     """The constants that differ; None when something else does, or nothing."""
@@ -48,26 +48,26 @@ def changed(
     return {name: value for name, value in news.items() if olds[name] != value} or None
 
 
-def close(ours: dict[str, str], theirs: dict[str, str]) -> bool:
+def are_nearly_equal(ours: dict[str, str], theirs: dict[str, str]) -> bool:
     """Whether two changes set the same constants to nearly the same values."""
     return ours.keys() == theirs.keys() and all(
-        alike(ours[name], theirs[name]) for name in ours
+        is_nearly_equal(ours[name], theirs[name]) for name in ours
     )
 
 
-def alike(one: str, other: str) -> bool:
+def is_nearly_equal(one: str, other: str) -> bool:
     """Whether two spellings mean nearly the same number, or the same word."""
-    a, b = source_diff.as_number(one), source_diff.as_number(other)
+    a, b = source_diff.parse_spelling(one), source_diff.parse_spelling(other)
     if a is None or b is None:
         return one == other
     if a.is_integer() and b.is_integer() and max(abs(a), abs(b)) < 100:
         return a == b  # 49 and 50 layers are two models
     if 0.5 < a < 1 and 0.5 < b < 1:
         a, b = 1 - a, 1 - b  # betas: what counts is the distance to one
-    return abs(a - b) <= CLOSE * max(abs(a), abs(b))
+    return abs(a - b) <= RELATIVE_TOLERANCE * max(abs(a), abs(b))
 
 
-def bare(lines: Sequence[str]) -> tuple[str, ...]:
+def strip_comments(lines: Sequence[str]) -> tuple[str, ...]:
     """Lines of code without comments and layout."""
     plain = ("".join(COMMENT.sub("", line).split()) for line in lines)
     return tuple(line for line in plain if line)

@@ -16,17 +16,17 @@ from typing import Any
 from autoresearch import plugins
 from autoresearch.errors import LabError
 
-FENCE = re.compile(
+SETTINGS_FENCE = re.compile(
     r"\A\s*```toml[ \t]*\r?\n(.*?)^```[ \t]*\r?$", re.DOTALL | re.MULTILINE
 )
 ANY_FENCE = re.compile(r"^(```[^\n`]*)\r?\n(.*?)^```", re.DOTALL | re.MULTILINE)
 LARGEST_PROGRAM_BYTES = 1 << 20
 LARGEST_FENCE_BYTES = 16 << 10  # TOML takes time quadratic in the depth of a key
-CAGES = ("full", "landlock", "container", "seatbelt", "none")
-MOST_HOURS = 1e5  # eleven years: further off, a clock has no name for the time
+CAGE_LEVELS = ("full", "landlock", "container", "seatbelt", "none")
+MAX_HOURS = 1e5  # eleven years: further off, a clock has no name for the time
 POLICIES = ("noise-aware", "greedy", "anneal", "islands")
-SHOWN_ANYWAY = (("train.py",), ("prepare.py",))  # a second copy would replace them
-OUTSIDE = ("/", "//", ".git", ".autoresearch")
+ALWAYS_SHOWN = (("train.py",), ("prepare.py",))  # a second copy would replace them
+FORBIDDEN_ROOTS = ("/", "//", ".git", ".autoresearch")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +59,7 @@ class Program:
 
 
 SETTINGS = tuple(field.name for field in fields(Program) if field.name != "prose")
-KINDS: dict[str, tuple[type, ...]] = {
+SETTING_TYPES: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("budget_seconds", "hours", "dollars"), (int, float)),
     **dict.fromkeys(("budget_tolerance_seconds", "max_memory_gb"), (int, float)),
     "gain_per_20_added_lines": (int, float),
@@ -75,7 +75,7 @@ MAY_BE_ZERO = (
     "gain_per_20_added_lines",
     "max_changed_lines",
 )
-SAID = {
+TYPE_DESCRIPTIONS = {
     int: "a whole number",
     float: "a number",
     str: "text",
@@ -84,12 +84,12 @@ SAID = {
 }
 
 
-def parse(text: str) -> Program:
+def parse_program(text: str) -> Program:
     """The text of program.md -> Program, or LabError naming line and remedy."""
     if len(text) > LARGEST_PROGRAM_BYTES:
         raise LabError("program.md is larger than 1 MB. Next: shorten it")
     text = text.removeprefix("\ufeff")  # some editors put a byte order mark on top
-    fence = FENCE.match(text)
+    fence = SETTINGS_FENCE.match(text)
     if fence is None:
         if re.match(r"\s*```toml", text):
             raise LabError(
@@ -102,21 +102,21 @@ def parse(text: str) -> Program:
             "program.md: the ```toml fence is larger than 16 KB. "
             "Next: move prose below the fence"
         )
-    table = read_table(fence[1], first_line=text[: fence.start(1)].count("\n") + 1)
-    settings = {name: checked(name, value) for name, value in table.items()}
-    contradictions(settings)
+    table = parse_toml(fence[1], first_line=text[: fence.start(1)].count("\n") + 1)
+    settings = {name: validate_setting(name, value) for name, value in table.items()}
+    reject_contradictions(settings)
     if "budget_tokens" in settings:
         settings["budget_seconds"] = None
     return Program(**settings, prose=text[fence.end() :])
 
 
-def doubtful(text: str) -> str:
+def find_ignored_settings(text: str) -> str:
     """A fence that looks like settings and is none, with its line; "" without one.
 
     Only a ```toml fence that comes first is read; whatever stands elsewhere or is
     called otherwise is prose, and then every default holds.
     """
-    if FENCE.match(text.removeprefix("\ufeff")):
+    if SETTINGS_FENCE.match(text.removeprefix("\ufeff")):
         return ""
     for fence in ANY_FENCE.finditer(text):
         names = [line.partition("=")[0].strip() for line in fence[2].splitlines()]
@@ -130,7 +130,7 @@ def doubtful(text: str) -> str:
     return ""
 
 
-def read_table(toml: str, first_line: int) -> dict[str, Any]:
+def parse_toml(toml: str, first_line: int) -> dict[str, Any]:
     """The fence's TOML; errors count lines from the top of program.md."""
     try:
         return tomllib.loads(toml)
@@ -149,21 +149,21 @@ def read_table(toml: str, first_line: int) -> dict[str, Any]:
         ) from None
 
 
-def checked(name: str, value: Any) -> Any:
+def validate_setting(name: str, value: Any) -> Any:
     """One setting, in the type that Program holds, or LabError."""
     if name not in SETTINGS:
         near = difflib.get_close_matches(name[:80], SETTINGS, 1, cutoff=0.0)[0]
         raise LabError(
-            f"program.md: unknown setting {shown(name)}; the nearest is {near!r}. "
+            f"program.md: unknown setting {abbreviate_value(name)}; the nearest is {near!r}. "
             f"The settings are: {', '.join(SETTINGS)}. Next: correct it"
         )
-    kinds = KINDS[name]
+    kinds = SETTING_TYPES[name]
     wrong = isinstance(value, bool) != (kinds == (bool,)) or not isinstance(
         value, kinds
     )
     if wrong or (kinds == (list,) and not all(isinstance(v, str) for v in value)):
         raise LabError(
-            f"program.md: {name} is {shown(value)}, but it takes {SAID[kinds[-1]]}. "
+            f"program.md: {name} is {abbreviate_value(value)}, but it takes {TYPE_DESCRIPTIONS[kinds[-1]]}. "
             "Next: correct it"
         )
     if isinstance(value, bool):
@@ -171,24 +171,24 @@ def checked(name: str, value: Any) -> Any:
     if isinstance(value, list):
         return tuple(value)
     if isinstance(value, str):
-        return chosen(name, value)
+        return validate_choice(name, value)
     lowest = 0 if name in MAY_BE_ZERO else 1e-9
-    most = MOST_HOURS if name == "hours" else 1e15
+    most = MAX_HOURS if name == "hours" else 1e15
     if not lowest <= value < most:
         raise LabError(
-            f"program.md: {name} is {shown(value)}, but it must be positive"
+            f"program.md: {name} is {abbreviate_value(value)}, but it must be positive"
             f"{' or 0' if name in MAY_BE_ZERO else ''} and below {most:.0e}. "
             "Next: correct it"
         )
     return value
 
 
-def chosen(name: str, value: str) -> str:
+def validate_choice(name: str, value: str) -> str:
     """A word out of a list of words."""
-    words = CAGES if name == "cage" else policy_names()
+    words = CAGE_LEVELS if name == "cage" else policy_names()
     if value not in words:
         raise LabError(
-            f"program.md: {name} is {shown(value)}, but it is one of: "
+            f"program.md: {name} is {abbreviate_value(value)}, but it is one of: "
             f"{', '.join(words)}. Next: write one of them"
         )
     return value
@@ -199,7 +199,7 @@ def policy_names() -> tuple[str, ...]:
     return (*POLICIES, *plugins.plugin_names("policies"))
 
 
-def shown(value: object) -> str:
+def abbreviate_value(value: object) -> str:
     """A wrong value as a message can hold it: shortened, whatever its size."""
     try:
         return reprlib.repr(value)
@@ -207,7 +207,7 @@ def shown(value: object) -> str:
         return "a number of thousands of digits"
 
 
-def contradictions(settings: dict[str, Any]) -> None:
+def reject_contradictions(settings: dict[str, Any]) -> None:
     """Settings that cannot hold together, or with a lab."""
     if "budget_seconds" in settings and "budget_tokens" in settings:
         raise LabError(
@@ -221,13 +221,13 @@ def contradictions(settings: dict[str, Any]) -> None:
         )
     for path in settings.get("readonly", ()):
         parts = PurePosixPath(path).parts
-        if not parts or parts[0] in OUTSIDE or ".." in parts or "\0" in path:
+        if not parts or parts[0] in FORBIDDEN_ROOTS or ".." in parts or "\0" in path:
             raise LabError(
-                f"program.md: readonly {shown(path)} is not inside the lab. Next: "
+                f"program.md: readonly {abbreviate_value(path)} is not inside the lab. Next: "
                 "copy the file into it"
             )
-        if parts in SHOWN_ANYWAY:
+        if parts in ALWAYS_SHOWN:
             raise LabError(
-                f"program.md: readonly {shown(path)} is shown to train.py anyway. "
+                f"program.md: readonly {abbreviate_value(path)} is shown to train.py anyway. "
                 "Next: delete it from the list"
             )

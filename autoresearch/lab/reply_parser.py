@@ -15,12 +15,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from autoresearch.text import one_line
+from autoresearch.text import to_one_line
 
 LARGEST_REPLY_CHARACTERS = 400_000
-MOST_BLOCKS = 40
-TITLE_LETTERS, REASON_LETTERS = 120, 1500
-OURS = "train.py"
+MAX_BLOCKS = 40
+MAX_TITLE_LETTERS, MAX_REASON_LETTERS = 120, 1500
+TRAIN_FILE = "train.py"
 
 HEAD = re.compile(
     r"^[ \t>*#_-]*(TITLE|REASON|EXPECTED|FILE)[*_ \t]*:[*_ \t]*(.*)$", re.IGNORECASE
@@ -34,12 +34,12 @@ DIFF_FILE = re.compile(r"^(?:\+\+\+|---) (?:[ab]/)?(\S+)")
 NUMBER = re.compile(r"[-+\u2212]?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?")
 
 
-class Refused(Exception):
+class ReplyRejected(Exception):
     """A reply that cannot be used; the message says why, to whoever wrote it."""
 
 
 @dataclass(frozen=True, slots=True)
-class Block:
+class EditBlock:
     """Replace `search` by `replace`, both whole lines."""
 
     search: str
@@ -47,56 +47,56 @@ class Block:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class ParsedReply:
     """One idea, as a reply states it."""
 
     title: str
     reason: str
     expected: float | None  # change of the metric; None: it did not say
-    blocks: tuple[Block, ...]  # empty: `whole` instead
+    blocks: tuple[EditBlock, ...]  # empty: `whole` instead
     whole: str  # "": blocks instead
 
 
-def read(reply: str) -> Answer:
+def parse_reply(reply: str) -> ParsedReply:
     """A reply -> Answer, or Refused."""
     if len(reply) > LARGEST_REPLY_CHARACTERS:
-        raise Refused(
+        raise ReplyRejected(
             f"the reply has {len(reply)} characters; at most "
             f"{LARGEST_REPLY_CHARACTERS} are read. Send search/replace blocks"
         )
-    if not plain(reply):
-        raise Refused("the reply holds null bytes or half characters; send plain text")
-    found = from_json(reply) or from_text(reply)
-    if not all(plain(text) for text in (found.whole, *map(both, found.blocks))):
-        raise Refused("its edits hold null bytes or half characters; send plain text")
-    if len(found.blocks) > MOST_BLOCKS:
-        raise Refused(f"{len(found.blocks)} blocks; one idea has at most {MOST_BLOCKS}")
+    if not is_plain_text(reply):
+        raise ReplyRejected("the reply holds null bytes or half characters; send plain text")
+    found = parse_json_reply(reply) or parse_text_reply(reply)
+    if not all(is_plain_text(text) for text in (found.whole, *map(block_text, found.blocks))):
+        raise ReplyRejected("its edits hold null bytes or half characters; send plain text")
+    if len(found.blocks) > MAX_BLOCKS:
+        raise ReplyRejected(f"{len(found.blocks)} blocks; one idea has at most {MAX_BLOCKS}")
     return found
 
 
-def apply(answer: Answer, source: str) -> str:
+def apply_edits(answer: ParsedReply, source: str) -> str:
     """The whole new train.py, or Refused."""
     if answer.whole:
-        return ended(answer.whole)
+        return end_with_newline(answer.whole)
     for number, block in enumerate(answer.blocks, 1):
-        source = replaced(source, block, number)
+        source = replace_block(source, block, number)
     return source
 
 
-def new_source(reply: str, source: str) -> tuple[Answer, str]:
+def apply_reply(reply: str, source: str) -> tuple[ParsedReply, str]:
     """A reply and the file it is about -> (what it says, the new file), or Refused."""
-    answer = read(reply)
-    return answer, apply(answer, source)
+    answer = parse_reply(reply)
+    return answer, apply_edits(answer, source)
 
 
 # -- reading a reply -------------------------------------------------------------------
 
 
-def from_text(reply: str) -> Answer:
+def parse_text_reply(reply: str) -> ParsedReply:
     """A reply in the form that was asked for."""
     lines = reply.replace("\r\n", "\n").split("\n")
     heads: dict[str, str] = {}
-    blocks: list[Block] = []
+    blocks: list[EditBlock] = []
     wholes: list[str] = []
     at = 0
     while at < len(lines):
@@ -104,32 +104,32 @@ def from_text(reply: str) -> Answer:
         if head := HEAD.match(line):
             key = head[1].upper()
             if key == "FILE":
-                only_ours(head[2])
+                require_train_file(head[2])
             heads.setdefault(key, head[2].strip().strip("*_` "))
         elif path := PATH.match(line):
-            only_ours(path[1])
+            require_train_file(path[1])
         elif SEARCH.match(line):
-            block, at = block_at(lines, at)
+            block, at = parse_block(lines, at)
             blocks.append(block)
             continue
         elif fence := FENCE.match(line):
-            found, at = fenced(lines, at, fence[1])
+            found, at = parse_fence(lines, at, fence[1])
             blocks += found.blocks
             wholes += [found.whole] if found.whole else []
             continue
         at += 1
-    return assembled(heads, blocks, wholes, reply)
+    return build_reply(heads, blocks, wholes, reply)
 
 
 @dataclass(frozen=True, slots=True)
-class Fenced:
+class FenceContent:
     """What stood between two fences."""
 
-    blocks: tuple[Block, ...]
+    blocks: tuple[EditBlock, ...]
     whole: str
 
 
-def fenced(lines: Sequence[str], at: int, mark: str) -> tuple[Fenced, int]:
+def parse_fence(lines: Sequence[str], at: int, mark: str) -> tuple[FenceContent, int]:
     """The fence that opens at a line -> (what it holds, the line after it)."""
     word = FENCE.match(lines[at])
     language = word[2].lower() if word else ""
@@ -138,29 +138,29 @@ def fenced(lines: Sequence[str], at: int, mark: str) -> tuple[Fenced, int]:
         end += 1
     body = lines[at + 1 : end]
     if any(SEARCH.match(line) for line in body):
-        return Fenced(tuple(blocks_in(body)), ""), end + 1
+        return FenceContent(tuple(parse_blocks(body)), ""), end + 1
     if language in ("diff", "patch") or any(line.startswith("@@ ") for line in body):
-        return Fenced(tuple(hunks(body)), ""), end + 1
-    if language in ("python", "py", "", OURS) and any(line.strip() for line in body):
-        return Fenced((), "\n".join(body)), end + 1
-    return Fenced((), ""), end + 1
+        return FenceContent(tuple(parse_diff_hunks(body)), ""), end + 1
+    if language in ("python", "py", "", TRAIN_FILE) and any(line.strip() for line in body):
+        return FenceContent((), "\n".join(body)), end + 1
+    return FenceContent((), ""), end + 1
 
 
-def blocks_in(lines: Sequence[str]) -> list[Block]:
+def parse_blocks(lines: Sequence[str]) -> list[EditBlock]:
     """All search/replace blocks among some lines."""
     found, at = [], 0
     while at < len(lines):
         if SEARCH.match(lines[at]):
-            block, at = block_at(lines, at)
+            block, at = parse_block(lines, at)
             found.append(block)
             continue
         if path := PATH.match(lines[at]):
-            only_ours(path[1])
+            require_train_file(path[1])
         at += 1
     return found
 
 
-def block_at(lines: Sequence[str], at: int) -> tuple[Block, int]:
+def parse_block(lines: Sequence[str], at: int) -> tuple[EditBlock, int]:
     """The block that begins at a line -> (block, the line after it), or Refused."""
     middle = end = None
     for number in range(at + 1, len(lines)):
@@ -170,30 +170,30 @@ def block_at(lines: Sequence[str], at: int) -> tuple[Block, int]:
             end = number
             break
     if middle is None or end is None:
-        raise Refused(
+        raise ReplyRejected(
             "a SEARCH block is not closed: it needs a line ======= and then a line "
             ">>>>>>> REPLACE"
         )
     search = "\n".join(lines[at + 1 : middle])
-    return Block(search, "\n".join(lines[middle + 1 : end])), end + 1
+    return EditBlock(search, "\n".join(lines[middle + 1 : end])), end + 1
 
 
-def hunks(lines: Sequence[str]) -> list[Block]:
+def parse_diff_hunks(lines: Sequence[str]) -> list[EditBlock]:
     """The hunks of a unified diff as blocks; its line numbers are not believed."""
-    found: list[Block] = []
+    found: list[EditBlock] = []
     before: list[str] = []
     after: list[str] = []
 
     def close() -> None:
         if before != after:
-            found.append(Block("\n".join(before), "\n".join(after)))
+            found.append(EditBlock("\n".join(before), "\n".join(after)))
         before.clear()
         after.clear()
 
     for line in lines:
         if name := DIFF_FILE.match(line):
             if name[1] != "/dev/null":
-                only_ours(name[1])
+                require_train_file(name[1])
         elif line.startswith("@@"):
             close()
         elif line.startswith("-"):
@@ -207,29 +207,29 @@ def hunks(lines: Sequence[str]) -> list[Block]:
     return found
 
 
-def assembled(
-    heads: dict[str, str], blocks: list[Block], wholes: list[str], reply: str
-) -> Answer:
+def build_reply(
+    heads: dict[str, str], blocks: list[EditBlock], wholes: list[str], reply: str
+) -> ParsedReply:
     """Heads and edits -> Answer, or Refused."""
     if not blocks and not wholes:
-        start = one_line(reply)[:120]
-        raise Refused(
+        start = to_one_line(reply)[:120]
+        raise ReplyRejected(
             "the reply changes nothing: it has no SEARCH block and no file. It begins: "
             f"{start!r}"
         )
     if not blocks and len(wholes) > 1:
         wholes = [max(wholes, key=len)]
-    title = one_line(heads.get("TITLE", ""))[:TITLE_LETTERS]
+    title = to_one_line(heads.get("TITLE", ""))[:MAX_TITLE_LETTERS]
     if not title:
-        raise Refused("the reply has no TITLE line; say in a few words what is new")
-    reason = one_line(heads.get("REASON", ""))[:REASON_LETTERS]
-    expected = number_in(heads.get("EXPECTED", ""))
-    return Answer(
+        raise ReplyRejected("the reply has no TITLE line; say in a few words what is new")
+    reason = to_one_line(heads.get("REASON", ""))[:MAX_REASON_LETTERS]
+    expected = find_number(heads.get("EXPECTED", ""))
+    return ParsedReply(
         title, reason, expected, tuple(blocks), "" if blocks else wholes[0] + "\n"
     )
 
 
-def from_json(reply: str) -> Answer | None:
+def parse_json_reply(reply: str) -> ParsedReply | None:
     """A reply that is one JSON object; None when it is not."""
     text = reply.strip()
     if fence := re.fullmatch(r"```(?:json)?\s*\n(.*)\n```", text, re.DOTALL):
@@ -244,21 +244,21 @@ def from_json(reply: str) -> Answer | None:
         return None
     for key in ("file", "path"):
         if isinstance(found.get(key), str):
-            only_ours(found[key])
-    return assembled(
+            require_train_file(found[key])
+    return build_reply(
         {key.upper(): str(found.get(key, "")) for key in ("title", "reason")}
         | {"EXPECTED": str(found.get("expected", ""))},
-        [block_of(edit) for edit in list_of(found.get("edits"))],
+        [parse_json_edit(edit) for edit in as_list(found.get("edits"))],
         [whole] if isinstance(whole := found.get("source"), str) and whole else [],
         reply,
     )
 
 
-def both(block: Block) -> str:
+def block_text(block: EditBlock) -> str:
     return block.search + block.replace
 
 
-def plain(text: str) -> bool:
+def is_plain_text(text: str) -> bool:
     """Whether a text can be a file: JSON may spell what UTF-8 cannot."""
     try:
         return b"\0" not in text.encode()
@@ -266,32 +266,32 @@ def plain(text: str) -> bool:
         return False
 
 
-def list_of(value: Any) -> list[Any]:
+def as_list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else []
 
 
-def block_of(edit: Any) -> Block:
+def parse_json_edit(edit: Any) -> EditBlock:
     """One edit of a JSON reply, or Refused."""
     if not isinstance(edit, dict):
-        raise Refused("an edit must be an object with search and replace")
+        raise ReplyRejected("an edit must be an object with search and replace")
     if isinstance(edit.get("file"), str):
-        only_ours(edit["file"])
+        require_train_file(edit["file"])
     search, replace = edit.get("search"), edit.get("replace")
     if not isinstance(search, str) or not isinstance(replace, str):
-        raise Refused("an edit needs search and replace, both texts")
-    return Block(search.strip("\n"), replace.strip("\n"))
+        raise ReplyRejected("an edit needs search and replace, both texts")
+    return EditBlock(search.strip("\n"), replace.strip("\n"))
 
 
-def only_ours(path: str) -> None:
+def require_train_file(path: str) -> None:
     """Refused when a reply names another file than train.py."""
     name = path.strip().strip("`*\"' ").removeprefix("./")
-    if name and name != OURS:
-        raise Refused(
-            f"the reply edits {one_line(name)[:80]!r}; only {OURS} may be changed"
+    if name and name != TRAIN_FILE:
+        raise ReplyRejected(
+            f"the reply edits {to_one_line(name)[:80]!r}; only {TRAIN_FILE} may be changed"
         )
 
 
-def number_in(text: str) -> float | None:
+def find_number(text: str) -> float | None:
     """The first number of a text; None when it has none."""
     found = NUMBER.search(text)
     if found is None:
@@ -303,35 +303,35 @@ def number_in(text: str) -> float | None:
 # -- changing a file -------------------------------------------------------------------
 
 
-def replaced(source: str, block: Block, number: int) -> str:
+def replace_block(source: str, block: EditBlock, number: int) -> str:
     """The file with one block replaced, or Refused."""
     if not block.search.strip():
-        raise Refused(f"block {number} has an empty SEARCH; quote the lines to replace")
+        raise ReplyRejected(f"block {number} has an empty SEARCH; quote the lines to replace")
     lines, wanted = source.split("\n"), block.search.split("\n")
-    for same in (as_written, str.rstrip, str.strip):
-        places = matches(lines, wanted, same)
+    for same in (keep_line, str.rstrip, str.strip):
+        places = find_matches(lines, wanted, same)
         if len(places) > 1:
-            raise Refused(
+            raise ReplyRejected(
                 f"block {number}: its SEARCH matches {len(places)} places (lines "
                 f"{', '.join(str(p + 1) for p in places[:5])}); quote more lines"
             )
         if places:
             new = block.replace.split("\n") if block.replace else []
             if same is str.strip:
-                new = shifted(new, wanted, lines[places[0] : places[0] + len(wanted)])
+                new = shift_indentation(new, wanted, lines[places[0] : places[0] + len(wanted)])
             return "\n".join(
                 lines[: places[0]] + new + lines[places[0] + len(wanted) :]
             )
-    raise Refused(
-        f"block {number}: its SEARCH is not in {OURS}: {nearest(lines, wanted)}"
+    raise ReplyRejected(
+        f"block {number}: its SEARCH is not in {TRAIN_FILE}: {explain_mismatch(lines, wanted)}"
     )
 
 
-def as_written(line: str) -> str:
+def keep_line(line: str) -> str:
     return line
 
 
-def matches(lines: list[str], wanted: list[str], same: Any) -> list[int]:
+def find_matches(lines: list[str], wanted: list[str], same: Any) -> list[int]:
     """Where the wanted lines stand, by one notion of sameness."""
     there, here = [same(line) for line in wanted], [same(line) for line in lines]
     first, count = there[0], len(there)
@@ -342,34 +342,34 @@ def matches(lines: list[str], wanted: list[str], same: Any) -> list[int]:
     ]
 
 
-def shifted(new: list[str], wanted: list[str], found: list[str]) -> list[str]:
+def shift_indentation(new: list[str], wanted: list[str], found: list[str]) -> list[str]:
     """New lines, indented as far as the file is where the reply was not."""
     pairs = [(w, f) for w, f in zip(wanted, found, strict=True) if w.strip()]
-    apart = {indent(f) - indent(w) for w, f in pairs}
+    apart = {measure_indentation(f) - measure_indentation(w) for w, f in pairs}
     if len(apart) != 1:
-        raise Refused("its SEARCH is indented unlike the file; quote it as it stands")
+        raise ReplyRejected("its SEARCH is indented unlike the file; quote it as it stands")
     by = apart.pop()
-    if any(line.strip() and indent(line) + by < 0 for line in new):
-        raise Refused("its REPLACE is indented unlike the file; indent it as the file")
+    if any(line.strip() and measure_indentation(line) + by < 0 for line in new):
+        raise ReplyRejected("its REPLACE is indented unlike the file; indent it as the file")
     return [
-        (" " * (indent(line) + by) + line.lstrip()) if line.strip() else line
+        (" " * (measure_indentation(line) + by) + line.lstrip()) if line.strip() else line
         for line in new
     ]
 
 
-def indent(line: str) -> int:
+def measure_indentation(line: str) -> int:
     return len(line) - len(line.lstrip())
 
 
-def nearest(lines: list[str], wanted: list[str]) -> str:
+def explain_mismatch(lines: list[str], wanted: list[str]) -> str:
     """What of a block is there, for whoever wrote it."""
     have = {line.strip() for line in lines}
     missing = [line for line in wanted if line.strip() and line.strip() not in have]
     if missing:
-        return f"no line of the file reads {one_line(missing[0])[:120]!r}"
+        return f"no line of the file reads {to_one_line(missing[0])[:120]!r}"
     return "its lines are there, but not one after the other"
 
 
-def ended(text: str) -> str:
+def end_with_newline(text: str) -> str:
     """Ends with exactly one newline."""
     return text.rstrip("\n") + "\n"

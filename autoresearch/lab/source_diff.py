@@ -5,24 +5,24 @@ from collections.abc import Sequence
 
 from autoresearch.lab import constants
 
-ASSIGNED = re.compile(
+ASSIGNMENT = re.compile(
     r"^([A-Z][A-Z0-9_]*)[ \t]*(?::[^=\n]+)?=[ \t]*(.+?)[ \t]*(?:#.*)?$"
 )
 
 
-def as_number(spelling: str) -> float | None:
+def parse_spelling(spelling: str) -> float | None:
     """A constant's spelling as a number; None when it is none."""
     try:
-        return constants.number(spelling.rstrip(","))
+        return constants.parse_number(spelling.rstrip(","))
     except (ValueError, OverflowError):
         return None
 
 
-def assigned(lines: Sequence[str]) -> dict[str, str] | None:
+def parse_assignments(lines: Sequence[str]) -> dict[str, str] | None:
     """NAME -> spelling, where lines are all assignments to capital names; else None."""
     found = {}
     for line in lines:
-        match = ASSIGNED.match(line)
+        match = ASSIGNMENT.match(line)
         if match:
             found[match[1]] = match[2][:40]
         elif line.strip() and not line.lstrip().startswith("#"):
@@ -30,12 +30,12 @@ def assigned(lines: Sequence[str]) -> dict[str, str] | None:
     return found
 
 
-def middle(before: str, after: str) -> tuple[list[str], list[str]]:
+def trim_common_ends(before: str, after: str) -> tuple[list[str], list[str]]:
     """The lines between the common beginning and the common end of two texts."""
-    head = shared(before, after)
+    head = common_prefix_length(before, after)
     head = before.rfind("\n", 0, head) + 1
     most = min(len(before), len(after)) - head
-    tail = shared_end(before, after, most)
+    tail = common_suffix_length(before, after, most)
     cut_at = before.find("\n", len(before) - tail) if tail else -1
     tail = len(before) - cut_at if cut_at >= 0 else 0
     return before[head : len(before) - tail].split("\n"), after[
@@ -43,7 +43,7 @@ def middle(before: str, after: str) -> tuple[list[str], list[str]]:
     ].split("\n")
 
 
-def shared(a: str, b: str) -> int:
+def common_prefix_length(a: str, b: str) -> int:
     """How many characters two texts begin with in common, by bisection."""
     low, high = 0, min(len(a), len(b))
     while low < high:
@@ -55,7 +55,7 @@ def shared(a: str, b: str) -> int:
     return low
 
 
-def shared_end(a: str, b: str, most: int) -> int:
+def common_suffix_length(a: str, b: str, most: int) -> int:
     """How many characters two texts end with in common, at most so many."""
     low, high = 0, most
     while low < high:

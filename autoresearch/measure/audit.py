@@ -26,12 +26,12 @@ from autoresearch.data.bits_per_byte import Array, bits_per_byte
 
 # Compared over 45 shapes of a cheat in benchmarks/trust.py: the worst is caught best.
 UNIFORM_SHARE = 0.3
-POWER = 2
-LEVELS = 64  # of claims, each with its usual reference
+EXCESS_POWER = 2
+CLAIM_BINS = 64  # of claims, each with its usual reference
 # Of the rows that are claimed, this share is asked again; at least and at most. What a
 # few hundred rows cost on a GPU is not noticed beside its compiler.
-SHARE, MOST = 0.33, 4096
-FEWEST = {"cpu": 512, "mps": 512, "cuda": 1024}
+AUDITED_SHARE, MAX_POSITIONS = 0.33, 4096
+MIN_POSITIONS = {"cpu": 512, "mps": 512, "cuda": 1024}
 SMOOTHING = 1.0  # added to each token's count
 
 # Gates, in bits per byte where not said otherwise.
@@ -47,31 +47,31 @@ ABSURD_NATS = 0.5  # a single one of these is enough: no rounding gets there
 
 
 @dataclass(frozen=True, slots=True)
-class Drawn:
+class AuditSample:
     """Positions to audit. The same one may be drawn several times; it is asked once."""
 
-    places: Array  # int64 (K,): flat positions, each once
-    times: Array  # int64 (K,): how often each was drawn
+    positions: Array  # int64 (K,): flat positions, each once
+    counts: Array  # int64 (K,): how often each was drawn
     weights: Array  # float64 (K,): 1 / (positions x chance)
 
 
 @dataclass(frozen=True, slots=True)
-class Estimate:
+class AuditEstimate:
     """What the audit says about the claims."""
 
     correction: float  # bits per byte, to be added to the claimed score
     error: float  # its standard error
-    far: int  # positions that differ by more than rounding
-    asked: int
+    far_count: int  # positions that differ by more than rounding
+    asked_count: int
     largest_nats: float  # the largest difference of all
 
 
-def how_many(rows: int, device: str) -> int:
+def compute_sample_size(rows: int, device: str) -> int:
     """How many positions to draw for a text of so many rows."""
-    return min(max(FEWEST[device], round(SHARE * rows)), MOST)
+    return min(max(MIN_POSITIONS[device], round(AUDITED_SHARE * rows)), MAX_POSITIONS)
 
 
-def common_losses(training: Array, targets: Array, vocabulary: int) -> Array:
+def compute_unigram_losses(training: Array, targets: Array, vocabulary: int) -> Array:
     """Loss of every target under the training text's token counts, float64."""
     counts = np.bincount(training, minlength=vocabulary)[:vocabulary] + SMOOTHING
     table = math.log(counts.sum()) - np.log(counts)
@@ -79,20 +79,20 @@ def common_losses(training: Array, targets: Array, vocabulary: int) -> Array:
     return found
 
 
-def chances(claims: Array, scored: Array, reference: Array) -> Array:
+def compute_draw_probabilities(claims: Array, scored: Array, reference: Array) -> Array:
     """Chance of each position to be drawn, float64 like `scored`, summing to 1."""
     uniform = scored / scored.sum()
     said = claims[scored].astype("float64")
     odd = np.zeros(scored.shape)
-    odd[scored] = np.maximum(0.0, beyond_usual(said, reference[scored])) ** POWER
+    odd[scored] = np.maximum(0.0, compute_reference_excess(said, reference[scored])) ** EXCESS_POWER
     if odd.sum() <= 0:
         return np.asarray(uniform)
     return np.asarray(UNIFORM_SHARE * uniform + (1 - UNIFORM_SHARE) * odd / odd.sum())
 
 
-def beyond_usual(claims: Array, reference: Array) -> Array:
+def compute_reference_excess(claims: Array, reference: Array) -> Array:
     """How many nats the reference is above its usual at such claims, float64 (N)."""
-    edges = np.unique(np.quantile(claims, np.linspace(0.0, 1.0, LEVELS + 1)))
+    edges = np.unique(np.quantile(claims, np.linspace(0.0, 1.0, CLAIM_BINS + 1)))
     level = np.searchsorted(edges[1:-1], claims, side="right")
     counts = np.bincount(level)
     some = counts > 0
@@ -102,21 +102,21 @@ def beyond_usual(claims: Array, reference: Array) -> Array:
     return np.asarray(reference - np.interp(claims, middles, usual))
 
 
-def draw(chance: Array, count: int, rng: np.random.Generator) -> Drawn:
+def draw_audit_positions(chance: Array, count: int, rng: np.random.Generator) -> AuditSample:
     """Draw positions by their chances."""
-    return Lots(chance, count).draw(rng)
+    return StratifiedSampler(chance, count).draw_positions(rng)
 
 
-class Lots:
+class StratifiedSampler:
     """All positions, ready to be drawn from."""
 
     def __init__(self, chance: Array, count: int) -> None:
-        self._chance = capped(chance.ravel(), count)
+        self._chance = cap_probabilities(chance.ravel(), count)
         self._ends = np.cumsum(self._chance)
         self._positions = int((self._chance > 0).sum())
         self._count = count
 
-    def draw(self, rng: np.random.Generator) -> Drawn:
+    def draw_positions(self, rng: np.random.Generator) -> AuditSample:
         """One position from each of `count` pieces of equal chance.
 
         The expectation is that of independent draws, the spread a little less.
@@ -127,10 +127,10 @@ class Lots:
         hits = np.searchsorted(self._ends, points * whole, side="right")
         places, times = np.unique(hits, return_counts=True)
         chance = self._chance[places] / whole
-        return Drawn(places, times, 1.0 / (self._positions * chance))
+        return AuditSample(places, times, 1.0 / (self._positions * chance))
 
 
-def capped(chance: Array, count: int) -> Array:
+def cap_probabilities(chance: Array, count: int) -> Array:
     """The same chances, but none above one draw in all: what is over goes to the rest.
 
     Few tokens on which honest models disagree most would take many draws each.
@@ -145,14 +145,14 @@ def capped(chance: Array, count: int) -> Array:
     return np.asarray(found)
 
 
-def estimate(
-    drawn: Drawn, differences: Array, scored: int, text_bytes: int, far_nats: float
-) -> Estimate:
+def estimate_correction(
+    drawn: AuditSample, differences: Array, scored: int, text_bytes: int, far_nats: float
+) -> AuditEstimate:
     """Differences (audit - claim) at the drawn places -> the correction."""
-    weighted = np.repeat(differences * drawn.weights, drawn.times)
+    weighted = np.repeat(differences * drawn.weights, drawn.counts)
     mean = float(weighted.mean())
     spread = float(weighted.std(ddof=1)) / math.sqrt(len(weighted))
-    return Estimate(
+    return AuditEstimate(
         bits_per_byte(mean * scored, text_bytes),
         bits_per_byte(spread * scored, text_bytes),
         int((np.abs(differences) > far_nats).sum()),
@@ -161,7 +161,7 @@ def estimate(
     )
 
 
-def objection(found: Estimate) -> str | None:
+def find_objection(found: AuditEstimate) -> str | None:
     """Why this run has no score; None when claims and audit agree."""
     correction, error = found.correction, found.error
     sure = abs(correction) > LARGEST_Z * error
@@ -172,10 +172,10 @@ def objection(found: Estimate) -> str | None:
             f"claims and audit differ by {correction:+.4f} on average: logits at t "
             "may depend only on the weights and on tokens up to t of the same row"
         )
-    several = found.far > max(1, FAR_SHARE * found.asked)
+    several = found.far_count > max(1, FAR_SHARE * found.asked_count)
     if several or found.largest_nats > ABSURD_NATS:
         return (
-            f"{found.far} of {found.asked} audited losses differ from the claims: the "
+            f"{found.far_count} of {found.asked_count} audited losses differ from the claims: the "
             "model looks ahead, at other rows, or keeps state between them"
         )
     if error > LARGEST_ERROR:
@@ -186,6 +186,6 @@ def objection(found: Estimate) -> str | None:
     return None
 
 
-def far_for(largest_nats: float) -> float:
+def calibrate_far_nats(largest_nats: float) -> float:
     """The threshold for a device whose baseline differed by at most this much."""
     return min(FAR_NATS, max(FAR_NATS_CALIBRATED, 4 * largest_nats))

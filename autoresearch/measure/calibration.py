@@ -16,16 +16,16 @@ from pathlib import Path
 
 from autoresearch.atomic_file import write_whole
 from autoresearch.devices import discovery
-from autoresearch.experiment import Slot
+from autoresearch.experiment import Device
 from autoresearch.lab.folder import Lab
 
 # Before there is a calibration, in seconds.
 STARTUP_SECONDS = 180.0  # train.py's imports and compilation
 START_SECONDS = 180.0  # to build the model and load the weights
 BATCH_SECONDS = 120.0  # to answer one batch
-PROBE_SECONDS = 60.0  # to answer the probe after training
+CONSISTENCY_SECONDS = 60.0  # to answer the probe after training
 # A trained and a served model differ by kernels and compilers, on average in nats.
-PROBE_NATS, PROBE_NATS_CALIBRATED = 0.1, 0.02
+CONSISTENCY_NATS, CONSISTENCY_NATS_CALIBRATED = 0.1, 0.02
 # Afterwards: so many times what the first run took, and at least so many seconds.
 STARTUP_TIMES, STARTUP_MARGIN, STARTUP_SHARE = 2.0, 5.0, 0.05  # of the budget
 START_TIMES, START_AT_LEAST = 3.0, 20.0
@@ -34,7 +34,7 @@ BATCH_TIMES, BATCH_AT_LEAST = 10.0, 5.0
 
 
 @dataclass(frozen=True, slots=True)
-class Pace:
+class ServingTimes:
     """How long a model took to start, for its first batch, and for each later one."""
 
     start_seconds: float = START_SECONDS
@@ -54,9 +54,9 @@ class Calibration:
     batch_seconds: float
 
     @property
-    def allowed(self) -> Pace:
+    def serving_limits(self) -> ServingTimes:
         """How long the next models may take."""
-        return Pace(
+        return ServingTimes(
             max(START_AT_LEAST, START_TIMES * self.start_seconds),
             max(FIRST_AT_LEAST, FIRST_TIMES * self.first_seconds),
             max(BATCH_AT_LEAST, BATCH_TIMES * self.batch_seconds),
@@ -64,45 +64,45 @@ class Calibration:
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class CalibrationFile:
     """Where a calibration lies, and so what it is valid for."""
 
     lab: Lab
     apparatus: str  # blob of prepare.py
     level: str  # of the cage
-    slot: Slot
+    slot: Device
 
     @property
     def path(self) -> Path:
         """One file per apparatus, machine and level."""
-        known = {**machine_facts(self.slot), "cage": self.level}
+        known = {**cached_machine_facts(self.slot), "cage": self.level}
         text = json.dumps([known, self.apparatus], sort_keys=True)
         name = hashlib.sha256(text.encode()).hexdigest()[:12]
-        return self.lab.state / "audit" / f"{name}.json"
+        return self.lab.state_folder / "audit" / f"{name}.json"
 
-    def read(self) -> Calibration | None:
+    def load_calibration(self) -> Calibration | None:
         """What the first run showed; None before it."""
         try:
             return Calibration(**json.loads(self.path.read_text()))
         except (OSError, ValueError, TypeError):
             return None
 
-    def write(
-        self, far_nats: float, probe_nats: float, startup_seconds: float, pace: Pace
+    def save_calibration(
+        self, far_nats: float, probe_nats: float, startup_seconds: float, pace: ServingTimes
     ) -> None:
         """Write down what this run showed, for all later ones."""
-        close = min(PROBE_NATS, max(PROBE_NATS_CALIBRATED, 4 * probe_nats))
+        close = min(CONSISTENCY_NATS, max(CONSISTENCY_NATS_CALIBRATED, 4 * probe_nats))
         found = Calibration(far_nats, close, startup_seconds, **asdict(pace))
         self.path.parent.mkdir(exist_ok=True)
         write_whole(self.path, json.dumps(asdict(found)))
 
-    def startup_limit(self, budget_seconds: float) -> float:
+    def compute_startup_limit(self, budget_seconds: float) -> float:
         """How long train.py may take until it asks for the data.
 
         Twice the first run's, and a margin: what a start-up takes beyond need is
         training that nobody counts.
         """
-        known = self.read()
+        known = self.load_calibration()
         if known is None:
             return STARTUP_SECONDS
         margin = max(STARTUP_MARGIN, STARTUP_SHARE * budget_seconds)
@@ -111,6 +111,6 @@ class Place:
 
 
 @functools.cache
-def machine_facts(slot: Slot) -> dict[str, str]:
+def cached_machine_facts(slot: Device) -> dict[str, str]:
     """What the machine is; asking a GPU's driver takes a moment."""
-    return discovery.facts(slot)
+    return discovery.collect_machine_facts(slot)

@@ -24,63 +24,63 @@ from pathlib import Path
 from typing import get_args
 
 from autoresearch.atomic_file import write_whole
-from autoresearch.experiment import PERSON, Proposal
-from autoresearch.git import git_blob
+from autoresearch.experiment import HUMAN_AUTHOR, Proposal
+from autoresearch.git import compute_blob_id
 from autoresearch.lab.folder import Lab
 from autoresearch.sandbox.process import COMPILE_CACHE_FOLDER, ProcessRole, remove_folder
 
 LARGEST_BYTES = 1 << 30
-MOST_FILES = 50_000
+MAX_FILES = 50_000
 
 
-def store(lab: Lab, task: ProcessRole) -> Path:
+def cache_folder(lab: Lab, task: ProcessRole) -> Path:
     """Where it is kept for the torch that is installed: another one's is of no use."""
     try:
         name = version("torch")
     except PackageNotFoundError:
         name = "none"
-    return lab.state / "compiled" / (name if task == "train" else f"{name}-{task}")
+    return lab.state_folder / "compiled" / (name if task == "train" else f"{name}-{task}")
 
 
-def make_room(scratch: Path) -> None:
+def create_compile_folder(scratch: Path) -> None:
     """An empty place in a run's folder for what it compiles."""
     place = scratch / COMPILE_CACHE_FOLDER
     place.mkdir()
     place.chmod(0o777)  # the guest may be another user
 
 
-def lend(lab: Lab, scratch: Path, task: ProcessRole) -> None:
+def copy_to_scratch(lab: Lab, scratch: Path, task: ProcessRole) -> None:
     """Put a private copy into a run's folder, if there is anything to lend."""
-    kept, place = store(lab, task), scratch / COMPILE_CACHE_FOLDER
+    kept, place = cache_folder(lab, task), scratch / COMPILE_CACHE_FOLDER
     if kept.is_dir():
         shutil.copytree(kept, place, dirs_exist_ok=True)
         for path in (place, *place.rglob("*")):
             path.chmod(0o777 if path.is_dir() else 0o666)
 
 
-def forget_all_but(lab: Lab, *blobs: str) -> None:
+def discard_other_blobs(lab: Lab, *blobs: str) -> None:
     """Throw away what any other train.py compiled than those a lab began with.
 
     `check` may have seen another, whose author nobody knows. Without a note it is as
     old as the lab's first night.
     """
     for task in get_args(ProcessRole):
-        if note_of(lab, task).blob not in ("", *blobs):
-            old = store(lab, task).with_name(f"old-{uuid.uuid4().hex}")
+        if load_note(lab, task).blob not in ("", *blobs):
+            old = cache_folder(lab, task).with_name(f"old-{uuid.uuid4().hex}")
             with contextlib.suppress(FileNotFoundError):  # somebody else is at it
-                os.rename(store(lab, task), old)
+                os.rename(cache_folder(lab, task), old)
             note_path(lab, task).unlink(missing_ok=True)
             shutil.rmtree(old, ignore_errors=True)
 
 
-def sweep(lab: Lab) -> None:
+def remove_leftovers(lab: Lab) -> None:
     """Remove what was half kept, or half forgotten, when somebody was killed."""
     for pattern in ("half-*", "old-*", ".*"):
-        for path in store(lab, "train").parent.glob(pattern):
+        for path in cache_folder(lab, "train").parent.glob(pattern):
             remove_folder(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
-def keep(
+def store_compiled(
     lab: Lab, proposal: Proposal, scratch: Path, task: ProcessRole, seconds: float = 0.0
 ) -> None:
     """Keep what the person's own train.py compiled, the first time; all or nothing.
@@ -88,10 +88,10 @@ def keep(
     seconds: its start-up. Whoever compiles anew needs as long, and is not to be killed
     for it because a later first run found the code there.
     """
-    kept, place = store(lab, task), scratch / COMPILE_CACHE_FOLDER
-    if kept.exists() or not persons(proposal) or not place.is_dir():
+    kept, place = cache_folder(lab, task), scratch / COMPILE_CACHE_FOLDER
+    if kept.exists() or not is_human_baseline(proposal) or not place.is_dir():
         return
-    files = plain_files(place)
+    files = list_regular_files(place)
     if not files:
         return
     kept.parent.mkdir(exist_ok=True)
@@ -101,7 +101,7 @@ def keep(
             target = half / file.relative_to(place)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, target, follow_symlinks=False)
-        note = Note(git_blob(proposal.source), seconds)
+        note = CacheNote(compute_blob_id(proposal.source), seconds)
         write_whole(note_path(lab, task), json.dumps(asdict(note)))
         os.rename(half, kept)
     except OSError:  # a full disk, or another run was first: later runs compile anew
@@ -109,7 +109,7 @@ def keep(
 
 
 @dataclass(frozen=True, slots=True)
-class Note:
+class CacheNote:
     """What is known of what is kept."""
 
     blob: str = ""  # of the train.py that compiled it
@@ -117,26 +117,26 @@ class Note:
 
 
 def note_path(lab: Lab, task: ProcessRole) -> Path:
-    kept = store(lab, task)
+    kept = cache_folder(lab, task)
     return kept.with_name(f"{kept.name}.json")
 
 
-def note_of(lab: Lab, task: ProcessRole) -> Note:
+def load_note(lab: Lab, task: ProcessRole) -> CacheNote:
     """The note beside what is kept; an empty one where there is none."""
-    if not store(lab, task).is_dir():
-        return Note()
+    if not cache_folder(lab, task).is_dir():
+        return CacheNote()
     try:
-        return Note(**json.loads(note_path(lab, task).read_text()))
+        return CacheNote(**json.loads(note_path(lab, task).read_text()))
     except (OSError, ValueError, TypeError):
-        return Note()
+        return CacheNote()
 
 
-def persons(proposal: Proposal) -> bool:
+def is_human_baseline(proposal: Proposal) -> bool:
     """Whether the person wrote it: the first thing a lab measures, before any keep."""
-    return proposal.author == PERSON
+    return proposal.author == HUMAN_AUTHOR
 
 
-def plain_files(place: Path) -> list[Path]:
+def list_regular_files(place: Path) -> list[Path]:
     """Every regular file below, no links; none at all where there is too much."""
     found, total = [], 0
     for parent, _, names in os.walk(place):
@@ -145,6 +145,6 @@ def plain_files(place: Path) -> list[Path]:
             if stat.S_ISREG(status.st_mode):
                 found.append(path)
                 total += status.st_size
-            if total > LARGEST_BYTES or len(found) > MOST_FILES:
+            if total > LARGEST_BYTES or len(found) > MAX_FILES:
                 return []
     return found

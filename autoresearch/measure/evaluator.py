@@ -29,13 +29,13 @@ from typing import TYPE_CHECKING, Any
 
 from autoresearch import sealed_memory
 from autoresearch.devices import gpu_specs
-from autoresearch.experiment import Kind, Run, Score, Slot
+from autoresearch.experiment import Kind, Run, Score, Device
 from autoresearch.lab.folder import Lab
 from autoresearch.measure import compile_cache
-from autoresearch.measure.calibration import PROBE_NATS, Pace, Place
-from autoresearch.measure.model_process import expect, failed, model
-from autoresearch.measure.outputs_task import answered
-from autoresearch.measure.workbench import Progress, Workbench
+from autoresearch.measure.calibration import CONSISTENCY_NATS, ServingTimes, CalibrationFile
+from autoresearch.measure.model_process import expect_message, run_failure, serve_model
+from autoresearch.measure.outputs_task import score_outputs_task
+from autoresearch.measure.workbench import RunProgress, Workbench
 from autoresearch.sandbox.process import ProcessExited, SandboxedProcess, LimitExceeded
 from autoresearch.sealed_memory import ProtocolError
 
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 # After so many batches, claims that would go on for so long are worth compiling for:
 # they take half of that then, and compiling 3 to 5 s where the code is lent. Whoever
 # changed its shapes compiles for 10 to 20 s, and gains on still longer texts only.
-TRIED, LONG_SECONDS = 4, {"cuda": 10.0}
+TIMED_BATCHES, LONG_SECONDS = 4, {"cuda": 10.0}
 COMPILE_SECONDS = 120.0  # whoever takes longer is asked anew, without compiling
 LARGEST_CLAIM = 6e4  # in nats; logits of 1e4 cannot lose more, and half floats hold it
 
@@ -58,45 +58,45 @@ NOT_TRAINED = (
 
 
 @dataclass(frozen=True, slots=True)
-class Sheet:
+class EvaluationRows:
     """The rows a model is asked about."""
 
     rows: "Array"  # uint16 (R, T+1)
-    scored: "Array"  # bool (R, T)
+    scored_mask: "Array"  # bool (R, T)
     text_bytes: int
     vocabulary: int
     per_batch: int
 
 
-def score(
-    bench: Workbench, run: Run, *, slot: Slot, split: str = "validation"
+def score_run(
+    bench: Workbench, run: Run, *, slot: Device, split: str = "validation"
 ) -> Score:
     """Run -> Score, or Failed, or Stopped. The run's files stay (`sandbox.discard`)."""
     begun = time.monotonic()
-    bench.apparatus.unchanged()
-    bench.watch(run.candidate, Progress("scoring", 0.0, 1.0))
+    bench.apparatus.verify_unchanged()
+    bench.watch(run.candidate, RunProgress("scoring", 0.0, 1.0))
     try:
         if bench.apparatus.causal:
-            value, error = audited(bench, run, slot, split)
+            value, error = score_text_task(bench, run, slot, split)
         else:
-            value, error = answered(bench, run, slot, split), 0.0
+            value, error = score_outputs_task(bench, run, slot, split), 0.0
     except TimeoutError:
-        raise failed(run, "timeout", "the model took too long to answer") from None
+        raise run_failure(run, "timeout", "the model took too long to answer") from None
     except LimitExceeded as over:
         kind: Kind = "out of memory" if over.resource == "memory" else "no score"
-        raise failed(run, kind, f"while scoring: {over}") from None
+        raise run_failure(run, kind, f"while scoring: {over}") from None
     except ProtocolError as junk:
-        raise failed(run, "no score", f"the model's answer: {junk}") from None
-    bench.apparatus.unchanged()
+        raise run_failure(run, "no score", f"the model's answer: {junk}") from None
+    bench.apparatus.verify_unchanged()
     if not math.isfinite(value):
-        raise failed(run, "no score", f"the metric came out as {value}")
+        raise run_failure(run, "no score", f"the metric came out as {value}")
     return Score(run, value, error, time.monotonic() - begun, time.time())
 
 
-def with_holdout(bench: Workbench, found: Score, *, slot: Slot) -> Score:
+def add_holdout_score(bench: Workbench, found: Score, *, slot: Device) -> Score:
     """The same with the score on the sealed third split, which no policy ever reads."""
     begun = time.monotonic()
-    value = score(bench, found.run, slot=slot, split="holdout").value
+    value = score_run(bench, found.run, slot=slot, split="holdout").value
     return replace(
         found, holdout=value, seconds=found.seconds + time.monotonic() - begun
     )
@@ -105,76 +105,76 @@ def with_holdout(bench: Workbench, found: Score, *, slot: Slot) -> Score:
 # -- text: claim and audit -------------------------------------------------------------
 
 
-def audited(bench: Workbench, run: Run, slot: Slot, split: str) -> tuple[float, float]:
+def score_text_task(bench: Workbench, run: Run, slot: Device, split: str) -> tuple[float, float]:
     """(bits per byte, standard error of its correction)."""
     import numpy as np
 
     from autoresearch.data import bits_per_byte
     from autoresearch.measure import audit
 
-    sheet = sheet_of(bench, slot, split)
-    place = calibration_of(bench, slot)
-    known = place.read()
-    allowed = known.allowed if known else Pace()
+    sheet = load_evaluation_rows(bench, slot, split)
+    place = locate_calibration(bench, slot)
+    known = place.load_calibration()
+    allowed = known.serving_limits if known else ServingTimes()
     # Who calibrates compiles from nothing: others may have to.
     lends = known is not None
-    claims, on_probe, pace = claimed(bench, run, slot, sheet, allowed, lends=lends)
+    claims, on_probe, pace = collect_claims(bench, run, slot, sheet, allowed, lends=lends)
     if not ((claims >= -1e-6) & (claims < LARGEST_CLAIM)).all():
         raise ProtocolError("losses that are negative, not finite or absurd")
     rng = np.random.default_rng(int.from_bytes(os.urandom(16), "little"))
-    reference = expected_losses(bench, sheet, split)
-    chance = audit.chances(claims, sheet.scored, reference)
-    drawn = audit.draw(chance, audit.how_many(len(claims), slot.device), rng)
-    truth = opened(bench, run, slot, sheet, drawn.places, allowed)
-    said = claims.ravel()[drawn.places].astype("float64")
+    reference = load_reference_losses(bench, sheet, split)
+    chance = audit.compute_draw_probabilities(claims, sheet.scored_mask, reference)
+    drawn = audit.draw_audit_positions(chance, audit.compute_sample_size(len(claims), slot.device_type), rng)
+    truth = audit_losses(bench, run, slot, sheet, drawn.positions, allowed)
+    said = claims.ravel()[drawn.positions].astype("float64")
     far_nats = known.far_nats if known else audit.FAR_NATS
-    found = audit.estimate(
-        drawn, truth - said, int(sheet.scored.sum()), sheet.text_bytes, far_nats
+    found = audit.estimate_correction(
+        drawn, truth - said, int(sheet.scored_mask.sum()), sheet.text_bytes, far_nats
     )
-    if why := audit.objection(found):
-        raise failed(run, "cheat", why)
-    off_nats = distance_from_trained(run, on_probe)
-    if not off_nats <= (known.probe_nats if known else PROBE_NATS):
-        raise failed(run, "not the model you trained", NOT_TRAINED.format(off_nats))
+    if why := audit.find_objection(found):
+        raise run_failure(run, "cheat", why)
+    off_nats = compute_trained_distance(run, on_probe)
+    if not off_nats <= (known.probe_nats if known else CONSISTENCY_NATS):
+        raise run_failure(run, "not the model you trained", NOT_TRAINED.format(off_nats))
     if known is None:
-        far_nats = audit.far_for(found.largest_nats)
-        cold = compile_cache.note_of(bench.lab, "train").seconds
-        place.write(far_nats, off_nats, max(cold, run.startup_seconds), pace)
+        far_nats = audit.calibrate_far_nats(found.largest_nats)
+        cold = compile_cache.load_note(bench.lab, "train").seconds
+        place.save_calibration(far_nats, off_nats, max(cold, run.startup_seconds), pace)
     if split == "validation":
-        remember(bench, run, claims)
-    nats = float(claims[sheet.scored].sum(dtype="float64"))
+        save_claims(bench, run, claims)
+    nats = float(claims[sheet.scored_mask].sum(dtype="float64"))
     score = bits_per_byte.bits_per_byte(nats, sheet.text_bytes) + found.correction
     return score, found.error
 
 
-def sheet_of(bench: Workbench, slot: Slot, split: str) -> Sheet:
+def load_evaluation_rows(bench: Workbench, slot: Device, split: str) -> EvaluationRows:
     """Cut a held-out split into rows; marks of documents are read but not scored."""
     from autoresearch.data import bits_per_byte
 
     apparatus = bench.apparatus
-    tokens, widths = apparatus.text(split)
+    tokens, widths = apparatus.load_text(split)
     context = apparatus.context
-    rows, inside = bits_per_byte.rows(tokens, context, filler=int(tokens[0]))
+    rows, inside = bits_per_byte.cut_rows(tokens, context, filler=int(tokens[0]))
     width = widths[rows[:, 1:]] * inside
-    return Sheet(
+    return EvaluationRows(
         rows,
         width > 0,
         int(width.sum(dtype="int64")),
         apparatus.vocabulary,
         gpu_specs.rows_at_a_time(
-            context, apparatus.vocabulary, slot.device, slot.memory_gb
+            context, apparatus.vocabulary, slot.device_type, slot.memory_gb
         ),
     )
 
 
 @contextmanager
-def asking(
+def serve_with_buffers(
     bench: Workbench,
     run: Run,
-    slot: Slot,
-    sheet: Sheet,
+    slot: Device,
+    sheet: EvaluationRows,
     floats: int,
-    allowed: Pace,
+    allowed: ServingTimes,
     *,
     lends: bool = False,
 ) -> Iterator[tuple[SandboxedProcess, Any, Any]]:
@@ -192,7 +192,7 @@ def asking(
     hello = {"rows": sheet.per_batch, "context": context}
     hello["vocabulary"] = sheet.vocabulary
     try:
-        with model(bench, run, slot, hello, allowed, asks, says, lends=lends) as guest:
+        with serve_model(bench, run, slot, hello, allowed, asks, says, lends=lends) as guest:
             guest.has_seen_held_out = True
             inputs = np.frombuffer(question, dtype="<u2").reshape(shape)
             outputs = np.frombuffer(answer, dtype="<f4").reshape(2, floats)
@@ -202,9 +202,9 @@ def asking(
         os.close(says)
 
 
-def claimed(
-    bench: Workbench, run: Run, slot: Slot, sheet: Sheet, allowed: Pace, *, lends: bool
-) -> tuple["Array", "Array", Pace]:
+def collect_claims(
+    bench: Workbench, run: Run, slot: Device, sheet: EvaluationRows, allowed: ServingTimes, *, lends: bool
+) -> tuple["Array", "Array", ServingTimes]:
     """(claims float32 (R, T), claims on the probe (T,) or (0,), how long it took).
 
     The probe's row stands somewhere among the others: nothing tells it apart.
@@ -212,62 +212,62 @@ def claimed(
     import numpy as np
 
     rows = sheet.rows
-    probe, at = np.frombuffer(probe_of(run), "<u2"), len(rows)
+    probe, at = np.frombuffer(read_consistency_row(run), "<u2"), len(rows)
     if len(probe):
         at = int.from_bytes(os.urandom(4), "little") % (len(rows) + 1)
         rows = np.insert(rows, at, probe, axis=0)
-    whole, most = replace(sheet, rows=rows), LONG_SECONDS.get(slot.device)
+    whole, most = replace(sheet, rows=rows), LONG_SECONDS.get(slot.device_type)
     lends = lends and most is not None
     try:
-        claims, took = claims_of(bench, run, slot, whole, allowed, most, lends=lends)
-    except NotCompiled:
-        claims, took = claims_of(bench, run, slot, whole, allowed, None, lends=False)
+        claims, took = request_claims(bench, run, slot, whole, allowed, most, lends=lends)
+    except CompilationFailed:
+        claims, took = request_claims(bench, run, slot, whole, allowed, None, lends=False)
     if not len(probe):
         return claims, np.empty(0, dtype="<f4"), took
     return np.delete(claims, at, axis=0), claims[at], took
 
 
-class NotCompiled(Exception):
+class CompilationFailed(Exception):
     """A guest that was told to compile has not, or not in time."""
 
 
-def claims_of(
+def request_claims(
     bench: Workbench,
     run: Run,
-    slot: Slot,
-    sheet: Sheet,
-    allowed: Pace,
+    slot: Device,
+    sheet: EvaluationRows,
+    allowed: ServingTimes,
     long_seconds: float | None,
     *,
     lends: bool,
-) -> tuple["Array", Pace]:
+) -> tuple["Array", ServingTimes]:
     """One guest's claims on all rows. It compiles first if they take so many seconds.
 
     That gives it time of its own with text that it has seen. Another one is audited,
     and what this one leaves as compiled code only such as this one ever see.
     """
     begun, floats = time.monotonic(), sheet.per_batch * (sheet.rows.shape[1] - 1)
-    with asking(bench, run, slot, sheet, floats, allowed, lends=lends) as (
+    with serve_with_buffers(bench, run, slot, sheet, floats, allowed, lends=lends) as (
         guest,
         asks,
         says,
     ):
         ready = time.monotonic() - begun
-        claims, pace, compiled_it = claims_on(
+        claims, pace, compiled_it = stream_claims(
             sheet.rows, guest, asks, says, allowed, long_seconds
         )
         if compiled_it:
             guest.kill()
-            compile_cache.keep(bench.lab, run.candidate.proposal, guest.folder, "serve")
-    return claims, Pace(ready, pace[0], median(pace))
+            compile_cache.store_compiled(bench.lab, run.candidate.proposal, guest.folder, "serve")
+    return claims, ServingTimes(ready, pace[0], median(pace))
 
 
-def claims_on(
+def stream_claims(
     rows: "Array",
     guest: SandboxedProcess,
     asks: Any,
     says: Any,
-    allowed: Pace,
+    allowed: ServingTimes,
     long_seconds: float | None,
 ) -> tuple["Array", list[float], bool]:
     """(claims float32 (R, T), seconds of each batch, whether it compiled).
@@ -291,23 +291,23 @@ def claims_on(
     left, asked_at = allowed.first_seconds, time.monotonic()
     for start in range(0, len(rows), size):
         half, after = start // size % 2, start + size
-        now = start == TRIED * size and is_long(rows[after:], size, pace, long_seconds)
+        now = start == TIMED_BATCHES * size and is_worth_compiling(rows[after:], size, pace, long_seconds)
         if after < len(rows) and not now:
             ask(after)
-        expect(guest, "done", left)
+        expect_message(guest, "done", left)
         pace.append(time.monotonic() - asked_at)
         # A private copy first: the guest could still be writing there.
         copy = says[half].copy().reshape(size, context)
         claims[start:after] = copy[: len(rows) - start]
         if now:
-            have_compiled(guest, half)
+            request_compilation(guest, half)
             compiled_it = True
             ask(after)
         left, asked_at = allowed.batch_seconds, time.monotonic()
     return claims, pace, compiled_it
 
 
-def is_long(
+def is_worth_compiling(
     rows: "Array", size: int, pace: list[float], long_seconds: float | None
 ) -> bool:
     """Whether so many rows are left that compiling pays."""
@@ -316,22 +316,22 @@ def is_long(
     return len(rows) / size * median(pace[1:]) > long_seconds
 
 
-def have_compiled(guest: SandboxedProcess, half: int) -> None:
+def request_compilation(guest: SandboxedProcess, half: int) -> None:
     """Wait until a guest has compiled its model on the rows of a half."""
     guest.send({"say": "compile", "half": half})
     try:
-        expect(guest, "done", COMPILE_SECONDS)
+        expect_message(guest, "done", COMPILE_SECONDS)
     except (TimeoutError, ProcessExited, LimitExceeded):
-        raise NotCompiled from None
+        raise CompilationFailed from None
 
 
-def probe_of(run: Run) -> bytes:
+def read_consistency_row(run: Run) -> bytes:
     """The row the trained model was probed with; b"" for a foreign checkpoint."""
     path = run.weights.with_name("probe.u2")
     return path.read_bytes() if path.exists() else b""
 
 
-def distance_from_trained(run: Run, on_probe: "Array") -> float:
+def compute_trained_distance(run: Run, on_probe: "Array") -> float:
     """Mean difference between the served and the trained model's losses, in nats."""
     import numpy as np
 
@@ -341,7 +341,7 @@ def distance_from_trained(run: Run, on_probe: "Array") -> float:
     return float(np.abs(on_probe.astype("float64") - trained).mean())
 
 
-def batches(drawn: list[tuple[int, int]], size: int) -> Iterator[list[int]]:
+def batch_audit_cuts(drawn: list[tuple[int, int]], size: int) -> Iterator[list[int]]:
     """Indices into `drawn`: a row's shorter cuts first, never two of one batch.
 
     A longer prefix of a row contains the answer to a shorter one.
@@ -362,8 +362,8 @@ def batches(drawn: list[tuple[int, int]], size: int) -> Iterator[list[int]]:
         waiting = rest
 
 
-def opened(
-    bench: Workbench, run: Run, slot: Slot, sheet: Sheet, places: "Array", allowed: Pace
+def audit_losses(
+    bench: Workbench, run: Run, slot: Device, sheet: EvaluationRows, places: "Array", allowed: ServingTimes
 ) -> "Array":
     """Losses at flat positions, float64 (K,), out of a second guest's whole logits."""
     import numpy as np
@@ -373,16 +373,16 @@ def opened(
     size, context = sheet.per_batch, sheet.rows.shape[1] - 1
     vocabulary = sheet.vocabulary
     drawn = [(int(at) // context, int(at) % context + 1) for at in places]
-    text = np.frombuffer(sealed_memory.map_read_only(bench.apparatus.training()), dtype="<u2")
+    text = np.frombuffer(sealed_memory.map_read_only(bench.apparatus.seal_training_data()), dtype="<u2")
     found = np.empty(len(drawn))
     rng = np.random.default_rng(int.from_bytes(os.urandom(16), "little"))
-    with asking(bench, run, slot, sheet, size * vocabulary, allowed) as (
+    with serve_with_buffers(bench, run, slot, sheet, size * vocabulary, allowed) as (
         guest,
         (asks, _),
         (says, _),
     ):
         left = allowed.first_seconds
-        for batch in batches(drawn, size):
+        for batch in batch_audit_cuts(drawn, size):
             starts = rng.integers(max(1, len(text) - context - 1), size=size)
             asks[:] = text[
                 np.minimum(starts[:, None] + np.arange(context + 1), len(text) - 1)
@@ -393,13 +393,13 @@ def opened(
                 asks[line, :cut] = sheet.rows[row, :cut]
                 positions[line] = cut - 1
             guest.send({"say": "audit", "half": 0, "positions": positions})
-            expect(guest, "done", left)
+            expect_message(guest, "done", left)
             left = allowed.batch_seconds
             copy = says.copy().reshape(size, vocabulary)
             targets = np.array([int(sheet.rows[drawn[i]]) for i in batch])
             try:
-                found[batch] = bits_per_byte.losses(copy[: len(batch)], targets)
-            except bits_per_byte.NotAScore as odd:
+                found[batch] = bits_per_byte.compute_token_losses(copy[: len(batch)], targets)
+            except bits_per_byte.InvalidLogits as odd:
                 raise ProtocolError(str(odd)) from None
     return found
 
@@ -407,40 +407,40 @@ def opened(
 # -- what earlier runs leave for later ones --------------------------------------------
 
 
-def calibration_of(bench: Workbench, slot: Slot) -> Place:
+def locate_calibration(bench: Workbench, slot: Device) -> CalibrationFile:
     """Where this device's calibration lies."""
-    return Place(bench.lab, bench.apparatus.blob, bench.walls.level, slot)
+    return CalibrationFile(bench.lab, bench.apparatus.blob, bench.walls.level, slot)
 
 
-def expected_losses(bench: Workbench, sheet: Sheet, split: str) -> "Array":
+def load_reference_losses(bench: Workbench, sheet: EvaluationRows, split: str) -> "Array":
     """What to compare claims with, like `sheet.scored`: the champion's, if known."""
     import numpy as np
 
     from autoresearch.measure import audit
 
-    path = bench.lab.state / "claims" / "champion.f2"
+    path = bench.lab.state_folder / "claims" / "champion.f2"
     if split == "validation" and path.exists():
         found = np.fromfile(path, dtype="<f2")
-        if found.size == sheet.scored.size:
-            return np.asarray(found.reshape(sheet.scored.shape).astype("float64"))
-    text = np.frombuffer(sealed_memory.map_read_only(bench.apparatus.training()), dtype="<u2")
+        if found.size == sheet.scored_mask.size:
+            return np.asarray(found.reshape(sheet.scored_mask.shape).astype("float64"))
+    text = np.frombuffer(sealed_memory.map_read_only(bench.apparatus.seal_training_data()), dtype="<u2")
     few = text[: 1 << 22]
-    return audit.common_losses(few, sheet.rows[:, 1:], sheet.vocabulary)
+    return audit.compute_unigram_losses(few, sheet.rows[:, 1:], sheet.vocabulary)
 
 
-def remember(bench: Workbench, run: Run, claims: "Array") -> None:
+def save_claims(bench: Workbench, run: Run, claims: "Array") -> None:
     """Keep the claims of a scored run until its verdict."""
     number = run.candidate.proposal.number
-    folder = bench.lab.state / "claims"
+    folder = bench.lab.state_folder / "claims"
     folder.mkdir(exist_ok=True)
     half = folder / f"{number}-{run.seed}.half"  # runs of one number, on two devices
     claims.astype("<f2").tofile(half)
     half.replace(folder / f"{number}.f2")
 
 
-def settle(lab: Lab, number: int, *, kept: bool) -> None:
+def settle_claims(lab: Lab, number: int, *, kept: bool) -> None:
     """After its verdict: a champion's claims are what the next ones are compared to."""
-    path = lab.state / "claims" / f"{number}.f2"
+    path = lab.state_folder / "claims" / f"{number}.f2"
     with contextlib.suppress(FileNotFoundError):
         if kept:
             path.replace(path.with_name("champion.f2"))

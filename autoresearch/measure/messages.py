@@ -9,8 +9,8 @@ or a person has to hear comes back in the result.
 
 from dataclasses import dataclass
 
-from autoresearch.experiment import Candidate, Failure, Score, Slot
-from autoresearch.measure.workbench import Terms
+from autoresearch.experiment import Candidate, Failure, Score, Device
+from autoresearch.measure.workbench import RunTerms
 from autoresearch.stats.early_stopping import Outlook
 
 
@@ -21,7 +21,7 @@ class RunRequest:
     id: int  # unique within a session
     candidate: Candidate
     seed: int
-    terms: Terms
+    terms: RunTerms
     holdout: bool = False  # score the holdout too, and keep nothing of the run
     pruner: Outlook | None = None  # None: the run goes on to its end
     paces: tuple[float, ...] = ()  # tokens per second of the champion's runs
@@ -44,7 +44,7 @@ class RunResult:
 
     request: RunRequest
     outcome: Score | Failure
-    device: Slot
+    device: Device
     notices: tuple[Notice, ...] = ()
 
 

@@ -6,24 +6,24 @@ import time
 from typing import Any
 
 from autoresearch import sealed_memory
-from autoresearch.experiment import Run, Slot
-from autoresearch.measure.calibration import Pace
-from autoresearch.measure.model_process import model
+from autoresearch.experiment import Run, Device
+from autoresearch.measure.calibration import ServingTimes
+from autoresearch.measure.model_process import serve_model
 from autoresearch.measure.workbench import Workbench
 from autoresearch.sealed_memory import ProtocolError
 
 LARGEST_OUTPUT_BYTES = 64 << 20
 
 
-def answered(bench: Workbench, run: Run, slot: Slot, split: str) -> float:
+def score_outputs_task(bench: Workbench, run: Run, slot: Device, split: str) -> float:
     """Ask for the outputs on a split's inputs, and score them here."""
-    question = json.dumps(bench.apparatus.inputs(split)).encode()
+    question = json.dumps(bench.apparatus.load_inputs(split)).encode()
     sent = sealed_memory.seal_bytes(question, "inputs")
     try:
-        with model(bench, run, slot, {}, Pace()) as guest:
+        with serve_model(bench, run, slot, {}, ServingTimes()) as guest:
             guest.has_seen_held_out = True
             guest.send({"say": "answer"}, sent)
-            deadline = time.monotonic() + Pace().batch_seconds
+            deadline = time.monotonic() + ServingTimes().batch_seconds
             message, descriptors = guest.receive(deadline)
             if message.get("say") != "done" or len(descriptors) != 1:
                 for descriptor in descriptors:
@@ -33,7 +33,7 @@ def answered(bench: Workbench, run: Run, slot: Slot, split: str) -> float:
     finally:
         os.close(sent)
     try:
-        return bench.apparatus.score(outputs, split)
+        return bench.apparatus.score_outputs(outputs, split)
     except (TypeError, ValueError, LookupError, ArithmeticError) as error:
         raise ProtocolError(f"outputs that prepare.py cannot score ({error})") from None
 

@@ -19,8 +19,8 @@ import threading
 import time
 from dataclasses import dataclass, replace
 
-from autoresearch.errors import LabError, Stopped
-from autoresearch.experiment import Champion, Proposal, Slot
+from autoresearch.errors import LabError, RunStopped
+from autoresearch.experiment import Champion, Proposal, Device
 from autoresearch.lab import constants, constraints
 from autoresearch.measure import trainer
 from autoresearch.measure.workbench import Workbench
@@ -28,15 +28,15 @@ from autoresearch.records.ledger import Ledger
 from autoresearch.sandbox import process
 from autoresearch.sandbox.process import ProcessExited, LimitExceeded, StopFlag
 from autoresearch.sealed_memory import ProtocolError
-from autoresearch.text import one_line
+from autoresearch.text import to_one_line
 
-FILES = ("train.py", "small.py")  # of a rehearsal, the second in a small size
+DRY_RUN_FILES = ("train.py", "small.py")  # of a rehearsal, the second in a small size
 LIMIT_SECONDS = 60.0  # of the clock; on a free CPU it takes a tenth of it
-MOST_MEMORY_GB = 6.0
+MAX_MEMORY_GB = 6.0
 BYTES_PER_PARAMETER = 16.0  # weights, gradients, two moments, in float32
-TOO_MUCH = 1.25  # times the limit: an estimate must be clearly above to refuse
+MEMORY_TOLERANCE = 1.25  # times the limit: an estimate must be clearly above to refuse
 # How far down a size goes for a rehearsal, by a word of its constant's name.
-SMALL = {
+SMALL_SIZES = {
     "DEPTH": 4,
     "LAYERS": 4,
     "LAYER": 4,
@@ -49,7 +49,7 @@ SMALL = {
 
 
 @dataclass(frozen=True, slots=True)
-class Rehearsed:
+class DryRunReport:
     """What a rehearsal found."""
 
     fault: str  # "": none
@@ -57,10 +57,10 @@ class Rehearsed:
     bytes_per_token: float = 0.0
     batch_tokens: int = 0
     cpu_seconds: float = 0.0  # by its own count, what was done ahead included
-    in_time: bool = True
+    is_in_time: bool = True
 
     @property
-    def estimate_bytes(self) -> float:
+    def estimated_bytes(self) -> float:
         """What training takes, roughly; 0 where it is unknown."""
         if not self.parameters:
             return 0.0
@@ -76,25 +76,25 @@ class Preflight:
         self._path = ledger.path
         self._lower_is_better = ledger.lower_is_better
         self._series = ledger.series
-        self._champions: dict[str, Rehearsed] = {}
+        self._champions: dict[str, DryRunReport] = {}
         self._stop = StopFlag()  # its own: a night may stop soon and still want answers
         self._lock = threading.Lock()  # two at once would take each other's seconds
-        self._waiting: Understudy | None = None  # None: none was started yet
+        self._waiting: DryRunWorker | None = None  # None: none was started yet
 
     def __call__(self, proposal: Proposal) -> str:
         """One line on what is wrong, or "". Takes some seconds."""
-        if why := broken_contract(proposal.source):
+        if why := find_contract_fault(proposal.source):
             return why
         with self._lock:
             if self._stop.now:
                 return ""
-            champion = self._champion()
-            if champion is None or champion[1].fault or not champion[1].in_time:
+            champion = self._dry_run_champion()
+            if champion is None or champion[1].fault or not champion[1].is_in_time:
                 return ""
-            found = self.rehearse(proposal.source)
+            found = self.dry_run(proposal.source)
         if found.fault:
             return f"preflight: {found.fault}"
-        return self._too_large(found, *champion)
+        return self._find_memory_fault(found, *champion)
 
     def close(self) -> None:
         """End what is being rehearsed and what waits; everything passes from now on."""
@@ -104,7 +104,7 @@ class Preflight:
                 self._waiting.close()
                 self._waiting = None
 
-    def _champion(self) -> tuple[Champion, Rehearsed] | None:
+    def _dry_run_champion(self) -> tuple[Champion, DryRunReport] | None:
         """The champion and its own rehearsal, done once; None before there is one."""
         ledger = Ledger(self._path, lower_is_better=self._lower_is_better)
         ledger.series = self._series
@@ -114,12 +114,12 @@ class Preflight:
                 return None
             if champion.blob not in self._champions:
                 source = ledger.source(champion.blob)
-                self._champions[champion.blob] = self.rehearse(source)
+                self._champions[champion.blob] = self.dry_run(source)
             return champion, self._champions[champion.blob]
         finally:
             ledger.close()
 
-    def _too_large(self, found: Rehearsed, champion: Champion, base: Rehearsed) -> str:
+    def _find_memory_fault(self, found: DryRunReport, champion: Champion, base: DryRunReport) -> str:
         """Whether it would run out of memory, judged by what the champion took."""
         ledger = Ledger(self._path, lower_is_better=self._lower_is_better)
         try:
@@ -127,49 +127,49 @@ class Preflight:
         finally:
             ledger.close()
         took_gb = row.memory_gb if row is not None else None
-        if not took_gb or not base.estimate_bytes or not found.estimate_bytes:
+        if not took_gb or not base.estimated_bytes or not found.estimated_bytes:
             return ""
-        expected_gb = took_gb * found.estimate_bytes / base.estimate_bytes
+        expected_gb = took_gb * found.estimated_bytes / base.estimated_bytes
         limit_gb = self._bench.terms.limits.memory_gb
-        if expected_gb <= max(TOO_MUCH * limit_gb, TOO_MUCH * took_gb):
+        if expected_gb <= max(MEMORY_TOLERANCE * limit_gb, MEMORY_TOLERANCE * took_gb):
             return ""
         return (
             f"preflight: about {expected_gb:.1f} GB of memory, and {limit_gb:.1f} are "
             f"allowed (the champion took {took_gb:.1f})"
         )
 
-    def rehearse(self, source: str) -> Rehearsed:
+    def dry_run(self, source: str) -> DryRunReport:
         """Run it in miniature, in a cage of its own."""
         deadline = time.monotonic() + LIMIT_SECONDS
-        waiting = self._waiting or self._another()
+        waiting = self._waiting or self._start_worker()
         self._waiting = None
         try:
-            if not waiting.ready(deadline):  # it died while nobody looked
+            if not waiting.wait_until_ready(deadline):  # it died while nobody looked
                 waiting.close()
-                waiting = self._another()
-                if not waiting.ready(deadline):
-                    return Rehearsed("", in_time=False)
+                waiting = self._start_worker()
+                if not waiting.wait_until_ready(deadline):
+                    return DryRunReport("", is_in_time=False)
             if not self._stop.now:
-                self._waiting = self._another()
-            return waiting.rehearsed(source, deadline)
-        except (TimeoutError, Stopped):
-            return Rehearsed("", in_time=False)
+                self._waiting = self._start_worker()
+            return waiting.dry_run_source(source, deadline)
+        except (TimeoutError, RunStopped):
+            return DryRunReport("", is_in_time=False)
         finally:
             waiting.close()
 
-    def _another(self) -> "Understudy":
+    def _start_worker(self) -> "DryRunWorker":
         """A guest for the next rehearsal, just started."""
-        return Understudy(quiet(self._bench, self._stop))
+        return DryRunWorker(silence_workbench(self._bench, self._stop))
 
 
-class Understudy:
+class DryRunWorker:
     """A caged guest that imports what takes time, and runs one file when it comes."""
 
     def __init__(self, bench: Workbench) -> None:
-        self._folder = trainer.furnished(bench)
-        for name in FILES:  # made readable now, filled when they are known
+        self._folder = trainer.create_scratch_folder(bench)
+        for name in DRY_RUN_FILES:  # made readable now, filled when they are known
             (self._folder / name).write_text("")
-        self._guest = trainer.started(bench, self._folder, Slot())
+        self._guest = trainer.start_process(bench, self._folder, Device())
         self._guest.send(
             {
                 "mode": "rehearse",
@@ -181,7 +181,7 @@ class Understudy:
             }
         )
 
-    def ready(self, deadline: float) -> bool:
+    def wait_until_ready(self, deadline: float) -> bool:
         """Wait until it is; False when it ended instead."""
         try:
             self._guest.receive_message(deadline)
@@ -189,23 +189,23 @@ class Understudy:
             return False
         return bool(self._guest.list_pids())
 
-    def rehearsed(self, source: str, deadline: float) -> Rehearsed:
+    def dry_run_source(self, source: str, deadline: float) -> DryRunReport:
         """What becomes of a file. Raises TimeoutError and Stopped."""
         guest = self._guest
-        for name, text in zip(FILES, (source, small(source)), strict=True):
+        for name, text in zip(DRY_RUN_FILES, (source, shrink_source(source)), strict=True):
             (self._folder / name).write_text(text)
         try:
             guest.send({"say": "go"})
-            return read(guest.receive_message(deadline))
+            return parse_report(guest.receive_message(deadline))
         except ProcessExited as gone:
             guest.kill()
-            words = trainer.last_line(guest.log.join_kept()) or f"exit code {gone.exit_code}"
-            return Rehearsed(f"ended without a word: {words}")
+            words = trainer.last_error_line(guest.log.join_kept()) or f"exit code {gone.exit_code}"
+            return DryRunReport(f"ended without a word: {words}")
         except LimitExceeded as over:
             # Memory of a miniature says little about the card; anything else does.
-            return Rehearsed("" if over.resource == "memory" else str(over), in_time=False)
+            return DryRunReport("" if over.resource == "memory" else str(over), is_in_time=False)
         except ProtocolError as junk:
-            return Rehearsed(f"spoke out of turn: {junk}")
+            return DryRunReport(f"spoke out of turn: {junk}")
 
     def close(self) -> None:
         """Kill it, with everything it started, and remove its folder."""
@@ -213,16 +213,16 @@ class Understudy:
         process.remove_folder(self._folder)
 
 
-def quiet(bench: Workbench, stop: StopFlag) -> Workbench:
+def silence_workbench(bench: Workbench, stop: StopFlag) -> Workbench:
     """The same bench with a little memory and nobody watching."""
-    limits = replace(bench.terms.limits, memory_gb=MOST_MEMORY_GB)
+    limits = replace(bench.terms.limits, memory_gb=MAX_MEMORY_GB)
     terms = replace(bench.terms, limits=limits)
     return replace(
         bench, terms=terms, stop=stop, watch=lambda candidate, progress: None
     )
 
 
-def read(message: dict[str, object]) -> Rehearsed:
+def parse_report(message: dict[str, object]) -> DryRunReport:
     """A guest's last words, with nonsense left out."""
     fault = message.get("fault")
     numbers = [
@@ -232,18 +232,18 @@ def read(message: dict[str, object]) -> Rehearsed:
             for name in ("parameters", "bytes_per_token", "batch_tokens", "cpu_seconds")
         )
     ]
-    words = one_line(fault)[:300] if isinstance(fault, str) else "said nothing"
+    words = to_one_line(fault)[:300] if isinstance(fault, str) else "said nothing"
     count, each, batch, used = numbers
-    return Rehearsed(words, int(count), float(each), int(batch), float(used))
+    return DryRunReport(words, int(count), float(each), int(batch), float(used))
 
 
-def broken_contract(source: str) -> str:
+def find_contract_fault(source: str) -> str:
     """What of the contract is missing from the file's syntax; "" when nothing is."""
-    if why := constraints.not_python(source):
+    if why := constraints.find_python_fault(source):
         return why
     calls = {
         node.func.attr if isinstance(node.func, ast.Attribute) else node.func.id
-        for node in ast.walk(constraints.parsed(source))
+        for node in ast.walk(constraints.parse_without_warnings(source))
         if isinstance(node, ast.Call)
         and isinstance(node.func, ast.Attribute | ast.Name)
     }
@@ -256,18 +256,18 @@ def broken_contract(source: str) -> str:
     return ""
 
 
-def small(source: str) -> str:
+def shrink_source(source: str) -> str:
     """The file with its sizes turned down, where constants name them."""
     wanted = {}
-    for knob in constants.read(source):
-        caps = [SMALL[word] for word in knob.name.split("_") if word in SMALL]
-        if not caps or isinstance(knob.value, bool | str) or knob.fixed:
+    for knob in constants.parse_constants(source):
+        caps = [SMALL_SIZES[word] for word in knob.name.split("_") if word in SMALL_SIZES]
+        if not caps or isinstance(knob.value, bool | str) or knob.is_fixed:
             continue
         low = knob.low if knob.low is not None else 1
         cap = max(min(caps), low)
         if knob.value > cap:
             wanted[knob.name] = int(cap)
     try:
-        return constants.replace(source, wanted)
+        return constants.replace_constants(source, wanted)
     except (LabError, AssertionError):
         return source

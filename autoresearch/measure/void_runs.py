@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 
-FEWEST_RUNS = 3  # before a machine has a range of its own
+MIN_RUNS = 3  # before a machine has a range of its own
 
 
-def void(
+def find_void_reason(
     harmed: str | None, tokens_per_second: float, usual: Sequence[float]
 ) -> str | None:
     """Why a run does not count, or None.
@@ -13,6 +13,6 @@ def void(
     usual: tokens per second of earlier runs of its champion here. Slow alone is the
     candidate's business, heat alone nobody's: both must come together.
     """
-    if len(usual) < FEWEST_RUNS or tokens_per_second >= min(usual):
+    if len(usual) < MIN_RUNS or tokens_per_second >= min(usual):
         return None
     return harmed

@@ -14,48 +14,48 @@ import re
 import threading
 from collections.abc import Callable
 
-from autoresearch.experiment import Slot
+from autoresearch.experiment import Device
 from autoresearch.sandbox.process import SandboxedProcess, ProcessRole
 
 # What torch reads when it is imported, a train.py may want to set before.
-SETS_VARIABLES = re.compile(r"\b(?:environ(?!\.get\()|putenv|setenv)\b")
+SETS_ENVIRONMENT = re.compile(r"\b(?:environ(?!\.get\()|putenv|setenv)\b")
 
 
-def sets_variables(source: str) -> bool:
+def sets_environment(source: str) -> bool:
     """Whether this train.py may set what torch reads: then torch must come after it."""
-    return SETS_VARIABLES.search(source) is not None
+    return SETS_ENVIRONMENT.search(source) is not None
 
 
-class Waiting:
+class WarmPool:
     """Guests in waiting, by slot and task."""
 
-    def __init__(self, start: Callable[[Slot, ProcessRole], SandboxedProcess | None]) -> None:
+    def __init__(self, start: Callable[[Device, ProcessRole], SandboxedProcess | None]) -> None:
         """start: makes one that imports ahead; None: not now."""
         self._start = start
-        self._guests: dict[tuple[Slot, ProcessRole], list[SandboxedProcess]] = {}
+        self._guests: dict[tuple[Device, ProcessRole], list[SandboxedProcess]] = {}
         self._threads: list[threading.Thread] = []
         self._lock = threading.Lock()
         self._filling = threading.Lock()  # one at a time, or two start the same one
         self._closed = False
 
-    def want(self, slot: Slot, serving: int) -> None:
+    def refill(self, slot: Device, serving: int) -> None:
         """Have so many wait to serve, and one to train. Returns at once.
 
         Who was not needed for one run waits on for the next.
         """
-        thread = threading.Thread(target=self._fill, args=(slot, serving))
+        thread = threading.Thread(target=self._start_missing, args=(slot, serving))
         self._threads = [other for other in self._threads if other.is_alive()]
         self._threads.append(thread)
         thread.start()
 
-    def _fill(self, slot: Slot, serving: int) -> None:
+    def _start_missing(self, slot: Device, serving: int) -> None:
         wanted: tuple[tuple[ProcessRole, int], ...] = (("serve", serving), ("train", 1))
         with self._filling:
             for task, count in wanted:
-                while self._missing(slot, task, count) and self._add(slot, task):
+                while self._is_short_of(slot, task, count) and self._start_one(slot, task):
                     pass
 
-    def _add(self, slot: Slot, task: ProcessRole) -> bool:
+    def _start_one(self, slot: Device, task: ProcessRole) -> bool:
         guest = self._start(slot, task)
         if guest is None:
             return False
@@ -66,14 +66,14 @@ class Waiting:
         guest.kill()
         return False
 
-    def _missing(self, slot: Slot, task: ProcessRole, wanted: int) -> bool:
+    def _is_short_of(self, slot: Device, task: ProcessRole, wanted: int) -> bool:
         with self._lock:
             waiting = [g for g in self._guests.get((slot, task), []) if g.is_running]
             return not self._closed and len(waiting) < wanted
 
-    def take(self, slot: Slot, task: ProcessRole, source: str) -> SandboxedProcess | None:
+    def take_process(self, slot: Device, task: ProcessRole, source: str) -> SandboxedProcess | None:
         """One that waits for this; None: there is none that this train.py could use."""
-        if sets_variables(source):
+        if sets_environment(source):
             return None
         with self._lock:
             guests = self._guests.get((slot, task), [])
@@ -84,7 +84,7 @@ class Waiting:
                 guest.kill()
         return None
 
-    def pids(self) -> set[int]:
+    def list_pids(self) -> set[int]:
         """The processes of all that wait."""
         with self._lock:
             guests = [guest for group in self._guests.values() for guest in group]

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 
 from autoresearch.data import corpus
 from autoresearch.devices import discovery
-from autoresearch.devices.nvml import Nvml
-from autoresearch.experiment import Candidate, Slot
-from autoresearch.git import Notebook
-from autoresearch.lab.apparatus import Apparatus, load
+from autoresearch.devices.nvml import NvmlQuery
+from autoresearch.experiment import Candidate, Device
+from autoresearch.git import Repository
+from autoresearch.lab.apparatus import Apparatus, load_apparatus
 from autoresearch.lab.folder import Lab
 from autoresearch.lab.program import Program
-from autoresearch.measure.warm_pool import Waiting
+from autoresearch.measure.warm_pool import WarmPool
 from autoresearch.sandbox import selftest
 from autoresearch.sandbox.process import ResourceLimits, StopFlag, SandboxBackend
 from autoresearch.sandbox.selftest import HostPaths
@@ -24,7 +24,7 @@ FIRST_WALL_SECONDS = 3600.0  # of a token budget, until the champion says more
 
 
 @dataclass(frozen=True, slots=True)
-class Terms:
+class RunTerms:
     """What every run of a series is granted."""
 
     budget_seconds: float | None  # None: a token budget holds
@@ -35,14 +35,14 @@ class Terms:
     readonly: tuple[tuple[str, bytes], ...] = ()
 
     @property
-    def last_second(self) -> float:
+    def kill_after_seconds(self) -> float:
         """When a run that has not handed in its weights is killed."""
         if self.budget_seconds is None:
             return self.wall_seconds
         return self.budget_seconds + self.tolerance_seconds
 
     @property
-    def last_second_granted(self) -> str:
+    def kill_after_detail(self) -> str:
         """What the last seconds are made of, to be read by whoever ran out of them."""
         if self.budget_seconds is None:
             return ""
@@ -51,7 +51,7 @@ class Terms:
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
+class RunProgress:
     """How far a run is: for views, and claimed by the run itself."""
 
     phase: str  # "starting", "training" or "scoring"
@@ -61,7 +61,7 @@ class Progress:
     tokens: int = 0
 
 
-Watch = Callable[[Candidate, Progress], None]
+ProgressCallback = Callable[[Candidate, RunProgress], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,12 +70,12 @@ class Workbench:
 
     lab: Lab
     apparatus: Apparatus
-    terms: Terms
+    terms: RunTerms
     stop: StopFlag
-    watch: Watch
+    watch: ProgressCallback
     walls: SandboxBackend
-    nvml: Callable[[Slot], Nvml | None] = discovery.nvml_of  # None: no GPU to ask
-    waiting: Waiting | None = None  # None: every guest starts when it is needed
+    nvml: Callable[[Device], NvmlQuery | None] = discovery.open_device_nvml  # None: no GPU to ask
+    waiting: WarmPool | None = None  # None: every guest starts when it is needed
 
     @classmethod
     def open(
@@ -83,24 +83,24 @@ class Workbench:
         lab: Lab,
         *,
         stop: StopFlag | None = None,
-        watch: "Watch | None" = None,
+        watch: "ProgressCallback | None" = None,
         found: Apparatus | None = None,
-        device: Slot | None = None,
+        device: Device | None = None,
     ) -> "Workbench":
         """Load a lab's apparatus and program, build its sandbox and test it.
 
         `found`: the apparatus, where it is loaded already. `device`: what the sandbox
         is tested with; the first of this machine where none is named. Raises LabError.
         """
-        found = found or load(lab, Notebook(lab.folder))
-        program = lab.program()
+        found = found or load_apparatus(lab, Repository(lab.folder))
+        program = lab.load_program()
         walls = selftest.require_backend(
-            host_paths(lab), program.cage, device or devices_for(found)[0]
+            host_paths(lab), program.cage, device or list_usable_devices(found)[0]
         )
         return cls(
             lab,
             found,
-            terms_of(program, read_readonly(lab, program)),
+            terms_from_program(program, read_readonly_files(lab, program)),
             stop or StopFlag(),
             watch or (lambda candidate, progress: None),
             walls,
@@ -109,27 +109,27 @@ class Workbench:
 
 def host_paths(lab: Lab) -> HostPaths:
     """What a sandbox of this lab hides."""
-    return HostPaths(lab.folder, lab.state, corpus.cache())
+    return HostPaths(lab.folder, lab.state_folder, corpus.cache_root())
 
 
-def devices_for(found: Apparatus) -> tuple[Slot, ...]:
+def list_usable_devices(found: Apparatus) -> tuple[Device, ...]:
     """The devices that a lab can use; one CPU where it trains no torch model."""
-    return discovery.slots() if found.causal else (Slot(),)
+    return discovery.discover_devices() if found.causal else (Device(),)
 
 
-def terms_of(program: Program, readonly: tuple[tuple[str, bytes], ...]) -> Terms:
+def terms_from_program(program: Program, readonly: tuple[tuple[str, bytes], ...]) -> RunTerms:
     """What program.md grants every run."""
     most = program.max_memory_gb
-    return Terms(
+    return RunTerms(
         program.budget_seconds,
         program.budget_tokens,
         program.tolerance_seconds,
         FIRST_WALL_SECONDS,
-        ResourceLimits(memory_gb=discovery.memory_gb() if most is None else most),
+        ResourceLimits(memory_gb=discovery.default_memory_limit_gb() if most is None else most),
         readonly,
     )
 
 
-def read_readonly(lab: Lab, program: Program) -> tuple[tuple[str, bytes], ...]:
+def read_readonly_files(lab: Lab, program: Program) -> tuple[tuple[str, bytes], ...]:
     """The further files that program.md shows to train.py."""
-    return tuple((name, lab.read(name).encode()) for name in program.readonly)
+    return tuple((name, lab.read_file(name).encode()) for name in program.readonly)

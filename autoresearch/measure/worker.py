@@ -8,13 +8,13 @@ made again before anything knows what it would have scored (`void_runs`).
 
 from dataclasses import dataclass, replace
 
-from autoresearch.errors import Failed
-from autoresearch.experiment import Run, Score, Slot
+from autoresearch.errors import ExperimentFailed
+from autoresearch.experiment import Run, Score, Device
 from autoresearch.measure import evaluator, trainer, void_runs
 from autoresearch.measure.messages import Notice, RunRequest, RunResult
 from autoresearch.measure.workbench import Workbench
 
-REPEATS_OF_VOID = 2  # of one run; then it counts, with what harmed it on record
+MAX_VOID_REPEATS = 2  # of one run; then it counts, with what harmed it on record
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,50 +23,50 @@ class Worker:
 
     bench: Workbench
 
-    def __call__(self, request: RunRequest, device: Slot) -> RunResult:
+    def __call__(self, request: RunRequest, device: Device) -> RunResult:
         """Carry out a request. Raises Stopped, LabError and OSError; a run that fails
         is a result."""
         bench = replace(self.bench, terms=request.terms)
         notices: list[Notice] = []
         try:
             if request.score is not None:
-                outcome = evaluator.with_holdout(bench, request.score, slot=device)
+                outcome = evaluator.add_holdout_score(bench, request.score, slot=device)
             else:
-                outcome = measure(bench, request, device, notices)
-        except Failed as failed:
+                outcome = train_and_score(bench, request, device, notices)
+        except ExperimentFailed as failed:
             return RunResult(request, failed.failure, device, tuple(notices))
         return RunResult(request, outcome, device, tuple(notices))
 
     def release(self, score: Score) -> None:
         """Delete what is kept of a run that has its verdict."""
-        trainer.discard(score.run)
+        trainer.discard_runs(score.run)
 
 
-def measure(
-    bench: Workbench, request: RunRequest, device: Slot, notices: list[Notice]
+def train_and_score(
+    bench: Workbench, request: RunRequest, device: Device, notices: list[Notice]
 ) -> Score:
     """Train once and score. Without `holdout` the weights stay until `release`."""
-    run = train(bench, request, device, notices)
+    run = train_until_valid(bench, request, device, notices)
     try:
-        score = evaluator.score(bench, run, slot=device)
+        score = evaluator.score_run(bench, run, slot=device)
         if request.holdout:
-            score = evaluator.with_holdout(bench, score, slot=device)
+            score = evaluator.add_holdout_score(bench, score, slot=device)
     except BaseException:
-        trainer.discard(run)
+        trainer.discard_runs(run)
         raise
     if request.holdout:
-        trainer.discard(run)
+        trainer.discard_runs(run)
     return score
 
 
-def train(
-    bench: Workbench, request: RunRequest, device: Slot, notices: list[Notice]
+def train_until_valid(
+    bench: Workbench, request: RunRequest, device: Device, notices: list[Notice]
 ) -> Run:
     """Train once; again where the run was void. Appends to `notices`."""
-    for repeat in range(REPEATS_OF_VOID + 1):
+    for repeat in range(MAX_VOID_REPEATS + 1):
         if repeat and request.pruner is not None:
             request.pruner.forget()
-        run = trainer.train(
+        run = trainer.train_candidate(
             bench,
             request.candidate,
             seed=request.seed,
@@ -76,8 +76,8 @@ def train(
         pace = run.tokens_per_second
         why = None
         if pace is not None:
-            why = void_runs.void(run.harm, pace, request.paces)
-        if pace is None or why is None or repeat == REPEATS_OF_VOID:
+            why = void_runs.find_void_reason(run.harm, pace, request.paces)
+        if pace is None or why is None or repeat == MAX_VOID_REPEATS:
             break
         number = request.candidate.proposal.number
         notices.append(

@@ -11,7 +11,7 @@ from typing import Literal, Protocol
 
 from autoresearch.experiment import (
     Champion,
-    Change,
+    CodeSizeChange,
     History,
     Noise,
     Row,
@@ -34,7 +34,7 @@ class Policy(Protocol):
         """
         ...
 
-    def decide(self, scores: Scores, history: History, change: Change) -> Verdict:
+    def decide(self, scores: Scores, history: History, change: CodeSizeChange) -> Verdict:
         """Scores -> Verdict; `unresolved` where it may be better but is not proven."""
         ...
 

@@ -17,7 +17,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from autoresearch.experiment import Champion, Change, History, Row, Scores, Verdict
+from autoresearch.experiment import Champion, CodeSizeChange, History, Row, Scores, Verdict
 from autoresearch.policies import Wanted
 from autoresearch.policies.noise_aware import NoiseAware, unit_of
 from autoresearch.stats import posterior
@@ -43,7 +43,7 @@ class Anneal:
         """As noise-aware."""
         return self.verdicts.wants(scores, history)
 
-    def decide(self, scores: Scores, history: History, change: Change) -> Verdict:
+    def decide(self, scores: Scores, history: History, change: CodeSizeChange) -> Verdict:
         """As noise-aware."""
         return self.verdicts.decide(scores, history, change)
 

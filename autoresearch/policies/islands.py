@@ -14,7 +14,7 @@ costs gain (how much: benchmarks/verdicts.py).
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from autoresearch.experiment import Champion, Change, History, Row, Scores, Verdict
+from autoresearch.experiment import Champion, CodeSizeChange, History, Row, Scores, Verdict
 from autoresearch.policies import Wanted
 from autoresearch.policies.noise_aware import NoiseAware, unit_of
 from autoresearch.stats import posterior
@@ -39,7 +39,7 @@ class Islands:
         """As noise-aware."""
         return self.verdicts.wants(scores, history)
 
-    def decide(self, scores: Scores, history: History, change: Change) -> Verdict:
+    def decide(self, scores: Scores, history: History, change: CodeSizeChange) -> Verdict:
         """As noise-aware."""
         return self.verdicts.decide(scores, history, change)
 

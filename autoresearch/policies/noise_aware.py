@@ -28,7 +28,7 @@ from statistics import fmean
 
 from autoresearch.experiment import (
     Champion,
-    Change,
+    CodeSizeChange,
     History,
     Noise,
     Row,
@@ -119,7 +119,7 @@ class NoiseAware:
         """The same, for a candidate that has runs and where noise is known."""
         champion = history.champion
         assert champion is not None
-        price = self.price(history.change or Change(0, 0), known)
+        price = self.price(history.change or CodeSizeChange(0, 0), known)
         standing = self.standing(scores, history, known, price)
         runs = len(scores)
         unlearned = runs == 1 < len(champion.values) and known.degrees < LEARNED
@@ -138,7 +138,7 @@ class NoiseAware:
             return "nothing"
         return "candidate" if len(champion.values) >= runs else "champion"
 
-    def decide(self, scores: Scores, history: History, change: Change) -> Verdict:
+    def decide(self, scores: Scores, history: History, change: CodeSizeChange) -> Verdict:
         """Keep what is proven better than the champion by more than its lines cost."""
         champion = history.champion
         known = noise_of(history)
@@ -166,7 +166,7 @@ class NoiseAware:
             return Verdict("unresolved", f"unresolved: {said}", scores, champion)
         return Verdict("discard", f"worse: {said}", scores, champion)
 
-    def price(self, change: Change, known: Noise) -> float:
+    def price(self, change: CodeSizeChange, known: Noise) -> float:
         """What a candidate must gain, in the metric's units; negative for a removal.
 
         A removal may cost what as many lines would have had to gain, but no more than
@@ -215,9 +215,9 @@ class NoiseAware:
         """The champion before, if what came since says that it was better."""
         champion = history.champion
         unit = unit_of(history, lower_is_better=self.lower_is_better)
-        if champion is None or not history.former or not unit:
+        if champion is None or not history.former_champions or not unit:
             return None
-        former = history.former[-1]
+        former = history.former_champions[-1]
         found = posterior.levels(history.rows, unit)
         if champion.blob not in found or former.blob not in found:
             return None
@@ -275,14 +275,14 @@ def proven(standing: Standing, runs: int) -> bool:
 def stale(history: History) -> bool:
     """Whether scores drift and the champion was not run side by side with this one."""
     champion = history.champion
-    if champion is None or noise.drift(history.replicates, history.when) is None:
+    if champion is None or noise.drift(history.replicates, history.end_times) is None:
         return False
     others = [
         max(times)
-        for values, times in zip(history.replicates, history.when, strict=False)
+        for values, times in zip(history.replicates, history.end_times, strict=False)
         if times and values != champion.values
     ]
-    runs = zip(history.replicates, history.when, strict=False)
+    runs = zip(history.replicates, history.end_times, strict=False)
     own = next((times for values, times in runs if values == champion.values), ())
     recent = sum(time > max(others, default=0.0) for time in own)
     return recent < SIDE_BY_SIDE

@@ -10,7 +10,7 @@ from autoresearch import experiment
 from autoresearch.experiment import (
     Candidate,
     Champion,
-    Change,
+    CodeSizeChange,
     Decision,
     History,
     Proposal,
@@ -21,7 +21,7 @@ from autoresearch.experiment import (
 )
 from autoresearch.policies import Policy
 
-NOTHING = Change(0, 0)
+NOTHING = CodeSizeChange(0, 0)
 NOWHERE = Path("simulated")
 RUN_SECONDS = 330.0
 CLOSING_RUNS = 10  # that may come after the last idea of a night
@@ -61,8 +61,8 @@ def replayed(
         history = History(
             now,
             tuple(past.values for past in before),
-            taken=max(0, len(before) - 1),
-            former=tuple(champions[:-1]),
+            experiment_count=max(0, len(before) - 1),
+            former_champions=tuple(champions[:-1]),
             rows=tuple(before),
             noise=known,
         )

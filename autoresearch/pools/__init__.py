@@ -6,14 +6,14 @@ What the worker raises, `next` raises.
 
 from typing import Protocol
 
-from autoresearch.experiment import Score, Slot
+from autoresearch.experiment import Score, Device
 from autoresearch.measure.messages import RunLost, RunRequest, RunResult
 
 
-class Work(Protocol):
+class RunWorker(Protocol):
     """Carries out requests on a device (`measure.worker.Worker`)."""
 
-    def __call__(self, request: RunRequest, device: Slot) -> RunResult: ...
+    def __call__(self, request: RunRequest, device: Device) -> RunResult: ...
 
     def release(self, score: Score) -> None: ...
 
@@ -22,17 +22,17 @@ class Pool(Protocol):
     """Runs requests on free devices and hands back results as they end."""
 
     @property
-    def width(self) -> int:
+    def capacity(self) -> int:
         """How many runs there can be at once; may change as machines come and go."""
         ...
 
     @property
-    def free(self) -> int:
+    def free_count(self) -> int:
         """How many more requests can start now."""
         ...
 
     @property
-    def ready(self) -> bool:
+    def has_result(self) -> bool:
         """Whether `next` returns at once."""
         ...
 
@@ -40,7 +40,7 @@ class Pool(Protocol):
         """Start a request on a free device."""
         ...
 
-    def next(self) -> RunResult | RunLost | None:
+    def next_result(self) -> RunResult | RunLost | None:
         """Whichever request ends first; None when there is none to wait for."""
         ...
 

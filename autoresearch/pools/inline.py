@@ -3,32 +3,32 @@
 from collections import deque
 from collections.abc import Sequence
 
-from autoresearch.experiment import Score, Slot
+from autoresearch.experiment import Score, Device
 from autoresearch.measure.messages import RunRequest, RunResult
-from autoresearch.pools import Work
+from autoresearch.pools import RunWorker
 
 
-class Inline:
+class InlinePool:
     """A pool of one device, which works only when asked for the next result."""
 
-    width = 1
-    ready = False
+    capacity = 1
+    has_result = False
 
-    def __init__(self, work: Work, devices: Sequence[Slot]) -> None:
+    def __init__(self, work: RunWorker, devices: Sequence[Device]) -> None:
         self._work, self._device = work, devices[0]
         self._waiting: deque[RunRequest] = deque()
 
     @property
-    def free(self) -> int:
+    def free_count(self) -> int:
         """One, unless something is waiting."""
         return 1 - len(self._waiting)
 
     def submit(self, request: RunRequest) -> None:
         """Remember the request; `next` will carry it out."""
-        assert self.free, "the one device is taken"
+        assert self.free_count, "the one device is taken"
         self._waiting.append(request)
 
-    def next(self) -> RunResult | None:
+    def next_result(self) -> RunResult | None:
         """Carry out the waiting request."""
         if not self._waiting:
             return None

@@ -3,30 +3,30 @@
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 
-from autoresearch.experiment import Score, Slot
+from autoresearch.experiment import Score, Device
 from autoresearch.measure.messages import RunRequest, RunResult
-from autoresearch.pools import Work
+from autoresearch.pools import RunWorker
 
-TICK_SECONDS = 0.2  # how often a waiting `next` lets a signal through
+POLL_SECONDS = 0.2  # how often a waiting `next` lets a signal through
 
 
-class Local:
+class LocalPool:
     """A thread per device: the work is a child process, so threads are enough."""
 
-    def __init__(self, work: Work, devices: Sequence[Slot]) -> None:
-        self.width = len(devices)
+    def __init__(self, work: RunWorker, devices: Sequence[Device]) -> None:
+        self.capacity = len(devices)
         self._work = work
         self._idle = list(reversed(devices))  # the one freed last is given first
-        self._busy: dict[Future[RunResult], Slot] = {}
+        self._busy: dict[Future[RunResult], Device] = {}
         self._threads = ThreadPoolExecutor(len(devices), thread_name_prefix="device")
 
     @property
-    def free(self) -> int:
+    def free_count(self) -> int:
         """Devices with nothing to do."""
         return len(self._idle)
 
     @property
-    def ready(self) -> bool:
+    def has_result(self) -> bool:
         """Whether a request has ended."""
         return any(future.done() for future in self._busy)
 
@@ -36,13 +36,13 @@ class Local:
         device = self._idle.pop()
         self._busy[self._threads.submit(self._work, request, device)] = device
 
-    def next(self) -> RunResult | None:
+    def next_result(self) -> RunResult | None:
         """Wait for the first request to end and free its device."""
         if not self._busy:
             return None
         done: set[Future[RunResult]] = set()
         while not done:
-            done, _ = wait(self._busy, TICK_SECONDS, return_when=FIRST_COMPLETED)
+            done, _ = wait(self._busy, POLL_SECONDS, return_when=FIRST_COMPLETED)
         first = done.pop()
         self._idle.append(self._busy.pop(first))
         return first.result()

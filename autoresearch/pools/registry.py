@@ -5,16 +5,16 @@ A plugin's entry point is callable as (work, devices of this machine) -> Pool.
 
 from autoresearch import plugins
 from autoresearch.errors import LabError
-from autoresearch.experiment import Slot
-from autoresearch.pools import Pool, Work
-from autoresearch.pools.inline import Inline
-from autoresearch.pools.local import Local
+from autoresearch.experiment import Device
+from autoresearch.pools import Pool, RunWorker
+from autoresearch.pools.inline import InlinePool
+from autoresearch.pools.local import LocalPool
 
 
-def named(name: str, work: Work, devices: tuple[Slot, ...]) -> Pool:
+def named(name: str, work: RunWorker, devices: tuple[Device, ...]) -> Pool:
     """The pool that config.toml names; LabError for an unknown name."""
     if name == "local":
-        return Inline(work, devices) if len(devices) == 1 else Local(work, devices)
+        return InlinePool(work, devices) if len(devices) == 1 else LocalPool(work, devices)
     make = plugins.load_plugin("pools", name)
     if make is None:
         known = ", ".join(("local", *plugins.plugin_names("pools")))

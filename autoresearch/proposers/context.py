@@ -18,14 +18,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
 
-from autoresearch.errors import NotYet
+from autoresearch.errors import NotReady
 from autoresearch.experiment import Champion, Curve, Row
 from autoresearch.lab import constants
-from autoresearch.lab.source_diff import as_number, assigned, middle
+from autoresearch.lab.source_diff import parse_spelling, parse_assignments, trim_common_ends
 from autoresearch.records.ledger import Ledger
 from autoresearch.records.queries import all_rows, of
 from autoresearch.stats.history import effects
-from autoresearch.text import one_line, visible
+from autoresearch.text import to_one_line, strip_invisible
 
 BYTES_PER_TOKEN = 2.2  # of the history, which is mostly numbers
 # Tokenizers in use cut text into words, up to three digits, and single signs; a word of
@@ -96,7 +96,7 @@ def build(ledger: Ledger, asked: Asked) -> str:
     """The whole prompt, or NotYet: it is about a champion."""
     champion = ledger.champion
     if champion is None:
-        raise NotYet(
+        raise NotReady(
             "there is no champion to build on yet. Next: autoresearch run, which "
             "measures the train.py of this lab first"
         )
@@ -115,10 +115,10 @@ def build(ledger: Ledger, asked: Asked) -> str:
             metric=asked.metric, better=better, limits=asked.limits or "none"
         ),
         "# program.md, the researcher's\n\n"
-        + cut(visible(asked.program).strip(), MOST_PROGRAM_BYTES),
+        + cut(strip_invisible(asked.program).strip(), MOST_PROGRAM_BYTES),
         state(ledger, asked, rows, noise),
         f"# train.py to start from\n\n{whose(start, champion)}\n"
-        + data("train.py", visible(source)),
+        + data("train.py", strip_invisible(source)),
         knobs(source, done, gains, lower_is_better=ledger.lower_is_better),
         last_runs(ledger),
     ]
@@ -192,7 +192,7 @@ def state(
             "near misses, remove something, or change the kind of idea."
         )
     if asked.underway:
-        titles = "\n".join(one_line(title)[:120] for title in sorted(asked.underway))
+        titles = "\n".join(to_one_line(title)[:120] for title in sorted(asked.underway))
         lines.append("Under way now, do not propose these:\n" + data("titles", titles))
     return "# State\n\n" + "\n".join(lines)
 
@@ -217,8 +217,8 @@ def knobs(
             tried[name].tried.append((value, change.row))
     sign = 1.0 if lower_is_better else -1.0
     lines: list[tuple[float, str]] = []
-    for knob in constants.read(source):
-        if knob.fixed:
+    for knob in constants.parse_constants(source):
+        if knob.is_fixed:
             continue
         words = f"{knob.name} = {knob.spelling}"
         if knob.low is not None and knob.high is not None:
@@ -232,7 +232,7 @@ def knobs(
     if not lines:
         return ""
     lines.sort(key=lambda line: -line[0])  # stable: else in the order of the file
-    told = "\n".join(one_line(line)[:400] for _, line in lines)
+    told = "\n".join(to_one_line(line)[:400] for _, line in lines)
     text = cut(told, MOST_KNOB_BYTES)
     return (
         "# Constants, and what the optimiser learned of each\n\n"
@@ -257,7 +257,7 @@ def summed(
     if scored:
         value, best = min(scored, key=lambda pair: sign * gains[pair[1].number])
         words += f", best {value} ({gains[best.number]:+.2g}, {best.status})"
-        numbers = [n for v, _ in scored if (n := as_number(v)) is not None]
+        numbers = [n for v, _ in scored if (n := parse_spelling(v)) is not None]
         if numbers:
             words += f", explored {min(numbers):g} .. {max(numbers):g}"
     if failed:
@@ -286,7 +286,7 @@ def last_runs(ledger: Ledger) -> str:
         parts += [
             f"{k} {v:.5g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.facts
         ]
-        lines.append(one_line(f"{row.number}: {', '.join(parts)}")[:900])
+        lines.append(to_one_line(f"{row.number}: {', '.join(parts)}")[:900])
     return "# Last runs\n\n" + data("runs", "\n".join(lines)) if lines else ""
 
 
@@ -362,13 +362,13 @@ def told(change: Change, noise: float | None, *, reason: bool = False) -> str:
     outcome: str = "taken back" if change.back else row.kind or row.status
     if row.delta is not None:
         outcome += f" {row.delta:+.2g}{interval(row, noise)}"
-    who = one_line(row.author)[:24]
-    also = f" (on top of {', '.join(map(str, row.way[-4:]))})" if row.way else ""
-    line = f"{row.number} {outcome}: {one_line(row.title)[:110]}{also} [{who}]"
+    who = to_one_line(row.author)[:24]
+    also = f" (on top of {', '.join(map(str, row.unproven_ancestors[-4:]))})" if row.unproven_ancestors else ""
+    line = f"{row.number} {outcome}: {to_one_line(row.title)[:110]}{also} [{who}]"
     if row.decision == "failed":
-        line += f" ({one_line(row.why.partition(': ')[2])[:140]})"
+        line += f" ({to_one_line(row.why.partition(': ')[2])[:140]})"
     elif reason and row.reason:
-        line += f" | {one_line(row.reason)[:160]}"
+        line += f" | {to_one_line(row.reason)[:160]}"
     return line
 
 
@@ -385,7 +385,7 @@ def grouped(changes: Iterable[Change]) -> list[str]:
             for c in group[-12:]
         ]
         words = f"{len(group)} times, " if len(group) > len(points) else ""
-        lines.append(one_line(f"{name}: {words}{' '.join(points)}")[:500])
+        lines.append(to_one_line(f"{name}: {words}{' '.join(points)}")[:500])
     return lines
 
 
@@ -410,8 +410,8 @@ class Changes:
     def of(self, row: Row) -> Change:
         """An experiment's change against what it started from."""
         before, after = self._parent(row.parent), self._ledger.source(row.blob)
-        old, new = middle(before, after)
-        olds, news = assigned(old), assigned(new)
+        old, new = trim_common_ends(before, after)
+        olds, news = parse_assignments(old), parse_assignments(new)
         if olds is None or news is None or olds.keys() != news.keys():
             return Change(row, (), row.number in self._back)
         changed = tuple((n, v) for n, v in news.items() if olds[n] != v)

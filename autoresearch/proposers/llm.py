@@ -31,11 +31,11 @@ from urllib.parse import urlsplit
 from autoresearch.devices import discovery
 from autoresearch.errors import LabError
 from autoresearch.experiment import Proposal
-from autoresearch.git import git_blob
+from autoresearch.git import compute_blob_id
 from autoresearch.proposers import context
 from autoresearch.proposers.toolkit import Desk, proposal_of
 from autoresearch.records.ledger import Asking, Ledger
-from autoresearch.text import one_line, visible
+from autoresearch.text import to_one_line, strip_invisible
 
 if TYPE_CHECKING:
     from pydantic_ai.messages import ModelMessage, ModelResponse
@@ -168,7 +168,7 @@ class LLM:
         self._rest_seconds = FIRST_REST_SECONDS
         self._broke = False
         # A model on the GPU that trains is asked between runs only, and unloaded.
-        self.shares_the_gpu = self._endpoint.here and bool(discovery.every_gpu())
+        self.shares_the_gpu = self._endpoint.here and bool(discovery.list_gpus())
         require_means(spec, self._endpoint, desk)
 
     @property
@@ -195,7 +195,7 @@ class LLM:
             proposal = self._converse(ledger, talk, prompt)
             self._rest_seconds = FIRST_REST_SECONDS
             word = f"refused: {proposal.refused}" if proposal.refused else "proposed"
-            self._record(ledger, talk, word, git_blob(proposal.source))
+            self._record(ledger, talk, word, compute_blob_id(proposal.source))
         except NoAnswer as none:
             self._rest(ledger, talk, none)
             return None
@@ -228,7 +228,7 @@ class LLM:
         why, proposal = "", None
         for words in (prompt, ""):
             said = words or (
-                f"Refused:\n{context.data('reason', visible(why))}\nSend the whole "
+                f"Refused:\n{context.data('reason', strip_invisible(why))}\nSend the whole "
                 "reply again, corrected, in the same form. Or another idea that fits."
             )
             try:
@@ -244,7 +244,7 @@ class LLM:
             if not words or not self._afford(talk, prompt + reply):
                 break
         assert proposal is not None, "the first answer came, or NoAnswer did"
-        return replace(proposal, refused=one_line(why)[:300])
+        return replace(proposal, refused=to_one_line(why)[:300])
 
     def _rest(self, ledger: Ledger, talk: "Talk", none: NoAnswer) -> None:
         """Take note of a failure, and do not ask for a while."""
@@ -271,7 +271,7 @@ class LLM:
                 talk.dollars,
                 talk.tokens_in,
                 talk.tokens_out,
-                one_line(outcome)[:400],
+                to_one_line(outcome)[:400],
                 talk.blob,
                 blob,
                 transcript,
@@ -469,12 +469,12 @@ async def called(
     except exceptions.ModelHTTPError as error:
         raise from_status(error) from None
     except exceptions.ModelAPIError as error:  # connection refused, cut off, too large
-        raise Again(one_line(str(error))[:300], None, lost=True) from None
+        raise Again(to_one_line(str(error))[:300], None, lost=True) from None
     except exceptions.AgentRunError as error:  # an answer that is no answer
-        raise Again(one_line(str(error))[:300], None, lost=True) from None
+        raise Again(to_one_line(str(error))[:300], None, lost=True) from None
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         # What the provider's library makes of garbage; it does not promise a kind.
-        words = f"{type(error).__name__}: {one_line(str(error))[:200]}"
+        words = f"{type(error).__name__}: {to_one_line(str(error))[:200]}"
         raise Again(words, None, lost=True) from None
     except TooLarge:
         words = f"the answer is larger than {LARGEST_BODY_BYTES >> 20} MB"
@@ -483,7 +483,7 @@ async def called(
 
 def from_status(error: Any) -> Exception:
     """An HTTP status -> what to do about it."""
-    words = one_line(f"{error.status_code}: {error.body}")[:300]
+    words = to_one_line(f"{error.status_code}: {error.body}")[:300]
     code = error.status_code
     if code == 429 or code >= 500 or code == 408:
         return Again(words, error.retry_after, limit=code == 429)

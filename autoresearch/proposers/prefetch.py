@@ -165,9 +165,9 @@ class Ahead:
 
     def _queue(self, proposal: Proposal) -> None:
         """Put an idea into the queue, unless the same one waits there already."""
-        code = constraints.fingerprint(proposal.source)
+        code = constraints.fingerprint_code(proposal.source)
         if not proposal.refused and any(
-            constraints.fingerprint(other.source) == code for other in self._ready
+            constraints.fingerprint_code(other.source) == code for other in self._ready
         ):
             proposal = replace(proposal, refused="the same as another idea that waited")
         self._ready.append(proposal)
@@ -179,7 +179,7 @@ def carried_over(ledger: Ledger, proposal: Proposal, blob: str) -> Proposal | No
     base, ours = ledger.source(proposal.parent), ledger.source(blob)
     merged = same_constants(ours, base, proposal.source)
     merged = merged or merge(ours, base, proposal.source)
-    if merged is None or constraints.fingerprint(merged) == constraints.fingerprint(
+    if merged is None or constraints.fingerprint_code(merged) == constraints.fingerprint_code(
         ours
     ):
         return None
@@ -192,14 +192,14 @@ def same_constants(ours: str, base: str, theirs: str) -> str | None:
     To a three-way merge neighbouring lines conflict, and constants are neighbours.
     """
     try:
-        if constants.skeleton(base) != constants.skeleton(theirs):
+        if constants.blank_constants(base) != constants.blank_constants(theirs):
             return None
-        before, after = constants.values_of(base), constants.values_of(theirs)
+        before, after = constants.constant_values(base), constants.constant_values(theirs)
         changed = {n: v for n, v in after.items() if before[n] != v}
-        now = constants.values_of(ours)
+        now = constants.constant_values(ours)
         if any(now.get(name) != before[name] for name in changed):
             return None  # gone, or changed by the new champion as well
-        return constants.replace(ours, changed)
+        return constants.replace_constants(ours, changed)
     except (SyntaxError, LabError, KeyError):
         return None
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from autoresearch.errors import LabError
 from autoresearch.experiment import Proposal, Row
-from autoresearch.git import git_blob
+from autoresearch.git import compute_blob_id
 from autoresearch.lab import constants, constraints
 from autoresearch.lab.constants import Constant, Value
 from autoresearch.records.ledger import Ledger
@@ -77,9 +77,9 @@ class Search:
             return None
         source = ledger.source(start.blob)
         rows = all_rows(ledger)
-        taken = {constraints.fingerprint(p.source) for p in ledger.open()}
+        taken = {constraints.fingerprint_code(p.source) for p in ledger.open()}
         rng = random.Random(f"{self._seed}:{len(rows)}:{len(taken)}:{start.blob}")
-        knobs = {c.name: c for c in constants.read(source) if not c.fixed}
+        knobs = {c.name: c for c in constants.parse_constants(source) if not c.is_fixed}
         history = self._history(ledger, start.blob, knobs, rows)
         for name in order(knobs, history, rng):
             for value, reason in self._values_for(
@@ -88,10 +88,10 @@ class Search:
                 changed = {name: value}
                 if self._most > 1:
                     changed |= companions(knobs, history, name, self._most - 1, rng)
-                text = constants.replace(source, changed)
-                code = constraints.fingerprint(text)
+                text = constants.replace_constants(source, changed)
+                code = constraints.fingerprint_code(text)
                 known = ledger.same_code(code, start.blob, None) is not None
-                if known or code in taken or code == constraints.fingerprint(source):
+                if known or code in taken or code == constraints.fingerprint_code(source):
                     continue
                 title = ", ".join(worded(knobs[n], v) for n, v in changed.items())
                 return Proposal(None, title, text, start.blob, self.name, reason)
@@ -129,7 +129,7 @@ class Search:
                     history[apart[0]].points.append((there[apart[0]], row.value))
         # What waits, or runs on another device, is being tried as well.
         for waiting in (proposal for proposal in ledger.open() if proposal.parent):
-            there, _ = self._constants(ledger, git_blob(waiting.source))
+            there, _ = self._constants(ledger, compute_blob_id(waiting.source))
             before, _ = self._constants(ledger, waiting.parent)
             for name in (name for name in there if name in history):
                 history[name].count += before.get(name) != there[name]
@@ -139,9 +139,9 @@ class Search:
         if blob not in self._values:
             try:
                 source = ledger.source(blob)
-                self._values[blob] = constants.values_of(source)
-                self._skeletons[blob] = constraints.fingerprint(
-                    constants.skeleton(source)
+                self._values[blob] = constants.constant_values(source)
+                self._skeletons[blob] = constraints.fingerprint_code(
+                    constants.blank_constants(source)
                 )
             except (SyntaxError, ValueError, RecursionError):
                 self._values[blob], self._skeletons[blob] = {}, "not Python"
@@ -180,7 +180,7 @@ class Search:
         )
         study = optuna.create_study(direction=direction, sampler=sampler)
         spread = optuna.distributions.FloatDistribution(
-            knob.low, knob.high, log=knob.log
+            knob.low, knob.high, log=knob.is_log_scale
         )
         mean = sum(start.values) / len(start.values)
         for value, score in [(knob.value, mean), *tried.points]:
@@ -284,7 +284,7 @@ def moved(knob: Constant, factor: float) -> float:
     value = float(knob.value)
     assert knob.low is not None
     assert knob.high is not None
-    if knob.log and value > 0:
+    if knob.is_log_scale and value > 0:
         return value * factor
     if 0.5 < value < 1 and knob.high <= 1:
         return 1 - (1 - value) / factor
@@ -296,7 +296,7 @@ def drawn(knob: Constant, rng: random.Random) -> float:
     """Any value of the range."""
     assert knob.low is not None
     assert knob.high is not None
-    if knob.log and knob.low > 0:
+    if knob.is_log_scale and knob.low > 0:
         return math.exp(rng.uniform(math.log(knob.low), math.log(knob.high)))
     return rng.uniform(knob.low, knob.high)
 
@@ -310,10 +310,10 @@ def tidy(knob: Constant, value: float) -> Value:
         if "**" in knob.spelling and value > 0:
             return int(2 ** round(math.log2(value)))
         whole = round(value)
-        return int(constants.rounded(whole)) if whole > 100 else int(whole)
+        return int(constants.round_significant(whole)) if whole > 100 else int(whole)
     if 0.9 < value < 1:
-        return round(1 - constants.rounded(1 - value), 6)
-    return constants.rounded(value)
+        return round(1 - constants.round_significant(1 - value), 6)
+    return constants.round_significant(value)
 
 
 def companions(
@@ -339,4 +339,4 @@ def companions(
 
 def worded(knob: Constant, value: Value) -> str:
     """`MATRIX_LR 0.04 -> 0.05`"""
-    return f"{knob.name} {knob.spelling} -> {constants.spell(value, knob)}"
+    return f"{knob.name} {knob.spelling} -> {constants.format_value(value, knob)}"

@@ -19,7 +19,7 @@ from autoresearch.lab.program import Program
 from autoresearch.proposers import agent_guide, context
 from autoresearch.records import queries
 from autoresearch.records.ledger import Asking, Ledger
-from autoresearch.text import one_line
+from autoresearch.text import to_one_line
 
 Check = Callable[[Proposal], str]  # what is wrong with a proposal; "" when nothing is
 LARGEST_TRANSCRIPT_BYTES = 4 << 20
@@ -104,8 +104,8 @@ class Desk:
     def program(self) -> tuple[Program, str]:
         """program.md as it stands and its text; a broken fence leaves the last good."""
         try:
-            text = self.lab.read("program.md")
-            self.last_good = program.parse(text)
+            text = self.lab.read_file("program.md")
+            self.last_good = program.parse_program(text)
         except LabError:
             text = self.last_good.prose
         return self.last_good, text
@@ -124,9 +124,9 @@ class Desk:
     @property
     def metric(self) -> str:
         """What the lab measures, read without running prepare.py."""
-        for line in self.lab.read("prepare.py").splitlines():
+        for line in self.lab.read_file("prepare.py").splitlines():
             if line.startswith("METRIC"):
-                return one_line(line.partition("=")[2].partition("#")[0]).strip("\"' ")
+                return to_one_line(line.partition("=")[2].partition("#")[0]).strip("\"' ")
         return "the score"
 
     def fault(self, ledger: Ledger, proposal: Proposal) -> str:
@@ -136,11 +136,11 @@ class Desk:
     def quick_fault(self, ledger: Ledger, proposal: Proposal) -> str:
         """The same without running anything of it."""
         settings, _ = self.program()
-        limits = constraints.Limits(settings.max_constants, settings.max_changed_lines)
+        limits = constraints.ChangeLimits(settings.max_constants, settings.max_changed_lines)
         parent = ledger.source(proposal.parent)
-        if why := constraints.refusal(proposal.source, parent, limits):
+        if why := constraints.find_violation(proposal.source, parent, limits):
             return why
-        code = constraints.fingerprint(proposal.source)
+        code = constraints.fingerprint_code(proposal.source)
         twin = ledger.same_code(code, proposal.parent, None)
         if twin is not None:
             return f"the same code as experiment {twin}"
@@ -162,7 +162,7 @@ class Desk:
 
     def keep(self, words: bytes, suffix: str = "json") -> str:
         """Keep what was said whole, up to a size; its file's name."""
-        folder = self.lab.state / "asked"
+        folder = self.lab.state_folder / "asked"
         folder.mkdir(exist_ok=True)
         name = f"{time.time_ns()}-{threading.get_ident() % 10_000}.{suffix}"
         (folder / name).write_bytes(words[:LARGEST_TRANSCRIPT_BYTES])
@@ -183,9 +183,9 @@ def proposal_of(
     in a verdict.
     """
     try:
-        answer, new = reply_parser.new_source(reply, source)
-    except reply_parser.Refused as refused:
-        title = one_line(title_in(reply))[:120] or "an answer without an edit"
+        answer, new = reply_parser.apply_reply(reply, source)
+    except reply_parser.ReplyRejected as refused:
+        title = to_one_line(title_in(reply))[:120] or "an answer without an edit"
         return Proposal(None, title, source, blob, author), str(refused)
     reason = answer.reason
     if answer.expected is not None:

@@ -9,13 +9,13 @@ from autoresearch.experiment import (
     Failure,
     Scores,
     Verdict,
-    status_of,
+    status_from_decision,
 )
-from autoresearch.git import Entry
+from autoresearch.git import VerdictCommit
 from autoresearch.records.ledger import (
     IN_LEDGER_ONLY,
 )
-from autoresearch.text import one_line
+from autoresearch.text import to_one_line
 
 
 def in_ledger_only(verdict: Verdict) -> bool:
@@ -29,7 +29,7 @@ def said(verdict: Verdict) -> str:
     if verdict.decision == "failed":
         assert isinstance(verdict.evidence, Failure)
         return f"failed: {verdict.evidence.kind}: {verdict.evidence.detail}"
-    return f"{status_of(verdict.decision)}: {verdict.reason}"
+    return f"{status_from_decision(verdict.decision)}: {verdict.reason}"
 
 
 def ended_at(verdict: Verdict) -> str:
@@ -71,14 +71,14 @@ def mean(values: Sequence[float]) -> float:
 
 def paragraph(text: str) -> str:
     """A proposer's reason, printable, and unable to pose as trailers."""
-    lines = [one_line(line) for line in text[:4000].splitlines()]
+    lines = [to_one_line(line) for line in text[:4000].splitlines()]
     kept = [f" {line}" if re.match(r"[A-Za-z-]+: ", line) else line for line in lines]
     return "\n".join(kept)
 
 
-def entry_again(message: str, author: str, at: float) -> Entry:
+def entry_again(message: str, author: str, at: float) -> VerdictCommit:
     """The entry of a commit that has to be made anew."""
     title, _, rest = message.partition("\n")
     body = rest.rpartition("\n\n")[0].strip()
-    found = tuple(git.read_trailers(message).items())
-    return Entry(title, body, found, author, at)
+    found = tuple(git.parse_trailers(message).items())
+    return VerdictCommit(title, body, found, author, at)

@@ -25,14 +25,14 @@ from autoresearch.experiment import (
     Champion,
     Curve,
     Failure,
-    Measured,
+    RunRecord,
     Occasion,
     Proposal,
     Row,
     Score,
     Scores,
     Verdict,
-    status_of,
+    status_from_decision,
 )
 from autoresearch.records import hash_chain
 from autoresearch.records.row_query import ROW, WAY, facts_in, in_order, row_of
@@ -156,7 +156,7 @@ class Ledger:
                 " (select coalesce(max(sequence), 0) + 1 from experiment)"
                 " where number = ? and decision is null",
                 (
-                    *(status_of(verdict.decision), verdict.decision, verdict.reason),
+                    *(status_from_decision(verdict.decision), verdict.decision, verdict.reason),
                     failure and failure.kind,
                     *(value, delta, against and against.number, at, self._session),
                     *(self.series, failure and failure.log and failure.log.name),
@@ -412,14 +412,14 @@ class Ledger:
         )
         return {seed for (seed,) in found}
 
-    def measured(self, number: int) -> tuple[Measured, ...]:
+    def measured(self, number: int) -> tuple[RunRecord, ...]:
         """An experiment's runs, with the holdout. For reports, never for a policy."""
         found = self.db.execute(
             "select seed, occasion, value, holdout, error, ended_at from run"
             " where experiment = ? order by id",
             (number,),
         )
-        return tuple(Measured(*line) for line in found)
+        return tuple(RunRecord(*line) for line in found)
 
     def finished(
         self, series: str
@@ -600,7 +600,7 @@ class Ledger:
                 *(run.candidate.proposal.number, self.series, run.seed),
                 *(score.value, score.error, run.seconds, run.startup_seconds),
                 *(score.seconds, run.memory_gb, json.dumps(run.facts)),
-                *(run.log.name, score.at, occasion, score.holdout),
+                *(run.log.name, score.ended_at, occasion, score.holdout),
                 *(early_stopping.packed(run.curve), run.schedule, spared),
                 json.dumps(run.health) if run.health else None,
             ),

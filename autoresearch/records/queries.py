@@ -52,5 +52,5 @@ def siblings(ledger: Ledger, parent: str) -> Iterator[tuple[int, str]]:
 def near_twin(ledger: Ledger, source: str, parent: str) -> str:
     """What a train.py nearly repeats, in a few words; "" when it is new."""
     before = ledger.source(parent)
-    number = near_duplicates.near_twin(source, before, siblings(ledger, parent))
+    number = near_duplicates.find_near_duplicate(source, before, siblings(ledger, parent))
     return "" if number is None else f"next to nothing apart from experiment {number}"

@@ -5,7 +5,7 @@ from itertools import zip_longest
 
 from autoresearch import git
 from autoresearch.errors import LabError
-from autoresearch.git import GitFailed, Notebook
+from autoresearch.git import GitError, Repository
 from autoresearch.lab import constraints
 from autoresearch.lab.folder import Lab
 from autoresearch.records import hash_chain
@@ -31,8 +31,8 @@ def rebuild(lab: Lab, ledger: Ledger) -> int:
 
     What is not in git does not come back: `NOT_IN_GIT`.
     """
-    book = Notebook(lab.folder)
-    entries = book.entries()
+    book = Repository(lab.folder)
+    entries = book.list_verdict_commits()
     if not entries:
         raise LabError(
             f"{lab.folder} has no refs/autoresearch/*. Next: git fetch origin "
@@ -40,17 +40,17 @@ def rebuild(lab: Lab, ledger: Ledger) -> int:
         )
     with ledger.transaction() as db:
         for sequence, (number, commit, message) in enumerate(entries, 1):
-            tell = git.read_trailers(message)
+            tell = git.parse_trailers(message)
             try:
                 restore(ledger, book, number, commit, message, tell, sequence)
-            except (KeyError, ValueError, GitFailed) as error:
+            except (KeyError, ValueError, GitError) as error:
                 raise LabError(
                     f"refs/autoresearch/{number} is no verdict of ours ({error}). "
                     f"Next: git update-ref -d refs/autoresearch/{number}"
                 ) from None
         for _, _, message in entries:
-            restore_again(db, git.read_trailers(message))
-        for number, commit, message in book.taken_back():
+            restore_again(db, git.parse_trailers(message))
+        for number, commit, message in book.list_reverted_commits():
             restore_back(ledger, book, number, commit, message)
         db.execute("update experiment set in_git = 1")
         hash_chain.adopt(db)
@@ -67,12 +67,12 @@ def restore_again(db: sqlite3.Connection, tell: dict[str, str]) -> None:
 
 
 def restore_back(
-    ledger: Ledger, book: Notebook, number: int, commit: str, message: str
+    ledger: Ledger, book: Repository, number: int, commit: str, message: str
 ) -> None:
     """A champion that was taken back."""
-    tell = git.read_trailers(message)
+    tell = git.parse_trailers(message)
     instead, why = tell["Instead"].partition(" at ")[0], tell["Verdict"]
-    at = float(book.git("log", "-1", "--format=%at", commit))
+    at = float(book.run_git("log", "-1", "--format=%at", commit))
     ledger.db.execute(
         "insert into taken_back values (?, ?, ?, ?, ?, ?, 1)",
         (
@@ -101,7 +101,7 @@ def insert_run(
 
 def restore(
     ledger: Ledger,
-    book: Notebook,
+    book: Repository,
     number: int,
     commit: str,
     message: str,
@@ -115,13 +115,13 @@ def restore(
     if share is not None:
         what = "ended early"
     values = [float(value) for value in tell.get("Score", "").split()]
-    found = book.file_at(commit, "train.py")
+    found = book.read_file_at(commit, "train.py")
     if found is None or found[0] != tell["Ran"]:
         raise ValueError("its train.py is not what it says ran")
     source = found[1].decode()
     rival = tell.get("Against", "").partition(" at ")
     against = int(rival[0]) if rival[0] else None
-    at = float(book.git("log", "-1", "--format=%at", commit))
+    at = float(book.run_git("log", "-1", "--format=%at", commit))
     entry = entry_again(message, tell["Proposed-by"], at)
     title = entry.title.removeprefix("[AutoResearch] ").rpartition(" | ")[0]
     db = ledger.db
@@ -141,7 +141,7 @@ def restore(
         (
             *(number, title, entry.body, tell["Proposed-by"]),
             *(parent_blob(db, book, commit, against, tell), tell["Ran"]),
-            *(constraints.fingerprint(source), tell.get("Program", ""), at, sequence),
+            *(constraints.fingerprint_code(source), tell.get("Program", ""), at, sequence),
             *(tell["Series"], decision, why, what, score, delta, against, at, commit),
             share,
         ),
@@ -160,7 +160,7 @@ def delta_of(tell: dict[str, str], score: float, rival: str) -> float | None:
 
 def parent_blob(
     db: sqlite3.Connection,
-    book: Notebook,
+    book: Repository,
     commit: str,
     against: int | None,
     tell: dict[str, str],
@@ -174,7 +174,7 @@ def parent_blob(
         query = "select blob from experiment where number = ?"
         if (known := db.execute(query, (int(way[-1]),)).fetchone()) is not None:
             return str(known[0])
-    found = book.file_at(f"{commit}^", "train.py")
+    found = book.read_file_at(f"{commit}^", "train.py")
     if against is None or found is None:
         return ""
     keep_source(db, found[0], found[1].decode(errors="replace"))

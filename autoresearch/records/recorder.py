@@ -13,9 +13,9 @@ from dataclasses import replace
 from functools import partial
 
 from autoresearch import git
-from autoresearch.errors import Failed, LabError
+from autoresearch.errors import ExperimentFailed, LabError
 from autoresearch.experiment import (
-    HARNESS,
+    HARNESS_AUTHOR,
     Candidate,
     Champion,
     Failure,
@@ -24,7 +24,7 @@ from autoresearch.experiment import (
     Scores,
     Verdict,
 )
-from autoresearch.git import Entry, Notebook, git_blob
+from autoresearch.git import VerdictCommit, Repository, compute_blob_id
 from autoresearch.lab import constraints, program
 from autoresearch.lab.apparatus import Apparatus
 from autoresearch.lab.folder import Lab
@@ -43,7 +43,7 @@ from autoresearch.records.commit_message import (
     seeds_of,
 )
 from autoresearch.records.ledger import Ledger, TakenBack
-from autoresearch.text import change, score
+from autoresearch.text import format_delta, format_score
 
 TIDY_EVERY = 500  # experiments
 Rename = Callable[[str], None]  # write down the name that a commit got
@@ -62,7 +62,7 @@ class Books:
         self.lab = lab
         self.apparatus = apparatus
         self.ledger = ledger
-        self.notebook = Notebook(lab.folder)
+        self.notebook = Repository(lab.folder)
         self._notify = notify  # tells the human something
         self._broken = ""  # what was last said about program.md
         self._said: set[str] = set()  # what need not be said again tonight
@@ -76,13 +76,13 @@ class Books:
         The last good one stays in force, and a notice says what is wrong with the new.
         """
         try:
-            text = self.lab.read("program.md")
-            blob = git_blob(text)
+            text = self.lab.read_file("program.md")
+            blob = compute_blob_id(text)
             if blob != self._program_blob:
-                self.program = program.parse(text)
+                self.program = program.parse_program(text)
                 self.ledger.remember(blob, text)
                 self._program_blob = blob
-                if doubt := program.doubtful(text):
+                if doubt := program.find_ignored_settings(text):
                     self._notify(doubt)
         except LabError as error:
             if first:
@@ -97,9 +97,9 @@ class Books:
     def admit(self, proposal: Proposal) -> Proposal:
         """Put a proposal on record under a number, with the program.md it goes by."""
         proposal = replace(proposal, program=self._program_blob)
-        blob = git_blob(proposal.source)
+        blob = compute_blob_id(proposal.source)
         return self.ledger.admit(
-            proposal, blob, constraints.fingerprint(proposal.source)
+            proposal, blob, constraints.fingerprint_code(proposal.source)
         )
 
     def write_down(self, proposal: Proposal, *, again: bool = False) -> Candidate:
@@ -108,28 +108,28 @@ class Books:
         A baseline is the human's own and is only required to be Python; a second look
         at an experiment (`again`, or the harness's) is the same code on purpose.
         """
-        if proposal.parent and proposal.author != HARNESS and not again:
+        if proposal.parent and proposal.author != HARNESS_AUTHOR and not again:
             self._check(proposal)
-        elif why := constraints.not_python(proposal.source):
-            raise Failed(Failure(proposal, "refused", why))
-        return Candidate(proposal, self.notebook.store(proposal.source))
+        elif why := constraints.find_python_fault(proposal.source):
+            raise ExperimentFailed(Failure(proposal, "refused", why))
+        return Candidate(proposal, self.notebook.write_blob(proposal.source))
 
     def _check(self, proposal: Proposal) -> None:
-        limits = constraints.Limits(
+        limits = constraints.ChangeLimits(
             self.program.max_constants, self.program.max_changed_lines
         )
         parent = self.ledger.source(proposal.parent)
-        if why := proposal.refused or constraints.refusal(
+        if why := proposal.refused or constraints.find_violation(
             proposal.source, parent, limits
         ):
-            raise Failed(Failure(proposal, "refused", why))
-        code = constraints.fingerprint(proposal.source)
+            raise ExperimentFailed(Failure(proposal, "refused", why))
+        code = constraints.fingerprint_code(proposal.source)
         twin = self.ledger.same_code(code, proposal.parent, proposal.number)
         if twin is not None:
             detail = f"the same code as experiment {twin}"
-            raise Failed(Failure(proposal, "duplicate", detail))
+            raise ExperimentFailed(Failure(proposal, "duplicate", detail))
         if near := queries.near_twin(self.ledger, proposal.source, proposal.parent):
-            raise Failed(Failure(proposal, "duplicate", near))
+            raise ExperimentFailed(Failure(proposal, "duplicate", near))
 
     # -- verdict -> ledger, git, results.tsv -------------------------------------------
 
@@ -141,21 +141,21 @@ class Books:
         at = float(int(time.time()))
         commit = None
         if not in_ledger_only(verdict):
-            parent = self.notebook.head()
+            parent = self.notebook.head_commit()
             if verdict.decision != "keep" and verdict.against is not None:
                 parent = self._commit_of(verdict.against.number)
-            blob = git_blob(verdict.proposal.source)
+            blob = compute_blob_id(verdict.proposal.source)
             entry = self.entry(verdict, at, again)
-            commit = self.notebook.commit(entry, blob, parent)
+            commit = self.notebook.create_commit(entry, blob, parent)
         row = self.ledger.decide(verdict, commit=commit, at=at)
         if commit is not None:
             self.settle(row)
         if again:
             self.write_results()
         else:
-            results_tsv.append(self.lab.results, row)
+            results_tsv.append(self.lab.results_path, row)
         if row.number % TIDY_EVERY == TIDY_EVERY - 1:
-            self.notebook.tidy()
+            self.notebook.pack_objects()
         return row
 
     def settle(self, row: Row) -> None:
@@ -166,14 +166,14 @@ class Books:
             why = f"experiment {row.number} was kept"
             rename = partial(self.ledger.rename_commit, row.number)
             commit = self._advance(commit, row.author, row.decided_at, rename, why)
-        self.notebook.name(row.number, commit)
+        self.notebook.set_experiment_ref(row.number, commit)
         self.ledger.published(row.number)
 
     def take_back(self, champion: Champion, former: Champion, why: str) -> None:
         """Put the champion before back in its place: in git, then in the ledger."""
         at = float(int(time.time()))
         entry = self.entry_back(champion, former, why, at)
-        commit = self.notebook.commit(entry, former.blob, self.notebook.head())
+        commit = self.notebook.create_commit(entry, former.blob, self.notebook.head_commit())
         self.ledger.take_back(former, champion, why, commit, at)
         self.settle_back(self.ledger.taken_back()[-1])
         self._notify(
@@ -186,7 +186,7 @@ class Books:
         why = f"experiment {back.experiment} was taken back"
         rename = partial(self.ledger.rename_taken_back, back.experiment)
         commit = self._advance(back.commit, "autoresearch", back.at, rename, why)
-        self.notebook.name_taken_back(back.experiment, commit)
+        self.notebook.set_reverted_ref(back.experiment, commit)
         self.ledger.published_taken_back(back.experiment)
 
     def _advance(
@@ -197,17 +197,17 @@ class Books:
         The ledger learns of the new name first: a crash in between is no second commit.
         """
         book = self.notebook
-        while not book.contains(commit):
-            branch, head = book.branch(), book.head()
-            parent = book.git("rev-parse", f"{commit}^")
+        while not book.has_commit(commit):
+            branch, head = book.current_branch(), book.head_commit()
+            parent = book.run_git("rev-parse", f"{commit}^")
             if parent != head:
-                message = book.git("log", "-1", "--format=%B", commit)
-                file = book.file_at(commit, "train.py")
+                message = book.run_git("log", "-1", "--format=%B", commit)
+                file = book.read_file_at(commit, "train.py")
                 assert file is not None, "every commit of ours has a train.py"
-                commit = book.commit(entry_again(message, author, at), file[0], head)
+                commit = book.create_commit(entry_again(message, author, at), file[0], head)
                 rename(commit)
-            book.advance(branch, commit, head)
-        if not book.check_out(f"{commit}^", commit):
+            book.advance_branch(branch, commit, head)
+        if not book.update_working_file(f"{commit}^", commit):
             self._notify(
                 f"{why}, but train.py in your folder has edits of yours and was left "
                 "as it is"
@@ -216,7 +216,7 @@ class Books:
 
     def _commit_of(self, number: int) -> str:
         """The commit of an earlier experiment; the branch if git has lost it."""
-        return self.notebook.commit_of(number) or self.notebook.head()
+        return self.notebook.find_commit(number) or self.notebook.head_commit()
 
     def catch_up(self) -> int:
         """After a crash: finish in git what the ledger has; how many there were."""
@@ -231,7 +231,7 @@ class Books:
 
     def write_results(self) -> None:
         """Write results.tsv anew."""
-        results_tsv.write(self.lab.results, self.apparatus.metric, self.ledger.rows())
+        results_tsv.write(self.lab.results_path, self.apparatus.metric, self.ledger.rows())
 
     def say_once(self, words: str, about: str) -> None:
         """Tell the human something that would be true again at every verdict."""
@@ -241,7 +241,7 @@ class Books:
 
     # -- the text of a verdict ---------------------------------------------------------
 
-    def entry(self, verdict: Verdict, at: float, again: Scores = ()) -> Entry:
+    def entry(self, verdict: Verdict, at: float, again: Scores = ()) -> VerdictCommit:
         """What the commit of a verdict says."""
         proposal, against = verdict.proposal, verdict.against
         scores = " ".join(map(digits, verdict.values))
@@ -258,11 +258,11 @@ class Books:
             ("Remeasured", remeasured(again)),
             ("Proposed-by", proposal.author),
             ("Program", proposal.program),
-            ("Ran", git_blob(proposal.source)),
+            ("Ran", compute_blob_id(proposal.source)),
             ("Series", self.ledger.series),
             ("Chain", self.ledger.chain_head),
         ]
-        return Entry(
+        return VerdictCommit(
             self.title(verdict),
             paragraph(proposal.reason),
             tuple((key, text) for key, text in trailers if text),
@@ -272,10 +272,10 @@ class Books:
 
     def entry_back(
         self, champion: Champion, former: Champion, why: str, at: float
-    ) -> Entry:
+    ) -> VerdictCommit:
         """What the commit that takes a champion back says."""
         row = self.ledger.row(champion.number)
-        what = git.summary("" if row is None else row.title)
+        what = git.shorten_title("" if row is None else row.title)
         delta = mean(former.values) - mean(champion.values)
         trailers = (
             ("Taken-back", str(champion.number)),
@@ -288,23 +288,23 @@ class Books:
         metric = self.apparatus.short_metric
         title = (
             f"[AutoResearch] take back {champion.number}: {what} | "
-            f"Δ{metric}={change(delta)}"
+            f"Δ{metric}={format_delta(delta)}"
         )
-        return Entry(title, "", trailers, "autoresearch", at)
+        return VerdictCommit(title, "", trailers, "autoresearch", at)
 
     def title(self, verdict: Verdict) -> str:
         """`[AutoResearch] MATRIX_LR 0.04 -> 0.05 | Δbpb=-0.0012`"""
-        what = git.summary(verdict.proposal.title)
+        what = git.shorten_title(verdict.proposal.title)
         metric = self.apparatus.short_metric
         if isinstance(verdict.evidence, Failure):
             outcome: str = verdict.evidence.kind
         elif verdict.against is None:
-            outcome = f"{metric}={score(mean(verdict.values))}"
+            outcome = f"{metric}={format_score(mean(verdict.values))}"
         else:
             delta = verdict.delta
             if delta is None:
                 delta = mean(verdict.values) - mean(verdict.against.values)
-            outcome = f"Δ{metric}={change(delta)}"
+            outcome = f"Δ{metric}={format_delta(delta)}"
             if before := self.on_the_way(verdict):
                 outcome += f", {len(before) + 1} changes"
         return f"[AutoResearch] {what} | {outcome}"
@@ -321,7 +321,7 @@ class Books:
         """(train.py to measure first, why): the human's, or a champion of before."""
         last = self.ledger.last_keep()
         if last is None:
-            return self.lab.read("train.py"), "the train.py of this lab, as it stands"
+            return self.lab.read_file("train.py"), "the train.py of this lab, as it stands"
         old = self.ledger.series_facts(last.series)
         new = self.ledger.series_facts(self.ledger.series)
         changed = [

@@ -17,7 +17,7 @@ from autoresearch.atomic_file import write_whole
 from autoresearch.experiment import Noise, Row
 from autoresearch.records.ledger import IN_LEDGER_ONLY
 from autoresearch.stats import noise, quantiles
-from autoresearch.text import exact, number, one_line
+from autoresearch.text import format_exact, format_number, to_one_line
 
 OURS = ["experiment", "runs", "kind", "delta", "delta_low", "delta_high", "proposed_by"]
 STATUS = {"keep": "keep", "discard": "discard", "failed": "crash"}
@@ -39,24 +39,24 @@ def line(row: Row, bounds: Bounds | None = None) -> str:
     low, high = bounds or (None, None)
     cells = [
         (row.commit or "")[:7],
-        "" if row.value is None else exact(row.value),
-        number(row.memory_gb, ".1f"),
+        "" if row.value is None else format_exact(row.value),
+        format_number(row.memory_gb, ".1f"),
         STATUS[row.status],
         described(row),
         str(row.number),
         str(row.runs),
         row.kind or "",
-        "" if row.delta is None else exact(row.delta, "+"),
-        "" if low is None else exact(low, "+"),
-        "" if high is None else exact(high, "+"),
-        one_line(row.author),
+        "" if row.delta is None else format_exact(row.delta, "+"),
+        "" if low is None else format_exact(low, "+"),
+        "" if high is None else format_exact(high, "+"),
+        to_one_line(row.author),
     ]
     return "\t".join(cells) + "\n"
 
 
 def described(row: Row) -> str:
     """A title, and what else the experiment brings: its score is of all of it."""
-    return one_line(row.title) + on_top(row.way)
+    return to_one_line(row.title) + on_top(row.unproven_ancestors)
 
 
 def on_top(way: Sequence[int]) -> str:

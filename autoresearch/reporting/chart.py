@@ -16,7 +16,7 @@ from html import escape
 from autoresearch.experiment import Noise, Row
 from autoresearch.records.results_tsv import on_top, word
 from autoresearch.stats import quantiles
-from autoresearch.text import change, one_line, score
+from autoresearch.text import format_delta, to_one_line, format_score
 
 WIDTH, HEIGHT = 1000, 380
 LEFT, RIGHT, TOP, BOTTOM = 64, 16, 18, 46
@@ -109,7 +109,7 @@ def grid(place: Place) -> str:
         y = place.y(value)
         parts.append(
             f"<line class=grid x1={LEFT} x2={WIDTH - RIGHT} y1={y:.1f} y2={y:.1f} />"
-            f"<text x={LEFT - 8} y={y + 4:.1f} text-anchor=end>{score(value)}</text>"
+            f"<text x={LEFT - 8} y={y + 4:.1f} text-anchor=end>{format_score(value)}</text>"
         )
     return "".join(parts)
 
@@ -150,8 +150,8 @@ def dot(at: int, row: Row, place: Place, *, taken_back: bool = False) -> str:
     """One experiment; hovering says what it was."""
     x, floor = place.x(at), HEIGHT - BOTTOM
     said = word(row, taken_back=taken_back)
-    words = f"{row.number} {row.kind or said} {score(row.value)} "
-    words += f"{change(row.delta)} {one_line(row.title)[:80]}{on_top(row.way)}"
+    words = f"{row.number} {row.kind or said} {format_score(row.value)} "
+    words += f"{format_delta(row.delta)} {to_one_line(row.title)[:80]}{on_top(row.unproven_ancestors)}"
     tip = f"<title>{escape(words)}</title>"
     if row.value is None:
         return (
@@ -185,7 +185,7 @@ def labels(rows: Sequence[Row], place: Place) -> str:
         if near or len(parts) >= MOST_LABELS:
             continue
         taken.append((x, y))
-        words = one_line(row.title)
+        words = to_one_line(row.title)
         words = words if len(words) <= LETTERS else words[: LETTERS - 1] + "…"
         side = "end" if x > WIDTH - 220 else "start"
         shift = -9 if side == "end" else 9

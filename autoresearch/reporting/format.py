@@ -7,7 +7,7 @@ from autoresearch import text
 from autoresearch.experiment import Row
 from autoresearch.records import results_tsv
 from autoresearch.records.ledger import Ledger
-from autoresearch.text import change, one_line
+from autoresearch.text import format_delta, to_one_line
 
 MOST_WHY = 120  # letters of why something failed, where it has a line only
 SHORT_SECONDS = 60.0  # below this, seconds are shown with a decimal
@@ -34,17 +34,17 @@ def as_json(row: Row, back: Collection[int] = ()) -> dict[str, Any]:
         "experiment": row.number,
         "decision": row.status,
         "verdict": results_tsv.word(row, taken_back=row.number in back),
-        "why": one_line(row.why),
+        "why": to_one_line(row.why),
         "kind": row.kind,
         "value": row.value,
         "delta": row.delta,
         "against": row.against,
         "runs": row.runs,
         "values": list(row.values),
-        "title": one_line(row.title),
-        "on_top_of": list(row.way),
+        "title": to_one_line(row.title),
+        "on_top_of": list(row.unproven_ancestors),
         "reason": row.reason,
-        "proposed_by": one_line(row.author),
+        "proposed_by": to_one_line(row.author),
         "commit": row.commit,
         "ran": row.blob,
         "program": row.program,
@@ -61,16 +61,16 @@ def as_json(row: Row, back: Collection[int] = ()) -> dict[str, Any]:
 def verdict_line(row: Row, back: Collection[int] = ()) -> str:
     """One experiment on one line of the terminal. `back`: who was taken back."""
     word = results_tsv.word(row, taken_back=row.number in back)
-    score = text.score(row.value) or (row.kind or "")
+    score = text.format_score(row.value) or (row.kind or "")
     if row.runs > 1:
         score += f" ({row.runs} runs)"
-    delta = change(row.delta)
+    delta = format_delta(row.delta)
     title = results_tsv.described(row)
     if row.evidence == "claimed":
         title = f"{row.status}: {title}"
     elif row.decision == "failed":
-        title = f"{title} ({one_line(row.why.partition(': ')[2])[:MOST_WHY]})"
-    who = one_line(row.author)
+        title = f"{title} ({to_one_line(row.why.partition(': ')[2])[:MOST_WHY]})"
+    who = to_one_line(row.author)
     return f"{row.number:>4} {word:<10} {score:<16} {delta:>8}  {who:<10} {title}"
 
 

@@ -30,7 +30,7 @@ from autoresearch.reporting.report_text import (
     way_words,
     within,
 )
-from autoresearch.text import change, number, one_line, score
+from autoresearch.text import format_delta, format_number, to_one_line, format_score
 
 MOST_TABLE_ROWS = 10_000
 MOST_WORDS = 200
@@ -69,7 +69,7 @@ def html(report: Report) -> str:
 
 def text(words: object) -> str:
     """Anything from the ledger, safe on a page and bounded."""
-    return escape(one_line(str(words))[:MOST_WORDS])
+    return escape(to_one_line(str(words))[:MOST_WORDS])
 
 
 def section(title: str, body: str) -> str:
@@ -85,13 +85,13 @@ def summary(report: Report) -> str:
     if report.baseline is None or report.champion is None:
         return "<p class=lead>Nothing was measured yet.</p>"
     found = report.found
-    first, best = score(found.before), score(found.after)
+    first, best = format_score(found.before), format_score(found.after)
     certificate = found.certificate
     tiles = [
         *(
             [
                 (
-                    change(certificate.gain),
+                    format_delta(certificate.gain),
                     f"replicated on {certificate.pairs} seeds, "
                     f"{within(certificate.low, certificate.high)}",
                 )
@@ -119,9 +119,9 @@ def gain_tile(report: Report) -> tuple[str, str]:
     """The gain and what it rests on, short."""
     claim = report.found.claim
     if claim is not None:
-        return score(claim.gain), f"gain, {within(claim.low, claim.high)}"
+        return format_score(claim.gain), f"gain, {within(claim.low, claim.high)}"
     why = report.found.why_no_claim
-    return score(report.gain) or "0", f"plain difference; {why}"
+    return format_score(report.gain) or "0", f"plain difference; {why}"
 
 
 def evidence(report: Report) -> list[str]:
@@ -154,7 +154,7 @@ def kept_section(report: Report) -> str:
         reason = f"<p>{text(row.reason)}</p>" if row.reason else ""
         items.append(
             f"<details id=e{row.number}><summary><span class=num>{row.number}</span>"
-            f"<span class='num good'>{change(row.delta)}</span> "
+            f"<span class='num good'>{format_delta(row.delta)}</span> "
             f"{text(row.title + way_words(kept))} "
             f"<small>{text(row.author)}</small></summary>{reason}"
             f"{coloured(kept.diff)}</details>"
@@ -220,19 +220,19 @@ def table_row(report: Report, row: Row) -> str:
     if any(kept.row.number == row.number for kept in report.kept):
         title = f"<a href='#e{row.number}'>{title}</a>"
     millions = [
-        number(float(n) / 1e6, ".2f") if isinstance(n := facts.get(key), int) else ""
+        format_number(float(n) / 1e6, ".2f") if isinstance(n := facts.get(key), int) else ""
         for key in ("parameters", "tokens")
     ]
     cells = [
         f"<td class=num>{row.number}",
         f"<td>{text(said if row.decision != 'failed' else row.kind)}",
-        f"<td class=num>{number(row.runs or None, 'd')}",
-        f"<td class=num>{score(row.value)}",
-        f"<td class=num>{change(row.delta)}",
+        f"<td class=num>{format_number(row.runs or None, 'd')}",
+        f"<td class=num>{format_score(row.value)}",
+        f"<td class=num>{format_delta(row.delta)}",
         f"<td title='{text(row.why)}'>{title}",
         f"<td>{text(row.author)}",
-        f"<td class=num>{number(row.seconds or None, '.0f')}",
-        f"<td class=num>{number(row.memory_gb, '.1f')}",
+        f"<td class=num>{format_number(row.seconds or None, '.0f')}",
+        f"<td class=num>{format_number(row.memory_gb, '.1f')}",
         *(f"<td class=num>{words}" for words in millions),
     ]
     kind = "near" if said == "unresolved" else row.status
@@ -270,7 +270,7 @@ def sources(report: Report) -> str:
         for key in keys:
             rows = [r for r in report.rows if getattr(r, name) == key and r.parent]
             kept = [r for r in rows if r.decision == "keep"]
-            total = change(sum(r.delta or 0.0 for r in kept)) if kept else ""
+            total = format_delta(sum(r.delta or 0.0 for r in kept)) if kept else ""
             label = key[:10] if name == "program" else key
             lines.append(
                 f"<tr><td>{text(label)}<td class=num>{len(rows)}<td class=num>"

@@ -6,7 +6,7 @@ from typing import Any
 from autoresearch.experiment import Row
 from autoresearch.reporting.report_text import Report, unknowns
 from autoresearch.reporting.summary import Findings
-from autoresearch.text import one_line
+from autoresearch.text import to_one_line
 
 # -- for machines ----------------------------------------------------------------------
 
@@ -68,8 +68,8 @@ def change_json(row: Row) -> dict[str, Any]:
     """One change that was tried."""
     return {
         "experiment": row.number,
-        "title": one_line(row.title),
-        "on_top_of": list(row.way),
+        "title": to_one_line(row.title),
+        "on_top_of": list(row.unproven_ancestors),
         "delta": row.delta,
         "runs": row.runs,
     }

@@ -21,7 +21,7 @@ from autoresearch.reporting import summary
 from autoresearch.reporting.format import counts_words
 from autoresearch.reporting.summary import Findings
 from autoresearch.stats.paired import Certificate
-from autoresearch.text import change, one_line, score
+from autoresearch.text import format_delta, to_one_line, format_score
 
 LARGEST_DIFF_LINES = 400
 CAME = ("proposed", "refused")  # how the outcome of an asking begins that had an idea
@@ -157,11 +157,11 @@ def asked_lines(ledger: Ledger) -> list[str]:
         parts = [cost, f"{unknown} of unknown cost" if unknown else ""]
         words = ", ".join(part for part in parts if part)
         times, ideas = plural(len(all_of_them), "time"), plural(came, "idea")
-        lines.append(f"{one_line(author)}: asked {times}, {ideas}; {words}")
+        lines.append(f"{to_one_line(author)}: asked {times}, {ideas}; {words}")
         away = [a for a in all_of_them if not a.outcome.startswith(CAME)]
         for asking in away[-MOST_AWAY:]:
             at = time.strftime("%H:%M", time.localtime(asking.asked_at))
-            lines.append(f"  from {at}: {one_line(asking.outcome)[:120]}")
+            lines.append(f"  from {at}: {to_one_line(asking.outcome)[:120]}")
         if len(away) > MOST_AWAY:
             lines.append(f"  and {plural(len(away) - MOST_AWAY, 'time')} before that")
     return lines
@@ -207,8 +207,8 @@ def headline(report: Report) -> list[str]:
     found = report.found
     lines = [
         *certificate_lines(report),
-        f"{report.metric}  {score(found.before)} -> "
-        f"{score(found.after)}   {gain_words(report)}",
+        f"{report.metric}  {format_score(found.before)} -> "
+        f"{format_score(found.after)}   {gain_words(report)}",
         *luck_lines(report),
         *noise_lines(report),
         *holdout_lines(report),
@@ -221,9 +221,9 @@ def headline(report: Report) -> list[str]:
     ]
     for kept in report.kept[-12:]:
         row = kept.row
-        title = one_line(row.title) + way_words(kept)
-        lines.append(f"{row.number:>4} {change(row.delta):>9}  {title}")
-    return [*lines, *(f"note     {one_line(words)}" for words in report.notices)]
+        title = to_one_line(row.title) + way_words(kept)
+        lines.append(f"{row.number:>4} {format_delta(row.delta):>9}  {title}")
+    return [*lines, *(f"note     {to_one_line(words)}" for words in report.notices)]
 
 
 def takeaway(report: Report) -> list[str]:
@@ -249,7 +249,7 @@ def within(low: float | None, high: float | None) -> str:
     """An interval in words."""
     if low is None or high is None:
         return "no interval"
-    return f"95 %: {change(low)} to {change(high)}"
+    return f"95 %: {format_delta(low)} to {format_delta(high)}"
 
 
 def gain_words(report: Report) -> str:
@@ -259,12 +259,12 @@ def gain_words(report: Report) -> str:
         return "nothing kept yet"
     if found.claim is not None:
         claim = found.claim
-        return f"gain {score(claim.gain)}   ({within(claim.low, claim.high)})"
+        return f"gain {format_score(claim.gain)}   ({within(claim.low, claim.high)})"
     runs = report.champion.runs if report.champion else 0
     if found.noise is None:
         how = "one run each" if runs < 2 else f"{runs} runs"
-        return f"gain {score(found.raw)}   ({how}: the noise is not measured)"
-    return f"gain {score(found.raw)}   (no interval: {found.why_no_claim})"
+        return f"gain {format_score(found.raw)}   ({how}: the noise is not measured)"
+    return f"gain {format_score(found.raw)}   (no interval: {found.why_no_claim})"
 
 
 def luck_lines(report: Report) -> list[str]:
@@ -274,8 +274,8 @@ def luck_lines(report: Report) -> list[str]:
         return []
     part = f" ({100 * luck / raw:.0f} %)" if raw > 0 and luck > 0 else ""
     if luck > 0:
-        return [f"luck     plain difference {change(raw)}, {score(luck)}{part} is luck"]
-    return [f"luck     plain difference {change(raw)}: none of it is taken for luck"]
+        return [f"luck     plain difference {format_delta(raw)}, {format_score(luck)}{part} is luck"]
+    return [f"luck     plain difference {format_delta(raw)}: none of it is taken for luck"]
 
 
 def noise_lines(report: Report) -> list[str]:
@@ -312,8 +312,8 @@ def holdout_lines(report: Report) -> list[str]:
     if found.low is None:
         told = "no interval: the scatter between runs is not known"
     return [
-        f"holdout  gain {change(found.gain)} on validation, "
-        f"{change(found.holdout_gain)} on the holdout; gap {change(found.gap)} ({told})"
+        f"holdout  gain {format_delta(found.gain)} on validation, "
+        f"{format_delta(found.holdout_gain)} on the holdout; gap {format_delta(found.gap)} ({told})"
     ]
 
 
@@ -324,14 +324,14 @@ def certificate_lines(report: Report) -> list[str]:
         return []
     seeds = "1 fresh seed" if found.pairs == 1 else f"{found.pairs} fresh seeds"
     lines = [
-        f"replicated on {seeds}: gain {change(found.gain)} "
+        f"replicated on {seeds}: gain {format_delta(found.gain)} "
         f"({within(found.low, found.high)})"
     ]
     if found.holdout_gain is not None and found.gap is not None:
         lines.append(
-            f"         on the holdout {change(found.holdout_gain)} "
+            f"         on the holdout {format_delta(found.holdout_gain)} "
             f"({within(found.holdout_low, found.holdout_high)}), gap "
-            f"{change(found.gap)} ({within(found.gap_low, found.gap_high)})"
+            f"{format_delta(found.gap)} ({within(found.gap_low, found.gap_high)})"
         )
     return [*lines, certificate_verdict(found, report.found)]
 
@@ -350,7 +350,7 @@ def certificate_verdict(found: Certificate, night: Findings) -> str:
         return f"         {word}"
     held = found.low <= night.claim.gain <= found.high
     which = "inside" if held else "outside"
-    said = f"the night claimed {change(night.claim.gain)}, {which} this interval"
+    said = f"the night claimed {format_delta(night.claim.gain)}, {which} this interval"
     return f"         {word}; {said}"
 
 
@@ -375,7 +375,7 @@ def back_lines(report: Report) -> list[str]:
     """Champions that turned out worse."""
     return [
         f"back     experiment {back.experiment} was taken back, {back.instead} reigns "
-        f"again: {one_line(back.why)}"
+        f"again: {to_one_line(back.why)}"
         for back in report.found.taken_back
     ]
 
@@ -386,7 +386,7 @@ def near_lines(report: Report) -> list[str]:
     if not near:
         return []
     first = ", ".join(
-        f"{row.number}{on_top(row.way)} ({change(row.delta)})"
+        f"{row.number}{on_top(row.unproven_ancestors)} ({format_delta(row.delta)})"
         for row in near[:MOST_NEAR]
     )
     more = f" and {len(near) - MOST_NEAR} more" if len(near) > MOST_NEAR else ""

@@ -7,13 +7,13 @@ import difflib
 import time
 from collections.abc import Iterable
 
-from autoresearch.errors import LabError, NotYet
+from autoresearch.errors import LabError, NotReady
 from autoresearch.experiment import Row
 from autoresearch.lab.folder import Lab
 from autoresearch.records.ledger import Ledger
 from autoresearch.reporting.format import verdict_line
 from autoresearch.reporting.status import champion_row, first_of_series
-from autoresearch.text import exact, number, one_line
+from autoresearch.text import format_exact, format_number, to_one_line
 
 STALE_SECONDS = 20.0  # a note of what runs, with nobody writing it
 LARGEST_LOG_CHARACTERS = 20_000
@@ -36,21 +36,21 @@ def pick(ledger: Ledger, which: str) -> Row:
             "baseline or last"
         )
     if found is None:
-        raise NotYet(f"there is no verdict on {which} yet. Next: autoresearch log")
+        raise NotReady(f"there is no verdict on {which} yet. Next: autoresearch log")
     return found
 
 
-def not_yet(lab: Lab, ledger: Ledger, number: int) -> NotYet:
+def not_yet(lab: Lab, ledger: Ledger, number: int) -> NotReady:
     """Why there is no verdict on an experiment, and what to type."""
     if all(proposal.number != number for proposal in ledger.open()):
-        return NotYet(f"there is no experiment {number}. Next: autoresearch log")
-    if lab.holder() is None:
+        return NotReady(f"there is no experiment {number}. Next: autoresearch log")
+    if lab.find_lock_holder() is None:
         why, then = "; nothing runs now, so it waits", "autoresearch run"
-    elif lab.pause.exists():
+    elif lab.pause_path.exists():
         why, then = "; the night is paused, so it waits", "autoresearch resume"
     else:
         why, then = " yet", f"autoresearch show {number} --wait 100"
-    return NotYet(f"no verdict on experiment {number}{why}. Next: {then}")
+    return NotReady(f"no verdict on experiment {number}{why}. Next: {then}")
 
 
 def diff(ledger: Ledger, row: Row) -> str:
@@ -67,11 +67,11 @@ def diff_of(ledger: Ledger, parent: str, blob: str) -> str:
 
 def read_log(lab: Lab, row: Row) -> str:
     """What its last run printed, stripped of anything a terminal would obey."""
-    names = sorted(lab.logs.glob(f"{row.number}-*.log"))
+    names = sorted(lab.log_folder.glob(f"{row.number}-*.log"))
     if not names:
         return ""
     text = names[-1].read_text(errors="replace")[-LARGEST_LOG_CHARACTERS:]
-    return "\n".join(one_line(line) for line in text.splitlines())
+    return "\n".join(to_one_line(line) for line in text.splitlines())
 
 
 def show_lines(lab: Lab, ledger: Ledger, row: Row, metric: str) -> Iterable[str]:
@@ -81,21 +81,21 @@ def show_lines(lab: Lab, ledger: Ledger, row: Row, metric: str) -> Iterable[str]
     if row.evidence == "claimed":
         yield "claimed   by somebody else: not measured here, its train.py is not here"
     if taken := back.get(row.number):
-        yield f"back      {taken.instead} reigns again: {one_line(taken.why)}"
-    yield f"why       {one_line(row.why)}"
+        yield f"back      {taken.instead} reigns again: {to_one_line(taken.why)}"
+    yield f"why       {to_one_line(row.why)}"
     if row.reason:
-        yield f"idea      {one_line(row.reason)}"
-    values = " ".join(map(exact, row.values))
+        yield f"idea      {to_one_line(row.reason)}"
+    values = " ".join(map(format_exact, row.values))
     nothing = "none: it was ended early" if row.kind == "ended early" else ""
     yield f"{metric:<9} {values or nothing or 'none: it failed'}"
     against = "nothing, it is a baseline" if row.against is None else str(row.against)
     yield f"against   {against}"
-    if row.way:
-        yield f"stands on {', '.join(map(str, row.way))}: its score is of all of them"
+    if row.unproven_ancestors:
+        yield f"stands on {', '.join(map(str, row.unproven_ancestors))}: its score is of all of them"
     if row.runs:
         yield (
             f"runs      {row.runs}, {row.seconds:.1f} s trained, "
-            f"{number(row.memory_gb, '.2f')} GB"
+            f"{format_number(row.memory_gb, '.2f')} GB"
         )
     if row.facts:
         yield "resolved  " + ", ".join(f"{key} {value}" for key, value in row.facts)
@@ -107,9 +107,9 @@ def show_lines(lab: Lab, ledger: Ledger, row: Row, metric: str) -> Iterable[str]
     if changed := diff(ledger, row):
         yield ""
         yield from (one_end(line) for line in changed.splitlines())
-    if row.way and row.against is not None and (rival := ledger.row(row.against)):
+    if row.unproven_ancestors and row.against is not None and (rival := ledger.row(row.against)):
         yield ""
-        yield f"--- all {len(row.way) + 1} changes since experiment {row.against} ---"
+        yield f"--- all {len(row.unproven_ancestors) + 1} changes since experiment {row.against} ---"
         whole = diff_of(ledger, rival.blob, row.blob)
         yield from (one_end(line) for line in whole.splitlines())
     if log := read_log(lab, row):

@@ -16,19 +16,19 @@ from autoresearch.records import results_tsv
 from autoresearch.records.ledger import Ledger
 from autoresearch.reporting import format
 from autoresearch.reporting.format import as_json, rate, spell, taken_back
-from autoresearch.text import change, one_line
+from autoresearch.text import format_delta, to_one_line
 
 SHARE_THAT_TELLS = 0.05  # of a run, from which on its pace says when it ends
 
 
 def running(lab: Lab) -> dict[str, Any] | None:
     """What runs at this moment; None when no night is on."""
-    if lab.holder() is None:
+    if lab.find_lock_holder() is None:
         return None
     try:
-        found = json.loads(lab.now.read_text())
+        found = json.loads(lab.live_status_path.read_text())
     except (FileNotFoundError, ValueError):
-        return {"pid": lab.holder(), "runs": [], "notices": [], "until": None}
+        return {"pid": lab.find_lock_holder(), "runs": [], "notices": [], "until": None}
     return dict(found)
 
 
@@ -41,7 +41,7 @@ def status(lab: Lab, ledger: Ledger) -> dict[str, Any]:
         **{name: as_json(row) if row else None for name, row in rows.items()},
         "waiting": len(ledger.open()),
         "running": running(lab),
-        "paused": lab.pause.exists(),
+        "paused": lab.pause_path.exists(),
         "series": ledger.last_series(),
         "last": [as_json(row, back) for row in ledger.last(5)],
     }
@@ -68,14 +68,14 @@ def status_lines(metric: str, found: Mapping[str, Any]) -> list[str]:
             f"{found['claimed']} more are claimed by others, measured by nobody"
         )
     if champion and baseline:
-        first, best = (text.score(row["value"]) for row in (baseline, champion))
+        first, best = (text.format_score(row["value"]) for row in (baseline, champion))
         which = f"experiment {champion['experiment']}: {champion['title']}"
         lines.append(f"{metric}  {first} -> {best}   champion is {which}")
     for row in found["last"]:
-        score = text.score(row["value"]) or row["kind"]
+        score = text.format_score(row["value"]) or row["kind"]
         lines.append(
             f"{row['experiment']:>4} {row['verdict']:<10} {score:<14} "
-            f"{change(row['delta']):>8}  {row['title']}"
+            f"{format_delta(row['delta']):>8}  {row['title']}"
             + results_tsv.on_top(row["on_top_of"])
         )
     if found["waiting"]:
@@ -90,7 +90,7 @@ def running_lines(found: Mapping[str, Any] | None) -> list[str]:
     if found is None:
         return ["not running"]
     lines = [run_line(run) for run in found["runs"]]
-    lines += [f"note: {one_line(notice)}" for notice in found["notices"]]
+    lines += [f"note: {to_one_line(notice)}" for notice in found["notices"]]
     return lines or ["between two experiments"]
 
 
@@ -114,7 +114,7 @@ def run_line(run: Mapping[str, Any]) -> str:
         parts.append(f"{rate(run['tokens'] / run['seconds'])} tok/s")
     if (left := left_seconds(run["seconds"], share)) is not None:
         parts.append(f"{spell(left)} left")
-    parts.append(one_line(str(run["title"])))
+    parts.append(to_one_line(str(run["title"])))
     return "  ".join(parts)
 
 
@@ -132,22 +132,22 @@ def in_force(lab: Lab, ledger: Ledger) -> InForce:
 
     LabError where there is none: what is wrong with the one in the folder.
     """
-    text = lab.read("program.md")
+    text = lab.read_file("program.md")
     try:
-        return InForce(program.parse(text), text, "")
+        return InForce(program.parse_program(text), text, "")
     except LabError as error:
         for old in ledger.programs():
             with suppress(LabError):
-                return InForce(program.parse(old), old, str(error))
+                return InForce(program.parse_program(old), old, str(error))
         raise
 
 
 def faults(lab: Lab) -> list[str]:
     """What is wrong with program.md, as every view says it; nothing if it is fine."""
     try:
-        text = lab.read("program.md")
-        program.parse(text)
+        text = lab.read_file("program.md")
+        program.parse_program(text)
     except LabError as error:
         return [f"{error}; the last good program.md stays in force"]
-    doubt = program.doubtful(text)
+    doubt = program.find_ignored_settings(text)
     return [doubt] if doubt else []

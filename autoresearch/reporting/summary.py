@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 
-from autoresearch.experiment import Measured, Noise, Row
+from autoresearch.experiment import RunRecord, Noise, Row
 from autoresearch.records import queries
 from autoresearch.records.ledger import Ledger, TakenBack
 from autoresearch.stats import early_stopping, gain, noise, quantiles
@@ -133,11 +133,11 @@ def without_replicates(ledger: Ledger, row: Row) -> Row:
     """An experiment as the night itself knows it."""
     runs = own_runs(ledger, row.number)
     values, seeds = (tuple(run.value for run in runs), tuple(run.seed for run in runs))
-    when = tuple(run.at for run in runs if run.at is not None)
+    when = tuple(run.ended_at for run in runs if run.ended_at is not None)
     return replace(row, values=values, seeds=seeds, when=when)
 
 
-def own_runs(ledger: Ledger, number: int) -> list[Measured]:
+def own_runs(ledger: Ledger, number: int) -> list[RunRecord]:
     """An experiment's runs in the night itself."""
     return [run for run in ledger.measured(number) if run.occasion != "replicate"]
 
@@ -238,11 +238,11 @@ def holdout(
     return Holdout(gain, held, gap, low, high, len(last), len(first))
 
 
-def on_both(ledger: Ledger, number: int) -> list[Measured]:
+def on_both(ledger: Ledger, number: int) -> list[RunRecord]:
     """An experiment's own runs that were scored on the holdout too."""
     return [run for run in own_runs(ledger, number) if run.holdout is not None]
 
 
-def pairs(runs: Sequence[Measured]) -> list[tuple[float, float]]:
+def pairs(runs: Sequence[RunRecord]) -> list[tuple[float, float]]:
     """(validation, holdout) of every run that has both."""
     return [(run.value, run.holdout) for run in runs if run.holdout is not None]

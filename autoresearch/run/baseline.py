@@ -1,7 +1,7 @@
 """Measure where a session starts from: first and alone, or there is no search."""
 
-from autoresearch.errors import Failed, LabError
-from autoresearch.experiment import HARNESS, PERSON, Proposal, Row
+from autoresearch.errors import ExperimentFailed, LabError
+from autoresearch.experiment import HARNESS_AUTHOR, HUMAN_AUTHOR, Proposal, Row
 from autoresearch.run.dispatcher import Dispatcher
 from autoresearch.run.session import Session
 from autoresearch.run.trial import Trial
@@ -20,7 +20,7 @@ def measure_baseline(session: Session, dispatcher: Dispatcher) -> Row:
     fresh = books.ledger.last_keep() is None
     title = "baseline" if fresh else "champion again"
     number = 0 if fresh and books.ledger.row(0) is None else None
-    author = PERSON if fresh else HARNESS
+    author = HUMAN_AUTHOR if fresh else HARNESS_AUTHOR
     proposal = books.admit(Proposal(number, title, source, "", author, why))
     row = record(session, run_baseline(session, dispatcher, proposal))
     if row.decision == "failed":
@@ -36,6 +36,6 @@ def run_baseline(session: Session, dispatcher: Dispatcher, proposal: Proposal) -
     """All runs of the baseline."""
     try:
         candidate = session.books.write_down(proposal)
-    except Failed as failed:
+    except ExperimentFailed as failed:
         return refused_trial(proposal, failed.failure, is_baseline=True)
     return dispatcher.run_alone(Trial(candidate, is_baseline=True))

@@ -7,7 +7,7 @@ the claim needs runs on as many devices as there are at once.
 import math
 from dataclasses import dataclass, replace
 
-from autoresearch.experiment import HARNESS, Candidate, Proposal, Row
+from autoresearch.experiment import HARNESS_AUTHOR, Candidate, Proposal, Row
 from autoresearch.measure.messages import RunResult
 from autoresearch.records import queries
 from autoresearch.run.dispatcher import Dispatcher, open_trial
@@ -50,7 +50,7 @@ class ClosingRuns:
         known = queries.of(self.session.books.ledger)
         better = self.session.bench.apparatus.lower_is_better
         need = known.need(lower_is_better=better)
-        devices = self.session.pool.width
+        devices = self.session.pool.capacity
         first = left - math.ceil(len(need) / devices)
         again = self.session.policy.closing(known.history(), first)
         if again is not None:
@@ -92,4 +92,4 @@ def second_look(source: str, row: Row) -> Proposal:
     """An experiment once more, under a number of its own."""
     why = "the night ends, and this promises more than the champion"
     title = f"again: {row.title}"[:200]
-    return Proposal(None, title, source, row.parent, HARNESS, why)
+    return Proposal(None, title, source, row.parent, HARNESS_AUTHOR, why)

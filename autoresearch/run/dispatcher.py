@@ -11,12 +11,12 @@ from dataclasses import replace
 from itertools import count
 from statistics import fmean
 
-from autoresearch.errors import LabError, Stopped
+from autoresearch.errors import LabError, RunStopped
 from autoresearch.experiment import (
-    HARNESS,
+    HARNESS_AUTHOR,
     Candidate,
     Champion,
-    Change,
+    CodeSizeChange,
     Failure,
     Proposal,
     Score,
@@ -60,12 +60,12 @@ class Dispatcher:
     @property
     def free(self) -> int:
         """Devices with nothing to do."""
-        return self._session.pool.free
+        return self._session.pool.free_count
 
     @property
     def has_results(self) -> bool:
         """Whether a run has ended and was not heard yet."""
-        return self._session.pool.ready
+        return self._session.pool.has_result
 
     @property
     def is_running(self) -> bool:
@@ -132,8 +132,8 @@ class Dispatcher:
         Raises what ended a worker (Stopped, LabError, OSError), after all have ended.
         """
         try:
-            ended = self._session.pool.next()
-        except (Stopped, LabError, OSError):
+            ended = self._session.pool.next_result()
+        except (RunStopped, LabError, OSError):
             self._stop_all()
             raise
         if ended is None:
@@ -164,9 +164,9 @@ class Dispatcher:
         self._session.bench.stop.now = True
         while True:
             try:
-                if self._session.pool.next() is None:
+                if self._session.pool.next_result() is None:
                     return
-            except (Stopped, LabError, OSError):
+            except (RunStopped, LabError, OSError):
                 continue
 
     # -- one trial ---------------------------------------------------------------------
@@ -210,13 +210,13 @@ class Dispatcher:
                 evidence = evidence.with_champion_run(score)
         return evidence
 
-    def _change(self, trial: Trial) -> Change:
+    def _change(self, trial: Trial) -> CodeSizeChange:
         """How far it is from the champion of this moment."""
         champion = self._ledger.champion
         if champion is None:
             return NO_CHANGE
         source = self._ledger.source(champion.blob)
-        return constraints.change(source, trial.candidate.proposal.source)
+        return constraints.compare_code_size(source, trial.candidate.proposal.source)
 
     def _start_run(self, trial: Trial, kind: RunKind, evidence: Evidence) -> None:
         trial.pending.append(kind)
@@ -249,7 +249,7 @@ class Dispatcher:
             trial.runs[place] = ended.outcome
         elif trial.failure is None:
             trial.failure = ended.outcome
-            if trial.is_baseline and self._session.pool.width > 1:
+            if trial.is_baseline and self._session.pool.capacity > 1:
                 where = f"{ended.outcome.detail}, on GPU {ended.device.index}"
                 trial.failure = replace(ended.outcome, detail=where)
         self._advance(trial)
@@ -320,7 +320,7 @@ def open_trial(session: Session, candidate: Candidate) -> Trial:
     trial = Trial(candidate)
     if session.books.program.early_kill:
         trial.past = tuple(run for run, _ in ledger.finished(ledger.series))
-    if proposal.author == HARNESS:  # a second look: on fresh seeds, and to its end
+    if proposal.author == HARNESS_AUTHOR:  # a second look: on fresh seeds, and to its end
         trial.first_run, trial.past = len(ledger.seeds(trial.number)), ()
     trial.changes_schedule = bool(proposal.parent) and touches_schedule(
         ledger.source(proposal.parent), proposal.source
@@ -330,7 +330,7 @@ def open_trial(session: Session, candidate: Candidate) -> Trial:
 
 def champion_again(source: str, champion: Champion) -> Candidate:
     """The champion, to be run once more."""
-    proposal = Proposal(champion.number, "champion", source, "", HARNESS)
+    proposal = Proposal(champion.number, "champion", source, "", HARNESS_AUTHOR)
     return Candidate(proposal, champion.blob)
 
 

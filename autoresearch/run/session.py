@@ -21,23 +21,23 @@ from autoresearch.atomic_file import write_whole
 from autoresearch.devices import discovery
 from autoresearch.devices.gpu_specs import Gpu
 from autoresearch.errors import LabError
-from autoresearch.experiment import HARNESS, PERSON, Candidate, Slot
-from autoresearch.git import Notebook, git_blob
+from autoresearch.experiment import HARNESS_AUTHOR, HUMAN_AUTHOR, Candidate, Device
+from autoresearch.git import Repository, compute_blob_id
 from autoresearch.lab import apparatus
 from autoresearch.lab.apparatus import Apparatus
 from autoresearch.lab.folder import Lab
 from autoresearch.lab.program import Program
 from autoresearch.measure import compile_cache, trainer
 from autoresearch.measure.preflight import Preflight
-from autoresearch.measure.warm_pool import Waiting
+from autoresearch.measure.warm_pool import WarmPool
 from autoresearch.measure.workbench import (
-    Progress,
-    Terms,
+    RunProgress,
+    RunTerms,
     Workbench,
-    devices_for,
+    list_usable_devices,
     host_paths,
-    read_readonly,
-    terms_of,
+    read_readonly_files,
+    terms_from_program,
 )
 from autoresearch.measure.worker import Worker
 from autoresearch.policies import Policy
@@ -83,7 +83,7 @@ class Session:
     proposer: Proposer
     policy: Policy
     pool: Pool
-    slots: tuple[Slot, ...]  # the devices behind the pool
+    slots: tuple[Device, ...]  # the devices behind the pool
     seed: int  # what the seeds of all runs are drawn from
     is_over: Callable[[int], bool]  # given how many proposals were taken so far
     runs_left: Callable[[], float] = lambda: math.inf  # runs, until its hours are over
@@ -91,7 +91,7 @@ class Session:
     @property
     def width(self) -> int:
         """How many runs there can be at one time."""
-        return self.pool.width
+        return self.pool.capacity
 
 
 class Now:
@@ -106,7 +106,7 @@ class Now:
         self._finished: Counter[int] = Counter()  # runs of experiments in hand
         self.notices: list[str] = []
         self.until: float | None = None  # None: no end was set
-        self.listener: Callable[[Candidate, Progress], None] | None = None
+        self.listener: Callable[[Candidate, RunProgress], None] | None = None
         self.reader: Callable[[str], None] | None = None
 
     def notice(self, words: str) -> None:
@@ -117,7 +117,7 @@ class Now:
         if self.reader is not None:
             self.reader(words)
 
-    def __call__(self, candidate: Candidate, progress: Progress) -> None:
+    def __call__(self, candidate: Candidate, progress: RunProgress) -> None:
         """Take note of how far a run is."""
         proposal = candidate.proposal
         assert proposal.number is not None
@@ -150,7 +150,7 @@ class Now:
             self._runs = {
                 key: run
                 for key, run in self._runs.items()
-                if key[0] != number and run["author"] != HARNESS
+                if key[0] != number and run["author"] != HARNESS_AUTHOR
             }
             for other in {*self._finished} - {key[0] for key in self._runs}:
                 del self._finished[other]
@@ -168,14 +168,14 @@ class Now:
 @contextmanager
 def opened(lab: Lab, options: Options, stop: StopFlag) -> Iterator[tuple[Session, Now]]:
     """A night, ready for `loop.research`; LabError says what is missing."""
-    Notebook(lab.folder).require()
-    lab.need_space()
-    with lab.held():
+    Repository(lab.folder).require_usable()
+    lab.require_disk_space()
+    with lab.hold_lock():
         leave_nothing_behind(lab)
-        found = apparatus.load(lab, Notebook(lab.folder))
-        ledger = Ledger(lab.ledger, lower_is_better=found.lower_is_better)
+        found = apparatus.load_apparatus(lab, Repository(lab.folder))
+        ledger = Ledger(lab.ledger_path, lower_is_better=found.lower_is_better)
         thinking: Proposer | None = None  # None: the night could not be put together
-        waiting: Waiting | None = None
+        waiting: WarmPool | None = None
         try:
             lend_own_code_only(lab, ledger)
             found_night, now = night_of(lab, options, stop, found, ledger)
@@ -187,35 +187,35 @@ def opened(lab: Lab, options: Options, stop: StopFlag) -> Iterator[tuple[Session
                 thinking.close()
             if waiting is not None:
                 waiting.close()
-            lab.now.unlink(missing_ok=True)
-            process.remove_folder(lab.state / "runs")
+            lab.live_status_path.unlink(missing_ok=True)
+            process.remove_folder(lab.state_folder / "runs")
             ledger.close()
 
 
 def lend_own_code_only(lab: Lab, ledger: Ledger) -> None:
     """Drop what `check` compiled of a file that this lab did not begin with."""
-    if begun_with := {row.blob for row in ledger.rows() if row.author == PERSON}:
-        compile_cache.forget_all_but(lab, *begun_with)
+    if begun_with := {row.blob for row in ledger.rows() if row.author == HUMAN_AUTHOR}:
+        compile_cache.discard_other_blobs(lab, *begun_with)
 
 
 def leave_nothing_behind(lab: Lab) -> None:
     """End what a killed night left: processes, run folders, the note of what ran."""
     process.sweep(lab.folder)
-    process.remove_folder(lab.state / "runs")
-    compile_cache.sweep(lab)
-    lab.now.unlink(missing_ok=True)
-    Notebook(lab.folder).exclude(*VIEWS_OF_OURS)
+    process.remove_folder(lab.state_folder / "runs")
+    compile_cache.remove_leftovers(lab)
+    lab.live_status_path.unlink(missing_ok=True)
+    Repository(lab.folder).add_excludes(*VIEWS_OF_OURS)
 
 
 def night_of(
     lab: Lab, options: Options, stop: StopFlag, found: Apparatus, ledger: Ledger
 ) -> tuple[Session, Now]:
     """Put the parts of a night together."""
-    now = Now(lab.now)
+    now = Now(lab.live_status_path)
     books = Books(lab, found, ledger, now.notice)
     program = books.program
-    slots = devices_for(found)
-    readonly = read_readonly(lab, program)
+    slots = list_usable_devices(found)
+    readonly = read_readonly_files(lab, program)
     walls = selftest.require_backend(host_paths(lab), program.cage, slots[0])
     slots = working(slots, walls, lab, now.notice)
     series, facts = series_of(found, program, slots[0], readonly)
@@ -223,7 +223,7 @@ def night_of(
     ledger.begin(series, json.dumps(facts), options.seed, json.dumps(session))
     books.catch_up()
     champion = ledger.champion
-    if champion and lab.read("train.py") != ledger.source(champion.blob):
+    if champion and lab.read_file("train.py") != ledger.source(champion.blob):
         now.notice(
             "train.py in your folder is not the champion's and is left alone; to have "
             'it measured: autoresearch try train.py "what is new"'
@@ -232,9 +232,9 @@ def night_of(
     now.until = None if hours is None else time.time() + 3600 * hours
     for words in at_the_start(lab, hours, program, ledger):
         now.notice(words)
-    bench = Workbench(lab, found, terms_of(program, readonly), stop, now, walls)
+    bench = Workbench(lab, found, terms_from_program(program, readonly), stop, now, walls)
     if wait_here(found, slots[0], walls):
-        bench = replace(bench, waiting=Waiting(partial(trainer.ahead, bench)))
+        bench = replace(bench, waiting=WarmPool(partial(trainer.start_warm_process, bench)))
     specs = options.proposers or program.proposers
     if options.dollars is not None:
         program = replace(program, dollars=options.dollars)
@@ -259,9 +259,9 @@ def night_of(
     return night, now
 
 
-def wait_here(found: Apparatus, slot: Slot, walls: SandboxBackend) -> bool:
+def wait_here(found: Apparatus, slot: Device, walls: SandboxBackend) -> bool:
     """Whether processes that come next import torch while a run trains."""
-    return found.causal and slot.device == "cuda" and walls.level == "full"
+    return found.causal and slot.device_type == "cuda" and walls.level == "full"
 
 
 def first_runs(program: Program) -> int:
@@ -273,7 +273,7 @@ def at_the_start(
     lab: Lab, hours: float | None, program: Program, ledger: Ledger
 ) -> Iterator[str]:
     """What a human should know before anything runs."""
-    if lab.pause.exists():
+    if lab.pause_path.exists():
         yield "this lab is paused; to begin: autoresearch resume"
     if hours is None or program.budget_seconds is None or ledger.champion is not None:
         return
@@ -299,8 +299,8 @@ def left_out(same: Sequence[Gpu], others: Sequence[Gpu]) -> Iterator[str]:
 
 
 def working(
-    slots: tuple[Slot, ...], walls: SandboxBackend, lab: Lab, notice: Callable[[str], None]
-) -> tuple[Slot, ...]:
+    slots: tuple[Device, ...], walls: SandboxBackend, lab: Lab, notice: Callable[[str], None]
+) -> tuple[Device, ...]:
     """The slots whose GPU can be used from inside the cage; LabError: none can.
 
     One that cannot would turn every proposal it got into a crash.
@@ -308,7 +308,7 @@ def working(
     found = tuple(
         slot
         for slot in slots
-        if slot.device != "cuda" or selftest.sees_only_its_gpu(walls, host_paths(lab), slot)
+        if slot.device_type != "cuda" or selftest.sees_only_its_gpu(walls, host_paths(lab), slot)
     )
     if not found:
         raise LabError(
@@ -318,13 +318,13 @@ def working(
     for slot in slots:
         if slot not in found:
             notice(f"GPU {slot.index} is left out: CUDA does not find it in the cage")
-    if slots[0].device == "cuda":
-        for words in left_out(*discovery.alike(discovery.ours())):
+    if slots[0].device_type == "cuda":
+        for words in left_out(*discovery.partition_same_model(discovery.list_visible_gpus())):
             notice(words)
     return found
 
 
-def terms_with_wall(session: Session) -> Terms:
+def terms_with_wall(session: Session) -> RunTerms:
     """What a run is granted; a token budget's wall time fits what the champion took."""
     terms = session.bench.terms
     champion = session.books.ledger.champion
@@ -370,7 +370,7 @@ class Over:
 def series_of(
     found: Apparatus,
     program: Program,
-    slot: Slot,
+    slot: Device,
     readonly: tuple[tuple[str, bytes], ...],
 ) -> tuple[str, dict[str, object]]:
     """(hash, facts): what must be equal for scores to be compared."""
@@ -380,12 +380,12 @@ def series_of(
         budget = f"{program.budget_seconds:g} ± {program.tolerance_seconds:g} s"
     facts: dict[str, object] = {
         "apparatus": found.blob,
-        "data": found.fingerprint(),
+        "data": found.load_fingerprint(),
         "metric": found.metric,
         "budget": budget,
         "cage": program.cage,
-        **(discovery.facts(slot) if found.causal else {"device": "any"}),
-        **{f"readonly {name}": git_blob(text.decode()) for name, text in readonly},
+        **(discovery.collect_machine_facts(slot) if found.causal else {"device": "any"}),
+        **{f"readonly {name}": compute_blob_id(text.decode()) for name, text in readonly},
     }
     return digest(facts), facts
 

@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from autoresearch.experiment import Candidate, Change, Failure, Score, Scores
+from autoresearch.experiment import Candidate, CodeSizeChange, Failure, Score, Scores
 from autoresearch.policies import Policy
 from autoresearch.stats.early_stopping import Finished
 from autoresearch.stats.history import Evidence
-from autoresearch.text import exact
+from autoresearch.text import format_exact
 
 RunKind = Literal["candidate", "champion"]
-NO_CHANGE = Change(0, 0)
+NO_CHANGE = CodeSizeChange(0, 0)
 
 
 @dataclass(eq=False, slots=True)
@@ -57,7 +57,7 @@ class Trial:
 
 
 def plan_runs(
-    trial: Trial, policy: Policy, evidence: Evidence, change: Change, free: int
+    trial: Trial, policy: Policy, evidence: Evidence, change: CodeSizeChange, free: int
 ) -> list[RunKind]:
     """The runs to start now, at most `free`, so that a proof's runs go side by side.
 
@@ -90,7 +90,7 @@ def plan_runs(
 
 
 def wanted_run(
-    policy: Policy, evidence: Evidence, scores: Scores, change: Change
+    policy: Policy, evidence: Evidence, scores: Scores, change: CodeSizeChange
 ) -> RunKind | None:
     """Which run the policy wants next; None: no more."""
     wanted = policy.wants(evidence.fair(scores), evidence.history(change))
@@ -113,6 +113,6 @@ def with_earlier_scores(failure: Failure, scores: Sequence[Score]) -> Failure:
     """The failure of a candidate that had scores before it failed: say so."""
     if not scores:
         return failure
-    values = ", ".join(exact(score.value) for score in scores)
+    values = ", ".join(format_exact(score.value) for score in scores)
     detail = f"{failure.detail} (on a further seed; before: {values})"
     return replace(failure, detail=detail)

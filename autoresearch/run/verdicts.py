@@ -16,7 +16,7 @@ from autoresearch.experiment import (
     Scores,
     Verdict,
 )
-from autoresearch.git import git_blob
+from autoresearch.git import compute_blob_id
 from autoresearch.lab import constraints
 from autoresearch.measure import evaluator
 from autoresearch.measure.messages import RunResult
@@ -25,7 +25,7 @@ from autoresearch.records import queries
 from autoresearch.run.session import Session
 from autoresearch.run.trial import NO_CHANGE, Trial
 from autoresearch.stats import noise
-from autoresearch.text import exact
+from autoresearch.text import format_exact
 
 
 def record(session: Session, trial: Trial) -> Row:
@@ -43,7 +43,7 @@ def record(session: Session, trial: Trial) -> Row:
     change = NO_CHANGE
     if rival is not None:
         source = trial.candidate.proposal.source
-        change = constraints.change(books.ledger.source(rival.blob), source)
+        change = constraints.compare_code_size(books.ledger.source(rival.blob), source)
     known = queries.of(books.ledger)
     history, fair = known.history(change), known.fair(result)
     if rival is None:
@@ -68,7 +68,7 @@ def refused_trial(
     proposal: Proposal, failure: Failure, *, is_baseline: bool = False
 ) -> Trial:
     """The trial of a proposal that must not run."""
-    candidate = Candidate(proposal, git_blob(proposal.source))
+    candidate = Candidate(proposal, compute_blob_id(proposal.source))
     return Trial(candidate, is_baseline=is_baseline, failure=failure)
 
 
@@ -97,7 +97,7 @@ def settled(session: Session, verdict: Verdict, again: Scores = ()) -> Row:
     """A verdict in the books, and what follows from it for the champion."""
     books = session.books
     row = books.record(verdict, again)
-    evaluator.settle(session.bench.lab, row.number, kept=row.decision == "keep")
+    evaluator.settle_claims(session.bench.lab, row.number, kept=row.decision == "keep")
     notice(session, demote(session))
     return row
 
@@ -117,14 +117,14 @@ def worse_than(former: Champion, champion: Champion) -> str:
     """Why a champion is taken back."""
     now, then = fmean(champion.values), fmean(former.values)
     return (
-        f"{exact(now)} in {len(champion.values)} runs, experiment {former.number} "
-        f"before it {exact(then)} in {len(former.values)}"
+        f"{format_exact(now)} in {len(champion.values)} runs, experiment {former.number} "
+        f"before it {format_exact(then)} in {len(former.values)}"
     )
 
 
 def notice(session: Session, history: History) -> None:
     """Tell the human of a drift, and of a plateau."""
-    found = noise.drift(history.replicates, history.when)
+    found = noise.drift(history.replicates, history.end_times)
     if found is not None:
         session.books.say_once(
             f"the same train.py scores {found.per_hour:+.2g} an hour: something about "

@@ -30,7 +30,7 @@ from pathlib import Path
 
 import autoresearch
 from autoresearch import sealed_memory
-from autoresearch.experiment import Slot
+from autoresearch.experiment import Device
 from autoresearch.sandbox import cgroups, landlock, seccomp
 from autoresearch.sandbox.privileges import SANDBOX_USER_ID
 from autoresearch.sandbox.process import (
@@ -95,7 +95,7 @@ class Bubblewrap:
     def build_launch_spec(self, room: SandboxSpec) -> LaunchSpec:
         make_world_readable(room.folder)
         filter_ = sealed_memory.seal_bytes(seccomp.build_filter(), "filter")
-        gpu = room.slot.device == "cuda"
+        gpu = room.slot.device_type == "cuda"
         fenced = SandboxRestrictions(
             read=tuple(map(str, (*self.view.roots, *LOADER_FILES, "/proc", "/sys"))),
             # All of /proc is its own here, and CUDA names the threads of its children.
@@ -143,7 +143,7 @@ class Bubblewrap:
             yield from build_parent_arguments(Path(name), made)
             yield from ("--ro-bind-try", name, name)
         yield from ("--proc", "/proc", "--dev", "/dev")
-        if room.slot.device == "cuda":
+        if room.slot.device_type == "cuda":
             yield from ("--ro-bind", "/sys", "/sys")  # cuInit looks for its card there
         else:
             for name in CPU_TOPOLOGY_FOLDERS:
@@ -184,7 +184,7 @@ class Landlock:
         loader = (*LOADER_FILES, *CPU_TOPOLOGY_FOLDERS)
         proc: tuple[str, ...] = ("/proc/self", "/proc/cpuinfo", "/proc/meminfo")
         proc += ("/proc/stat",)
-        if room.slot.device == "cuda":
+        if room.slot.device_type == "cuda":
             # Its compilers' child processes need their own /proc/self, which has no
             # name yet. Environments and memory of others stay shut (Landlock, ptrace).
             proc = ("/proc", "/sys")
@@ -354,11 +354,11 @@ def build_allowlists(view: FilesystemView) -> tuple[tuple[str, ...], tuple[str, 
     return tuple(read), tuple(names)
 
 
-def list_gpu_device_files(slot: Slot) -> tuple[Path, ...]:
+def list_gpu_device_files(slot: Device) -> tuple[Path, ...]:
     """The device nodes of a slot's GPU; none for a slot without one."""
-    if slot.device != "cuda":
+    if slot.device_type != "cuda":
         return ()
-    names = (*SHARED_GPU_DEVICES, slot.node or f"/dev/nvidia{slot.index or 0}")
+    names = (*SHARED_GPU_DEVICES, slot.device_file or f"/dev/nvidia{slot.index or 0}")
     return tuple(path for path in map(Path, names) if path.exists())
 
 

@@ -61,7 +61,7 @@ def gpus(descriptor: int, words: str) -> None:
         cuda = ctypes.CDLL("libcuda.so.1")
         if cuda.cuInit(0) == 0:
             cuda.cuDeviceGetCount(ctypes.byref(count))
-    places = (rocm.torch_libraries(), "/opt/rocm/lib") if rocm.has_torch() else ()
+    places = (rocm.torch_libraries(), "/opt/rocm/lib") if rocm.has_rocm_torch() else ()
     for place in places:
         with suppress(OSError):  # the other one has it
             hip = ctypes.CDLL(f"{place}/libamdhip64.so")

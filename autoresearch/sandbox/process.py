@@ -34,8 +34,8 @@ from typing import Literal, Protocol
 
 import psutil
 
-from autoresearch.errors import Stopped
-from autoresearch.experiment import Slot
+from autoresearch.errors import RunStopped
+from autoresearch.experiment import Device
 from autoresearch.sandbox import supervisor
 from autoresearch.sandbox.ipc import Channel, ChannelClosed, Message
 from autoresearch.sealed_memory import ProtocolError
@@ -100,7 +100,7 @@ class SandboxSpec:
 
     folder: Path
     lab: Path
-    slot: Slot
+    slot: Device
     limits: ResourceLimits
 
 
@@ -198,7 +198,7 @@ class SandboxedProcess:
         folder: Path,
         *,
         lab: Path,
-        slot: Slot,
+        slot: Device,
         limits: ResourceLimits,
         stop: "StopFlag",
         walls: SandboxBackend | None = None,
@@ -289,7 +289,7 @@ class SandboxedProcess:
     def _poll_inputs(self, limit_seconds: float) -> None:
         """Take in whatever arrives next, for at most this long."""
         if self._stop.now:
-            raise Stopped
+            raise RunStopped
         for key, _ in self._selector.select(limit_seconds):
             if key.data == "log":
                 self._drain_log()
@@ -468,7 +468,7 @@ def build_environment(room: SandboxSpec, home: str | None = None) -> dict[str, s
     passed = {name: os.environ[name] for name in PASSED_VARIABLES if name in os.environ}
     where = home or str(room.folder)
     visible = slot.uuid or ("" if slot.index is None else str(slot.index))
-    variable = "ROCR_VISIBLE_DEVICES" if slot.node else "CUDA_VISIBLE_DEVICES"
+    variable = "ROCR_VISIBLE_DEVICES" if slot.device_file else "CUDA_VISIBLE_DEVICES"
     card = {variable: visible} if visible else {}
     return {
         **passed,

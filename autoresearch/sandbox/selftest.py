@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from autoresearch.errors import LabError
-from autoresearch.experiment import Slot
+from autoresearch.experiment import Device
 from autoresearch.sandbox import backends, cgroups, landlock, process, seccomp
 from autoresearch.sandbox.escape_attempts import STANDARD_DEVICES
 from autoresearch.sandbox.process import (
@@ -109,7 +109,7 @@ class SelfTestResult:
         return self.failure or f"it leaves open: {', '.join(set(self.escapes) - allowed)}"
 
 
-def require_backend(host: HostPaths, level: str, slot: Slot) -> SandboxBackend:
+def require_backend(host: HostPaths, level: str, slot: Device) -> SandboxBackend:
     """The walls of one level, probed, or LabError with the exact remedy."""
     findings = run_selftests(host, slot, only=level)
     if findings and findings[-1].is_reached:
@@ -122,14 +122,14 @@ def require_backend(host: HostPaths, level: str, slot: Slot) -> SandboxBackend:
     )
 
 
-def find_best_backend(host: HostPaths, slot: Slot) -> tuple[SandboxBackend, str]:
+def find_best_backend(host: HostPaths, slot: Device) -> tuple[SandboxBackend, str]:
     """The best walls this machine gives, and why not `full` ("" if they are)."""
     findings = run_selftests(host, slot)
     found = findings[-1].backend
     return found, "" if found.level == "full" else explain_missed_level("full", findings)
 
 
-def run_selftests(host: HostPaths, slot: Slot, only: str | None = None) -> list[SelfTestResult]:
+def run_selftests(host: HostPaths, slot: Device, only: str | None = None) -> list[SelfTestResult]:
     """Probe level after level, best first, until one holds; all that was found."""
     found: list[SelfTestResult] = []
     for candidate in backends.iter_available_backends(host.secret_paths, host.lab):
@@ -141,7 +141,7 @@ def run_selftests(host: HostPaths, slot: Slot, only: str | None = None) -> list[
     return found
 
 
-def run_selftest(candidate: SandboxBackend, host: HostPaths, slot: Slot) -> SelfTestResult:
+def run_selftest(candidate: SandboxBackend, host: HostPaths, slot: Device) -> SelfTestResult:
     """Try to get out of one cage."""
     if isinstance(candidate, Unsandboxed):
         return SelfTestResult(candidate, ())  # it promises nothing
@@ -174,7 +174,7 @@ def run_selftest(candidate: SandboxBackend, host: HostPaths, slot: Slot) -> Self
         process.remove_folder(folder)
 
 
-def sees_only_its_gpu(candidate: SandboxBackend, host: HostPaths, slot: Slot) -> bool:
+def sees_only_its_gpu(candidate: SandboxBackend, host: HostPaths, slot: Device) -> bool:
     """Whether CUDA finds exactly the slot's GPU from inside this cage.
 
     A cage that hides the other cards also hides how they were counted.
@@ -233,7 +233,7 @@ def open_host_targets(host: HostPaths) -> Iterator[dict[str, Any]]:
     canary.unlink(missing_ok=True)
 
 
-def build_expectations(host: HostPaths, folder: Path, slot: Slot) -> dict[str, Any]:
+def build_expectations(host: HostPaths, folder: Path, slot: Device) -> dict[str, Any]:
     """What the probe may see without calling it open."""
     view = backends.build_view(host.secret_paths)
     home, cache = Path.home(), host.cache

@@ -30,7 +30,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from autoresearch.experiment import Curve, Hopeless
+from autoresearch.experiment import Curve, PruneDecision
 from autoresearch.stats import quantiles
 
 # When a run is looked at, as a share of its budget. Few looks: each is a chance to err.
@@ -88,7 +88,7 @@ class Outlook:
         lower_is_better: bool,
     ) -> None:
         self.schedule = schedule
-        self.spared: Hopeless | None = None  # None: nothing would have ended it
+        self.spared: PruneDecision | None = None  # None: nothing would have ended it
         self._past, self._bar, self._spare = past, bar, spare
         self._parent = parent
         self._lower_is_better = lower_is_better
@@ -106,7 +106,7 @@ class Outlook:
         """The mean loss before each look: all that later runs are compared with."""
         return tuple(self._samples)
 
-    def __call__(self, share: float, loss: float | None) -> Hopeless | None:
+    def __call__(self, share: float, loss: float | None) -> PruneDecision | None:
         """The run says it lost `loss` at this share of its budget: may it end?"""
         if loss is None or len(self._samples) == len(LOOKS):
             return None
@@ -121,7 +121,7 @@ class Outlook:
             self._window.append((share, loss))
         return ended
 
-    def _judged(self) -> Hopeless | None:
+    def _judged(self) -> PruneDecision | None:
         found = hopeless(
             self.curve,
             self._past,
@@ -167,7 +167,7 @@ def hopeless(
     *,
     schedule: bool,
     lower_is_better: bool,
-) -> Hopeless | None:
+) -> PruneDecision | None:
     """Whether a run that has come this far may end: ask at every look, not between.
 
     `bar` is the score that the candidate has to beat to be of any use, `parent` that of
@@ -196,7 +196,7 @@ def hopeless(
         return None  # a past run was mispredicted by more than this
     if quantiles.as_normal(worse / error, fit.degrees) < SURE_Z:
         return None
-    return Hopeless(look, predicted, error, bar)
+    return PruneDecision(look, predicted, error, bar)
 
 
 @dataclass(frozen=True, slots=True)

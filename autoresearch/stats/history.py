@@ -12,7 +12,7 @@ from statistics import fmean
 
 from autoresearch.experiment import (
     Champion,
-    Change,
+    CodeSizeChange,
     History,
     Row,
     Score,
@@ -47,7 +47,7 @@ class Evidence:
             for score in scores
         )
 
-    def history(self, change: Change | None = None) -> History:
+    def history(self, change: CodeSizeChange | None = None) -> History:
         """What a policy may know."""
         luck, rows = self.luck, self.fair_rows()
         scored = [row for row in rows if row.values]
@@ -93,7 +93,7 @@ class Evidence:
                 values=values,
                 value=fmean(values),
                 seeds=(*row.seeds, score.run.seed),
-                when=(*row.when, score.at or 0.0),
+                when=(*row.when, score.ended_at or 0.0),
             )
             if row.number == champion.number
             else row

@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass
 from statistics import fmean, stdev
 from typing import Any
 
-from autoresearch.experiment import Measured
+from autoresearch.experiment import RunRecord
 from autoresearch.stats.quantiles import student_95
 
 
@@ -66,8 +66,8 @@ class Certificate:
 
 
 def pairs_of(
-    champion: Sequence[Measured],
-    baseline: Sequence[Measured],
+    champion: Sequence[RunRecord],
+    baseline: Sequence[RunRecord],
     *,
     lower_is_better: bool,
 ) -> tuple[Pair, ...]:
@@ -91,16 +91,16 @@ def pairs_of(
     return tuple(found)
 
 
-def replicates(runs: Sequence[Measured]) -> dict[int, list[Measured]]:
+def replicates(runs: Sequence[RunRecord]) -> dict[int, list[RunRecord]]:
     """The runs that were made to replicate an experiment, by seed."""
-    found: dict[int, list[Measured]] = {}
+    found: dict[int, list[RunRecord]] = {}
     for run in runs:
         if run.occasion == "replicate" and math.isfinite(run.value):
             found.setdefault(run.seed, []).append(run)
     return found
 
 
-def on_holdout(runs: Sequence[Measured]) -> float | None:
+def on_holdout(runs: Sequence[RunRecord]) -> float | None:
     """Their mean score on the holdout; None: not all of them were scored there."""
     scores = [run.holdout for run in runs if run.holdout is not None]
     return fmean(scores) if len(scores) == len(runs) else None

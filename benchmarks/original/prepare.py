@@ -47,7 +47,7 @@ def evaluate_bpb(model, tokenizer, batch_size):
     """Bits per byte of the whole validation split, without compiling another shape."""
     eager = getattr(model, "_orig_mod", model)
     tokens, widths = lab["text"]("validation")
-    rows, inside = bits_per_byte.rows(tokens, MAX_SEQ_LEN, filler=int(tokens[0]))
+    rows, inside = bits_per_byte.cut_rows(tokens, MAX_SEQ_LEN, filler=int(tokens[0]))
     width = widths[rows[:, 1:]] * inside
     nats = 0.0
     for at in range(0, len(rows), EVALUATION_ROWS):

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-Show = Callable[[str, int, int], None]  # stage, done, total
+ShowProgress = Callable[[str, int, int], None]  # stage, done, total
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,18 +24,18 @@ class Document:
 class Source(Protocol):
     """A text and where it came from."""
 
-    def cheap_facts(self) -> Mapping[str, object]:
+    def collect_quick_facts(self) -> Mapping[str, object]:
         """What changes when the text may have changed; quick to find out."""
         ...
 
-    def fetch(self, show: Show) -> None:
+    def fetch(self, show: ShowProgress) -> None:
         """Bring the text to this machine, where it is not yet."""
         ...
 
-    def description(self) -> Mapping[str, object]:
+    def describe(self) -> Mapping[str, object]:
         """What the text is: names, sizes, sha256, versions."""
         ...
 
-    def documents(self) -> Iterator[Document]:
+    def iter_documents(self) -> Iterator[Document]:
         """Every document, in a fixed order."""
         ...

@@ -10,17 +10,17 @@ import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from autoresearch.data.sources import Document, Show
+from autoresearch.data.sources import Document, ShowProgress
 from autoresearch.errors import LabError
 
-KINDS = (".parquet", ".jsonl", ".txt", ".md")
+TEXT_SUFFIXES = (".parquet", ".jsonl", ".txt", ".md")
 LARGEST_LINE_BYTES = 64 << 20
-CUT_ABOVE_BYTES = 1 << 20
+MAX_DOCUMENT_CHARACTERS = 1 << 20
 PIECE_CHARACTERS = 4000
 MARK = "<|endoftext|>"
 
 
-class Files:
+class FileSource:
     """The texts of a file or a folder."""
 
     def __init__(self, path: Path) -> None:
@@ -31,51 +31,51 @@ class Files:
             )
         self._root = path if path.is_dir() else path.parent
         every = sorted(path.rglob("*")) if path.is_dir() else [path]
-        self._paths = [p for p in every if p.suffix in KINDS and p.is_file()]
+        self._paths = [p for p in every if p.suffix in TEXT_SUFFIXES and p.is_file()]
         if not self._paths:
-            raise LabError(f"{path} holds no text: no {', '.join(KINDS)} file")
+            raise LabError(f"{path} holds no text: no {', '.join(TEXT_SUFFIXES)} file")
 
-    def cheap_facts(self) -> Mapping[str, object]:
+    def collect_quick_facts(self) -> Mapping[str, object]:
         """Names, sizes and times."""
-        stats = [(self._name(path), path.stat()) for path in self._paths]
+        stats = [(self._relative_name(path), path.stat()) for path in self._paths]
         return {"files": [[n, s.st_size, s.st_mtime_ns] for n, s in stats]}
 
-    def fetch(self, show: Show) -> None:
+    def fetch(self, show: ShowProgress) -> None:
         """It is here already."""
 
-    def description(self) -> Mapping[str, object]:
+    def describe(self) -> Mapping[str, object]:
         """Names, sizes and sha256."""
         return {
             "text": "files",
             "files": [
-                [self._name(path), path.stat().st_size, sha256(path)]
+                [self._relative_name(path), path.stat().st_size, sha256_file(path)]
                 for path in self._paths
             ],
         }
 
-    def documents(self) -> Iterator[Document]:
+    def iter_documents(self) -> Iterator[Document]:
         """Every text."""
         for path in self._paths:
-            yield from read(path, self._name(path))
+            yield from iter_file_documents(path, self._relative_name(path))
 
-    def _name(self, path: Path) -> str:
+    def _relative_name(self, path: Path) -> str:
         return path.relative_to(self._root).as_posix()
 
 
-def read(path: Path, name: str) -> Iterator[Document]:
+def iter_file_documents(path: Path, name: str) -> Iterator[Document]:
     """The documents of one file."""
     if path.suffix == ".parquet":
-        texts = parquet(path)
+        texts = iter_parquet_texts(path)
     elif path.suffix == ".jsonl":
-        texts = jsonl(path)
+        texts = iter_jsonl_texts(path)
     else:
-        texts = plain(path)
+        texts = iter_plain_texts(path)
     for number, text in enumerate(texts):
         if text.strip():
             yield Document(f"{name}:{number}", text)
 
 
-def parquet(path: Path) -> Iterator[str]:
+def iter_parquet_texts(path: Path) -> Iterator[str]:
     """Column `text`, batch by batch."""
     try:
         import pyarrow
@@ -96,7 +96,7 @@ def parquet(path: Path) -> Iterator[str]:
         raise LabError(f"{path} is not whole parquet ({error})") from None
 
 
-def jsonl(path: Path) -> Iterator[str]:
+def iter_jsonl_texts(path: Path) -> Iterator[str]:
     """Field `text` of every line."""
     with path.open("rb") as file:
         for number, line in enumerate(
@@ -111,7 +111,7 @@ def jsonl(path: Path) -> Iterator[str]:
             yield str(found)
 
 
-def plain(path: Path) -> Iterator[str]:
+def iter_plain_texts(path: Path) -> Iterator[str]:
     """A text file: one document, or its parts where it is large."""
     try:
         text = path.read_bytes().decode()
@@ -119,13 +119,13 @@ def plain(path: Path) -> Iterator[str]:
         raise LabError(f"{path} is not UTF-8 text. Next: convert or move it") from None
     if MARK in text:
         yield from text.split(MARK)
-    elif len(text) <= CUT_ABOVE_BYTES:
+    elif len(text) <= MAX_DOCUMENT_CHARACTERS:
         yield text
     else:
-        yield from pieces(text)
+        yield from split_at_blank_lines(text)
 
 
-def pieces(text: str) -> Iterator[str]:
+def split_at_blank_lines(text: str) -> Iterator[str]:
     """Cut a long text at blank lines into parts of a few thousand characters."""
     held: list[str] = []
     size = 0
@@ -139,7 +139,7 @@ def pieces(text: str) -> Iterator[str]:
         yield "\n\n".join(held)
 
 
-def sha256(path: Path) -> str:
+def sha256_file(path: Path) -> str:
     """Hash of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

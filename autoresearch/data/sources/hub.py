@@ -24,20 +24,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from autoresearch.atomic_file import write_whole
-from autoresearch.data.sources import Document, Show
-from autoresearch.data.sources.files import read, sha256
+from autoresearch.data.sources import Document, ShowProgress
+from autoresearch.data.sources.files import iter_file_documents, sha256_file
 from autoresearch.errors import LabError
 
-HUB = "https://huggingface.co"
+DEFAULT_ENDPOINT = "https://huggingface.co"
 DATASETS = {  # name -> (repository, folder of its shards)
     "fineweb-edu": ("HuggingFaceFW/fineweb-edu", "sample/10BT"),
     "climbmix": ("karpathy/climbmix-400b-shuffle", ""),
     "tinystories": ("roneneldan/TinyStories", "data"),
 }
-AT_ONCE = 4
-TRIES = 8
-WAIT_SECONDS = 60.0  # for a server that says nothing
-LONGEST_PAUSE_SECONDS = 60.0
+PARALLEL_DOWNLOADS = 4
+MAX_TRIES = 8
+TIMEOUT_SECONDS = 60.0  # for a server that says nothing
+MAX_BACKOFF_SECONDS = 60.0
 LARGEST_LISTING_BYTES = 32 << 20
 LARGEST_SHARD_BYTES = 16 << 30
 CHUNK_BYTES = 1 << 20
@@ -53,25 +53,25 @@ class Shard:
     sha256: str
 
 
-class Hub:
+class HubSource:
     """The first shards of a data set, at one revision."""
 
     def __init__(self, name: str, folder: Path, most_bytes: int) -> None:
         self._name = name
         self._repository, self._under = DATASETS[name]
         self._most_bytes = most_bytes
-        self._endpoint = os.environ.get("HF_ENDPOINT", HUB).rstrip("/")
+        self._endpoint = os.environ.get("HF_ENDPOINT", DEFAULT_ENDPOINT).rstrip("/")
         self._folder = folder / self._repository.replace("/", "--")
         self._pause = 1.0  # seconds before a second try; grows
 
-    def cheap_facts(self) -> Mapping[str, object]:
+    def collect_quick_facts(self) -> Mapping[str, object]:
         """The listing that was fetched; nothing else can change under it."""
-        listed = self._listing()
+        listed = self._listing_path()
         return {"listing": listed.read_text() if listed.exists() else None}
 
-    def description(self) -> Mapping[str, object]:
+    def describe(self) -> Mapping[str, object]:
         """Revision and shards."""
-        revision, shards = self._listed()
+        revision, shards = self._read_listing()
         return {
             "text": self._name,
             "repository": self._repository,
@@ -79,26 +79,26 @@ class Hub:
             "shards": [[s.path, s.size_bytes, s.sha256] for s in shards],
         }
 
-    def documents(self) -> Iterator[Document]:
+    def iter_documents(self) -> Iterator[Document]:
         """Every text of every shard."""
-        _, shards = self._listed()
+        _, shards = self._read_listing()
         for shard in shards:
-            yield from read(self._place(shard), shard.path)
+            yield from iter_file_documents(self._shard_path(shard), shard.path)
 
     # -- fetching ----------------------------------------------------------------------
 
-    def fetch(self, show: Show) -> None:
+    def fetch(self, show: ShowProgress) -> None:
         """Download the shards that are not here yet, several at once."""
         self._folder.mkdir(parents=True, exist_ok=True)
-        if not self._listing().exists():
-            self._list()
-        revision, shards = self._listed()
-        missing = [shard for shard in shards if not self._place(shard).exists()]
-        need_space(self._folder, sum(shard.size_bytes for shard in missing))
+        if not self._listing_path().exists():
+            self._fetch_listing()
+        revision, shards = self._read_listing()
+        missing = [shard for shard in shards if not self._shard_path(shard).exists()]
+        require_disk_space(self._folder, sum(shard.size_bytes for shard in missing))
         total = sum(shard.size_bytes for shard in shards)
-        done = Counter(total - sum(shard.size_bytes for shard in missing))
-        with ThreadPoolExecutor(AT_ONCE) as threads:
-            waiting = [threads.submit(self._get, s, revision, done) for s in missing]
+        done = ByteCounter(total - sum(shard.size_bytes for shard in missing))
+        with ThreadPoolExecutor(PARALLEL_DOWNLOADS) as threads:
+            waiting = [threads.submit(self._download_shard, s, revision, done) for s in missing]
             while not all(future.done() for future in waiting):
                 show(f"download {self._name}", min(done.count, total - 1), total)
                 time.sleep(0.1)
@@ -106,63 +106,63 @@ class Hub:
                 future.result()
         show(f"download {self._name}", total, total)
 
-    def _list(self) -> None:
+    def _fetch_listing(self) -> None:
         """Ask for the revision and the shards, and keep the answer."""
         base = f"{self._endpoint}/api/datasets/{self._repository}"
-        revision = json.loads(self._ask(f"{base}/revision/main")).get("sha")
+        revision = json.loads(self._get_with_retries(f"{base}/revision/main")).get("sha")
         if not isinstance(revision, str) or not re.fullmatch("[0-9a-f]{40}", revision):
             raise LabError(f"{base} names no revision. Next: check HF_ENDPOINT")
         tree = json.loads(
-            self._ask(f"{base}/tree/{revision}/{self._under}".rstrip("/"))
+            self._get_with_retries(f"{base}/tree/{revision}/{self._under}".rstrip("/"))
         )
-        shards = enough(shards_of(tree), self._most_bytes)
+        shards = select_shards(parse_shards(tree), self._most_bytes)
         if not shards:
             raise LabError(f"{base} lists no parquet files. Next: check HF_ENDPOINT")
         said = [[s.path, s.size_bytes, s.sha256] for s in shards]
-        write_whole(self._listing(), json.dumps({"revision": revision, "shards": said}))
+        write_whole(self._listing_path(), json.dumps({"revision": revision, "shards": said}))
 
-    def _ask(self, url: str) -> bytes:
+    def _get_with_retries(self, url: str) -> bytes:
         """A small answer, with retries."""
-        for left in reversed(range(TRIES)):
+        for left in reversed(range(MAX_TRIES)):
             try:
-                with urllib.request.urlopen(url, timeout=WAIT_SECONDS) as answer:  # noqa: S310
+                with urllib.request.urlopen(url, timeout=TIMEOUT_SECONDS) as answer:  # noqa: S310
                     return bytes(answer.read(LARGEST_LISTING_BYTES))
             except (OSError, http.client.HTTPException) as error:
-                self._again(error, url, left)
+                self._back_off_or_raise(error, url, left)
         raise AssertionError("unreachable")
 
-    def _get(self, shard: Shard, revision: str, done: "Counter") -> None:
+    def _download_shard(self, shard: Shard, revision: str, done: "ByteCounter") -> None:
         """Download one shard, going on where an earlier try ended."""
         path = urllib.parse.quote(shard.path)
         url = f"{self._endpoint}/datasets/{self._repository}/resolve/{revision}/{path}"
-        part = self._place(shard).with_suffix(".part")
+        part = self._shard_path(shard).with_suffix(".part")
         part.parent.mkdir(parents=True, exist_ok=True)
         counted = part.stat().st_size if part.exists() else 0
         done.add(counted)
-        for left in reversed(range(TRIES)):
+        for left in reversed(range(MAX_TRIES)):
             before = part.stat().st_size if part.exists() else 0
             try:
-                take(url, part, shard.size_bytes, done)
-                self._check(shard, part, done)
-            except (OSError, http.client.HTTPException, Wrong) as error:
+                resume_download(url, part, shard.size_bytes, done)
+                self._verify_shard(shard, part, done)
+            except (OSError, http.client.HTTPException, ShardMismatch) as error:
                 grown = part.exists() and part.stat().st_size > before
-                self._again(error, url, max(left, 1) if grown else left)
+                self._back_off_or_raise(error, url, max(left, 1) if grown else left)
                 continue
-            part.replace(self._place(shard))
+            part.replace(self._shard_path(shard))
             return
         raise LabError(f"{url} could not be downloaded. Next: autoresearch prepare")
 
-    def _check(self, shard: Shard, part: Path, done: "Counter") -> None:
+    def _verify_shard(self, shard: Shard, part: Path, done: "ByteCounter") -> None:
         """Compare a finished file with the listing; start over if it is another."""
         size_bytes = part.stat().st_size
         if size_bytes < shard.size_bytes:
-            raise Wrong(f"it ended after {size_bytes} of {shard.size_bytes} bytes")
-        if size_bytes > shard.size_bytes or sha256(part) != shard.sha256:
+            raise ShardMismatch(f"it ended after {size_bytes} of {shard.size_bytes} bytes")
+        if size_bytes > shard.size_bytes or sha256_file(part) != shard.sha256:
             part.unlink()
             done.add(-size_bytes)
-            raise Wrong("it is not the file that the hub lists (size or sha256)")
+            raise ShardMismatch("it is not the file that the hub lists (size or sha256)")
 
-    def _again(self, error: Exception, url: str, left: int) -> None:
+    def _back_off_or_raise(self, error: Exception, url: str, left: int) -> None:
         """Wait before another try, or give up with one clear sentence."""
         final = isinstance(error, urllib.error.HTTPError) and error.code not in (
             408, 425, 429, 500, 502, 503, 504,
@@ -172,30 +172,30 @@ class Hub:
                 f"{url}: {error}. Next: autoresearch prepare goes on where it stood; "
                 "behind a mirror, set HF_ENDPOINT"
             ) from None
-        time.sleep(pause_seconds(error, TRIES - left, self._pause))
+        time.sleep(compute_backoff_seconds(error, MAX_TRIES - left, self._pause))
 
     # -- places ------------------------------------------------------------------------
 
-    def _listing(self) -> Path:
+    def _listing_path(self) -> Path:
         return self._folder / f"listing-{self._most_bytes}.json"
 
-    def _listed(self) -> tuple[str, list[Shard]]:
-        if not self._listing().exists():
+    def _read_listing(self) -> tuple[str, list[Shard]]:
+        if not self._listing_path().exists():
             raise LabError(
                 f"{self._name} was never fetched. Next: autoresearch prepare"
             )
-        said = json.loads(self._listing().read_text())
+        said = json.loads(self._listing_path().read_text())
         return said["revision"], [Shard(*shard) for shard in said["shards"]]
 
-    def _place(self, shard: Shard) -> Path:
+    def _shard_path(self, shard: Shard) -> Path:
         return self._folder / f"{shard.sha256[:16]}.parquet"
 
 
-class Wrong(Exception):
+class ShardMismatch(Exception):
     """What came is not what was listed."""
 
 
-class Counter:
+class ByteCounter:
     """Bytes that have arrived, over all threads."""
 
     def __init__(self, count: int) -> None:
@@ -207,7 +207,7 @@ class Counter:
             self.count += count
 
 
-def shards_of(tree: object) -> list[Shard]:
+def parse_shards(tree: object) -> list[Shard]:
     """The parquet files of a listing; nothing in it is believed before a check."""
     found = []
     for entry in tree if isinstance(tree, list) else ():
@@ -220,7 +220,7 @@ def shards_of(tree: object) -> list[Shard]:
     return sorted(found, key=lambda shard: shard.path)
 
 
-def enough(shards: Sequence[Shard], most_bytes: int) -> list[Shard]:
+def select_shards(shards: Sequence[Shard], most_bytes: int) -> list[Shard]:
     """The first shards that together hold as many bytes; text is larger still."""
     taken: list[Shard] = []
     for shard in shards:
@@ -230,13 +230,13 @@ def enough(shards: Sequence[Shard], most_bytes: int) -> list[Shard]:
     return taken
 
 
-def take(url: str, part: Path, size_bytes: int, done: Counter) -> None:
+def resume_download(url: str, part: Path, size_bytes: int, done: ByteCounter) -> None:
     """Append what is missing of a file; a server that ignores Range starts over."""
     have = part.stat().st_size if part.exists() else 0
     if have >= size_bytes:
         return
     request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"})  # noqa: S310
-    with urllib.request.urlopen(request, timeout=WAIT_SECONDS) as answer:  # noqa: S310
+    with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as answer:  # noqa: S310
         if have and answer.status != 206:
             done.add(-have)
             have = 0
@@ -249,17 +249,17 @@ def take(url: str, part: Path, size_bytes: int, done: Counter) -> None:
                     return  # too long: `_check` will say so
 
 
-def pause_seconds(error: Exception, tried: int, unit: float) -> float:
+def compute_backoff_seconds(error: Exception, tried: int, unit: float) -> float:
     """How long to wait: what the server asks for, else longer each time."""
     if isinstance(error, urllib.error.HTTPError):
         asked = error.headers.get("Retry-After", "")
         if asked.isdigit():
-            return min(float(asked), LONGEST_PAUSE_SECONDS)
-    longest = min(unit * 2 ** (tried - 1), LONGEST_PAUSE_SECONDS)
+            return min(float(asked), MAX_BACKOFF_SECONDS)
+    longest = min(unit * 2 ** (tried - 1), MAX_BACKOFF_SECONDS)
     return random.uniform(longest / 2, longest)
 
 
-def need_space(folder: Path, size_bytes: int) -> None:
+def require_disk_space(folder: Path, size_bytes: int) -> None:
     """LabError when the disk has no room for a download."""
     free = shutil.disk_usage(folder).free
     if free < size_bytes * 1.1:

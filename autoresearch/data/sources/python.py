@@ -13,15 +13,15 @@ from collections.abc import Iterator, Mapping
 from importlib import metadata, util
 from pathlib import Path
 
-from autoresearch.data.sources import Document, Show
+from autoresearch.data.sources import Document, ShowProgress
 
 LARGEST_FILE_BYTES = 1 << 20
 LARGEST_HELD_OUT_CHARACTERS = 32_000  # many documents, rather than a few huge ones
 TEST_FOLDERS = {"test", "tests"}
-NEVER = {"site-packages", "__pycache__", "dist-packages", "node_modules"}
+EXCLUDED_FOLDERS = {"site-packages", "__pycache__", "dist-packages", "node_modules"}
 
 
-class Python:
+class PythonSource:
     """The .py files of the standard library and of the named packages."""
 
     def __init__(self, packages: tuple[str, ...]) -> None:
@@ -34,21 +34,21 @@ class Python:
                 self._roots.append((name, Path(places[0])))
                 self._versions[name] = metadata.version(name)
 
-    def cheap_facts(self) -> Mapping[str, object]:
+    def collect_quick_facts(self) -> Mapping[str, object]:
         """Versions, and names, sizes and times of all files."""
         digest = hashlib.sha256()
-        for name, path in self._files():
+        for name, path in self._iter_files():
             stat = path.stat()
             digest.update(f"{name} {stat.st_size} {stat.st_mtime_ns}\n".encode())
         return {"versions": self._versions, "files": digest.hexdigest()}
 
-    def fetch(self, show: Show) -> None:
+    def fetch(self, show: ShowProgress) -> None:
         """It is here already."""
 
-    def description(self) -> Mapping[str, object]:
+    def describe(self) -> Mapping[str, object]:
         """Versions, and a hash over every file's name and bytes."""
         digest, count, size = hashlib.sha256(), 0, 0
-        for name, path in self._files():
+        for name, path in self._iter_files():
             body = path.read_bytes()
             digest.update(f"{name} {hashlib.sha256(body).hexdigest()}\n".encode())
             count, size = count + 1, size + len(body)
@@ -60,9 +60,9 @@ class Python:
             "sha256": digest.hexdigest(),
         }
 
-    def documents(self) -> Iterator[Document]:
+    def iter_documents(self) -> Iterator[Document]:
         """Every file that is text."""
-        for name, path in self._files():
+        for name, path in self._iter_files():
             try:
                 text = path.read_bytes().decode()
             except UnicodeDecodeError:
@@ -72,18 +72,18 @@ class Python:
                 short = len(text) <= LARGEST_HELD_OUT_CHARACTERS
                 yield Document(name, text, short and bool(folders & TEST_FOLDERS))
 
-    def _files(self) -> Iterator[tuple[str, Path]]:
+    def _iter_files(self) -> Iterator[tuple[str, Path]]:
         for label, root in self._roots:
-            for path in walk(root):
+            for path in iter_python_files(root):
                 yield f"{label}/{path.relative_to(root).as_posix()}", path
 
 
-def walk(folder: Path) -> Iterator[Path]:
+def iter_python_files(folder: Path) -> Iterator[Path]:
     """The .py files below a folder, in order; no links, nothing huge or empty."""
     for path in sorted(folder.iterdir()):
-        if path.is_symlink() or path.name in NEVER:
+        if path.is_symlink() or path.name in EXCLUDED_FOLDERS:
             continue
         if path.is_dir():
-            yield from walk(path)
+            yield from iter_python_files(path)
         elif path.suffix == ".py" and 0 < path.stat().st_size <= LARGEST_FILE_BYTES:
             yield path

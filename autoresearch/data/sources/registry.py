@@ -4,9 +4,9 @@ from pathlib import Path
 
 from autoresearch import plugins
 from autoresearch.data.sources import Source
-from autoresearch.data.sources.files import Files
-from autoresearch.data.sources.hub import DATASETS, Hub
-from autoresearch.data.sources.python import Python
+from autoresearch.data.sources.files import FileSource
+from autoresearch.data.sources.hub import DATASETS, HubSource
+from autoresearch.data.sources.python import PythonSource
 
 
 def named(text: str, packages: tuple[str, ...], cache: Path, most_bytes: int) -> Source:
@@ -15,11 +15,11 @@ def named(text: str, packages: tuple[str, ...], cache: Path, most_bytes: int) ->
     A plugin's entry point is callable as (text, cache folder, most bytes) -> Source.
     """
     if text == "python":
-        return Python(packages)
+        return PythonSource(packages)
     if text in DATASETS:
-        return Hub(text, cache / "downloads", most_bytes)
+        return HubSource(text, cache / "downloads", most_bytes)
     make = plugins.load_plugin("sources", text)
     if make is not None:
         source: Source = make(text, cache / "downloads", most_bytes)
         return source
-    return Files(Path(text))
+    return FileSource(Path(text))

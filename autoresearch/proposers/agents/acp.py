@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from autoresearch import __version__
-from autoresearch.text import one_line
+from autoresearch.text import to_one_line
 
 VERSION = 1
 LARGEST_LINE_BYTES = 4 << 20
@@ -124,7 +124,7 @@ class Client:
 
     def whole(self) -> bytes:
         """The end of the talk, with what was said to a person, and why it failed."""
-        words = f"\n{one_line(self._text)}\n"
+        words = f"\n{to_one_line(self._text)}\n"
         if self.fault:
             words += f"acp: {self.fault}\n"
         return bytes(self._kept) + words.encode(errors="replace")
@@ -148,7 +148,7 @@ class Client:
         del self._kept[:-KEPT_BYTES]
 
     def _fail(self, why: str) -> None:
-        self.is_finished, self.fault = True, self.fault or one_line(why)[:400]
+        self.is_finished, self.fault = True, self.fault or to_one_line(why)[:400]
 
     # -- hearing -----------------------------------------------------------------------
 
@@ -187,7 +187,7 @@ class Client:
             text = {"type": "text", "text": self._prompt}
             self._ask("session/prompt", {"sessionId": session, "prompt": [text]})
         else:
-            self.is_finished, self.ended = True, one_line(str(result.get("stopReason")))[:40]
+            self.is_finished, self.ended = True, to_one_line(str(result.get("stopReason")))[:40]
             self._count(dict_of(result.get("usage")))
 
     def _asks(self, method: str, message: Fields) -> None:
@@ -206,7 +206,7 @@ class Client:
     def _answer(self, method: str, params: Fields) -> Fields | None:
         """The result of a request, or Refused."""
         if method not in ASKED_OF_US:
-            raise Refused(METHOD_UNKNOWN, f"there is no {one_line(method)[:80]} here")
+            raise Refused(METHOD_UNKNOWN, f"there is no {to_one_line(method)[:80]} here")
         if not self._session or params.get("sessionId") != self._session:
             raise Refused(PARAMS_WRONG, "there is no such session")
         if method == "fs/read_text_file":
@@ -381,8 +381,8 @@ def fields_of(line: bytes) -> Fields | None:
 
 def words_of(error: Fields, asked: str) -> str:
     """An error as the agent put it, with what is known of its code."""
-    words = one_line(str(error.get("message")))
-    detail = one_line(json.dumps(error.get("data"))) if error.get("data") else ""
+    words = to_one_line(str(error.get("message")))
+    detail = to_one_line(json.dumps(error.get("data"))) if error.get("data") else ""
     start = "not logged in: " if error.get("code") == NOT_LOGGED_IN else ""
     return f"{start}{asked}: {words} {detail}"
 

@@ -32,15 +32,15 @@ from pathlib import Path
 
 from autoresearch.errors import LabError
 from autoresearch.experiment import Proposal
-from autoresearch.git import git_blob
+from autoresearch.git import compute_blob_id
 from autoresearch.lab import constraints
-from autoresearch.lab.folder import THREE_FILES
+from autoresearch.lab.folder import LAB_FILES
 from autoresearch.proposers import context
 from autoresearch.proposers.agents import acp
 from autoresearch.proposers.toolkit import Desk
 from autoresearch.records.ledger import Asking, Ledger
 from autoresearch.sandbox import command
-from autoresearch.text import one_line, visible
+from autoresearch.text import to_one_line, strip_invisible
 
 AGENT_SECONDS = 900.0
 CANCEL_SECONDS = (
@@ -54,7 +54,7 @@ LIMIT_REST_SECONDS = 1800.0  # when a limit does not say until when
 LONGEST_LIMIT_SECONDS = 7 * 86_400.0
 IDEA = "IDEA.md"
 PROMPT = "PROMPT.md"
-OURS = {*THREE_FILES, IDEA, PROMPT}
+OURS = {*LAB_FILES, IDEA, PROMPT}
 READ_IT = f"Read the file {PROMPT} in this folder and do exactly what it says."
 # What programs need to run at all: no keys among them.
 PLAIN = (
@@ -244,13 +244,13 @@ class Agent:
             if works[1].left.source not in ("", source):
                 proposal = proposal_from(works[1], self.name, start.blob)
                 why = self._desk.fault(ledger, proposal)
-        proposal = replace(proposal, refused=one_line(why)[:300])
+        proposal = replace(proposal, refused=to_one_line(why)[:300])
         self._rest_seconds = FIRST_REST_SECONDS
         word = f"refused: {why}" if why else "proposed"
         if touched := [name for work in works for name in work.left.touched]:
-            names = ", ".join(one_line(n)[:60] for n in dict.fromkeys(touched[:5]))
+            names = ", ".join(to_one_line(n)[:60] for n in dict.fromkeys(touched[:5]))
             word += f"; also touched, and dropped: {names}"
-        blob = git_blob(proposal.source)
+        blob = compute_blob_id(proposal.source)
         self._record(ledger, start.blob, asked_at, works, word, blob)
         return proposal
 
@@ -286,7 +286,7 @@ class Agent:
                 return Work(done, taken(folder, given), bill)
         except (OSError, RecursionError) as error:
             # The command is gone, the disk is full, its folders are a thousand deep.
-            words = f"{type(error).__name__}: {one_line(str(error))}"
+            words = f"{type(error).__name__}: {to_one_line(str(error))}"
             done = command.CommandResult(1, words.encode(errors="replace"), 0.0)
             return Work(done, Left("", "", ()), acp.Bill())
 
@@ -299,7 +299,7 @@ class Agent:
             env=environment(self._kind, home),
             words=words.encode(errors="replace"),
             limit_seconds=limit_seconds,
-            walls=command.FilesystemAccess((folder, home), hidden_of(self._desk.lab.state)),
+            walls=command.FilesystemAccess((folder, home), hidden_of(self._desk.lab.state_folder)),
             stop=lambda: self._closed,
         )
 
@@ -317,7 +317,7 @@ class Agent:
                 folder=folder,
                 env=environment(self._kind, home),
                 limit_seconds=limit_seconds,
-                walls=command.FilesystemAccess((folder, home), hidden_of(self._desk.lab.state)),
+                walls=command.FilesystemAccess((folder, home), hidden_of(self._desk.lab.state_folder)),
                 stop=lambda: self._closed,
             )
         finally:
@@ -358,7 +358,7 @@ class Agent:
             bill.dollars,
             bill.tokens_in,
             bill.tokens_out,
-            one_line(outcome)[:400],
+            to_one_line(outcome)[:400],
             parent,
             blob,
             self._desk.keep(b"\n".join(work.done.output for work in works), "log"),
@@ -468,7 +468,7 @@ def scratch() -> Iterator[Path]:
 def furnish(folder: Path, desk: Desk, prompt: str, source: str) -> dict[str, bytes]:
     """A fresh repository with the files; what was put there."""
     folder.mkdir(parents=True)
-    given = {name: desk.lab.read(name).encode() for name in THREE_FILES}
+    given = {name: desk.lab.read_file(name).encode() for name in LAB_FILES}
     given["train.py"] = source.encode()
     given[PROMPT] = prompt.encode(errors="replace")
     for name, body in given.items():
@@ -514,10 +514,10 @@ def refusal(why: str, source: str, proposal: Proposal) -> str:
     lines = difflib.unified_diff(
         source.splitlines(), proposal.source.splitlines(), lineterm="", n=1
     )
-    diff = visible("\n".join(lines))[:MOST_DIFF_LETTERS]
+    diff = strip_invisible("\n".join(lines))[:MOST_DIFF_LETTERS]
     return (
         "\n# Your last answer was refused\n\n"
-        f"{context.data('reason', visible(why))}\n{context.data('diff', diff)}\n"
+        f"{context.data('reason', strip_invisible(why))}\n{context.data('diff', diff)}\n"
         "Send a better one.\n"
     )
 
@@ -527,7 +527,7 @@ def proposal_from(work: Work, author: str, blob: str) -> Proposal:
     heads: dict[str, str] = {}
     for line in work.left.head.splitlines():
         key, _, words = line.partition(":")
-        heads.setdefault(key.strip(" *#").upper(), one_line(words)[:600])
+        heads.setdefault(key.strip(" *#").upper(), to_one_line(words)[:600])
     reason = heads.get("REASON", "")
     if expected := heads.get("EXPECTED"):
         reason = f"{reason} (expects {expected[:30]})"
@@ -544,7 +544,7 @@ def verdict_on(
     done: command.CommandResult, name: str, kind: Kind, now: float
 ) -> tuple[str, float | None]:
     """Why no change came, and until when it makes no sense to ask (None: who knows)."""
-    tail = one_line(done.text[-6000:])
+    tail = to_one_line(done.text[-6000:])
     if done.exit_code is None:
         return f"no change within {done.seconds:.0f} s; killed", None
     if LIMIT.search(tail):
