@@ -31,7 +31,7 @@ def research(session: Session) -> Iterator[Row]:
     An experiment that a stop interrupts has no verdict: the next session takes it up.
     Raises LabError when the baseline fails.
     """
-    before = session.books.ledger.runs_made
+    before = session.books.ledger.run_count
     dispatcher = Dispatcher(session)
     try:
         if session.books.ledger.champion is None:
@@ -98,16 +98,16 @@ def next_proposal(session: Session, under_way: set[int]) -> Proposal | None:
     lab.require_disk_space()
     if lab.pause_path.exists():
         return None
-    for waiting in ledger.open():
+    for waiting in ledger.load_open_proposals():
         if waiting.number not in under_way:
             return waiting
-    session.books.read_program()
-    history = queries.of(ledger).history()
-    start = session.policy.parent(history, history.rows)
+    session.books.reload_program()
+    history = queries.load_evidence(ledger).build_history()
+    start = session.policy.choose_parent(history, history.rows)
     if history.champion is not None:
-        ledger.start_from(start or history.champion.blob)
+        ledger.set_start(start or history.champion.blob)
     proposal = session.proposer.propose(ledger)
-    return session.books.admit(proposal) if proposal else None
+    return session.books.admit_proposal(proposal) if proposal else None
 
 
 def start(
@@ -115,7 +115,7 @@ def start(
 ) -> Iterator[Row]:
     """Proposal -> Candidate, and send its first run; yield the verdict if refused."""
     try:
-        candidate = session.books.write_down(proposal)
+        candidate = session.books.store_candidate(proposal)
     except ExperimentFailed as failed:
         yield record(session, refused_trial(proposal, failed.failure))
         return

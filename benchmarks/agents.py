@@ -194,13 +194,13 @@ def drive(agent, experiments, folder):
             if ours >= experiments:
                 opened.bench.stop.soon = True
     ledger = Ledger(lab.ledger_path)
-    rows = [row for row in ledger.rows() if row.author == agent]
-    askings = ledger.askings()
+    rows = [row for row in ledger.load_rows() if row.author == agent]
+    askings = ledger.load_proposer_calls()
     return {
         f"{agent}_experiments": len(rows),
         f"{agent}_failed": sum(row.decision == "failed" for row in rows),
         f"{agent}_titled": sum(row.title.startswith("start at") for row in rows),
-        f"{agent}_by_search": sum(r.author == "search" for r in ledger.rows()),
+        f"{agent}_by_search": sum(r.author == "search" for r in ledger.load_rows()),
         f"{agent}_seconds_per_idea": round(
             sum(a.seconds for a in askings) / max(1, len(askings)), 1
         ),

@@ -73,7 +73,7 @@ def survive(lab, kills, longest_seconds, rng):
 def finish(lab, count):
     """Let one night decide whatever is left."""
     night = nights.start(lab, "run", "--proposer", "mailbox")
-    while lab.holder() is None or len(Ledger(lab.ledger).rows()) < count + 1:
+    while lab.holder() is None or len(Ledger(lab.ledger).load_rows()) < count + 1:
         time.sleep(0.2)
         assert night.poll() is None, night.stdout.read()
     done = nights.command(lab, "stop")
@@ -83,7 +83,7 @@ def finish(lab, count):
 
 def without_bounds(table):
     """The intervals are filled in at a start, and blank for what came after it."""
-    header = results_tsv.header("mse").split()
+    header = results_tsv.format_header("mse").split()
     bounds = [header.index(name) for name in ("delta_low", "delta_high")]
     rows = (line.split("\t") for line in table.splitlines())
     return [[c for n, c in enumerate(row) if n not in bounds] for row in rows]
@@ -92,7 +92,7 @@ def without_bounds(table):
 def audit(lab, count):
     """What is wrong with the books: (lost, doubled, disagreements)."""
     ledger, book = Ledger(lab.ledger), Repository(lab.folder)
-    rows = list(ledger.rows())
+    rows = list(ledger.load_rows())
     numbers = [row.number for row in rows]
     lost = sorted(set(range(count + 1)) - set(numbers))
     doubled = sorted({n for n in numbers if numbers.count(n) > 1})
@@ -107,8 +107,8 @@ def audit(lab, count):
         wrong.append(f"the branch has {len(branch) - 1} keeps, the ledger {len(kept)}")
     if book.run_git("status", "--porcelain"):
         wrong.append("the working tree is dirty: " + book.run_git("status", "--porcelain"))
-    table = results_tsv.header("mse") + "".join(
-        map(results_tsv.line, results_tsv.shown(rows))
+    table = results_tsv.format_header("mse") + "".join(
+        map(results_tsv.format_row, results_tsv.drop_ledger_only(rows))
     )
     if without_bounds(lab.results.read_text()) != without_bounds(table):
         wrong.append("results.tsv is not what the ledger says")
@@ -133,7 +133,7 @@ def main():
     letters(lab, options.letters)
     rng = random.Random(options.seed)
     unclean = survive(lab, options.kills, options.longest_seconds, rng)
-    decided = len(Ledger(lab.ledger_path).rows())
+    decided = len(Ledger(lab.ledger_path).load_rows())
     finish(lab, options.letters)
     lost, doubled, wrong = audit(lab, options.letters)
     found = {

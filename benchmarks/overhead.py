@@ -35,18 +35,18 @@ def fill(lab, count):
         books = opened.books
         source = lab.read("train.py")
         champion = books.ledger.champion
-        for number in range(len(books.ledger.rows()), count):
+        for number in range(len(books.ledger.load_rows()), count):
             text = source + f"\nX{number} = {number}\n"
-            proposal = books.admit(
+            proposal = books.admit_proposal(
                 Proposal(None, f"filler {number}", text, champion.blob, "script:fill")
             )
-            books.notebook.write_blob(text)
+            books.repository.write_blob(text)
             run = Run(
                 Candidate(proposal, compute_blob_id(text)),
                 *(1, 0.1, 0.1, 0.01, Path("w"), (("width", 1),), Path("x.log")),
             )
             score = Score(run, champion.values[0] + 1 + number / 1e6, 0.0, 0.1)
-            books.record(Verdict("discard", "filler", (score,), champion))
+            books.record_verdict(Verdict("discard", "filler", (score,), champion))
             if number % 100 == 0:
                 print(
                     f"\rfilling {number}/{count}", end="", file=sys.stderr, flush=True

@@ -91,17 +91,17 @@ def change(rng, source, number):
 def thousand(path, source, count, seed=1):
     """A ledger as a long night leaves it."""
     rng, ledger = random.Random(seed), Ledger(path)
-    ledger.begin("series", "{}", 0, "{}")
+    ledger.begin_session("series", "{}", 0, "{}")
     baseline = Proposal(0, "baseline", source, "", "human")
-    baseline = ledger.admit(baseline, compute_blob_id(source), "code")
+    baseline = ledger.admit_proposal(baseline, compute_blob_id(source), "code")
     scores = tuple(score_of(baseline, 1.09 + d) for d in (0, 0.0006, -0.0004))
-    ledger.decide(Verdict("keep", "baseline", scores, None), commit=None, at=0.0)
+    ledger.record_verdict(Verdict("keep", "baseline", scores, None), commit=None, at=0.0)
     for number in range(1, count + 1):
         champion = ledger.champion
-        title, text = change(rng, ledger.source(champion.blob), number)
+        title, text = change(rng, ledger.load_source(champion.blob), number)
         who = ("search", "claude", "anthropic:claude-sonnet-4-5")[number % 3]
         proposal = Proposal(None, title, text, champion.blob, who, "it may help " * 12)
-        proposal = ledger.admit(proposal, compute_blob_id(text), constraints.fingerprint_code(text))
+        proposal = ledger.admit_proposal(proposal, compute_blob_id(text), constraints.fingerprint_code(text))
         if rng.random() < 0.12:
             failure = Failure(proposal, "crash", "RuntimeError: shapes do not match")
             verdict = Verdict("failed", "crash: RuntimeError", failure, champion)
@@ -110,7 +110,7 @@ def thousand(path, source, count, seed=1):
             kept = value < champion.values[0]
             word = "keep" if kept else "discard"
             verdict = Verdict(word, "", (score_of(proposal, value),), champion)
-        ledger.decide(verdict, commit=None, at=float(number))
+        ledger.record_verdict(verdict, commit=None, at=float(number))
     ledger.close()
 
 
@@ -207,11 +207,11 @@ def rehearsals(source, part, files):
         new.found(folder, "gpt", None, None, "gpu")
         lab = Lab.find(folder)
         ledger = Ledger(lab.ledger_path)
-        ledger.begin("series", "{}", 0, "{}")
+        ledger.begin_session("series", "{}", 0, "{}")
         baseline = Proposal(0, "baseline", source, "", "human")
-        baseline = ledger.admit(baseline, compute_blob_id(source), "code")
+        baseline = ledger.admit_proposal(baseline, compute_blob_id(source), "code")
         scores = (score_of(baseline, 1.0),)
-        ledger.decide(Verdict("keep", "", scores, None), commit=None, at=0.0)
+        ledger.record_verdict(Verdict("keep", "", scores, None), commit=None, at=0.0)
         terms = RunTerms(300.0, None, 15.0, 3600.0, ResourceLimits(memory_gb=80.0))
         found = apparatus.load_apparatus(lab, Repository(folder))
         walls, _ = selftest.find_best_backend(host_paths(lab), Device())

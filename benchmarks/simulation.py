@@ -33,26 +33,26 @@ from autoresearch.experiment import (
     Scores,
 )
 from autoresearch.policies import Policy
-from autoresearch.policies.replay import score_of
+from autoresearch.policies.replay import build_score
 from autoresearch.stats import early_stopping, gain, noise, seed_effects
 
-NOTHING = CodeSizeChange(0, 0)
+NO_CHANGE = CodeSizeChange(0, 0)
 NOWHERE = Path("simulated")
 RUN_SECONDS = 330.0
-CLOSING_RUNS = 10  # that may come after the last idea of a night
-ANEW = 0.1  # of a train.py's own answers to seeds, what a change draws anew
-MOST_LEFT = 12  # runs left of a night when it is first asked what its end is for
+MAX_CLOSING_RUNS = 10  # that may come after the last idea of a night
+INTERACTION_REDRAW_SHARE = 0.1  # of a train.py's own answers to seeds, what a change draws anew
+CLOSING_PLAN_RUNS = 12  # runs left of a night when it is first asked what its end is for
 
-Effects = Callable[[random.Random], float]
-Shape = Literal["normal", "heavy", "drift"]
+EffectSampler = Callable[[random.Random], float]
+NoiseShape = Literal["normal", "heavy", "drift"]
 
 
 @dataclass(frozen=True, slots=True)
-class Noise:
+class SimulatedNoise:
     """What a run's score differs from the truth by."""
 
     sd: float = 0.0005
-    shape: Shape = "normal"
+    shape: NoiseShape = "normal"
     # Of shape "drift": how far the machine moves in a night, in sd.
     drift_sd: float = 2.0
     # Of the variance: what a seed adds to whatever runs with it. A CPU with a token
@@ -64,10 +64,10 @@ class Noise:
 
     def draw(self, rng: random.Random, run: int, luck: float) -> float:
         """Positive is better. `run` counts the night's runs, `luck` is its seed's."""
-        own = math.sqrt(1 - self.seed_share) * self.rest(rng, run)
+        own = math.sqrt(1 - self.seed_share) * self.draw_residual(rng, run)
         return own + math.sqrt(self.seed_share) * self.sd * luck
 
-    def rest(self, rng: random.Random, run: int) -> float:
+    def draw_residual(self, rng: random.Random, run: int) -> float:
         """What is not the seed's."""
         if self.shape == "heavy":  # Student's t with 3 degrees, scaled to this sd
             square = sum(rng.gauss(0, 1) ** 2 for _ in range(3)) / 3
@@ -78,14 +78,14 @@ class Noise:
         return value
 
 
-def same_effect(share: float, size: float) -> Effects:
+def fixed_effect_sampler(share: float, size: float) -> EffectSampler:
     """Some changes are worth `size`, the others nothing."""
     return lambda rng: size if rng.random() < share else 0.0
 
 
-def spike_and_slab(
+def spike_and_slab_sampler(
     helps: float, size: float, harms: float = 0.45, harm: float = 3.0
-) -> Effects:
+) -> EffectSampler:
     """Shares that help and harm, exponentially, of mean `size` and `harm * size`."""
 
     def draw(rng: random.Random) -> float:
@@ -98,7 +98,7 @@ def spike_and_slab(
 
 
 @dataclass(eq=False, slots=True)
-class Simulated:
+class SimulatedExperiment:
     """One experiment: what a policy may read of it, and the truth it may not."""
 
     number: int
@@ -108,76 +108,76 @@ class Simulated:
     decision: Decision
     when: tuple[float, ...]
     truth: float  # true level; positive is better, the baseline is 0
-    own: float  # true effect of its own change
+    own_effect: float  # true effect of its own change
     selected_by: int = 0  # how many of its runs crowned it
     why: str = ""
     before: int = 0  # runs of the same train.py under another number
 
     @property
-    def runs(self) -> seed_effects.Runs:
+    def seed_scores(self) -> seed_effects.SeedScores:
         """Everything runs on the seeds 1, 2, ... in this order."""
         return tuple(enumerate(self.values, 1 + self.before))
 
 
 @dataclass(slots=True)
-class Lab:
+class SimulatedSession:
     """A night under way."""
 
     policy: Policy
-    effects: Effects
-    noise: Noise
-    ideas_of: random.Random  # draws what changes are worth
-    luck: random.Random  # draws what runs score: so two policies meet the same ideas
-    fate: random.Random  # draws what seeds are worth
+    effects: EffectSampler
+    noise: SimulatedNoise
+    effect_rng: random.Random  # draws what changes are worth
+    noise_rng: random.Random  # draws what runs score: so two policies meet the same ideas
+    seed_rng: random.Random  # draws what seeds are worth
     lower_is_better: bool = True
-    start: float = 1.0  # the baseline's true score
-    runs: int = 0
-    rows: list[Simulated] = field(default_factory=list)
-    champions: list[Simulated] = field(default_factory=list)
-    lucky: list[float] = field(default_factory=list)  # what each seed is worth, in sd
+    baseline_score: float = 1.0  # the baseline's true score
+    run_count: int = 0
+    rows: list[SimulatedExperiment] = field(default_factory=list)
+    champions: list[SimulatedExperiment] = field(default_factory=list)
+    seed_values: list[float] = field(default_factory=list)  # what each seed is worth, in sd
     demotions: int = 0
-    answers: dict[tuple[str, int], float] = field(default_factory=dict)
-    ideas: int = 0  # tried so far
-    end: int = 0  # runs when the last idea was done
-    last_luck: seed_effects.Luck | None = (
+    interactions: dict[tuple[str, int], float] = field(default_factory=dict)
+    idea_count: int = 0  # tried so far
+    runs_at_last_idea: int = 0  # runs when the last idea was done
+    last_effects: seed_effects.SeedEffects | None = (
         None  # what `made` is made with; None: nothing yet
     )
-    made: dict[int, tuple[Simulated, Simulated]] = field(default_factory=dict)
+    adjusted: dict[int, tuple[SimulatedExperiment, SimulatedExperiment]] = field(default_factory=dict)
 
-    def measure(self, row: Simulated, place: int) -> float:
+    def draw_score(self, row: SimulatedExperiment, place: int) -> float:
         """One run's score, of a train.py that had so many runs before."""
-        while len(self.lucky) <= place:
-            self.lucky.append(self.fate.gauss(0, 1))
-        lucky = self.lucky[place]
+        while len(self.seed_values) <= place:
+            self.seed_values.append(self.seed_rng.gauss(0, 1))
+        lucky = self.seed_values[place]
         if self.noise.interaction:
             own = self.noise.interaction
             lucky = math.sqrt(1 - own) * lucky
-            lucky += math.sqrt(own) * self.answer(row.blob, row.parent, place)
-        value = row.truth + self.noise.draw(self.luck, self.runs, lucky)
-        self.runs += 1
-        return self.start - value if self.lower_is_better else self.start + value
+            lucky += math.sqrt(own) * self.draw_interaction(row.blob, row.parent, place)
+        value = row.truth + self.noise.draw(self.noise_rng, self.run_count, lucky)
+        self.run_count += 1
+        return self.baseline_score - value if self.lower_is_better else self.baseline_score + value
 
-    def answer(self, blob: str, parent: str, place: int) -> float:
+    def draw_interaction(self, blob: str, parent: str, place: int) -> float:
         """What a seed does to this train.py alone, in standard deviations."""
-        if (blob, place) not in self.answers:
-            drawn = self.fate.gauss(0, 1)
+        if (blob, place) not in self.interactions:
+            drawn = self.seed_rng.gauss(0, 1)
             if parent:
                 before = self.rows[int(parent)]
-                kept = self.answer(parent, before.parent, place)
-                drawn = math.sqrt(1 - ANEW) * kept + math.sqrt(ANEW) * drawn
-            self.answers[blob, place] = drawn
-        return self.answers[blob, place]
+                kept = self.draw_interaction(parent, before.parent, place)
+                drawn = math.sqrt(1 - INTERACTION_REDRAW_SHARE) * kept + math.sqrt(INTERACTION_REDRAW_SHARE) * drawn
+            self.interactions[blob, place] = drawn
+        return self.interactions[blob, place]
 
-    def known(self) -> seed_effects.Luck:
+    def estimate_effects(self) -> seed_effects.SeedEffects:
         """What the runs so far tell of seeds, as `evidence` has it."""
-        return seed_effects.luck([row.runs for row in self.rows if len(row.values) > 1])
+        return seed_effects.estimate_seed_effects([row.seed_scores for row in self.rows if len(row.values) > 1])
 
-    def history(self) -> History:
+    def build_history(self) -> History:
         """What the policy may know."""
-        luck = self.known()
-        rows = self.fair_rows(luck)
+        luck = self.estimate_effects()
+        rows = self.adjust_rows(luck)
         fair = {row.number: row for row in rows}
-        champions = [seen_as_champion(fair[row.number]) for row in self.champions]
+        champions = [champion_from_experiment(fair[row.number]) for row in self.champions]
         return History(
             champions[-1] if champions else None,
             tuple([row.values for row in rows]),
@@ -188,93 +188,93 @@ class Lab:
             noise=luck.noise,
         )
 
-    def fair_rows(self, luck: seed_effects.Luck) -> list[Simulated]:
+    def adjust_rows(self, luck: seed_effects.SeedEffects) -> list[SimulatedExperiment]:
         """Every row without the luck of its seeds; the same object if nothing is new.
 
         Levels are then worked out for the new rows only.
         """
-        if luck is not self.last_luck:
-            self.last_luck, self.made = luck, {}
+        if luck is not self.last_effects:
+            self.last_effects, self.adjusted = luck, {}
         for row in self.rows:
-            old = self.made.get(row.number)
+            old = self.adjusted.get(row.number)
             if old is None or old[0] is not row:
-                fresh = replace(row, values=luck.without(row.runs))
-                self.made[row.number] = (row, fresh)
-        return [self.made[row.number][1] for row in self.rows]
+                fresh = replace(row, values=luck.adjust_scores(row.seed_scores))
+                self.adjusted[row.number] = (row, fresh)
+        return [self.adjusted[row.number][1] for row in self.rows]
 
-    def fair(self, scores: Scores) -> Scores:
+    def adjust_scores(self, scores: Scores) -> Scores:
         """The candidate's scores without the luck of their seeds."""
-        of = self.known().of
+        of = self.estimate_effects().by_seed
         return tuple(
             replace(score, value=score.value - of.get(score.run.seed, 0.0))
             for score in scores
         )
 
-    def take(self, most_runs: float, ideas: float) -> Simulated | None:
+    def run_experiment(self, most_runs: float, ideas: float) -> SimulatedExperiment | None:
         """One experiment, from its parent to its verdict; None: the night is over."""
-        history = self.history()
-        left = most_runs - self.runs
-        over = self.ideas >= ideas
+        history = self.build_history()
+        left = most_runs - self.run_count
+        over = self.idea_count >= ideas
         if over:
-            most_runs = min(most_runs, self.end + CLOSING_RUNS)
-        if self.runs >= most_runs:
+            most_runs = min(most_runs, self.runs_at_last_idea + MAX_CLOSING_RUNS)
+        if self.run_count >= most_runs:
             return None
-        need = () if left > MOST_LEFT and not over else self.need()
+        need = () if left > CLOSING_PLAN_RUNS and not over else self.plan_gain_runs()
         first = left - len(need)
-        again = self.policy.closing(history, 0 if over else first)
+        again = self.policy.choose_closing_run(history, 0 if over else first)
         if again is not None:
-            return self.tried(self.rows[int(again)], history, most_runs)
+            return self.run_trial(self.rows[int(again)], history, most_runs)
         if need and (over or first <= 0):
             best, start = self.champions[-1], self.champions[0]
             self.remeasure(best if need[0] == best.blob else start)
-            self.demote()
-            return self.take(most_runs, ideas)
+            self.restore_champion()
+            return self.run_experiment(most_runs, ideas)
         if over:
             return None
         parent, truth, own = "", 0.0, 0.0
         if history.champion is not None:
-            parent = self.policy.parent(history, history.rows) or history.champion.blob
-            own = self.effects(self.ideas_of)
-            truth = self.truth_of(parent) + own
+            parent = self.policy.choose_parent(history, history.rows) or history.champion.blob
+            own = self.effects(self.effect_rng)
+            truth = self.find_truth(parent) + own
         number = len(self.rows)
-        idea = Simulated(number, str(number), parent, (), "discard", (), truth, own)
-        found = self.tried(idea, history, most_runs)
-        self.ideas += found is not None and bool(parent)
-        self.end = self.runs
+        idea = SimulatedExperiment(number, str(number), parent, (), "discard", (), truth, own)
+        found = self.run_trial(idea, history, most_runs)
+        self.idea_count += found is not None and bool(parent)
+        self.runs_at_last_idea = self.run_count
         return found
 
-    def need(self) -> tuple[str, ...]:
+    def plan_gain_runs(self) -> tuple[str, ...]:
         """What the claim still needs, as far as this night measures its noise."""
         if len(self.champions) < 2:
             return ()
         best, first = self.champions[-1].blob, self.champions[0].blob
-        rows, lower = told(self.rows), self.lower_is_better
-        return gain.wanted(rows, best, first, lower_is_better=lower)
+        rows, lower = collect_measured(self.rows), self.lower_is_better
+        return gain.plan_gain_runs(rows, best, first, lower_is_better=lower)
 
-    def tried(
-        self, idea: Simulated, history: History, most_runs: float
-    ) -> Simulated | None:
+    def run_trial(
+        self, idea: SimulatedExperiment, history: History, most_runs: float
+    ) -> SimulatedExperiment | None:
         """An idea, or an experiment once more; None: no runs were left."""
         number = len(self.rows)
         before = sum(len(row.values) for row in self.rows if row.blob == idea.blob)
         candidate = Candidate(Proposal(number, "", "", idea.parent, ""), idea.blob)
         scores: Scores = ()
         when: tuple[float, ...] = ()
-        while self.runs < most_runs:
-            wanted = self.policy.wants(self.fair(scores), history)
+        while self.run_count < most_runs:
+            wanted = self.policy.choose_next_run(self.adjust_scores(scores), history)
             if wanted == "nothing":
                 break
             if wanted == "champion":
                 self.remeasure(self.champions[-1])
-                history = self.history()
+                history = self.build_history()
                 continue
             place = before + len(scores)
-            value = self.measure(idea, place)
-            scores += (score_of(candidate, place + 1, value),)
-            when += (self.runs * RUN_SECONDS,)
+            value = self.draw_score(idea, place)
+            scores += (build_score(candidate, place + 1, value),)
+            when += (self.run_count * RUN_SECONDS,)
         if not scores:
             return None
-        verdict = self.policy.decide(self.fair(scores), history, NOTHING)
+        verdict = self.policy.decide(self.adjust_scores(scores), history, NO_CHANGE)
         values = tuple(score.value for score in scores)
         row = replace(
             idea, number=number, values=values, decision=verdict.decision, when=when,
@@ -283,36 +283,36 @@ class Lab:
         self.rows.append(row)
         if verdict.decision == "keep":
             self.champions.append(row)
-        self.demote()
+        self.restore_champion()
         return row
 
-    def remeasure(self, row: Simulated) -> None:
+    def remeasure(self, row: SimulatedExperiment) -> None:
         """One more run of a champion, or of the baseline."""
         place = row.before + len(row.values)
         fresh = replace(
             row,
-            values=(*row.values, self.measure(row, place)),
-            when=(*row.when, self.runs * RUN_SECONDS),
+            values=(*row.values, self.draw_score(row, place)),
+            when=(*row.when, self.run_count * RUN_SECONDS),
         )
         self.rows[row.number] = fresh
         self.champions = [
             fresh if one.number == row.number else one for one in self.champions
         ]
 
-    def demote(self) -> None:
+    def restore_champion(self) -> None:
         """Put a former champion back, if the policy says so."""
-        back = self.policy.demoted(self.history())
+        back = self.policy.find_champion_to_restore(self.build_history())
         if back is not None:
             self.demotions += 1
             while self.champions[-1].number != back.number:
                 self.champions.pop()
 
-    def truth_of(self, blob: str) -> float:
+    def find_truth(self, blob: str) -> float:
         return self.rows[int(blob)].truth
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class SimulatedOutcome:
     """What a night was really worth. Gains in the metric's units, positive: better."""
 
     gain: float  # of the last champion, truly
@@ -324,22 +324,22 @@ class Outcome:
     experiments: int
     runs: int
     demotions: int
-    rows: tuple[Simulated, ...]
-    champions: tuple[Simulated, ...]
+    rows: tuple[SimulatedExperiment, ...]
+    champions: tuple[SimulatedExperiment, ...]
 
 
-def night(
+def simulate_session(
     policy: Policy,
-    effects: Effects,
-    luck: Noise,
+    effects: EffectSampler,
+    luck: SimulatedNoise,
     seed: int,
     *,
     runs: float = math.inf,
     experiments: float = math.inf,
     lower_is_better: bool = True,
-) -> Outcome:
+) -> SimulatedOutcome:
     """One night of so many runs or experiments."""
-    lab = Lab(
+    lab = SimulatedSession(
         policy,
         effects,
         luck,
@@ -350,36 +350,36 @@ def night(
     )
     kept_truth = [0.0]
     keeps = false = 0
-    while (row := lab.take(runs, experiments)) is not None:
+    while (row := lab.run_experiment(runs, experiments)) is not None:
         if row.decision == "keep" and row.number:
             keeps += 1
             false += row.truth <= kept_truth[-1]
         kept_truth.append(lab.champions[-1].truth)
-    return outcome(lab, keeps, false)
+    return summarize_session(lab, keeps, false)
 
 
-def outcome(lab: Lab, keeps: int, false: int) -> Outcome:
+def summarize_session(lab: SimulatedSession, keeps: int, false: int) -> SimulatedOutcome:
     """A finished night, counted."""
     first, last = lab.rows[0], lab.champions[-1]
-    luck = lab.known()
-    difference = fmean(luck.without(first.runs)) - fmean(luck.without(last.runs))
-    inside = lineage(lab.rows, last)
-    return Outcome(
+    luck = lab.estimate_effects()
+    difference = fmean(luck.adjust_scores(first.seed_scores)) - fmean(luck.adjust_scores(last.seed_scores))
+    inside = trace_ancestors(lab.rows, last)
+    return SimulatedOutcome(
         last.truth,
         difference if lab.lower_is_better else -difference,
         keeps,
         false,
-        sum(row.own > 0 for row in lab.rows if not row.before),
-        sum(row.own > 0 for row in inside),
-        lab.ideas,
-        lab.runs,
+        sum(row.own_effect > 0 for row in lab.rows if not row.before),
+        sum(row.own_effect > 0 for row in inside),
+        lab.idea_count,
+        lab.run_count,
         lab.demotions,
         tuple(lab.rows),
         tuple(lab.champions),
     )
 
 
-def lineage(rows: Sequence[Simulated], last: Simulated) -> list[Simulated]:
+def trace_ancestors(rows: Sequence[SimulatedExperiment], last: SimulatedExperiment) -> list[SimulatedExperiment]:
     """Everything that is in a train.py, back to the baseline."""
     found = []
     while last.parent:
@@ -388,31 +388,31 @@ def lineage(rows: Sequence[Simulated], last: Simulated) -> list[Simulated]:
     return found
 
 
-def seen_as_champion(row: Simulated) -> Champion:
+def champion_from_experiment(row: SimulatedExperiment) -> Champion:
     fresh = len(row.values) - row.selected_by
     return Champion(row.number, row.blob, row.values, fresh)
 
 
-def claim(night: Outcome, *, lower_is_better: bool = True) -> noise.Claim | None:
+def estimate_simulated_gain(night: SimulatedOutcome, *, lower_is_better: bool = True) -> noise.GainEstimate | None:
     """What the ledger of a simulated night says its champion gained."""
     champion, baseline = night.champions[-1].blob, night.rows[0].blob
-    return gain.claim(
-        told(night.rows), champion, baseline, lower_is_better=lower_is_better
+    return gain.estimate_champion_gain(
+        collect_measured(night.rows), champion, baseline, lower_is_better=lower_is_better
     )
 
 
-def told(rows: Sequence[Simulated]) -> list[gain.Told]:
+def collect_measured(rows: Sequence[SimulatedExperiment]) -> list[gain.MeasuredExperiment]:
     """The rows as a ledger has them."""
-    return [gain.Told(row, row.runs, row.when) for row in rows]
+    return [gain.MeasuredExperiment(row, row.seed_scores, row.when) for row in rows]
 
 
 # -- learning curves -------------------------------------------------------------------
 
-REPORTS = 60  # losses that a run reports
+REPORTS_PER_RUN = 60  # losses that a run reports
 
 
 @dataclass(frozen=True, slots=True)
-class Curves:
+class CurveModel:
     """How losses on the way relate to the score at the end. In noise units.
 
     A change of the schedule shifts the middle of the curve, whatever the end will be;
@@ -428,7 +428,7 @@ class Curves:
 
 
 @dataclass(frozen=True, slots=True)
-class Kills:
+class PruningOutcome:
     """A night in which hopeless runs were ended early."""
 
     saved: float  # share of all training time
@@ -437,45 +437,45 @@ class Kills:
     spared_won: tuple[bool, ...]  # of the spared tenth: did it beat its bar?
 
 
-def kills(effects: Effects, made: Curves, seed: int, experiments: int = 100) -> Kills:
+def simulate_pruning(effects: EffectSampler, made: CurveModel, seed: int, experiments: int = 100) -> PruningOutcome:
     """One night of learning curves; lower is better, noise has standard deviation 1."""
     rng = random.Random(f"curves {seed}")
-    past: list[early_stopping.Finished] = []
+    past: list[early_stopping.FinishedRun] = []
     spared: list[bool] = []
     best, parent, saved, killed, false = 0.0, rng.gauss(0, 1), 0.0, 0, 0
     for number in range(experiments):
         score = best - effects(rng) + rng.gauss(0, 1)
         schedule = rng.random() < made.schedule
         told = schedule and rng.random() >= made.hidden
-        curve = drawn_curve(rng, score, made, schedule=schedule)
-        ended = first_hopeless(curve, past, best, parent, told)
-        if ended is not None and not early_stopping.spared(seed, number):
+        curve = draw_curve(rng, score, made, schedule=schedule)
+        ended = find_first_prune(curve, past, best, parent, told)
+        if ended is not None and not early_stopping.is_exempt(seed, number):
             killed += 1
             saved += 1 - ended.progress
             false += score < best
             continue
         if ended is not None:
             spared.append(score < best)
-        past.append(early_stopping.Finished(curve, score, told, parent))
+        past.append(early_stopping.FinishedRun(curve, score, told, parent))
         if score < best - 2:
             parent, best = (
                 score,
                 score + 1,
             )  # a champion's mean is less lucky than its first run
-    return Kills(saved / experiments, killed, false, tuple(spared))
+    return PruningOutcome(saved / experiments, killed, false, tuple(spared))
 
 
-def first_hopeless(
+def find_first_prune(
     curve: Curve,
-    past: Sequence[early_stopping.Finished],
+    past: Sequence[early_stopping.FinishedRun],
     bar: float,
     parent: float,
     schedule: bool,
 ) -> PruneDecision | None:
     """Look at a run as the loop does: while it goes on."""
-    for look in early_stopping.LOOKS:
+    for look in early_stopping.LOOK_SHARES:
         so_far = tuple(point for point in curve if point[0] <= look)
-        ended = early_stopping.hopeless(
+        ended = early_stopping.decide_pruning(
             so_far, past, bar, parent, schedule=schedule, lower_is_better=True
         )
         if ended is not None:
@@ -483,14 +483,14 @@ def first_hopeless(
     return None
 
 
-def drawn_curve(
-    rng: random.Random, score: float, made: Curves, *, schedule: bool
+def draw_curve(
+    rng: random.Random, score: float, made: CurveModel, *, schedule: bool
 ) -> Curve:
     """A power law down to the score, bent in the middle and noisy."""
     bend = rng.gauss(0, made.schedule_shift if schedule else made.shape_shift)
     points = []
-    for step in range(1, REPORTS + 1):
-        at = step / REPORTS
+    for step in range(1, REPORTS_PER_RUN + 1):
+        at = step / REPORTS_PER_RUN
         falls = 300 * ((at + 0.05) ** -0.4 - 1.05**-0.4)
         middle = bend * 4 * at * (1 - at)
         points.append((at, score + falls + middle + rng.gauss(0, made.reported)))

@@ -26,7 +26,7 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
 from autoresearch.experiment import Verdict
-from autoresearch.policies.noise_aware import NoiseAware
+from autoresearch.policies.noise_aware import NoiseAwarePolicy
 from autoresearch.policies.registry import named
 from benchmarks import simulation as lab
 
@@ -54,7 +54,7 @@ class OneByOne:
     name: str
     most_runs: int = 6
 
-    def wants(self, scores, history):
+    def choose_next_run(self, scores, history):
         if history.champion is None:
             return "candidate" if len(scores) < 3 else "nothing"
         if not scores:
@@ -95,13 +95,13 @@ class OneByOne:
         kept = self.settled(scores, history) == "keep"
         return Verdict("keep" if kept else "discard", self.name, scores, champion)
 
-    def demoted(self, history):
+    def find_champion_to_restore(self, history):
         return None
 
-    def closing(self, history, left):
+    def choose_closing_run(self, history, left):
         return None
 
-    def parent(self, history, rows):
+    def choose_parent(self, history, rows):
         return None
 
 
@@ -109,7 +109,7 @@ def policy_named(name):
     if name in ("group-sequential", "e-value"):
         return OneByOne(name)
     if name.startswith("noise-aware "):
-        return NoiseAware(True, 0.0, promising=float(name.split()[1]))
+        return NoiseAwarePolicy(True, 0.0, promising_z=float(name.split()[1]))
     return named(name, lower_is_better=True, gain_per_20_added_lines=0.0)
 
 
@@ -119,8 +119,8 @@ def policy_named(name):
 def noise_of(sd, shape):
     """Of runs; in shape "seeds" most of it is what a seed adds to every train.py."""
     if shape == "seeds":
-        return lab.Noise(sd, seed_share=SEED_SHARE, interaction=INTERACTION)
-    return lab.Noise(sd, shape)
+        return lab.SimulatedNoise(sd, seed_share=SEED_SHARE, interaction=INTERACTION)
+    return lab.SimulatedNoise(sd, shape)
 
 
 def rates(job):
@@ -129,8 +129,8 @@ def rates(job):
     told = []
     for seed in range(first, first + count):
         sd = SDS[seed % len(SDS)] if name not in ("group-sequential", "e-value") else SD
-        effects = lab.same_effect(SHARE if size else 0.0, size * sd)
-        night = lab.night(
+        effects = lab.fixed_effect_sampler(SHARE if size else 0.0, size * sd)
+        night = lab.simulate_session(
             policy_named(name),
             effects,
             noise_of(sd, shape),
@@ -138,7 +138,7 @@ def rates(job):
             experiments=EXPERIMENTS,
         )
         taken = night.experiments + 1
-        claimed = lab.claim(night)
+        claimed = lab.estimate_simulated_gain(night)
         told.append(
             (
                 night.false_keeps,
@@ -156,14 +156,14 @@ def gains(job):
     name, signal, shape, first, count = job
     told = []
     for seed in range(first, first + count):
-        night = lab.night(
+        night = lab.simulate_session(
             policy_named(name),
-            lab.spike_and_slab(SHARE, signal * SD),
+            lab.spike_and_slab_sampler(SHARE, signal * SD),
             noise_of(SD, shape),
             seed,
             runs=RUNS,
         )
-        claimed = lab.claim(night)
+        claimed = lab.estimate_simulated_gain(night)
         if claimed is None:  # greedy runs nothing twice: its claim is a difference
             told.append((night.gain / SD, night.claimed / SD, None))
         else:
@@ -176,9 +176,9 @@ def gains(job):
 def killed(job):
     """Nights of learning curves."""
     first, count = job
-    effects = lab.spike_and_slab(SHARE, FITTED, 0.55, 6.0)
+    effects = lab.spike_and_slab_sampler(SHARE, FITTED, 0.55, 6.0)
     return [
-        lab.kills(effects, lab.Curves(), seed) for seed in range(first, first + count)
+        lab.simulate_pruning(effects, lab.CurveModel(), seed) for seed in range(first, first + count)
     ]
 
 

@@ -39,7 +39,7 @@ def asked(lab, *words):
     one = process.Agent(spec(*words), desk_of(lab.folder, Program()))
     ledger = Ledger(lab.ledger)
     proposal = one.propose(ledger)
-    asking = ledger.askings()[-1]
+    asking = ledger.load_proposer_calls()[-1]
     said = (lab.state / "asked" / asking.transcript).read_text()
     return one, proposal, asking, said
 
@@ -142,7 +142,7 @@ def test_who_misbehaves_is_one_failed_asking(lab, words, outcome):
     assert proposal is None
     assert outcome in asking.outcome
     assert one.resting_until > 0
-    assert len(Ledger(lab.ledger).askings()) == 1
+    assert len(Ledger(lab.ledger).load_proposer_calls()) == 1
 
 
 def test_who_dies_in_mid_turn_leaves_what_it_has_written(lab):

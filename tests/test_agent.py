@@ -45,7 +45,7 @@ def asked(lab, tmp_path, *lines):
     )
     ledger = Ledger(lab.ledger)
     proposal = one.propose(ledger)
-    return one, proposal, ledger.askings()[-1]
+    return one, proposal, ledger.load_proposer_calls()[-1]
 
 
 def test_the_change_of_train_py_is_the_proposal(lab, tmp_path):
@@ -250,7 +250,7 @@ def test_a_command_that_is_gone_in_the_night_is_a_rest_and_no_traceback(lab, tmp
 
     assert one.propose(ledger) is None
 
-    assert "FileNotFoundError" in ledger.askings()[-1].outcome
+    assert "FileNotFoundError" in ledger.load_proposer_calls()[-1].outcome
     assert one.resting_until > 0
 
 
@@ -357,7 +357,7 @@ def test_an_agent_drives_a_night_from_end_to_end(tmp_path, monkeypatch):
     )  # fmt: skip
 
     assert done.returncode == 0, done.stdout + done.stderr
-    rows = Ledger(lab.ledger_path).rows()
+    rows = Ledger(lab.ledger_path).load_rows()
     by = [row.author for row in rows[1:]]
     assert any(author.startswith("cmd:") for author in by)
     # The harness itself has the second look that ends a night.

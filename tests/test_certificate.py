@@ -10,9 +10,9 @@ import pytest
 from autoresearch.experiment import Candidate, Proposal, Run, Score, Verdict
 from autoresearch.git import compute_blob_id
 from autoresearch.records.ledger import Ledger
-from autoresearch.records.queries import certificate, pairs_of
+from autoresearch.records.queries import load_certificate, load_pairs
 from autoresearch.stats import quantiles
-from autoresearch.stats.paired import Pair, certified
+from autoresearch.stats.paired import PairedGain, compute_certificate
 
 
 def score_of(proposal, seed, value, holdout=None):
@@ -29,12 +29,12 @@ class Night:
     def __init__(self, path, *, lower_is_better=True):
         self.sign = 1 if lower_is_better else -1
         self.ledger = Ledger(path, lower_is_better=lower_is_better)
-        self.ledger.begin("s1", "{}", 0, "{}")
+        self.ledger.begin_session("s1", "{}", 0, "{}")
         self.proposals = []
         for level in (1.0, 0.9):
             reigning = self.ledger.champion
             source = f"X = {level}\n"
-            proposal = self.ledger.admit(
+            proposal = self.ledger.admit_proposal(
                 Proposal(
                     None if reigning else 0, source, source,
                     reigning.blob if reigning else "", "search",
@@ -45,15 +45,15 @@ class Night:
             self.proposals.append(proposal)
             scores = (score_of(proposal, 7, self.sign * level),)
             verdict = Verdict("keep", "why", scores, reigning)
-            self.ledger.decide(verdict, commit=None, at=1000.0)
+            self.ledger.record_verdict(verdict, commit=None, at=1000.0)
 
     def replicate(self, which, seed, value, holdout=None):
         score = score_of(self.proposals[which], seed, self.sign * value, holdout)
-        self.ledger.add_runs((score,), "replicate")
+        self.ledger.record_runs((score,), "replicate")
 
     def certificate(self):
         numbers = [proposal.number for proposal in self.proposals]
-        return certificate(self.ledger, numbers[1], numbers[0])
+        return load_certificate(self.ledger, numbers[1], numbers[0])
 
 
 @pytest.fixture
@@ -71,7 +71,7 @@ def test_only_seeds_that_both_ran_are_pairs(night):
     night.replicate(1, 12, 0.88)
     night.replicate(1, 13, 0.80)
 
-    (pair,) = pairs_of(night.ledger, 1, 0)
+    (pair,) = load_pairs(night.ledger, 1, 0)
 
     assert pair.seed == 12
     assert pair.gain == pytest.approx(0.12)
@@ -137,14 +137,14 @@ def test_a_seed_run_twice_is_one_pair_still(night):
 def test_a_baseline_has_no_certificate_against_itself(night):
     night.replicate(0, 1, 1.0)
 
-    assert certificate(night.ledger, 0, 0) is None
+    assert load_certificate(night.ledger, 0, 0) is None
 
 
 @pytest.mark.parametrize(
     ("degrees", "quantile"), [(1, 12.706), (2, 4.303), (3, 3.182), (7, 2.365)]
 )
 def test_the_quantile_is_students(degrees, quantile):
-    assert quantiles.student_95(degrees) == pytest.approx(quantile, rel=0.015)
+    assert quantiles.t_quantile_95(degrees) == pytest.approx(quantile, rel=0.015)
 
 
 @pytest.mark.parametrize("count", [2, 3, 8])
@@ -152,8 +152,8 @@ def test_the_interval_holds_the_truth_as_often_as_it_says(count):
     rng = random.Random(count)
     held = []
     for _ in range(2000):
-        pairs = [Pair(seed, rng.gauss(0.3, 1), None) for seed in range(count)]
-        found = certified(1, 0, pairs)
+        pairs = [PairedGain(seed, rng.gauss(0.3, 1), None) for seed in range(count)]
+        found = compute_certificate(1, 0, pairs)
         held.append(found.low <= 0.3 <= found.high)
 
     assert 0.935 <= fmean(held) <= 0.965

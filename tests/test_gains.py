@@ -9,7 +9,7 @@ from statistics import fmean
 import pytest
 
 from autoresearch.stats import gain
-from autoresearch.stats.gain import Told
+from autoresearch.stats.gain import MeasuredExperiment
 
 NIGHT = Path(__file__).parent.parent / "docs/nights/2026-11-24-cpu/ledger.sql.gz"
 HOUR = 3600.0
@@ -28,11 +28,11 @@ class Scored:
 def told(number, blob, parent, runs, hours=()):
     """An experiment by its (seed, score) pairs."""
     row = Scored(number, blob, parent, tuple(value for _, value in runs))
-    return Told(row, tuple(runs), tuple(HOUR * hour for hour in hours))
+    return MeasuredExperiment(row, tuple(runs), tuple(HOUR * hour for hour in hours))
 
 
 def claim(*rows, lower=True):
-    return gain.claim(rows, "best", "first", lower_is_better=lower)
+    return gain.estimate_champion_gain(rows, "best", "first", lower_is_better=lower)
 
 
 FIRST = told(0, "first", "", [(1, 1.01), (2, 0.99), (3, 1.0)], (0.1, 0.2, 0.3))
@@ -86,7 +86,7 @@ def test_what_a_seed_gave_the_baseline_is_not_taken_off_a_champion_in_full():
 def test_a_baseline_run_late_tells_how_far_the_machine_moved():
     late = champion((1, 1.0), (2, 1.01), (3, 0.99), hours=(9.8, 9.9, 10))
     moved = told(
-        0, "first", "", [*FIRST.runs, (4, 1.04), (5, 1.05)], (0.1, 0.2, 0.3, 9.7, 9.8)
+        0, "first", "", [*FIRST.seed_scores, (4, 1.04), (5, 1.05)], (0.1, 0.2, 0.3, 9.7, 9.8)
     )
 
     assert claim(moved, late).gain > claim(FIRST, late).gain + 0.01
@@ -105,7 +105,7 @@ def test_where_nobody_ran_late_the_interval_holds_what_machines_do():
 
 
 def test_the_other_direction_is_the_mirror():
-    up = told(0, "first", "", [(s, -v) for s, v in FIRST.runs], (0.1, 0.2, 0.3))
+    up = told(0, "first", "", [(s, -v) for s, v in FIRST.seed_scores], (0.1, 0.2, 0.3))
 
     low, high = (
         claim(FIRST, champion((1, 0.9))),
@@ -123,7 +123,7 @@ def test_nothing_is_claimed_where_nothing_can_be():
     assert claim(still, champion((1, 0.9))) is None  # no noise: the difference is exact
     assert claim(once, champion((1, 0.9))) is None  # nothing ran twice
     assert claim(FIRST) is None  # a champion that was never measured
-    same = gain.claim([FIRST], "first", "first", lower_is_better=True)
+    same = gain.estimate_champion_gain([FIRST], "first", "first", lower_is_better=True)
     assert (same.gain, same.low, same.high) == (0, 0, 0)
 
 
@@ -141,20 +141,20 @@ def test_a_second_look_under_another_number_counts():
 
 
 def wanted(*rows):
-    return gain.wanted(rows, "best", "first", lower_is_better=True)
+    return gain.plan_gain_runs(rows, "best", "first", lower_is_better=True)
 
 
 def test_the_last_runs_go_where_the_claim_is_least_sure():
     hours = (0.1, 0.2, 0.3)
-    early = told(0, "first", "", FIRST.runs, hours)
-    thin = wanted(told(0, "first", "", FIRST.runs), champion((1, 0.95)))
+    early = told(0, "first", "", FIRST.seed_scores, hours)
+    thin = wanted(told(0, "first", "", FIRST.seed_scores), champion((1, 0.95)))
     old = wanted(
         early,
         champion(*((n, 0.95) for n in range(1, 7)), hours=(9, 9.1, 9.2, 9.3, 9.4, 9.5)),
     )
 
     assert thin[0] == "best"  # one run against three
-    assert 1 <= len(thin) <= gain.MOST_RUNS
+    assert 1 <= len(thin) <= gain.MAX_GAIN_RUNS
     assert old[0] == "first"  # nobody ran it since the evening
 
 
@@ -168,7 +168,7 @@ def test_the_recorded_night_would_have_claimed_what_came_again():
     rows, pairs = recorded_night()
     best, first = rows[-1].row.blob, rows[0].row.blob
 
-    ours = gain.claim(
+    ours = gain.estimate_champion_gain(
         sorted(rows, key=lambda one: one.row.number), best, first, lower_is_better=True
     )
 
@@ -196,7 +196,7 @@ def recorded_night():
         ).fetchone()
         row = Scored(number, blob, parent, tuple(v for _, v, _ in made), decision)
         rows.append(
-            Told(row, tuple((s, v) for s, v, _ in made), tuple(t for *_, t in made))
+            MeasuredExperiment(row, tuple((s, v) for s, v, _ in made), tuple(t for *_, t in made))
         )
     last = max(one.row.number for one in rows if one.row.decision == "keep")
     rows.sort(key=lambda one: one.row.number == last)

@@ -14,7 +14,7 @@ from autoresearch.proposers.bandit import Hybrid
 from autoresearch.proposers.prefetch import Ahead
 from autoresearch.proposers.toolkit import desk_of
 from autoresearch.records.ledger import Ledger
-from autoresearch.stats.history import effects
+from autoresearch.stats.history import compute_change_effects
 from tests import nights
 from tests.test_context import SOURCE
 from tests.test_context import night as short_night
@@ -47,7 +47,7 @@ def score(values):
 def shares(first, second, count, tmp_path, seed=1):
     bench = Bench(tmp_path / f"{first.name}{seed}.db", score, SOURCE)
     bench.night(Hybrid([first, second], seed), count)
-    authors = [row.author for row in bench.ledger.rows()[1:]]
+    authors = [row.author for row in bench.ledger.load_rows()[1:]]
     return authors.count(first.name) / count, authors
 
 
@@ -74,7 +74,7 @@ def test_who_crashes_every_time_does_not_keep_the_gpu(tmp_path):
 
     bench.night(Hybrid(arms, 1), 60, fails=lambda v: any(n[:4] == "POOR" for n in v))
 
-    authors = [row.author for row in bench.ledger.rows()[1:]]
+    authors = [row.author for row in bench.ledger.load_rows()[1:]]
     assert authors.count("good") > 36
 
 
@@ -83,12 +83,12 @@ def test_a_gain_that_was_not_kept_is_a_gain(tmp_path):
     hybrid = Hybrid([Coder("good", 0.1), Coder("poor", -0.1)], 2)
     for _ in range(60):
         proposal = hybrid.propose(bench.ledger)
-        proposal = bench.ledger.admit(
+        proposal = bench.ledger.admit_proposal(
             proposal, compute_blob_id(proposal.source), proposal.source
         )
         bench.decide(proposal, "discard", bench.ledger.champion)
 
-    authors = [row.author for row in bench.ledger.rows()[1:]]
+    authors = [row.author for row in bench.ledger.load_rows()[1:]]
     assert authors.count("good") > 36
 
 
@@ -96,15 +96,15 @@ def test_what_was_gained_in_another_series_says_nothing_here(tmp_path):
     bench = Bench(tmp_path / "l.db", score, SOURCE)
     bench.night(Coder("good", 0.1), 5)
     ledger = bench.ledger
-    before = effects(ledger.rows())
-    ledger.begin("t", "{}", 0, "{}")
-    blob = ledger.rows()[-1].blob
-    again = Proposal(None, "again", ledger.source(blob), "", "autoresearch")
-    again = ledger.admit(again, blob, "c")
+    before = compute_change_effects(ledger.load_rows())
+    ledger.begin_session("t", "{}", 0, "{}")
+    blob = ledger.load_rows()[-1].blob
+    again = Proposal(None, "again", ledger.load_source(blob), "", "autoresearch")
+    again = ledger.admit_proposal(again, blob, "c")
     bench.landscape = lambda values: 7.0
     bench.decide(again, "keep", None)
 
-    assert effects(ledger.rows()) == before
+    assert compute_change_effects(ledger.load_rows()) == before
     assert Hybrid([Coder("good", 1), Coder("poor", 1)], 1).propose(ledger)
 
 

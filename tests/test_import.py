@@ -87,11 +87,11 @@ def test_the_chain_of_rows_stays_whole_and_shows_a_claim_that_was_changed(
     ledger, theirs
 ):
     import_results.put(ledger, import_results.read(theirs.write(*NIGHT)))
-    before = list(hash_chain.problems(ledger.db))
+    before = list(hash_chain.find_chain_problems(ledger.db))
     ledger.db.execute("update experiment set value = 0.9 where number = 2")
 
     assert before == []
-    assert list(hash_chain.problems(ledger.db)) == [
+    assert list(hash_chain.find_chain_problems(ledger.db)) == [
         "experiment 2 was changed after it was written"
     ]
 

@@ -39,7 +39,7 @@ def path(tmp_path):
 @pytest.fixture
 def ledger(path):
     ledger = Ledger(path)
-    ledger.begin("series-a", '{"budget": "300 s"}', 7, "{}")
+    ledger.begin_session("series-a", '{"budget": "300 s"}', 7, "{}")
     yield ledger
     ledger.close()
 
@@ -93,7 +93,7 @@ def fail(ledger, proposal, kind="crash"):
 def test_a_proposal_is_on_record_before_anything_runs(ledger, path):
     admitted = propose(ledger, title="bold")
 
-    (waiting,) = Ledger(path).open()
+    (waiting,) = Ledger(path).load_open_proposals()
     assert waiting == admitted
     assert waiting.number == 1
     assert ledger.rows() == []
@@ -177,7 +177,7 @@ def test_sql_itself_refuses_a_failure_with_a_metric_and_other_contradictions(
     with pytest.raises(sqlite3.IntegrityError):
         ledger.db.execute(forgery)
 
-    assert list(Ledger(ledger.path).rows()) == before
+    assert list(Ledger(ledger.path).load_rows()) == before
 
 
 def test_a_score_that_is_not_a_number_leaves_no_trace(ledger):
@@ -201,7 +201,7 @@ def test_deciding_twice_is_an_error_and_changes_nothing(ledger):
     with pytest.raises(AssertionError, match="decided twice"):
         fail(ledger, proposal)
 
-    assert list(Ledger(ledger.path).rows()) == [row]
+    assert list(Ledger(ledger.path).load_rows()) == [row]
     assert ledger.counts()["runs"] == 1
 
 
@@ -256,11 +256,11 @@ def test_rows_read_bit_by_bit_are_the_rows_read_afresh(ledger, path):
         if row.number % 7 == 0:
             ledger.rename_commit(row.number, f"renamed {row.number}")
         if rng.random() < 0.5:
-            reader.rows()
+            reader.load_rows()
 
-    fresh = list(Ledger(path).rows())
+    fresh = list(Ledger(path).load_rows())
     assert list(ledger.rows()) == fresh
-    assert [row.number for row in reader.rows()] == [row.number for row in fresh]
+    assert [row.number for row in reader.load_rows()] == [row.number for row in fresh]
     assert [row.number for row in fresh] == [proposal.number for proposal in waiting]
     for row in fresh:
         assert ledger.row(row.number) == row
@@ -313,7 +313,7 @@ def test_a_view_that_opened_no_series_sees_the_last_one(ledger, path):
 
     view = Ledger(path)
 
-    assert view.last_series() == "series-a"
+    assert view.find_last_series() == "series-a"
     assert view.champion.number == 1
 
 
@@ -329,8 +329,8 @@ def test_a_series_nobody_seeded_has_the_same_seed_everywhere(tmp_path):
     seeds = set()
     for name in ("a", "b"):
         ledger = Ledger(tmp_path / name)
-        ledger.begin("0123abcd", "{}", None, "{}")
-        seeds.add(ledger.seed)
+        ledger.begin_session("0123abcd", "{}", None, "{}")
+        seeds.add(ledger.base_seed)
 
     (seed,) = seeds
     assert 0 <= seed < 2**31
@@ -400,15 +400,15 @@ def test_a_writer_killed_at_any_moment_leaves_whole_transactions_only(path):
         writer.stdout.close()
 
         ledger = Ledger(path)
-        ledger.require_whole()
-        rows, waiting = ledger.rows(), ledger.open()
+        ledger.require_intact()
+        rows, waiting = ledger.load_rows(), ledger.load_open_proposals()
         everything = sorted([r.number for r in rows] + [p.number for p in waiting])
         assert everything == list(range(1, len(everything) + 1))
         for row in rows:
             assert row.runs == (0 if row.decision == "failed" else 2)
             assert row.value == (None if row.decision == "failed" else 1.5)
-            assert ledger.source(row.blob).startswith("X = ")
-        assert ledger.counts()["runs"] == sum(row.runs for row in rows)
+            assert ledger.load_source(row.blob).startswith("X = ")
+        assert ledger.count_experiments()["runs"] == sum(row.runs for row in rows)
         sequences = ledger.db.execute(
             "select sequence from experiment where sequence > 0 order by 1"
         )
@@ -444,7 +444,7 @@ def test_a_full_disk_is_said_to_be_one_and_loses_nothing(ledger):
         propose(ledger, source=noise)
 
     assert not ledger.db.in_transaction
-    assert list(Ledger(ledger.path).rows()) == [row]
+    assert list(Ledger(ledger.path).load_rows()) == [row]
 
 
 # -- files that are no ledger, or no more ----------------------------------------------
@@ -475,7 +475,7 @@ def test_a_file_that_is_no_database_names_rebuild(path, content):
 def filled(path, count=300):
     """A closed ledger of some pages, all in one file."""
     ledger = Ledger(path)
-    ledger.begin("series-a", "{}", 7, "{}")
+    ledger.begin_session("series-a", "{}", 7, "{}")
     for n in range(count):
         keep(ledger, propose(ledger, source=f"X = {n}\n"), 1.0)
     ledger.close()
@@ -488,7 +488,7 @@ def test_a_ledger_damaged_anywhere_stops_the_next_run_and_names_rebuild(path, sh
     at = int(len(whole) * share) // 4096 * 4096
     path.write_bytes(whole[:at] + random.Random(1).randbytes(4096) + whole[at + 4096 :])
 
-    said = complaint(lambda: Ledger(path).begin("series-a", "{}", 7, "{}"))
+    said = complaint(lambda: Ledger(path).begin_session("series-a", "{}", 7, "{}"))
 
     assert "autoresearch rebuild" in said
 
@@ -497,7 +497,7 @@ def test_a_ledger_that_was_cut_short_stops_the_next_run_and_names_rebuild(path):
     whole = filled(path)
     path.write_bytes(whole[: len(whole) // 2])
 
-    said = complaint(lambda: Ledger(path).begin("series-a", "{}", 7, "{}"))
+    said = complaint(lambda: Ledger(path).begin_session("series-a", "{}", 7, "{}"))
 
     assert "autoresearch rebuild" in said
 
@@ -549,7 +549,7 @@ def test_a_migration_that_fails_leaves_the_ledger_as_it_was(path, monkeypatch):
     complaint(lambda: Ledger(path))
 
     monkeypatch.undo()
-    assert len(Ledger(path).rows()) == 1
+    assert len(Ledger(path).load_rows()) == 1
     assert path.read_bytes()[:100] == before[:100]
 
 
@@ -616,23 +616,23 @@ def test_ten_thousand_experiments_are_read_and_added_to_quickly(ledger, path):
         took[name] = 1000 * (time.perf_counter() - begun)
         return found
 
-    assert len(timed("rows", fresh.rows)) == 10_000
-    timed("rows again", fresh.rows)
-    timed("counts", fresh.counts)
+    assert len(timed("rows", fresh.load_rows)) == 10_000
+    timed("rows again", fresh.load_rows)
+    timed("counts", fresh.count_experiments)
     timed("champion", lambda: fresh.champion)
-    timed("last 20", lambda: fresh.last(20))
-    timed("one row", lambda: fresh.row(5000))
-    timed("first keep", lambda: fresh.first_keep("series-a"))
-    timed("open", fresh.open)
-    timed("not in git", fresh.not_in_git)
-    timed("same code", lambda: fresh.same_code("code77", "p", None))
-    timed("whole", fresh.require_whole)
+    timed("last 20", lambda: fresh.load_last_rows(20))
+    timed("one row", lambda: fresh.load_row(5000))
+    timed("first keep", lambda: fresh.find_first_keep("series-a"))
+    timed("open", fresh.load_open_proposals)
+    timed("not in git", fresh.load_unpublished_rows)
+    timed("same code", lambda: fresh.find_same_code("code77", "p", None))
+    timed("whole", fresh.require_intact)
     fresh.series = "series-a"
     proposal = timed("admit", lambda: propose(fresh))
     timed("decide", lambda: keep(fresh, proposal, 1.0))
 
     assert proposal.number == 10_000
-    assert len(fresh.rows()) == 10_001
+    assert len(fresh.load_rows()) == 10_001
     print(*(f"{name} {ms:.1f} ms" for name, ms in took.items()), sep="\n")
 
 
@@ -652,7 +652,7 @@ def test_the_table_has_a_line_for_all_that_ran_and_blanks_for_what_is_missing(
     fail(ledger, propose(ledger, source="Y = 2\n"), "out of memory")
     fail(ledger, propose(ledger, source="Z = 3\n"), "duplicate")
     fail(ledger, propose(ledger, source="W = 4\n"), "refused")
-    results_tsv.write(path, "val_bpb", ledger.rows())
+    results_tsv.write_results(path, "val_bpb", ledger.rows())
 
     kept, failed = table(path)
 
@@ -672,14 +672,14 @@ def test_the_table_has_a_line_for_all_that_ran_and_blanks_for_what_is_missing(
 
 def test_lines_added_one_by_one_make_the_table_written_at_once(ledger, tmp_path):
     one_by_one, at_once = tmp_path / "a.tsv", tmp_path / "b.tsv"
-    results_tsv.write(one_by_one, "val_bpb", [])
+    results_tsv.write_results(one_by_one, "val_bpb", [])
     for n in range(9):
         proposal = propose(ledger, source=f"X = {n}\n", title=f"Δ {n}")
         how = (keep, discard, fail)[n % 3]
         row = how(ledger, proposal, *(() if how is fail else (1.0,)))
-        results_tsv.append(one_by_one, row)
-    results_tsv.append(one_by_one, fail(ledger, propose(ledger, source="R"), "refused"))
-    results_tsv.write(at_once, "val_bpb", ledger.rows())
+        results_tsv.append_result(one_by_one, row)
+    results_tsv.append_result(one_by_one, fail(ledger, propose(ledger, source="R"), "refused"))
+    results_tsv.write_results(at_once, "val_bpb", ledger.rows())
 
     assert one_by_one.read_bytes() == at_once.read_bytes()
 
@@ -688,7 +688,7 @@ def test_a_title_cannot_break_out_of_its_cell(ledger, tmp_path):
     path = tmp_path / "results.tsv"
     evil = "a\tkeep\n0000000\t0.1\t\x1b[31m\u2028\u202e"
     keep(ledger, propose(ledger, title=evil, author="human:x\ty"), 1.0)
-    results_tsv.write(path, "val_bpb", ledger.rows())
+    results_tsv.write_results(path, "val_bpb", ledger.rows())
 
     (line,) = table(path)
 

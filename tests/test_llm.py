@@ -43,7 +43,7 @@ def asked(lab, server, times=1, **settings):
     ledger = Ledger(lab.ledger)
     model = llm.LLM(server.spec, desk_of(lab.folder, Program(**settings)))
     found = [model.propose(ledger) for _ in range(times)]
-    return model, found, ledger.askings()
+    return model, found, ledger.load_proposer_calls()
 
 
 def test_an_answer_becomes_a_proposal_with_its_cost_unknown_and_its_transcript(lab):
@@ -189,7 +189,7 @@ def test_money_is_counted_before_it_is_spent(lab, monkeypatch):
     assert model.propose(ledger) is None
 
     assert model.exhausted
-    assert ledger.askings()[0].outcome == "stopped: dollars are used up"
+    assert ledger.load_proposer_calls()[0].outcome == "stopped: dollars are used up"
 
 
 def test_a_price_is_the_list_price_or_unknown():
@@ -245,8 +245,8 @@ def test_a_model_drives_a_night_from_end_to_end(tmp_path):
     assert set(by) <= {server.spec, "search", "autoresearch"}
     assert by.count(server.spec) >= 1
     ledger = Ledger(lab.ledger_path)
-    assert [a.outcome.split(":")[0] for a in ledger.askings()][:2] != []
-    assert all(asking.dollars is None for asking in ledger.askings())
+    assert [a.outcome.split(":")[0] for a in ledger.load_proposer_calls()][:2] != []
+    assert all(asking.dollars is None for asking in ledger.load_proposer_calls())
 
 
 @pytest.mark.parametrize(
@@ -283,11 +283,11 @@ LINES = st.sampled_from(
 def test_any_reply_ends_in_one_outcome_and_no_traceback(lab, lines):
     with ModelServer("\n".join(lines).encode(errors="replace").decode()) as server:
         ledger = Ledger(lab.ledger)
-        before = len(ledger.askings())
+        before = len(ledger.load_proposer_calls())
         model = llm.LLM(server.spec, desk_of(lab.folder, Program()))
         found = model.propose(ledger)
 
-        assert len(ledger.askings()) == before + 1
+        assert len(ledger.load_proposer_calls()) == before + 1
         assert (found is None) == (model.resting_until > 0)
     assert threading.active_count() < 50
 
@@ -401,13 +401,13 @@ def test_every_reply_that_is_taken_gets_one_verdict_in_a_night(tmp_path_factory,
         with session.opened(lab, asked, StopFlag()) as (opened, _):
             list(research(opened))
             ledger = opened.books.ledger
-            rows, waiting = ledger.rows(), ledger.open()
+            rows, waiting = ledger.load_rows(), ledger.load_open_proposals()
 
     numbers = [row.number for row in rows]
     assert len(numbers) == len(set(numbers))
     assert not waiting
     by_model = sum(row.author == server.spec for row in rows)
-    came = sum(asking.blob != "" for asking in Ledger(lab.ledger_path).askings())
+    came = sum(asking.blob != "" for asking in Ledger(lab.ledger_path).load_proposer_calls())
     assert by_model <= came
     for row in rows:
         assert row.decision in ("keep", "discard", "failed")

@@ -161,8 +161,8 @@ def test_a_baseline_runs_first_alone_and_then_on_several_devices(lab):
     assert (shown[0], max(shown)) == (1, 2)  # and so says status
     assert [row.runs for row in rows] == [3]
     ledger = ledger_of(lab)
-    assert ledger.seeds(0) == set(seeds)
-    assert [run.holdout is None for run in ledger.measured(0)] == [False] * 3
+    assert ledger.load_used_seeds(0) == set(seeds)
+    assert [run.holdout is None for run in ledger.load_run_records(0)] == [False] * 3
 
 
 def test_what_finished_with_one_experiment_is_not_counted_with_the_next(tmp_path):
@@ -202,7 +202,7 @@ def test_a_baseline_that_fails_on_one_device_only_is_no_baseline(tmp_path):
     assert re.search(r"on GPU [012] \(on a further seed; before: 0\.\d+, 0\.\d+", said)
     assert "leave a GPU out by CUDA_VISIBLE_DEVICES" in said
 
-    assert [row.decision for row in ledger_of(lab).rows()] == ["failed"]
+    assert [row.decision for row in ledger_of(lab).load_rows()] == ["failed"]
 
 
 def test_as_many_experiments_as_asked_for_and_no_more(lab):
@@ -361,7 +361,7 @@ def test_edits_to_train_py_before_the_first_night_become_its_baseline(lab):
 
     rows = run(lab)
 
-    assert ledger_of(lab).source(rows[0].blob) == edited
+    assert ledger_of(lab).load_source(rows[0].blob) == edited
     assert git(lab, "show", "HEAD:train.py") == edited.rstrip("\n")
     assert git(lab, "status", "--porcelain") == ""
 
@@ -486,7 +486,7 @@ def test_one_ctrl_c_waits_for_the_run_and_a_second_loses_nothing(lab):
 
     assert running.returncode == 0
     assert guests_of(lab) == []
-    assert [p.title for p in ledger_of(lab).open()] == ["sleeps"]
+    assert [p.title for p in ledger_of(lab).load_open_proposals()] == ["sleeps"]
 
 
 def test_a_closed_terminal_ends_nothing(lab):
@@ -545,7 +545,7 @@ def test_another_budget_is_a_new_series_and_the_champion_is_measured_again_first
 
     assert rows[0].title == "champion again"
     assert "2000 tokens -> 4000 tokens" in rows[0].reason
-    assert "LEARNING_RATE = 0.02" in ledger_of(lab).source(rows[0].blob)
+    assert "LEARNING_RATE = 0.02" in ledger_of(lab).load_source(rows[0].blob)
     assert rows[1].against == rows[0].number
 
 

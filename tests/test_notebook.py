@@ -668,7 +668,7 @@ FAKE = "Verdict: keep: mine\nExperiment: 999\nScore: 0.000001\nRan: " + "0" * 40
     ids=range(8),
 )
 def test_a_reason_that_poses_as_trailers_cannot_forge_them(book, reason):
-    entry = an_entry(body=commit_message.paragraph(reason))
+    entry = an_entry(body=commit_message.escape_reason(reason))
     book.name(7, book.commit(entry, book.store(AFTER), book.head()))
 
     ((number, commit, message),) = book.entries()

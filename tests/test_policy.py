@@ -21,11 +21,11 @@ from autoresearch.experiment import (
     Score,
 )
 from autoresearch.lab.program import POLICIES
-from autoresearch.policies import gain
-from autoresearch.policies.anneal import Anneal
-from autoresearch.policies.greedy import Greedy
-from autoresearch.policies.islands import Islands
-from autoresearch.policies.noise_aware import NoiseAware
+from autoresearch.policies import compute_gain
+from autoresearch.policies.anneal import AnnealPolicy
+from autoresearch.policies.greedy import GreedyPolicy
+from autoresearch.policies.islands import IslandsPolicy
+from autoresearch.policies.noise_aware import NoiseAwarePolicy
 from autoresearch.policies.registry import named
 
 CANDIDATE = Candidate(Proposal(1, "an idea", "X = 1\n", "parent", "search"), "blob")
@@ -169,8 +169,8 @@ def test_an_unknown_policy_names_those_there_are():
 
 
 def test_one_run_settles_it():
-    assert Greedy().wants((), History(CHAMPION)) == "candidate"
-    assert Greedy().wants(scores(2.0), History(CHAMPION)) == "nothing"
+    assert GreedyPolicy().choose_next_run((), History(CHAMPION)) == "candidate"
+    assert GreedyPolicy().choose_next_run(scores(2.0), History(CHAMPION)) == "nothing"
 
 
 @pytest.mark.parametrize(
@@ -185,7 +185,7 @@ def test_one_run_settles_it():
     ],
 )
 def test_only_strictly_better_wins(value, lower, decision):
-    verdict = Greedy(lower_is_better=lower).decide(
+    verdict = GreedyPolicy(lower_is_better=lower).decide(
         scores(value), History(CHAMPION), NONE
     )
 
@@ -193,7 +193,7 @@ def test_only_strictly_better_wins(value, lower, decision):
 
 
 def test_a_tie_is_not_called_worse_by_minus_nothing():
-    assert "-" not in Greedy().decide(scores(1.0), History(CHAMPION), NONE).reason
+    assert "-" not in GreedyPolicy().decide(scores(1.0), History(CHAMPION), NONE).reason
 
 
 @pytest.mark.parametrize(
@@ -209,7 +209,7 @@ def test_a_tie_is_not_called_worse_by_minus_nothing():
     ],
 )
 def test_twenty_added_lines_must_gain_a_thousandth(won, added, decision):
-    verdict = Greedy().decide(scores(1.0 - won), History(CHAMPION), CodeSizeChange(added, 0))
+    verdict = GreedyPolicy().decide(scores(1.0 - won), History(CHAMPION), CodeSizeChange(added, 0))
 
     assert verdict.decision == decision
     if decision == "discard":
@@ -217,7 +217,7 @@ def test_twenty_added_lines_must_gain_a_thousandth(won, added, decision):
 
 
 def test_lines_are_free_where_program_md_says_so():
-    free = Greedy(gain_per_20_added_lines=0.0)
+    free = GreedyPolicy(gain_per_20_added_lines=0.0)
 
     assert (
         free.decide(scores(0.999999), History(CHAMPION), CodeSizeChange(5000, 0)).decision
@@ -228,14 +228,14 @@ def test_lines_are_free_where_program_md_says_so():
 def test_the_champions_score_is_the_mean_of_its_runs_never_the_luckiest():
     rival = champion(0.8, 1.0, 1.2)
 
-    assert Greedy().decide(scores(0.9), History(rival), NONE).decision == "keep"
-    assert Greedy().decide(scores(0.9, 1.2), History(rival), NONE).decision == "discard"
+    assert GreedyPolicy().decide(scores(0.9), History(rival), NONE).decision == "keep"
+    assert GreedyPolicy().decide(scores(0.9, 1.2), History(rival), NONE).decision == "discard"
 
 
 @given(FINITE, FINITE)
 def test_the_direction_turns_the_gain_around(value, other):
-    lower = gain(scores(value), champion(other), lower_is_better=True)
-    higher = gain(scores(value), champion(other), lower_is_better=False)
+    lower = compute_gain(scores(value), champion(other), lower_is_better=True)
+    higher = compute_gain(scores(value), champion(other), lower_is_better=False)
 
     assert lower == -higher
     assert (lower > 0) == (value < other)
@@ -243,7 +243,7 @@ def test_the_direction_turns_the_gain_around(value, other):
 
 @given(FINITE, FINITE, st.integers(-1000, 1000), st.booleans())
 def test_nothing_is_kept_that_is_not_better(value, other, added, lower):
-    verdict = Greedy(lower_is_better=lower).decide(
+    verdict = GreedyPolicy(lower_is_better=lower).decide(
         scores(value), History(champion(other)), CodeSizeChange(added, 0)
     )
 
@@ -253,7 +253,7 @@ def test_nothing_is_kept_that_is_not_better(value, other, added, lower):
 
 # -- noise-aware -----------------------------------------------------------------------
 
-NOISE_AWARE = NoiseAware()
+NOISE_AWARE = NoiseAwarePolicy()
 
 
 def seen(*rows: Row, champion_of: int = 0, **more) -> History:
@@ -276,41 +276,41 @@ def candidate_of(parent: str, *values: float) -> tuple[Score, ...]:
 class TestNoiseAware:
     def test_runs_the_baseline_three_times(self):
         wanted = [
-            NOISE_AWARE.wants(scores(*THREE[:n]), History(None)) for n in range(4)
+            NOISE_AWARE.choose_next_run(scores(*THREE[:n]), History(None)) for n in range(4)
         ]
 
         assert wanted == ["candidate"] * 3 + ["nothing"]
 
     def test_a_clear_loser_gets_one_run(self):
-        assert NOISE_AWARE.wants(scores(1.01), LATER) == "nothing"
+        assert NOISE_AWARE.choose_next_run(scores(1.01), LATER) == "nothing"
         assert NOISE_AWARE.decide(scores(1.01), LATER, NONE).reason.startswith("worse")
 
     def test_while_noise_is_hardly_known_a_large_gain_runs_once_more(self):
         twice = (1.0, 1.001)
         early = History(champion(*twice), (twice,))  # one difference is all there is
 
-        assert NOISE_AWARE.wants(scores(0.9970), early) == "candidate"
-        assert NOISE_AWARE.wants(scores(1.01), early) == "nothing"
-        assert NOISE_AWARE.wants(scores(0.98), early) == "nothing"  # far beyond that
+        assert NOISE_AWARE.choose_next_run(scores(0.9970), early) == "candidate"
+        assert NOISE_AWARE.choose_next_run(scores(1.01), early) == "nothing"
+        assert NOISE_AWARE.choose_next_run(scores(0.98), early) == "nothing"  # far beyond that
 
     def test_a_winner_beyond_all_luck_needs_no_second_run(self):
-        assert NOISE_AWARE.wants(scores(0.98), LATER) == "nothing"
+        assert NOISE_AWARE.choose_next_run(scores(0.98), LATER) == "nothing"
         assert NOISE_AWARE.decide(scores(0.98), LATER, NONE).decision == "keep"
 
     def test_what_is_promising_is_run_on_fresh_seeds(self):
         late = seen(*line(*[0.0] + [0.005] * 25))
-        soon = NoiseAware(promising=2.0)
+        soon = NoiseAwarePolicy(promising_z=2.0)
 
-        assert soon.wants(scores(0.9963), late) == "candidate"
+        assert soon.choose_next_run(scores(0.9963), late) == "candidate"
         # Early in a night the next gains are likely to settle it for nothing.
-        assert soon.wants(scores(0.9963), BEFORE) == "nothing"
+        assert soon.choose_next_run(scores(0.9963), BEFORE) == "nothing"
         # By default it waits for more belief, or for the end of the night.
-        assert NOISE_AWARE.wants(scores(0.9963), late) == "nothing"
+        assert NOISE_AWARE.choose_next_run(scores(0.9963), late) == "nothing"
 
     def test_the_run_that_made_it_promising_has_no_vote(self):
         lucky = scores(0.9963, 1.004)
 
-        assert NOISE_AWARE.wants(lucky, BEFORE) == "nothing"
+        assert NOISE_AWARE.choose_next_run(lucky, BEFORE) == "nothing"
         assert NOISE_AWARE.decide(lucky, BEFORE, NONE).decision == "discard"
 
     def test_fresh_runs_that_agree_crown_it(self):
@@ -326,7 +326,7 @@ class TestNoiseAware:
 
         assert verdict.decision == "unresolved"
         assert verdict.reason.startswith("unresolved")
-        assert NOISE_AWARE.parent(seen(*rows), rows) == "1"
+        assert NOISE_AWARE.choose_parent(seen(*rows), rows) == "1"
 
     def test_small_gains_add_up_until_they_are_proven(self):
         rows = line(0.0, -0.0015, -0.0015, -0.0015)
@@ -340,19 +340,19 @@ class TestNoiseAware:
         before = seen(*rows, champion_of=1)
         promising = candidate_of("1", 0.9868, 0.9866)
 
-        assert NOISE_AWARE.wants(promising, before) == "champion"
+        assert NOISE_AWARE.choose_next_run(promising, before) == "champion"
 
     def test_a_champion_that_nobody_challenges_is_run_again(self):
         rows = line(*[0.0] + [0.005] * 100)
 
-        assert NOISE_AWARE.wants((), seen(*rows[:50])) == "candidate"
-        assert NOISE_AWARE.wants((), seen(*rows)) == "champion"
+        assert NOISE_AWARE.choose_next_run((), seen(*rows[:50])) == "candidate"
+        assert NOISE_AWARE.choose_next_run((), seen(*rows)) == "champion"
 
     def test_what_is_promising_when_the_night_ends_gets_a_second_look(self):
         night = seen(*line(0.0, -0.003))
 
-        assert NOISE_AWARE.closing(night, 50) is None
-        assert NOISE_AWARE.closing(night, 0) == "1"
+        assert NOISE_AWARE.choose_closing_run(night, 50) is None
+        assert NOISE_AWARE.choose_closing_run(night, 0) == "1"
 
     def test_all_runs_of_a_second_look_are_fresh_and_there_is_one_only(self):
         rows = line(0.0, -0.003)
@@ -364,15 +364,15 @@ class TestNoiseAware:
         looked = (*rows, replace(rows[1], number=9))
 
         assert NOISE_AWARE.decide(again, seen(*rows), NONE).decision == "keep"
-        assert NOISE_AWARE.closing(seen(*looked), 0) is None
+        assert NOISE_AWARE.choose_closing_run(seen(*looked), 0) is None
 
     def test_a_night_without_promise_ends_as_it_is(self):
-        assert NOISE_AWARE.closing(seen(*line(0.0, 0.005, 0.004)), 0) is None
-        assert NOISE_AWARE.closing(History(None), 0) is None
+        assert NOISE_AWARE.choose_closing_run(seen(*line(0.0, 0.005, 0.004)), 0) is None
+        assert NOISE_AWARE.choose_closing_run(History(None), 0) is None
 
     def test_never_runs_a_candidate_for_ever(self):
         values = [0.9975]
-        while NOISE_AWARE.wants(scores(*values), BEFORE) == "candidate":
+        while NOISE_AWARE.choose_next_run(scores(*values), BEFORE) == "candidate":
             values.append(0.9975)
 
         assert len(values) <= 6
@@ -392,7 +392,7 @@ class TestNoiseAware:
         assert NOISE_AWARE.decide(same, before, NONE).decision == "discard"
         assert NOISE_AWARE.decide(same, before, removal).decision == "keep"
         asked = replace(before, change=removal)
-        assert NOISE_AWARE.wants(scores(0.9998), asked) == "candidate"
+        assert NOISE_AWARE.choose_next_run(scores(0.9998), asked) == "candidate"
 
     def test_a_removal_may_never_cost_more_than_the_noise(self):
         worse = scores(*[1.002] * 6)
@@ -404,7 +404,7 @@ class TestNoiseAware:
     def test_noise_that_nobody_measured_keeps_nothing_and_says_so(self):
         once = History(champion(1.0), ((1.0,),))
 
-        assert NOISE_AWARE.wants(scores(0.9), once) == "champion"
+        assert NOISE_AWARE.choose_next_run(scores(0.9), once) == "champion"
         verdict = NOISE_AWARE.decide(scores(0.9), once, NONE)
         assert verdict.decision == "unresolved"
         assert "the noise is unknown" in verdict.reason
@@ -419,8 +419,8 @@ class TestNoiseAware:
         same = History(champion(other, other, other), ((other,) * 3,))
         change = CodeSizeChange(max(0, lines), max(0, -lines))
 
-        assert NOISE_AWARE.wants(scores(value), same) == "nothing"
-        assert NOISE_AWARE.decide(scores(value), same, change) == Greedy().decide(
+        assert NOISE_AWARE.choose_next_run(scores(value), same) == "nothing"
+        assert NOISE_AWARE.decide(scores(value), same, change) == GreedyPolicy().decide(
             scores(value), same, change
         )
 
@@ -438,10 +438,10 @@ class TestNoiseAware:
         then = Champion(0, "0", THREE * 4)
         now = replace(seen(*rows, champion_of=1), former=(then,))
 
-        assert NOISE_AWARE.demoted(now) == then
+        assert NOISE_AWARE.find_champion_to_restore(now) == then
         good = (former, Row(1, "1", "0", (0.996, 0.9962, 0.9963), "keep"))
         still = replace(seen(*good, champion_of=1), former=(then,))
-        assert NOISE_AWARE.demoted(still) is None
+        assert NOISE_AWARE.find_champion_to_restore(still) is None
 
     def test_a_drift_pauses_acceptance_until_the_champion_ran_side_by_side(self):
         values = tuple(1.0 + 0.001 * n + 0.0001 * (-1) ** n for n in range(10))
@@ -450,7 +450,7 @@ class TestNoiseAware:
         drifting = seen(*rows, when=(hours, (36_500.0,)))
         won = candidate_of("0", 0.98)
 
-        assert NOISE_AWARE.wants(won, drifting) == "champion"
+        assert NOISE_AWARE.choose_next_run(won, drifting) == "champion"
         verdict = NOISE_AWARE.decide(won, drifting, NONE)
         assert verdict.decision == "unresolved"
         assert "drift" in verdict.reason
@@ -488,23 +488,23 @@ def valley(place: int) -> float:
 
 
 def test_annealing_crosses_a_valley_that_the_others_never_enter():
-    assert 2 in climbed(Anneal(), valley, 60)
-    assert 2 not in climbed(NoiseAware(), valley, 60)
+    assert 2 in climbed(AnnealPolicy(), valley, 60)
+    assert 2 not in climbed(NoiseAwarePolicy(), valley, 60)
 
 
 def test_islands_climb_on_lines_of_their_own():
     rows = line(0.0)
     before = seen(*rows)
-    islands = Islands()
+    islands = IslandsPolicy()
     for number in range(1, 4):
-        parent = islands.parent(before, before.rows)
+        parent = islands.choose_parent(before, before.rows)
         assert parent == "0"
         row = Row(number, str(number), parent, (0.98 - number / 1000,))
         before = seen(*before.rows, row)
 
     heads = set()
     for number in range(4, 7):
-        heads.add(islands.parent(before, before.rows))
+        heads.add(islands.choose_parent(before, before.rows))
         row = Row(number, str(number), "nowhere", (1.1,))
         before = seen(*before.rows, row)
 
@@ -515,6 +515,6 @@ def test_islands_give_up_the_line_that_is_furthest_behind():
     rows = [Row(0, "0", "", THREE, "keep"), Row(1, "1", "0", (0.95,))]
     rows += [Row(n, str(n), "1", (1.1,)) for n in range(2, 91)]
 
-    heads = {Islands().parent(seen(*rows[:n]), rows[:n]) for n in range(88, 91)}
+    heads = {IslandsPolicy().choose_parent(seen(*rows[:n]), rows[:n]) for n in range(88, 91)}
 
     assert heads == {"1"}

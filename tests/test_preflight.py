@@ -113,10 +113,10 @@ def test_a_model_hears_at_once_what_a_run_would_have_found(tmp_path):
         ledger = opened.books.ledger
         desk = desk_of(lab.folder, lab.load_program())
         desk.check = preflight.Preflight(opened.bench, ledger)
-        source, before = ledger.source(ledger.champion.blob), ledger.runs_made
+        source, before = ledger.load_source(ledger.champion.blob), ledger.run_count
         bad = source.replace("BATCH)\n", "BATCHES)\n", 1)
         said = desk.fault(ledger, Proposal(None, "x", bad, ledger.champion.blob, "m"))
-        after = ledger.runs_made
+        after = ledger.run_count
 
     assert said.startswith("preflight: ")
     assert after == before
@@ -131,7 +131,7 @@ def test_where_the_champion_cannot_be_rehearsed_nothing_is_refused(
     with session.opened(lab, asked, StopFlag()) as (opened, _):
         flight = preflight.Preflight(opened.bench, opened.books.ledger)
         monkeypatch.setattr(preflight, "LIMIT_SECONDS", 0.01)
-        source = opened.books.ledger.source(opened.books.ledger.champion.blob)
+        source = opened.books.ledger.load_source(opened.books.ledger.champion.blob)
         said = flight(Proposal(None, "x", source.replace("0.5", "z"), "", "m"))
 
     assert said == ""

@@ -39,11 +39,11 @@ def test_pairs_share_fresh_seeds_and_are_scored_on_the_holdout(lab):
     assert found["gap"] == pytest.approx(found["gain"] - found["holdout_gain"])
     ledger = Ledger(lab.ledger)
     first, best = (
-        [m for m in ledger.measured(number) if m.occasion == "replicate"]
+        [m for m in ledger.load_run_records(number) if m.occasion == "replicate"]
         for number in (0, 1)
     )
     assert [m.seed for m in first] == [m.seed for m in best]
-    others = [m.seed for m in ledger.measured(0) if m.occasion == "verdict"]
+    others = [m.seed for m in ledger.load_run_records(0) if m.occasion == "verdict"]
     assert not {m.seed for m in first} & set(others)
     assert command(lab, "verify-ledger").returncode == 0
 
@@ -73,7 +73,7 @@ def test_without_a_keep_there_is_nothing_to_replicate(lab):
 def test_a_champion_that_fails_on_every_fresh_seed_ends_it(tmp_path):
     lab = line_lab(tmp_path / "moody", 'budget_tokens = 2000\npolicy = "greedy"')
     (row,) = run(lab)
-    (seed,) = {m.seed for m in Ledger(lab.ledger_path).measured(row.number)}
+    (seed,) = {m.seed for m in Ledger(lab.ledger_path).load_run_records(row.number)}
     moody = lab.read_file("train.py").replace("LEARNING_RATE = 0.01", "LEARNING_RATE = 0.02")
     moody = moody.replace(
         "model = build_model()\n",
@@ -97,15 +97,15 @@ def test_every_change_is_taken_out_alone_and_measured_on_seeds(greedy):
 
     assert set(found) == {1, 2}
     ledger = Ledger(greedy.ledger)
-    assert "LEARNING_RATE = 0.01" in ledger.source(ledger.row(found[1].experiment).blob)
-    assert "MOMENTUM = 0.7" in ledger.source(ledger.row(found[1].experiment).blob)
-    assert "MOMENTUM = 0.5" in ledger.source(ledger.row(found[2].experiment).blob)
+    assert "LEARNING_RATE = 0.01" in ledger.load_source(ledger.load_row(found[1].experiment).blob)
+    assert "MOMENTUM = 0.7" in ledger.load_source(ledger.load_row(found[1].experiment).blob)
+    assert "MOMENTUM = 0.5" in ledger.load_source(ledger.load_row(found[2].experiment).blob)
     assert found[1].worth > 0
     assert found[1].low < found[1].worth < found[1].high
     assert found[1].runs == 3
-    assert ledger.row(2).runs == 3  # the champion ran on the same seeds
+    assert ledger.load_row(2).runs == 3  # the champion ran on the same seeds
     for one in found.values():
-        row = ledger.row(one.experiment)
+        row = ledger.load_row(one.experiment)
         assert row.author == "ablate"
         assert row.decision == "discard"
     assert command(greedy, "verify-ledger").returncode == 0
@@ -121,13 +121,13 @@ def test_what_has_its_runs_already_is_not_run_again(tmp_path):
     assert found.experiment == 0
     assert found.worth == pytest.approx(rows[0].value - rows[1].value)
     assert found.decision is None
-    assert len(Ledger(lab.ledger_path).rows()) == 2
+    assert len(Ledger(lab.ledger_path).load_rows()) == 2
 
 
 def test_a_change_that_was_only_lucky_is_removed_and_the_champion_moves_on(tmp_path):
     lab = line_lab(tmp_path / "lab", 'budget_tokens = 2000\npolicy = "greedy"')
     run(lab)
-    (seed,) = {m.seed for m in Ledger(lab.ledger_path).measured(0)}
+    (seed,) = {m.seed for m in Ledger(lab.ledger_path).load_run_records(0)}
     source = lab.read_file("train.py")
     lucky = source.replace(
         "    rate = LEARNING_RATE *",

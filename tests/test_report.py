@@ -33,7 +33,7 @@ class Night:
 
     def __init__(self, path, *, lower_is_better=True):
         self.ledger = Ledger(path, lower_is_better=lower_is_better)
-        self.ledger.begin(
+        self.ledger.begin_session(
             "s1", '{"device": "a <b>fast</b> one", "cage": "none"}', 0, "{}"
         )
 
@@ -44,7 +44,7 @@ class Night:
         proposal = Proposal(
             number, title, source, champion.blob if champion else "", "search", reason
         )
-        proposal = self.ledger.admit(proposal, compute_blob_id(source), source)
+        proposal = self.ledger.admit_proposal(proposal, compute_blob_id(source), source)
         if value is None:
             failure = Failure(proposal, kind, title)
             verdict = Verdict("failed", f"{kind}: {title}", failure, champion)
@@ -65,15 +65,15 @@ class Night:
                 (Score(run, value, 0.0, 5.0),),
                 champion,
             )
-        self.ledger.decide(
-            verdict, commit=None, at=1000.0 + 70 * len(self.ledger.rows())
+        self.ledger.record_verdict(
+            verdict, commit=None, at=1000.0 + 70 * len(self.ledger.load_rows())
         )
 
     def report(self, **more):
         settings = {
             "metric": "val_bpb",
             "lab_name": "lab",
-            "facts": self.ledger.series_facts("s1"),
+            "facts": self.ledger.load_series_facts("s1"),
             "notices": (),
         }
         return report_text.build(self.ledger, **{**settings, **more})
@@ -216,7 +216,7 @@ class Careful(Night):
                 curve,
                 spared=spared,
             )
-            at = 1000.0 + 70 * len(self.ledger.rows()) + seed
+            at = 1000.0 + 70 * len(self.ledger.load_rows()) + seed
             holdout = held[seed - first] if held else None
             found.append(Score(run, value, 0.0001, 5.0, at, holdout))
         return tuple(found)
@@ -229,14 +229,14 @@ class Careful(Night):
         proposal = Proposal(
             None if champion else 0, title, source, parent, "search", "because"
         )
-        return self.ledger.admit(proposal, compute_blob_id(source), source)
+        return self.ledger.admit_proposal(proposal, compute_blob_id(source), source)
 
     def decide(self, word, why, evidence):
         champion = self.ledger.champion
-        return self.ledger.decide(
+        return self.ledger.record_verdict(
             Verdict(word, why, evidence, champion),
             commit=None,
-            at=1000.0 + 70 * len(self.ledger.rows()),
+            at=1000.0 + 70 * len(self.ledger.load_rows()),
         )
 
     def measured(self, title, values, word="discard", why="worse", held=(), **more):
@@ -251,11 +251,11 @@ class Careful(Night):
         return self.decide("discard", "hopeless", failure)
 
     def again(self, number, values, occasion, held=(), first=0):
-        row = self.ledger.row(number)
-        source = self.ledger.source(row.blob)
+        row = self.ledger.load_row(number)
+        source = self.ledger.load_source(row.blob)
         proposal = Proposal(number, row.title, source, row.parent, row.author)
         scores = self.scores(proposal, values, held, first=first)
-        self.ledger.add_runs(scores, occasion)
+        self.ledger.record_runs(scores, occasion)
 
 
 @pytest.fixture
@@ -489,7 +489,7 @@ def test_json_has_every_number_and_nothing_that_is_no_json(careful, night, tmp_p
 def test_results_tsv_has_intervals_where_the_noise_is_known(careful, night, tmp_path):
     for some, has in ((careful, True), (night, False)):
         path = tmp_path / "results.tsv"
-        results_tsv.write(path, "val_bpb", some.ledger.rows())
+        results_tsv.write_results(path, "val_bpb", some.ledger.rows())
         head, *lines = [line.split("\t") for line in path.read_text().splitlines()]
         kept = [dict(zip(head, line, strict=True)) for line in lines][-3:]
         with_delta = [row for row in kept if row["delta"]]
@@ -504,7 +504,7 @@ def test_results_tsv_has_intervals_where_the_noise_is_known(careful, night, tmp_
 
 
 def test_fewer_runs_make_a_wider_interval_in_results_tsv(careful):
-    bounds = results_tsv.bounds_of(careful.ledger.rows())
+    bounds = results_tsv.compute_delta_intervals(careful.ledger.rows())
     width = {number: high - low for number, (low, high) in bounds.items()}
 
     assert width[3] < width[1]  # three runs, one run

@@ -124,9 +124,9 @@ class Bench:
 
     def __init__(self, path, landscape, source):
         self.ledger = Ledger(path)
-        self.ledger.begin("s", "{}", 0, "{}")
+        self.ledger.begin_session("s", "{}", 0, "{}")
         self.landscape = landscape
-        proposal = self.ledger.admit(
+        proposal = self.ledger.admit_proposal(
             Proposal(0, "baseline", source, "", "human"), compute_blob_id(source), "c"
         )
         self.decide(proposal, "keep", None)
@@ -151,14 +151,14 @@ class Bench:
             if decision is None:
                 decision = "keep" if value < against.values[0] else "discard"
             verdict = Verdict(decision, "", (Score(run, value, 0.0, 0.0),), against)
-        self.ledger.decide(verdict, commit=None, at=0.0)
+        self.ledger.record_verdict(verdict, commit=None, at=0.0)
 
     def night(self, proposer, count, fails=lambda values: False):
         seen = []
         for _ in range(count):
             proposal = proposer.propose(self.ledger)
             code = constraints.fingerprint_code(proposal.source)
-            proposal = self.ledger.admit(proposal, compute_blob_id(proposal.source), code)
+            proposal = self.ledger.admit_proposal(proposal, compute_blob_id(proposal.source), code)
             seen.append((proposal.title, code, proposal.parent))
             failure = fails(constants.constant_values(proposal.source))
             self.decide(proposal, None, self.ledger.champion, failure)
@@ -200,7 +200,7 @@ def test_what_another_device_is_trying_is_not_tried_beside_it(tmp_path):
     for _ in range(3):  # on three devices, and none has its result yet
         idea = Search(seed=2).propose(bench.ledger)
         code = constraints.fingerprint_code(idea.source)
-        bench.ledger.admit(idea, compute_blob_id(idea.source), code)
+        bench.ledger.admit_proposal(idea, compute_blob_id(idea.source), code)
         constants_tried.append(idea.title.split()[0])
 
     assert len(set(constants_tried)) == 3
@@ -211,8 +211,8 @@ def test_search_never_touches_what_is_fixed_or_leaves_the_range(tmp_path):
 
     bench.night(Search(seed=3), 80)
 
-    for row in bench.ledger.rows():
-        values = constants.constant_values(bench.ledger.source(row.blob))
+    for row in bench.ledger.load_rows():
+        values = constants.constant_values(bench.ledger.load_source(row.blob))
         assert (values["SEED"], values["HEAD"]) == (42, 64)
         assert 0.001 <= values["LR"] <= 1
         assert 2**14 <= values["BATCH"] <= 2**20
@@ -236,7 +236,7 @@ def test_a_failure_is_infeasible_and_not_a_bad_number(tmp_path):
     bench.night(Search(seed=5), 60, fails=lambda values: values["DEPTH"] > 6)
 
     assert (
-        constants.constant_values(bench.ledger.source(bench.ledger.champion.blob))["DEPTH"]
+        constants.constant_values(bench.ledger.load_source(bench.ledger.champion.blob))["DEPTH"]
         <= 6
     )
     assert bench.ledger.champion.values[0] < 1.01
@@ -249,15 +249,15 @@ def test_a_constant_that_a_model_named_is_tuned_by_the_optimiser(tmp_path):
         SOURCE,
     )
     start = bench.ledger.champion
-    named = bench.ledger.source(start.blob) + "GATE = 0.8  # 0 .. 1\n"
+    named = bench.ledger.load_source(start.blob) + "GATE = 0.8  # 0 .. 1\n"
     idea = Proposal(None, "a gate", named, start.blob, "ollama:x")
-    idea = bench.ledger.admit(idea, compute_blob_id(named), constraints.fingerprint_code(named))
+    idea = bench.ledger.admit_proposal(idea, compute_blob_id(named), constraints.fingerprint_code(named))
     bench.decide(idea, None, start)
     assert bench.ledger.champion.number == idea.number  # kept
 
     bench.night(Search(seed=7), 40)
 
-    source = bench.ledger.source(bench.ledger.champion.blob)
+    source = bench.ledger.load_source(bench.ledger.champion.blob)
     assert abs(constants.constant_values(source)["GATE"] - 0.3) < 0.2
 
 
@@ -267,7 +267,7 @@ def test_what_a_model_tried_is_not_tried_again_by_the_optimiser(tmp_path):
     wanted = search.propose(bench.ledger)
     theirs = replace(wanted, author="ollama:x")
     code = constraints.fingerprint_code(theirs.source)
-    theirs = bench.ledger.admit(theirs, compute_blob_id(theirs.source), code)
+    theirs = bench.ledger.admit_proposal(theirs, compute_blob_id(theirs.source), code)
     bench.decide(theirs, "discard", bench.ledger.champion)
 
     following = Search(seed=8).propose(bench.ledger)

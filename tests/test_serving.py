@@ -79,7 +79,7 @@ def test_what_does_not_fit_is_said_at_once_and_queues_nothing(lab, change, why):
 
     assert said.startswith("Refused, nothing was queued")
     assert why in said
-    assert Ledger(lab.ledger).open() == ()
+    assert Ledger(lab.ledger).load_open_proposals() == ()
 
 
 def test_nobody_waits_for_an_experiment_that_is_not_there(lab):
@@ -193,11 +193,11 @@ def test_pause_begins_nothing_new_and_resume_goes_on(running):
     nights.command(running, "pause")
     mcp.Desk(running).propose("more momentum", FASTER)
     with pytest.raises(AssertionError):
-        nights.wait_for(lambda: Ledger(running.ledger).row(2), seconds=2)
+        nights.wait_for(lambda: Ledger(running.ledger).load_row(2), seconds=2)
 
     nights.command(running, "resume")
 
-    nights.wait_for(lambda: Ledger(running.ledger).row(2), seconds=30)
+    nights.wait_for(lambda: Ledger(running.ledger).load_row(2), seconds=30)
 
 
 def test_a_night_cannot_be_written_to_by_a_client(lab):
@@ -217,12 +217,12 @@ def test_a_night_cannot_be_written_to_by_a_client(lab):
 def test_a_client_changes_the_file_that_it_was_shown(lab):
     desk = mcp.Desk(lab)
     ledger = Ledger(lab.ledger)
-    ledger.series = ledger.last_series()
-    shown = next(row for row in ledger.rows() if row.blob != ledger.champion.blob)
-    ledger.start_from(shown.blob)
+    ledger.series = ledger.find_last_series()
+    shown = next(row for row in ledger.load_rows() if row.blob != ledger.champion.blob)
+    ledger.set_start(shown.blob)
     line = next(
         text
-        for text in ledger.source(shown.blob).splitlines()
+        for text in ledger.load_source(shown.blob).splitlines()
         if text.startswith("LEARNING_RATE")
     )
 
@@ -232,7 +232,7 @@ def test_a_client_changes_the_file_that_it_was_shown(lab):
     )
 
     assert "is queued" in said
-    assert ledger.open()[0].parent == shown.blob
+    assert ledger.load_open_proposals()[0].parent == shown.blob
 
 
 def test_a_refused_try_says_why_at_once(running):
@@ -273,11 +273,11 @@ def test_an_experiment_that_nobody_proposed_is_not_waited_for_in_words(lab):
 
 def test_a_file_is_compared_with_what_it_was_made_of(lab):
     ledger = Ledger(lab.ledger)
-    ledger.series = ledger.last_series()
-    champion = ledger.source(ledger.champion.blob)
-    other = next(row for row in ledger.rows() if row.blob != ledger.champion.blob)
-    ledger.start_from(other.blob)
-    shown = ledger.source(other.blob)
+    ledger.series = ledger.find_last_series()
+    champion = ledger.load_source(ledger.champion.blob)
+    other = next(row for row in ledger.load_rows() if row.blob != ledger.champion.blob)
+    ledger.set_start(other.blob)
+    shown = ledger.load_source(other.blob)
 
     of_shown = shown.replace("MOMENTUM = 0.5", "MOMENTUM = 0.7")
     of_champion = champion.replace("MOMENTUM = 0.5", "MOMENTUM = 0.7")

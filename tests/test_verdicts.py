@@ -22,7 +22,7 @@ from autoresearch.run.dispatcher import Dispatcher, open_trial
 from autoresearch.run.seeds import ChampionSeeds, seed_of
 from autoresearch.run.verdicts import record
 from autoresearch.sandbox.process import StopFlag
-from autoresearch.stats.early_stopping import LOOKS, Finished, spared
+from autoresearch.stats.early_stopping import LOOK_SHARES, FinishedRun, is_exempt
 from tests.nights import command, line_lab, rate, run, script
 
 AT = 1_700_000_000.0
@@ -42,7 +42,7 @@ class Told:
     back_after: str = ""  # title of the champion that turns out worse
     starts: list[str] = field(default_factory=list)
 
-    def wants(self, scores, history):
+    def choose_next_run(self, scores, history):
         if history.champion is None:
             return "nothing" if scores else "candidate"
         done = len(scores) + len(history.champion.values) - self.before(history)
@@ -67,15 +67,15 @@ class Told:
         word = "keep" if title in self.keeps else "discard"
         return Verdict(word, "as told", scores, history.champion)
 
-    def demoted(self, history):
+    def find_champion_to_restore(self, history):
         row = history.rows[-1]
         fell = row.title == self.back_after and history.former
         return history.former[-1] if fell else None
 
-    def closing(self, history, left):
+    def choose_closing_run(self, history, left):
         return None
 
-    def parent(self, history, rows):
+    def choose_parent(self, history, rows):
         return self.starts[-1] if self.starts else None
 
 
@@ -101,7 +101,7 @@ def test_a_night_begins_with_three_runs_on_seeds_that_all_candidates_share(lab):
     rows = run(lab, rate(0.02), rate(0.0001))
 
     ledger = Ledger(lab.ledger)
-    seeds = [[m.seed for m in ledger.measured(row.number)] for row in rows]
+    seeds = [[m.seed for m in ledger.load_run_records(row.number)] for row in rows]
     assert rows[0].runs == len(rows[0].values) == 3
     assert len(set(seeds[0])) == 3
     assert seeds[1][0] == seeds[2][0] == seeds[0][0]
@@ -114,14 +114,14 @@ def test_the_holdout_is_scored_for_baseline_and_champions_and_shown_to_nobody(la
 
     assert [row.decision for row in rows] == ["keep", "keep", "discard"]
     ledger = Ledger(lab.ledger)
-    scored = [[m.holdout is not None for m in ledger.measured(r.number)] for r in rows]
+    scored = [[m.holdout is not None for m in ledger.load_run_records(r.number)] for r in rows]
     assert all(scored[0])
     assert all(scored[1])
     assert not any(scored[2])
     for words in (("log", "--json"), ("show", "0", "--json"), ("context",)):
         said = command(lab, *words).stdout
         assert said
-        for seen in ledger.measured(0):
+        for seen in ledger.load_run_records(0):
             assert f"{seen.holdout:.4f}" not in said
 
 
@@ -133,8 +133,8 @@ def test_a_discard_that_may_be_better_is_a_near_miss_that_policies_see(lab):
         _,
     ):
         ledger = found.books.ledger
-        history = queries.of(ledger).history()
-        unresolved = [r.number for r in ledger.rows() if r.why.startswith("unresolved")]
+        history = queries.load_evidence(ledger).build_history()
+        unresolved = [r.number for r in ledger.load_rows() if r.why.startswith("unresolved")]
     assert list(history.near_misses) == unresolved
     assert history.experiment_count == 3
 
@@ -146,14 +146,14 @@ def test_runs_of_the_champion_join_its_score_everywhere(lab):
     rows, _ = told_night(lab, Told(("candidate", "champion", "champion")), rate(0.02))
 
     ledger = Ledger(lab.ledger)
-    baseline = ledger.row(0)
+    baseline = ledger.load_row(0)
     assert baseline.runs == 3
     assert baseline.value == pytest.approx(fmean(baseline.values))
     assert ledger.champion.values == baseline.values
     assert ledger.champion.fresh == 2
-    fair = {row.number: row.value for row in queries.of(ledger).fair_rows()}
+    fair = {row.number: row.value for row in queries.load_evidence(ledger).adjust_rows()}
     assert rows[1].delta == pytest.approx(fair[1] - fair[0])
-    measured = ledger.measured(0)
+    measured = ledger.load_run_records(0)
     assert [m.occasion for m in measured] == ["verdict", "champion", "champion"]
     assert len({m.seed for m in measured}) == 3
     assert all(m.holdout is not None for m in measured)
@@ -164,7 +164,7 @@ def test_runs_of_the_champion_join_its_score_everywhere(lab):
 
     before = baseline.values
     assert command(lab, "rebuild").returncode == 0
-    again = Ledger(lab.ledger).row(0).values
+    again = Ledger(lab.ledger).load_row(0).values
     assert again == pytest.approx(before, abs=1e-6)
 
 
@@ -182,7 +182,7 @@ def test_a_champion_that_fails_again_is_said_and_spoils_no_verdict(lab):
 
     assert [row.decision for row in rows] == ["keep", "keep", "discard"]
     assert any("experiment 1, failed when it was run again" in n for n in notices)
-    assert Ledger(lab.ledger).row(1).runs == 1
+    assert Ledger(lab.ledger).load_row(1).runs == 1
 
 
 def test_a_failure_on_a_further_seed_tells_the_scores_before_it(lab):
@@ -205,7 +205,7 @@ def test_two_trials_never_run_the_champion_on_the_same_seed(lab):
         found,
         _,
     ):
-        known = found.books.ledger.seeds(0)
+        known = found.books.ledger.load_used_seeds(0)
         seeds = ChampionSeeds(found.books.ledger, found.seed)
         given = [seeds.draw(0) for _ in range(4)]
     assert len(set(given)) == 4
@@ -227,7 +227,7 @@ def test_a_night_stopped_in_a_run_of_the_champion_loses_no_verdict(lab):
         rows = list(research(replace(opened, policy=policy)))
     assert "champion" in seen
     assert [row.number for row in rows] == [0]
-    assert [p.number for p in Ledger(lab.ledger).open()] == [1]
+    assert [p.number for p in Ledger(lab.ledger).load_open_proposals()] == [1]
     assert [row.decision for row in run(lab)] != []
 
 
@@ -249,7 +249,7 @@ def test_a_champion_that_turns_out_worse_is_taken_back_in_git_and_said(lab):
     assert lab.read("train.py") == before
     title = book.run_git("log", "-1", "--format=%s")
     assert title.startswith("[AutoResearch] take back 1: rate 0.02 | Δmse=+")
-    assert book.run_git("rev-parse", "HEAD") == ledger.taken_back()[0].commit
+    assert book.run_git("rev-parse", "HEAD") == ledger.load_reversions()[0].commit
     assert book.run_git("rev-parse", "autoresearch/taken-back/1") == book.head_commit()
     assert book.run_git("status", "--porcelain") == ""
     assert any("experiment 1 was taken back, experiment 0 reigns" in n for n in notices)
@@ -263,7 +263,7 @@ def test_what_was_taken_back_comes_back_with_a_rebuild(lab):
 
     ledger = Ledger(lab.ledger)
     assert ledger.champion.number == 0
-    assert [back.experiment for back in ledger.taken_back()] == [1]
+    assert [back.reverted_number for back in ledger.load_reversions()] == [1]
     verified(lab)
 
 
@@ -276,14 +276,14 @@ def test_a_night_killed_between_ledger_and_branch_takes_back_at_the_next_start(l
         _,
     ):
         made, ledger = found.books, found.books.ledger
-        now, former = ledger.champion, ledger.champions()[0]
-        entry = made.entry_back(now, former, "killed", AT)
-        commit = made.notebook.create_commit(entry, former.blob, made.notebook.head_commit())
-        ledger.take_back(former, now, "killed", commit, AT)  # and then: kill -9
+        now, former = ledger.champion, ledger.load_champions()[0]
+        entry = made.build_reversion_commit(now, former, "killed", AT)
+        commit = made.repository.create_commit(entry, former.blob, made.repository.head_commit())
+        ledger.record_reversion(former, now, "killed", commit, AT)  # and then: kill -9
 
     told_night(lab, Told())
     assert lab.read("train.py") == before
-    assert Ledger(lab.ledger).taken_back()[0].in_git
+    assert Ledger(lab.ledger).load_reversions()[0].is_in_git
     verified(lab)
 
 
@@ -305,7 +305,7 @@ def test_somebody_who_edits_what_was_taken_back_is_found(lab):
 class Closing(Told):
     """Gives the first thing that it did not keep a second look."""
 
-    def closing(self, history, left):
+    def choose_closing_run(self, history, left):
         looked = [row for row in history.rows if row.title.startswith("again")]
         return None if looked or left > 0 else history.rows[1].blob
 
@@ -331,11 +331,11 @@ def test_the_last_runs_of_a_night_make_its_claim_surer(lab):
     run(lab, rate(0.02), experiments=1)
 
     ledger = Ledger(lab.ledger)
-    runs = [m for number in (0, 1) for m in ledger.measured(number)]
+    runs = [m for number in (0, 1) for m in ledger.load_run_records(number)]
     closing = [m for m in runs if m.occasion == "champion"]
     assert 0 < len(closing) <= CLOSING_RUNS
     assert all(m.holdout is not None for m in closing)
-    assert len(ledger.rows()) == 2  # they are no experiments
+    assert len(ledger.load_rows()) == 2  # they are no experiments
     verified(lab)
 
 
@@ -357,7 +357,7 @@ def test_the_last_runs_of_a_night_are_made_on_several_devices_at_once(lab):
     assert [row.title for row in rows] == ["baseline", "rate 0.02"]
     assert {"0", "1"} in at_once  # baseline and champion
     ledger = Ledger(lab.ledger)
-    runs = {number: ledger.measured(number) for number in (0, 1)}
+    runs = {number: ledger.load_run_records(number) for number in (0, 1)}
     closing = [m for one in runs.values() for m in one if m.occasion == "champion"]
     assert 2 <= len(closing) <= CLOSING_RUNS
     assert all(len({m.seed for m in one}) == len(one) for one in runs.values())
@@ -391,7 +391,7 @@ def test_the_hours_that_are_left_are_told_in_runs(lab):
 def test_a_night_whose_proposers_have_nothing_left_does_not_linger(lab):
     run(lab, rate(0.02))
 
-    runs = Ledger(lab.ledger).measured(0)
+    runs = Ledger(lab.ledger).load_run_records(0)
     assert [m.occasion for m in runs] == ["verdict"] * 3
 
 
@@ -406,11 +406,11 @@ def test_proposals_start_where_the_policy_says_and_are_judged_against_the_champi
 
     assert more[0].parent == rows[1].blob
     assert more[0].against == 0
-    source = Ledger(lab.ledger).source(more[0].blob)
+    source = Ledger(lab.ledger).load_source(more[0].blob)
     assert "LEARNING_RATE = 0.02" in source
     assert "MOMENTUM = 0.6" in source
     ledger = Ledger(lab.ledger)
-    assert ledger.start.number == 1
+    assert ledger.starting_point.number == 1
     assert ledger.champion.number == 0
     said = command(lab, "context").stdout
     assert "It is experiment 1's: believed better than the champion's" in said
@@ -436,10 +436,10 @@ def test_a_near_miss_names_what_it_stands_on_wherever_it_is_shown(lab):
     assert "+LEARNING_RATE = 0.02" in shown
     title = Repository(lab.folder).run_git("log", "-1", "--format=%s", last[0].commit)
     assert title.strip().endswith(", 3 changes")
-    parents = [row.parent for row in Ledger(lab.ledger).rows()]
+    parents = [row.parent for row in Ledger(lab.ledger).load_rows()]
     assert command(lab, "rebuild").returncode == 0
-    assert [row.parent for row in Ledger(lab.ledger).rows()] == parents
-    assert Ledger(lab.ledger).row(3).unproven_ancestors == (1, 2)
+    assert [row.parent for row in Ledger(lab.ledger).load_rows()] == parents
+    assert Ledger(lab.ledger).load_row(3).unproven_ancestors == (1, 2)
 
 
 def test_a_keep_names_every_change_that_it_brings_with_it(lab):
@@ -454,7 +454,7 @@ def test_a_keep_names_every_change_that_it_brings_with_it(lab):
     assert "\nOn-the-way: 1\n" in message
     verified(lab)
     assert command(lab, "rebuild").returncode == 0
-    assert Ledger(lab.ledger).row(more[0].number).title == "x"
+    assert Ledger(lab.ledger).load_row(more[0].number).title == "x"
 
 
 # -- hopeless runs ---------------------------------------------------------------------
@@ -471,8 +471,8 @@ def hopeless_lab(tmp_path):
     source = source.replace("MOMENTUM = 0.5", "MOMENTUM = 0.4")  # another score
     assert "sleep" in source
     past = tuple(
-        Finished(
-            tuple((look, 1 + n / 100) for look in LOOKS), 0.07 + n / 1e4, False, 0.07
+        FinishedRun(
+            tuple((look, 1 + n / 100) for look in LOOK_SHARES), 0.07 + n / 1e4, False, 0.07
         )
         for n in range(20)
     )
@@ -483,12 +483,12 @@ def ended(lab, slow, past, *, spare):
     """Its row, after a trial that meets this past and this coin."""
     asked = session.Options(proposers=("mailbox",), seed=1)
     with session.opened(lab, asked, StopFlag()) as (opened, _):
-        coin = next(s for s in range(999) if spared(s, 1) == spare)
+        coin = next(s for s in range(999) if is_exempt(s, 1) == spare)
         opened = replace(opened, policy=Told(), seed=coin)
         measure_baseline(opened, Dispatcher(opened))
         blob = opened.books.ledger.champion.blob
         made = Proposal(None, slow["title"], slow["source"], blob, "human:t")
-        candidate = opened.books.write_down(opened.books.admit(made))
+        candidate = opened.books.store_candidate(opened.books.admit_proposal(made))
         trial = open_trial(opened, candidate)
         trial.past, trial.changes_schedule = past, False
         return record(opened, Dispatcher(opened).run_alone(trial))
@@ -502,13 +502,13 @@ def test_a_hopeless_run_is_ended_early_and_is_a_discard_without_a_score(tmp_path
     assert row.why.startswith("ended early at ")
     assert row.runs == 0
     ledger = Ledger(lab.ledger_path)
-    assert ledger.ended_early(row.series) == (pytest.approx(0.15, abs=0.2),)
-    assert ledger.counts()["ended_early"] == 1
+    assert ledger.load_pruned_shares(row.series) == (pytest.approx(0.15, abs=0.2),)
+    assert ledger.count_experiments()["ended_early"] == 1
     verified(lab)
     assert command(lab, "rebuild").returncode == 0
-    again = Ledger(lab.ledger_path).row(row.number)
+    again = Ledger(lab.ledger_path).load_row(row.number)
     assert (again.decision, again.kind) == ("discard", "ended early")
-    assert len(Ledger(lab.ledger_path).ended_early(row.series)) == 1
+    assert len(Ledger(lab.ledger_path).load_pruned_shares(row.series)) == 1
 
 
 def test_a_spared_run_goes_on_and_tells_whether_it_beat_its_bar(tmp_path):
@@ -516,9 +516,9 @@ def test_a_spared_run_goes_on_and_tells_whether_it_beat_its_bar(tmp_path):
     row = ended(lab, slow, past, spare=True)
 
     assert row.value is not None
-    ((run, won),) = Ledger(lab.ledger_path).finished(row.series)
-    assert won == (row.value < Ledger(lab.ledger_path).row(0).value)
-    assert [at for at, _ in run.curve] == list(LOOKS)
+    ((run, won),) = Ledger(lab.ledger_path).load_finished_runs(row.series)
+    assert won == (row.value < Ledger(lab.ledger_path).load_row(0).value)
+    assert [at for at, _ in run.curve] == list(LOOK_SHARES)
 
 
 def test_early_kill_can_be_switched_off(tmp_path):

@@ -142,7 +142,7 @@ def test_commits_anchor_the_chain(lab):
 
     link = message.split("Chain: ")[1].split()[0]
 
-    assert link in hash_chain.links_before(ledger.db, 1)
+    assert link in hash_chain.load_links_before(ledger.db, 1)
     ledger.close()
 
 

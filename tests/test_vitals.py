@@ -14,7 +14,7 @@ from autoresearch.pools.inline import InlinePool
 from autoresearch.records.ledger import Ledger
 from autoresearch.run import session
 from autoresearch.sandbox.process import StopFlag
-from autoresearch.stats.early_stopping import Outlook
+from autoresearch.stats.early_stopping import Pruner
 from tests.nights import command, line_lab, rate, script
 from tests.test_chips import RECORDED, answering
 
@@ -117,10 +117,10 @@ def test_a_change_that_is_slow_by_itself_counts_at_once(tmp_path):
 
 
 def test_a_repeated_run_is_followed_from_its_start():
-    outlook = Outlook((), 1.0, None, schedule=False, spare=False, lower_is_better=True)
+    outlook = Pruner((), 1.0, None, schedule=False, spare=False, lower_is_better=True)
     once = [outlook(share / 100, 2.0) for share in range(100)]
     before = outlook.curve
-    outlook.forget()
+    outlook.reset()
 
     assert outlook.curve == ()
     assert [outlook(share / 100, 2.0) for share in range(100)] == once

@@ -32,7 +32,7 @@ from autoresearch.lab import constants
 from autoresearch.lab.folder import Lab
 from autoresearch.lab.program import MAX_HOURS
 from autoresearch.measure.workbench import RunProgress
-from autoresearch.records.ledger import Ledger, copied
+from autoresearch.records.ledger import Ledger, copy_ledger
 from autoresearch.reporting import format
 from autoresearch.reporting import show as views
 from autoresearch.reporting import status as status_view
@@ -232,7 +232,7 @@ def run_night(lab: Lab, options: session.Options, as_json: bool) -> str:
         for row in research(opened):
             now.done(row.number)
             screen.verdict(row)
-        counts = books.ledger.counts()
+        counts = books.ledger.count_experiments()
         books.write_results()  # with the intervals that the whole night tells
     word = "stopped" if stop.soon or stop.now else "done"
     return f"{word}, so far {counts_words(counts)}"
@@ -264,7 +264,7 @@ class Screen:
         )
         for words in now.notices:
             self.notice(words)
-        for proposal in ledger.open():
+        for proposal in ledger.load_open_proposals():
             title = to_one_line(proposal.title)
             self.print(f"going on with experiment {proposal.number}: {title}")
 
@@ -512,10 +512,10 @@ def show(which: str, wait: float, as_json: bool) -> None:
     ledger = ledger_of(lab)
     deadline = time.monotonic() + wait
     while (
-        which.isdigit() and not ledger.row(int(which)) and time.monotonic() < deadline
+        which.isdigit() and not ledger.load_row(int(which)) and time.monotonic() < deadline
     ):
         time.sleep(0.2)
-    if which.isdigit() and not ledger.row(int(which)):
+    if which.isdigit() and not ledger.load_row(int(which)):
         raise views.not_yet(lab, ledger, int(which))
     row = views.pick(ledger, which)
     if as_json:
@@ -562,7 +562,7 @@ def try_file(
         following(f"autoresearch show {number} --wait 100")
         return
     deadline = time.monotonic() + wait
-    while (row := ledger.row(number)) is None and time.monotonic() < deadline:
+    while (row := ledger.load_row(number)) is None and time.monotonic() < deadline:
         time.sleep(0.2)
     if row is None:
         raise views.not_yet(lab, ledger, number)
@@ -605,7 +605,7 @@ def write_report(lab: Lab) -> tuple["Report", list[str]]:
         ledger,
         metric=metric_of(lab),
         lab_name=lab.folder.name,
-        facts=ledger.series_facts(ledger.last_series()),
+        facts=ledger.load_series_facts(ledger.find_last_series()),
         notices=(),
     )
     page = lab.file_path("report.html")
@@ -696,7 +696,7 @@ def replicate(pairs: int, as_json: bool) -> None:
     if found is None:
         raise NotReady("no pair was finished. Next: autoresearch replicate")
     if as_json:
-        tell(found.as_json())
+        tell(found.to_json())
         return
     for line in replication.lines(metric_of(lab), found):
         say(line)
@@ -762,9 +762,9 @@ def rebuild() -> None:
     with lab.hold_lock():
         queue.set_aside(lab.ledger_path)
         ledger = Ledger(lab.ledger_path)
-        count = rebuild_view.rebuild(lab, ledger)
+        count = rebuild_view.rebuild_ledger(lab, ledger)
         session.lend_own_code_only(lab, ledger)
-        results_tsv.write(lab.results_path, metric_of(lab), ledger.rows())
+        results_tsv.write_results(lab.results_path, metric_of(lab), ledger.load_rows())
     say(f"{count} experiments came back from git, with every score of their verdicts")
     say(f"not in git, so not here any more: {rebuild_view.NOT_IN_GIT}")
     following("autoresearch log | autoresearch run")
@@ -878,7 +878,7 @@ def ledger_of(lab: Lab) -> Ledger:
     if not lab.is_writable:
         place = tempfile.mkdtemp(prefix="autoresearch-")
         atexit.register(shutil.rmtree, place, ignore_errors=True)
-        path = copied(path, Path(place))
+        path = copy_ledger(path, Path(place))
     return Ledger(path, lower_is_better=lower_is_better(lab))
 
 

@@ -26,7 +26,7 @@ from autoresearch.experiment import (
 )
 from autoresearch.lab import constraints
 from autoresearch.lab.folder import Lab
-from autoresearch.policies import Policy, Wanted
+from autoresearch.policies import Policy, NextRun
 from autoresearch.proposers.prefetch import carried_over
 from autoresearch.records import queries
 from autoresearch.records.ledger import Ledger
@@ -67,30 +67,30 @@ class AtLeast:
     policy: Policy
     runs: int
 
-    def wants(self, scores: Scores, history: History) -> Wanted:
+    def choose_next_run(self, scores: Scores, history: History) -> NextRun:
         """Runs of both in turn, then whatever the policy wants."""
         champion = history.champion
         if champion is not None and len(champion.values) < self.runs:
             return "champion"
         if len(scores) < self.runs:
             return "candidate"
-        return self.policy.wants(scores, history)
+        return self.policy.choose_next_run(scores, history)
 
     def decide(self, scores: Scores, history: History, change: CodeSizeChange) -> Verdict:
         """As the policy."""
         return self.policy.decide(scores, history, change)
 
-    def demoted(self, history: History) -> Champion | None:
+    def find_champion_to_restore(self, history: History) -> Champion | None:
         """As the policy."""
-        return self.policy.demoted(history)
+        return self.policy.find_champion_to_restore(history)
 
-    def closing(self, history: History, left: float) -> str | None:
+    def choose_closing_run(self, history: History, left: float) -> str | None:
         """As the policy."""
-        return self.policy.closing(history, left)
+        return self.policy.choose_closing_run(history, left)
 
-    def parent(self, history: History, rows: Sequence[Row]) -> str | None:
+    def choose_parent(self, history: History, rows: Sequence[Row]) -> str | None:
         """As the policy."""
-        return self.policy.parent(history, rows)
+        return self.policy.choose_parent(history, rows)
 
 
 def ablate(lab: Lab, runs: int, stop: StopFlag) -> Iterator[Ablated]:
@@ -118,9 +118,9 @@ def steps_out(found: Session, runs: int) -> Iterator[Ablated]:
         if twin is not None and min(twin.runs, len(before.values)) >= runs:
             yield replace(measured(ledger, step, before.number, twin), decision=None)
             continue
-        proposal = found.books.admit(proposal)
+        proposal = found.books.admit_proposal(proposal)
         try:
-            candidate = found.books.write_down(proposal, again=twin is not None)
+            candidate = found.books.store_candidate(proposal, again=twin is not None)
         except ExperimentFailed as failed:
             row = record(found, refused_trial(proposal, failed.failure))
             yield unmeasured(step, row.why, row)
@@ -146,7 +146,7 @@ def next_step(ledger: Ledger, done: set[int]) -> Row | None:
 def lineage(ledger: Ledger, blob: str) -> list[Row]:
     """Every change between the baseline and a train.py, the oldest first."""
     by_blob: dict[str, Row] = {}
-    for row in ledger.rows():
+    for row in ledger.load_rows():
         if row.series == ledger.series and row.values:
             by_blob.setdefault(row.blob, row)  # the first to bring it
     line: list[Row] = []
@@ -165,7 +165,7 @@ def without(ledger: Ledger, step: Row) -> Proposal | None:
     back = Proposal(
         None,
         f"without {step.number}: {step.title}"[:200],
-        ledger.source(step.parent),
+        ledger.load_source(step.parent),
         step.blob,
         AUTHOR,
         f"What is the change of experiment {step.number} worth now?",
@@ -178,8 +178,8 @@ def without(ledger: Ledger, step: Row) -> Proposal | None:
 def measured_twin(ledger: Ledger, proposal: Proposal) -> Row | None:
     """The experiment that was this very program, with its scores; None: it is new."""
     code = constraints.fingerprint_code(proposal.source)
-    number = ledger.same_code(code, proposal.parent, None)
-    row = None if number is None else ledger.row(number)
+    number = ledger.find_same_code(code, proposal.parent, None)
+    row = None if number is None else ledger.load_row(number)
     return row if row is not None and row.values else None
 
 
@@ -193,16 +193,16 @@ def measured(ledger: Ledger, step: Row, champion: int, row: Row) -> Ablated:
     """What a change is worth: the champion's mean against the mean without it."""
     if not row.values:
         return unmeasured(step, row.why, row)
-    known = queries.of(ledger)
-    fair = {one.number: one for one in known.fair_rows()}
+    known = queries.load_evidence(ledger)
+    fair = {one.number: one for one in known.adjust_rows()}
     best, less = fair[champion], fair[row.number]
     worth, low, high = (less.value or 0.0) - (best.value or 0.0), None, None
     if not ledger.lower_is_better:
         worth = -worth
-    if known.luck.noise is not None:
+    if known.effects.noise is not None:
         better = ledger.lower_is_better
-        found = noise.claim(
-            best.values, less.values, known.luck.noise, lower_is_better=better
+        found = noise.estimate_mean_difference(
+            best.values, less.values, known.effects.noise, lower_is_better=better
         )
         worth, low, high = found.gain, found.low, found.high
     return Ablated(

@@ -26,7 +26,7 @@ from autoresearch.experiment import Decision
 from autoresearch.git import compute_blob_id
 from autoresearch.records import hash_chain
 from autoresearch.records.ledger import Ledger
-from autoresearch.records.schema import keep_source
+from autoresearch.records.schema import insert_source
 from autoresearch.text import to_one_line
 
 LARGEST_BYTES = 4 << 20
@@ -187,7 +187,7 @@ def put_one(
     where = f"{file.name} line {claim.line}, commit {claim.commit or 'unknown'}"
     note = f"# The train.py of {where} is not here.\n# sha256 {file.digest}\n"
     blob = compute_blob_id(note)
-    keep_source(db, blob, note)
+    insert_source(db, blob, note)
     kind: Literal["crash"] | None = "crash" if claim.decision == "failed" else None
     delta = None
     if best is not None and claim.value is not None:
@@ -211,8 +211,8 @@ def put_one(
             (number, file.series, claim.value, claim.memory_gb),
         )
         assert run.lastrowid is not None
-        hash_chain.extend(db, "run", run.lastrowid)
-    hash_chain.extend(db, "verdict", number)
+        hash_chain.append_entry(db, "run", run.lastrowid)
+    hash_chain.append_entry(db, "verdict", number)
 
 
 def as_json(file: File, numbers: list[int]) -> dict[str, Any]:

@@ -59,10 +59,10 @@ class Desk:
         search/replace blocks (<<<<<<< SEARCH, =======, >>>>>>> REPLACE), each matching
         one place of the champion's train.py, or the whole new file."""
         with opened(self._lab) as ledger:
-            start = ledger.start  # what read_context shows
+            start = ledger.starting_point  # what read_context shows
             if start is None:
                 return "There is no champion yet; somebody must run: autoresearch run"
-            source = ledger.source(start.blob)
+            source = ledger.load_source(start.blob)
             heads = f"TITLE: {to_one_line(title)}\nREASON: {to_one_line(reason)}"
             try:
                 answer, new = reply_parser.apply_reply(
@@ -96,8 +96,8 @@ class Desk:
         deadline = time.monotonic() + min(max(0.0, seconds), LONGEST_WAIT_SECONDS)
         while True:
             with opened(self._lab) as ledger:
-                row = ledger.row(experiment)
-                known = any(p.number == experiment for p in ledger.open())
+                row = ledger.load_row(experiment)
+                known = any(p.number == experiment for p in ledger.load_open_proposals())
             if row is not None:
                 said = context.data("verdict", verdict(row))
                 return f"{said}\nGo on: read_context, then propose the next."
@@ -110,7 +110,7 @@ class Desk:
     def show_experiment(self, experiment: int) -> str:
         """One experiment: verdict, scores, diff, and what its run printed (data)."""
         with opened(self._lab) as ledger:
-            row = ledger.row(experiment)
+            row = ledger.load_row(experiment)
             if row is None:
                 return f"There is no verdict on experiment {experiment}."
             diff = show.diff(ledger, row)
@@ -126,7 +126,7 @@ class Desk:
     def list_experiments(self, last: int = 30) -> str:
         """The newest experiments, one a line of JSON, oldest first."""
         with opened(self._lab) as ledger:
-            rows = list(ledger.rows())[-min(max(1, last), MOST_ROWS) :]
+            rows = list(ledger.load_rows())[-min(max(1, last), MOST_ROWS) :]
         return context.data("experiments", "\n".join(map(verdict, rows)))
 
 
@@ -170,7 +170,7 @@ def asked(lab: Lab, ledger: Ledger) -> context.Asked:
     """What a client's context is built for."""
     found = status.in_force(lab, ledger)
     metric = str(constants.read_literal(lab.read_file("prepare.py"), "METRIC", "the score"))
-    titles = tuple(sorted(p.title for p in ledger.open()))
+    titles = tuple(sorted(p.title for p in ledger.load_open_proposals()))
     words = context.Asked(
         found.text, metric, agent_guide.limits(found.program), underway=titles
     )

@@ -31,11 +31,11 @@ def changed_from(ledger: Ledger, source: str) -> Champion | None:
     A person copies train.py, which is the champion's; an agent may have taken the file
     that it read. Whichever is nearer. None: there is no champion.
     """
-    champion, start = ledger.champion, ledger.start
+    champion, start = ledger.champion, ledger.starting_point
     if champion is None or start is None or start.blob == champion.blob:
         return champion
     return min(
-        (champion, start), key=lambda one: lines_apart(ledger.source(one.blob), source)
+        (champion, start), key=lambda one: lines_apart(ledger.load_source(one.blob), source)
     )
 
 
@@ -65,7 +65,7 @@ def queue_source(
         raise LabError('the title is empty. Next: autoresearch try FILE "what is new"')
     name = to_one_line(by) or login()
     strategy = lab.read_file("program.md")
-    ledger.remember(compute_blob_id(strategy), strategy)
+    ledger.store_source(compute_blob_id(strategy), strategy)
     proposal = Proposal(
         None,
         to_one_line(title)[:200],
@@ -75,11 +75,11 @@ def queue_source(
         reason,
         compute_blob_id(strategy),
     )
-    waiting = len(ledger.open())
+    waiting = len(ledger.load_open_proposals())
     code = constraints.fingerprint_code(source)
-    admitted = ledger.admit(proposal, compute_blob_id(source), code)
+    admitted = ledger.admit_proposal(proposal, compute_blob_id(source), code)
     assert admitted.number is not None
-    row = ledger.row(champion.number)
+    row = ledger.load_row(champion.number)
     each = 0.0 if row is None else row.seconds + row.evaluation_seconds
     return admitted.number, (waiting + 1) * each / 60
 

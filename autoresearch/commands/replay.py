@@ -17,7 +17,7 @@ from typing import Any
 from autoresearch.errors import LabError, NotReady
 from autoresearch.experiment import Row
 from autoresearch.policies import Policy
-from autoresearch.policies.replay import replayed
+from autoresearch.policies.replay import replay_verdicts
 from autoresearch.records.ledger import Ledger
 from autoresearch.stats.history import Evidence
 from autoresearch.text import to_one_line
@@ -64,7 +64,7 @@ def replay(ledger: Ledger, policy: Policy, name: str, series: str | None) -> Rep
     if not scored:
         raise NotReady(f"nothing in series {chosen} has a score. Next: autoresearch run")
     known = Evidence(tuple(scored), ())
-    told = replayed(known.fair_rows(), policy, known.luck.noise)
+    told = replay_verdicts(known.adjust_rows(), policy, known.effects.noise)
     before = [row.decision for row in scored]
     after = [one.decision for one in told]
     changed = tuple(
@@ -94,9 +94,9 @@ def counted(words: Sequence[str]) -> dict[str, int]:
 
 def rows_of(ledger: Ledger, series: str | None) -> tuple[str, tuple[Row, ...]]:
     """The series that was asked for, by its name or how it begins, and its rows."""
-    everything = (*ledger.rows(), *ledger.claimed())
+    everything = (*ledger.load_rows(), *ledger.load_claimed_rows())
     names = list(dict.fromkeys(row.series for row in everything))
-    wanted = ledger.last_series() if series is None else series
+    wanted = ledger.find_last_series() if series is None else series
     fitting = [name for name in names if name.startswith(wanted)]
     if wanted in fitting:
         fitting = [wanted]

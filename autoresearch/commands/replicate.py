@@ -66,8 +66,8 @@ def run_pairs(found: Session, rivals: Rivals, pairs: int) -> Iterator[Pair]:
     """The same in an open session."""
     ledger, dispatcher = found.books.ledger, Dispatcher(found)
     numbers = [c.proposal.number or 0 for c in (rivals.champion, rivals.baseline)]
-    done = len(queries.pairs_of(ledger, *numbers))
-    used = ledger.seeds(numbers[0]) | ledger.seeds(numbers[1])
+    done = len(queries.load_pairs(ledger, *numbers))
+    used = ledger.load_used_seeds(numbers[0]) | ledger.load_used_seeds(numbers[1])
     fresh = (s for n in count() if (s := seed_of(found.seed, n)) not in used)
     ended: deque[Pair] = deque()
     failed = started = under_way = 0
@@ -89,7 +89,7 @@ def run_pairs(found: Session, rivals: Rivals, pairs: int) -> Iterator[Pair]:
             pair, under_way = ended.popleft(), under_way - 1
             failed, done = failed + (not pair.scores), done + bool(pair.scores)
             if pair.scores is not None:
-                ledger.add_runs(pair.scores, "replicate")
+                ledger.record_runs(pair.scores, "replicate")
             yield pair
 
 
@@ -122,13 +122,13 @@ def run_pair(
 
 def rivals_of(ledger: Ledger) -> tuple[Row, Row]:
     """(baseline, champion) of the present series, or NotYet."""
-    champions = ledger.champions()
+    champions = ledger.load_champions()
     if len(champions) < 2:
         raise NotReady(
             "nothing is kept in this series yet, so there is nothing to replicate. "
             "Next: autoresearch run"
         )
-    rows = [ledger.row(one.number) for one in (champions[0], champions[-1])]
+    rows = [ledger.load_row(one.number) for one in (champions[0], champions[-1])]
     assert rows[0] is not None
     assert rows[1] is not None
     return rows[0], rows[1]
@@ -136,7 +136,7 @@ def rivals_of(ledger: Ledger) -> tuple[Row, Row]:
 
 def candidate(ledger: Ledger, row: Row) -> Candidate:
     """An experiment, to be run once more."""
-    source = ledger.source(row.blob)
+    source = ledger.load_source(row.blob)
     proposal = Proposal(row.number, row.title, source, row.parent, row.author)
     return Candidate(replace(proposal, program=row.program), row.blob)
 
@@ -147,7 +147,7 @@ def certified(lab: Lab) -> Certificate | None:
     ledger = Ledger(lab.ledger_path, lower_is_better=found.lower_is_better)
     try:
         baseline, champion = rivals_of(ledger)
-        return queries.certificate(ledger, champion.number, baseline.number)
+        return queries.load_certificate(ledger, champion.number, baseline.number)
     finally:
         ledger.close()
 

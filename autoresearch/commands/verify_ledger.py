@@ -61,12 +61,12 @@ def verify(lab: Lab, again: int | None) -> Verified:
     if not lab.ledger_path.exists():
         raise NotReady(f"{lab.folder} has no ledger yet. Next: autoresearch run")
     ledger = Ledger(lab.ledger_path)
-    ledger.require_whole()
+    ledger.require_intact()
     try:
-        rows = ledger.rows()
+        rows = ledger.load_rows()
         known = [row for row in rows if row.commit]
         problems = (
-            *hash_chain.problems(ledger.db),
+            *hash_chain.find_chain_problems(ledger.db),
             *of_commits(Repository(lab.folder), ledger, known),
             *of_apparatus(lab, ledger),
         )
@@ -111,7 +111,7 @@ def of_commits(book: Repository, ledger: Ledger, rows: list[Row]) -> Iterator[st
         if (
             link
             and not rebuilt(ledger)
-            and link not in hash_chain.links_before(ledger.db, row.number)
+            and link not in hash_chain.load_links_before(ledger.db, row.number)
         ):
             yield f"{name}: its commit names a link that the chain does not have"
 
@@ -137,7 +137,7 @@ def rebuilt(ledger: Ledger) -> bool:
 
 def of_apparatus(lab: Lab, ledger: Ledger) -> Iterator[str]:
     """Whether the last series was measured with the prepare.py and data of today."""
-    facts = ledger.series_facts(ledger.last_series())
+    facts = ledger.load_series_facts(ledger.find_last_series())
     try:
         found = apparatus.load_apparatus(lab, Repository(lab.folder))
         now = {"apparatus": found.blob, "data": found.load_fingerprint()}
@@ -153,15 +153,15 @@ def of_apparatus(lab: Lab, ledger: Ledger) -> Iterator[str]:
 def measure(lab: Lab, ledger: Ledger, number: int) -> Again:
     """Train and score an experiment once more, as a night would."""
     found = apparatus.load_apparatus(lab, Repository(lab.folder))
-    row = ledger.row(number)
+    row = ledger.load_row(number)
     if row is None or not row.values:
         raise LabError(
             f"experiment {number} has no score to compare with. "
             "Next: autoresearch log   (numbers with a value)"
         )
     ledger.series = row.series
-    seed = seed_of(ledger.seed, 0)
-    proposal = Proposal(number, row.title, ledger.source(row.blob), "", row.author)
+    seed = seed_of(ledger.base_seed, 0)
+    proposal = Proposal(number, row.title, ledger.load_source(row.blob), "", row.author)
     with lab.hold_lock():
         session.leave_nothing_behind(lab)
         bench, slot = Workbench.open(lab, found=found), list_usable_devices(found)[0]

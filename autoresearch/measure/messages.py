@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from autoresearch.experiment import Candidate, Failure, Score, Device
 from autoresearch.measure.workbench import RunTerms
-from autoresearch.stats.early_stopping import Outlook
+from autoresearch.stats.early_stopping import Pruner
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +23,7 @@ class RunRequest:
     seed: int
     terms: RunTerms
     holdout: bool = False  # score the holdout too, and keep nothing of the run
-    pruner: Outlook | None = None  # None: the run goes on to its end
+    pruner: Pruner | None = None  # None: the run goes on to its end
     paces: tuple[float, ...] = ()  # tokens per second of the champion's runs
     score: Score | None = (
         None  # given: nothing is trained, this run's holdout is scored

@@ -113,7 +113,7 @@ class Preflight:
             if champion is None:
                 return None
             if champion.blob not in self._champions:
-                source = ledger.source(champion.blob)
+                source = ledger.load_source(champion.blob)
                 self._champions[champion.blob] = self.dry_run(source)
             return champion, self._champions[champion.blob]
         finally:
@@ -123,7 +123,7 @@ class Preflight:
         """Whether it would run out of memory, judged by what the champion took."""
         ledger = Ledger(self._path, lower_is_better=self._lower_is_better)
         try:
-            row = ledger.row(champion.number)
+            row = ledger.load_row(champion.number)
         finally:
             ledger.close()
         took_gb = row.memory_gb if row is not None else None

@@ -46,7 +46,7 @@ from autoresearch.sandbox.process import (
     remove_folder,
 )
 from autoresearch.sealed_memory import ProtocolError, seal_bytes, map_verified
-from autoresearch.stats.early_stopping import Outlook
+from autoresearch.stats.early_stopping import Pruner
 from autoresearch.text import to_one_line
 
 LARGEST_WEIGHTS_BYTES = 4 << 30
@@ -73,7 +73,7 @@ def train_candidate(
     *,
     seed: int,
     slot: Device,
-    outlook: Outlook | None = None,
+    outlook: Pruner | None = None,
 ) -> Run:
     """Candidate -> Run, or Failed, or Stopped. `outlook` may end a hopeless one."""
     proposal = candidate.proposal
@@ -195,7 +195,7 @@ def supervise_training(
     seed: int,
     slot: Device,
     folder: Path,
-    outlook: Outlook | None,
+    outlook: Pruner | None,
 ) -> Run:
     """Hand over the data, keep the clock, take the weights."""
     terms, begun, log = bench.terms, time.monotonic(), run_log_path(bench, folder)
@@ -236,7 +236,7 @@ def supervise_training(
     if outlook is None:
         return run
     return replace(
-        run, curve=outlook.curve, schedule=outlook.schedule, spared=outlook.spared
+        run, curve=outlook.curve, schedule=outlook.touches_schedule, spared=outlook.exempted
     )
 
 
@@ -338,7 +338,7 @@ def wait_for_weights(
     guest: SandboxedProcess,
     started: float,
     deadline: float,
-    outlook: Outlook | None,
+    outlook: Pruner | None,
 ) -> tuple[Message, list[int]]:
     """Pass progress on until the weights come."""
     while True:

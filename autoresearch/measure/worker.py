@@ -65,7 +65,7 @@ def train_until_valid(
     """Train once; again where the run was void. Appends to `notices`."""
     for repeat in range(MAX_VOID_REPEATS + 1):
         if repeat and request.pruner is not None:
-            request.pruner.forget()
+            request.pruner.reset()
         run = trainer.train_candidate(
             bench,
             request.candidate,

@@ -18,15 +18,15 @@ from autoresearch.experiment import (
     Scores,
     Verdict,
 )
-from autoresearch.stats.noise import pooled
+from autoresearch.stats.noise import estimate_pooled_noise
 
-Wanted = Literal["candidate", "champion", "nothing"]
+NextRun = Literal["candidate", "champion", "nothing"]
 
 
 class Policy(Protocol):
     """Decides which candidates are kept."""
 
-    def wants(self, scores: Scores, history: History) -> Wanted:
+    def choose_next_run(self, scores: Scores, history: History) -> NextRun:
         """Which run would help the verdict most, while the device is held.
 
         Asked again after each run, with that run added: to `scores`, or to the
@@ -38,14 +38,14 @@ class Policy(Protocol):
         """Scores -> Verdict; `unresolved` where it may be better but is not proven."""
         ...
 
-    def demoted(self, history: History) -> Champion | None:
+    def find_champion_to_restore(self, history: History) -> Champion | None:
         """The former champion to put back, because this one turned out worse.
 
         Ask after every verdict. None almost always.
         """
         ...
 
-    def closing(self, history: History, left: float) -> str | None:
+    def choose_closing_run(self, history: History, left: float) -> str | None:
         """The blob to run once more now that so many runs are left of the night.
 
         None: go on (or end, where no ideas are to be tried any more). A blob that is
@@ -54,7 +54,7 @@ class Policy(Protocol):
         """
         ...
 
-    def parent(self, history: History, rows: Sequence[Row]) -> str | None:
+    def choose_parent(self, history: History, rows: Sequence[Row]) -> str | None:
         """The blob that the next proposal should start from; None: the champion's.
 
         Not only for anneal and islands: the noise-aware policy works along a line of
@@ -67,18 +67,18 @@ class Policy(Protocol):
         ...
 
 
-def noise_of(history: History) -> Noise | None:
+def estimate_score_noise(history: History) -> Noise | None:
     """The noise of one score; None: nothing ran twice."""
-    return history.noise or pooled(history.replicates)
+    return history.noise or estimate_pooled_noise(history.replicates)
 
 
-def looked_at_before(scores: Scores, history: History) -> bool:
+def has_earlier_runs(scores: Scores, history: History) -> bool:
     """Whether this train.py has an experiment already, so that all runs are fresh."""
     blob = scores[0].run.candidate.blob
     return any(row.blob == blob and row.values for row in history.rows)
 
 
-def gain(scores: Scores, champion: Champion, *, lower_is_better: bool) -> float:
+def compute_gain(scores: Scores, champion: Champion, *, lower_is_better: bool) -> float:
     """How much better than the champion's mean, in the metric's own units."""
     difference = fmean(champion.values) - fmean(score.value for score in scores)
     return difference if lower_is_better else -difference

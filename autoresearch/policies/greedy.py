@@ -8,17 +8,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from autoresearch.experiment import Champion, CodeSizeChange, History, Row, Scores, Verdict
-from autoresearch.policies import Wanted, gain
+from autoresearch.policies import NextRun, compute_gain
 
 
 @dataclass(frozen=True, slots=True)
-class Greedy:
+class GreedyPolicy:
     """One run settles it."""
 
     lower_is_better: bool = True
     gain_per_20_added_lines: float = 0.001
 
-    def wants(self, scores: Scores, history: History) -> Wanted:
+    def choose_next_run(self, scores: Scores, history: History) -> NextRun:
         """One run settles it."""
         return "nothing" if scores else "candidate"
 
@@ -27,7 +27,7 @@ class Greedy:
         champion, added = history.champion, change.added_lines
         if champion is None:
             return Verdict("keep", "baseline", scores)
-        won = gain(scores, champion, lower_is_better=self.lower_is_better)
+        won = compute_gain(scores, champion, lower_is_better=self.lower_is_better)
         price = self.gain_per_20_added_lines * max(0, added) / 20
         if not won > 0:  # a nan is no gain either
             return Verdict("discard", f"worse by {abs(won):.6f}", scores, champion)
@@ -36,14 +36,14 @@ class Greedy:
             return Verdict("discard", f"{reason} ({price:.6f})", scores, champion)
         return Verdict("keep", f"gain {won:.6f}", scores, champion)
 
-    def demoted(self, history: History) -> Champion | None:
+    def find_champion_to_restore(self, history: History) -> Champion | None:
         """It measures nothing twice, so it learns of no mistake."""
         return None
 
-    def closing(self, history: History, left: float) -> str | None:
+    def choose_closing_run(self, history: History, left: float) -> str | None:
         """It goes on to the end."""
         return None
 
-    def parent(self, history: History, rows: Sequence[Row]) -> str | None:
+    def choose_parent(self, history: History, rows: Sequence[Row]) -> str | None:
         """The champion."""
         return None

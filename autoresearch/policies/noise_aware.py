@@ -35,105 +35,105 @@ from autoresearch.experiment import (
     Scores,
     Verdict,
 )
-from autoresearch.policies import Wanted, gain, looked_at_before, noise_of
-from autoresearch.policies.greedy import Greedy
+from autoresearch.policies import NextRun, compute_gain, has_earlier_runs, estimate_score_noise
+from autoresearch.policies.greedy import GreedyPolicy
 from autoresearch.stats import noise, posterior, quantiles
-from autoresearch.stats.posterior import Level
+from autoresearch.stats.posterior import Posterior
 
 BASELINE_RUNS = 3
 # Differences that the noise has to rest on. Until then three baseline runs may have
 # agreed by chance, and what looks like three standard deviations may be one: it runs
 # once more, unless it is far beyond that.
-LEARNED, AT_ONCE_UNLEARNED = 2, 4.5
-MOST_RUNS = 6  # of one candidate
+MIN_NOISE_DEGREES, EARLY_SINGLE_RUN_Z = 2, 4.5
+MAX_CANDIDATE_RUNS = 6  # of one candidate
 # Normal deviates. After one run: what a hundred tries without effect do not reach by
 # luck. After 1, 2, ... fresh runs: a night tests a few candidates, each several times.
-AT_ONCE = 3.0
-PROVEN = (2.6, 2.1, 1.9, 1.8, 1.8)
-PROMISING = 2.5  # believed gain over its standard deviation: worth proving
-PROMISING_REMOVAL = 1.0  # fewer lines are worth a proof sooner
-HOPELESS = 0.5
+SINGLE_RUN_Z = 3.0
+SEQUENTIAL_BOUNDARIES_Z = (2.6, 2.1, 1.9, 1.8, 1.8)
+PROMISING_Z = 2.5  # believed gain over its standard deviation: worth proving
+PROMISING_REMOVAL_Z = 1.0  # fewer lines are worth a proof sooner
+FUTILITY_Z = 0.5
 # A proof costs about 1.5 runs, that is 1.5 * rate of gain. Without it, the next gains
 # settle the matter for free in about 5 / rate runs; what is lost if the night (of some
 # 100 runs) ends before is the gain at stake. So: stake * 5 / rate / 100 > 1.5 * rate.
-STAKE = 30.0
+MIN_STAKE = 30.0
 # What a run brings before the night has shown it, in noise units (the mixture of
 # `levels`), and how many runs that counts for.
-USUAL_RATE, USUAL_RUNS = 0.45, 10
+PRIOR_GAIN_RATE, PRIOR_RATE_RUNS = 0.45, 10
 # Student's correction alone would ask 20 standard deviations of the first large gains
 # (three baseline runs leave 2 degrees of freedom) and cost a night 4 % of its gain. The
 # false keeps that the milder one lets through are in the measured rate.
 PRIOR_DEGREES = 20
-REMEASURED_EVERY = 30  # experiments, times its runs: a champion is run once more
-DEMOTED_AT = 1.645  # normal deviate: the champion before was better, 95 % sure
-LARGEST_MARGIN = 1.5  # noise units that a removal may cost, however much it removes
+REMEASURE_INTERVAL = 30  # experiments, times its runs: a champion is run once more
+REVERT_Z = 1.645  # normal deviate: the champion before was better, 95 % sure
+MAX_REMOVAL_COST = 1.5  # noise units that a removal may cost, however much it removes
 # Runs that are left of a night when the head of the line gets its proof, and its
 # believed gain over its standard deviation. What it gains must also be more than the
 # same runs would bring with new ideas.
-PROOF_RUNS, WORTH_A_LOOK = 3, 0.5
-SIDE_BY_SIDE = 2  # champion runs during the candidate's, when the night drifts
+PROOF_RUNS, SECOND_LOOK_Z = 3, 0.5
+MIN_CONCURRENT_RUNS = 2  # champion runs during the candidate's, when the night drifts
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class CandidateStanding:
     """A candidate against the champion, in noise units, higher is better."""
 
-    deviate: float  # of the test that counts: fresh runs, or the only one there is
-    believed: float  # gain over its standard deviation
+    test_z: float  # of the test that counts: fresh runs, or the only one there is
+    posterior_z: float  # gain over its standard deviation
     stake: float  # gain, over the square of what the night gains in a run
 
 
 @dataclass(frozen=True, slots=True)
-class NoiseAware:
+class NoiseAwarePolicy:
     """See the top of the file."""
 
     lower_is_better: bool = True
     gain_per_20_added_lines: float = 0.001
     # How much belief starts a proof: lower proves smaller gains and takes more runs
     # (the curve: docs/decisions/0004-when-to-believe.md).
-    promising: float = PROMISING
+    promising_z: float = PROMISING_Z
 
     @property
-    def greedy(self) -> Greedy:
+    def greedy_policy(self) -> GreedyPolicy:
         """What is left of this policy where there is no noise."""
-        return Greedy(self.lower_is_better, self.gain_per_20_added_lines)
+        return GreedyPolicy(self.lower_is_better, self.gain_per_20_added_lines)
 
-    def wants(self, scores: Scores, history: History) -> Wanted:
+    def choose_next_run(self, scores: Scores, history: History) -> NextRun:
         """Fresh seeds for what is promising, shared between it and the champion."""
         champion = history.champion
         if champion is None:
             return "candidate" if len(scores) < BASELINE_RUNS else "nothing"
         if not scores:
-            return "champion" if unattended(champion, history) else "candidate"
+            return "champion" if is_remeasurement_due(champion, history) else "candidate"
         if not all(math.isfinite(score.value) for score in scores):
             return "nothing"
-        known = noise_of(history)
+        known = estimate_score_noise(history)
         if known is None:  # one run of everything so far: learn what a run is worth
-            better = gain(scores, champion, lower_is_better=self.lower_is_better) > 0
+            better = compute_gain(scores, champion, lower_is_better=self.lower_is_better) > 0
             return "champion" if better and len(champion.values) == 1 else "nothing"
-        if known.sd == 0 or len(scores) >= MOST_RUNS:
+        if known.sd == 0 or len(scores) >= MAX_CANDIDATE_RUNS:
             return "nothing"
-        return self.next_run(scores, history, known)
+        return self.choose_further_run(scores, history, known)
 
-    def next_run(self, scores: Scores, history: History, known: Noise) -> Wanted:
+    def choose_further_run(self, scores: Scores, history: History, known: Noise) -> NextRun:
         """The same, for a candidate that has runs and where noise is known."""
         champion = history.champion
         assert champion is not None
-        price = self.price(history.change or CodeSizeChange(0, 0), known)
-        standing = self.standing(scores, history, known, price)
+        price = self.compute_required_gain(history.change or CodeSizeChange(0, 0), known)
+        standing = self.compute_standing(scores, history, known, price)
         runs = len(scores)
-        unlearned = runs == 1 < len(champion.values) and known.degrees < LEARNED
-        if unlearned and AT_ONCE <= standing.deviate < AT_ONCE_UNLEARNED:
+        unlearned = runs == 1 < len(champion.values) and known.degrees < MIN_NOISE_DEGREES
+        if unlearned and SINGLE_RUN_Z <= standing.test_z < EARLY_SINGLE_RUN_Z:
             return "candidate"
-        again = looked_at_before(scores, history)
-        if proven(standing, runs + again):
-            return "champion" if stale(history) else "nothing"
+        again = has_earlier_runs(scores, history)
+        if is_proven(standing, runs + again):
+            return "champion" if has_stale_champion(history) else "nothing"
         if runs + again > 1:
-            lost = not standing.believed >= HOPELESS
+            lost = not standing.posterior_z >= FUTILITY_Z
         elif price < 0:
-            lost = not standing.believed >= PROMISING_REMOVAL
+            lost = not standing.posterior_z >= PROMISING_REMOVAL_Z
         else:
-            lost = not (standing.believed >= self.promising and standing.stake >= STAKE)
+            lost = not (standing.posterior_z >= self.promising_z and standing.stake >= MIN_STAKE)
         if lost:
             return "nothing"
         return "candidate" if len(champion.values) >= runs else "champion"
@@ -141,32 +141,32 @@ class NoiseAware:
     def decide(self, scores: Scores, history: History, change: CodeSizeChange) -> Verdict:
         """Keep what is proven better than the champion by more than its lines cost."""
         champion = history.champion
-        known = noise_of(history)
+        known = estimate_score_noise(history)
         if champion is None or (known is not None and known.sd == 0):
-            return self.greedy.decide(scores, history, change)
-        won = gain(scores, champion, lower_is_better=self.lower_is_better)
+            return self.greedy_policy.decide(scores, history, change)
+        won = compute_gain(scores, champion, lower_is_better=self.lower_is_better)
         if not math.isfinite(won):
             return Verdict("discard", "a score is no number", scores, champion)
         if known is None:
-            return unmeasured(won, scores, champion)
-        price = self.price(change, known)
-        standing = self.standing(scores, history, known, price)
+            return decide_without_noise(won, scores, champion)
+        price = self.compute_required_gain(change, known)
+        standing = self.compute_standing(scores, history, known, price)
         times = "one run" if len(scores) == 1 else f"{len(scores)} runs"
         said = f"gain {won:.6f} in {times}, noise {known.sd:.6f} a run"
         if known.degrees < BASELINE_RUNS:
             said += f" (not yet sure: degrees of freedom {known.degrees:.0f})"
-        if proven(standing, len(scores) + looked_at_before(scores, history)):
-            if stale(history):
+        if is_proven(standing, len(scores) + has_earlier_runs(scores, history)):
+            if has_stale_champion(history):
                 why = f"unresolved: {said}; scores drift, the champion's runs are old"
                 return Verdict("unresolved", why, scores, champion)
             return Verdict("keep", said, scores, champion)
         if price > 0:
             said += f", {change.added_lines} added lines cost {price:.6f}"
-        if standing.believed > 0:
+        if standing.posterior_z > 0:
             return Verdict("unresolved", f"unresolved: {said}", scores, champion)
         return Verdict("discard", f"worse: {said}", scores, champion)
 
-    def price(self, change: CodeSizeChange, known: Noise) -> float:
+    def compute_required_gain(self, change: CodeSizeChange, known: Noise) -> float:
         """What a candidate must gain, in the metric's units; negative for a removal.
 
         A removal may cost what as many lines would have had to gain, but no more than
@@ -174,27 +174,27 @@ class NoiseAware:
         """
         net = change.added_lines - change.removed_lines
         price = self.gain_per_20_added_lines * net / 20
-        return max(price, -LARGEST_MARGIN * known.sd)
+        return max(price, -MAX_REMOVAL_COST * known.sd)
 
-    def standing(
+    def compute_standing(
         self, scores: Scores, history: History, known: Noise, price: float
-    ) -> Standing:
+    ) -> CandidateStanding:
         """Everything that counts, from the runs there are."""
         champion = history.champion
         assert champion is not None
         unit = -known.sd if self.lower_is_better else known.sd
-        known_levels = posterior.known(history.rows, unit)
-        found, shares = known_levels.levels, known_levels.shares
+        known_levels = posterior.compute_posterior_state(history.rows, unit)
+        found, shares = known_levels.posteriors, known_levels.weights
         values = [score.value / unit for score in scores]
         mean = fmean(champion.values) / unit
-        reigning = found.get(champion.blob) or Level(mean, 1 / len(champion.values))
+        reigning = found.get(champion.blob) or Posterior(mean, 1 / len(champion.values))
         start = found.get(scores[0].run.candidate.proposal.parent, reigning)
         before = found.get(scores[0].run.candidate.blob)
         if before is None:
-            candidate = posterior.after(start, fmean(values), len(values), shares)[1]
+            candidate = posterior.update_on_child_runs(start, fmean(values), len(values), shares)[1]
             voting = values[1:] or values
         else:  # a second look: all of its runs are fresh
-            candidate = before.measured(fmean(values), len(values))
+            candidate = before.with_runs(fmean(values), len(values))
             voting = values
         price /= known.sd
         error = math.sqrt(1 / len(voting) + reigning.variance)
@@ -204,35 +204,35 @@ class NoiseAware:
         first = next(iter(found.values()), reigning)
         gained = max(reigning.mean, start.mean) - first.mean
         runs = sum(map(len, history.replicates))
-        rate = (max(0.0, gained) + USUAL_RATE * USUAL_RUNS) / (runs + USUAL_RUNS)
-        return Standing(
-            quantiles.as_normal(z, known.degrees + PRIOR_DEGREES),
+        rate = (max(0.0, gained) + PRIOR_GAIN_RATE * PRIOR_RATE_RUNS) / (runs + PRIOR_RATE_RUNS)
+        return CandidateStanding(
+            quantiles.normal_quantile_from_t(z, known.degrees + PRIOR_DEGREES),
             ahead / spread,
             ahead / rate**2,
         )
 
-    def demoted(self, history: History) -> Champion | None:
+    def find_champion_to_restore(self, history: History) -> Champion | None:
         """The champion before, if what came since says that it was better."""
         champion = history.champion
-        unit = unit_of(history, lower_is_better=self.lower_is_better)
+        unit = compute_noise_unit(history, lower_is_better=self.lower_is_better)
         if champion is None or not history.former_champions or not unit:
             return None
         former = history.former_champions[-1]
-        found = posterior.levels(history.rows, unit)
+        found = posterior.compute_posteriors(history.rows, unit)
         if champion.blob not in found or former.blob not in found:
             return None
         now, then = found[champion.blob], found[former.blob]
         z = (then.mean - now.mean) / math.sqrt(then.variance + now.variance)
-        return former if z >= DEMOTED_AT else None
+        return former if z >= REVERT_Z else None
 
-    def closing(self, history: History, left: float) -> str | None:
+    def choose_closing_run(self, history: History, left: float) -> str | None:
         """The head of the line, while there is time to prove it."""
         champion = history.champion
-        unit = unit_of(history, lower_is_better=self.lower_is_better)
+        unit = compute_noise_unit(history, lower_is_better=self.lower_is_better)
         if champion is None or not unit or left > PROOF_RUNS:
             return None
-        found = posterior.levels(history.rows, unit)
-        head = posterior.best(found)
+        found = posterior.compute_posteriors(history.rows, unit)
+        head = posterior.find_best_blob(found)
         if head is None or head == champion.blob or champion.blob not in found:
             return None
         if sum(row.blob == head for row in history.rows) > 1:
@@ -241,16 +241,16 @@ class NoiseAware:
         ahead, spread = now.mean - then.mean, math.sqrt(now.variance + then.variance)
         first = next(iter(found.values()))
         rate = max(0.0, now.mean - first.mean) / sum(map(len, history.replicates))
-        worth = ahead >= WORTH_A_LOOK * spread and ahead > rate * max(0.0, left)
+        worth = ahead >= SECOND_LOOK_Z * spread and ahead > rate * max(0.0, left)
         return head if worth else None
 
-    def parent(self, history: History, rows: Sequence[Row]) -> str | None:
+    def choose_parent(self, history: History, rows: Sequence[Row]) -> str | None:
         """The train.py that is believed best."""
-        unit = unit_of(history, lower_is_better=self.lower_is_better)
-        return posterior.best(posterior.levels(rows, unit)) if unit else None
+        unit = compute_noise_unit(history, lower_is_better=self.lower_is_better)
+        return posterior.find_best_blob(posterior.compute_posteriors(rows, unit)) if unit else None
 
 
-def unmeasured(won: float, scores: Scores, champion: Champion) -> Verdict:
+def decide_without_noise(won: float, scores: Scores, champion: Champion) -> Verdict:
     """The verdict while nothing was run twice: nobody knows what luck is worth."""
     if not won > 0:
         return Verdict("discard", f"worse by {abs(won):.6f}", scores, champion)
@@ -258,24 +258,24 @@ def unmeasured(won: float, scores: Scores, champion: Champion) -> Verdict:
     return Verdict("unresolved", why, scores, champion)
 
 
-def unit_of(history: History, *, lower_is_better: bool) -> float | None:
+def compute_noise_unit(history: History, *, lower_is_better: bool) -> float | None:
     """The noise's sd, negative where lower is better; None: unknown, or no noise."""
-    known = noise_of(history)
+    known = estimate_score_noise(history)
     if known is None or known.sd == 0:
         return None
     return -known.sd if lower_is_better else known.sd
 
 
-def proven(standing: Standing, runs: int) -> bool:
+def is_proven(standing: CandidateStanding, runs: int) -> bool:
     """Whether fresh runs, or one run beyond all luck, put it above the champion."""
-    bar = AT_ONCE if runs == 1 else PROVEN[min(runs - 1, len(PROVEN)) - 1]
-    return standing.deviate >= bar
+    bar = SINGLE_RUN_Z if runs == 1 else SEQUENTIAL_BOUNDARIES_Z[min(runs - 1, len(SEQUENTIAL_BOUNDARIES_Z)) - 1]
+    return standing.test_z >= bar
 
 
-def stale(history: History) -> bool:
+def has_stale_champion(history: History) -> bool:
     """Whether scores drift and the champion was not run side by side with this one."""
     champion = history.champion
-    if champion is None or noise.drift(history.replicates, history.end_times) is None:
+    if champion is None or noise.detect_drift(history.replicates, history.end_times) is None:
         return False
     others = [
         max(times)
@@ -285,10 +285,10 @@ def stale(history: History) -> bool:
     runs = zip(history.replicates, history.end_times, strict=False)
     own = next((times for values, times in runs if values == champion.values), ())
     recent = sum(time > max(others, default=0.0) for time in own)
-    return recent < SIDE_BY_SIDE
+    return recent < MIN_CONCURRENT_RUNS
 
 
-def unattended(champion: Champion, history: History) -> bool:
+def is_remeasurement_due(champion: Champion, history: History) -> bool:
     """Whether it is time to run the champion once more."""
     since = sum(row.number > champion.number for row in history.rows)
-    return since >= REMEASURED_EVERY * len(champion.values)
+    return since >= REMEASURE_INTERVAL * len(champion.values)

@@ -5,17 +5,17 @@ from collections.abc import Callable
 from autoresearch import plugins
 from autoresearch.errors import LabError
 from autoresearch.policies import Policy
-from autoresearch.policies.anneal import Anneal
-from autoresearch.policies.greedy import Greedy
-from autoresearch.policies.islands import Islands
-from autoresearch.policies.noise_aware import NoiseAware
+from autoresearch.policies.anneal import AnnealPolicy
+from autoresearch.policies.greedy import GreedyPolicy
+from autoresearch.policies.islands import IslandsPolicy
+from autoresearch.policies.noise_aware import NoiseAwarePolicy
 
 # (lower_is_better, gain_per_20_added_lines) -> Policy; so is a plugin's entry point.
 POLICIES: dict[str, Callable[[bool, float], Policy]] = {
-    "greedy": Greedy,
-    "noise-aware": NoiseAware,
-    "anneal": Anneal,
-    "islands": Islands,
+    "greedy": GreedyPolicy,
+    "noise-aware": NoiseAwarePolicy,
+    "anneal": AnnealPolicy,
+    "islands": IslandsPolicy,
 }
 
 

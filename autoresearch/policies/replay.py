@@ -21,9 +21,9 @@ from autoresearch.experiment import (
 )
 from autoresearch.policies import Policy
 
-NOTHING = CodeSizeChange(0, 0)
-NOWHERE = Path("simulated")
-RUN_SECONDS = 330.0
+NO_CHANGE = CodeSizeChange(0, 0)
+PLACEHOLDER_PATH = Path("simulated")
+PLACEHOLDER_RUN_SECONDS = 330.0
 CLOSING_RUNS = 10  # that may come after the last idea of a night
 ANEW = 0.1  # of a train.py's own answers to seeds, what a change draws anew
 MOST_LEFT = 12  # runs left of a night when it is first asked what its end is for
@@ -33,7 +33,7 @@ Shape = Literal["normal", "heavy", "drift"]
 
 
 @dataclass(frozen=True, slots=True)
-class Replayed:
+class ReplayedVerdict:
     """What another policy says of an experiment that was run."""
 
     number: int
@@ -42,16 +42,16 @@ class Replayed:
     missing: bool  # whether it would have asked for a run that nobody made
 
 
-def replayed(
+def replay_verdicts(
     rows: Sequence[Row], policy: Policy, known: experiment.Noise | None = None
-) -> list[Replayed]:
+) -> list[ReplayedVerdict]:
     """Decide a night again, from the runs there are.
 
     What it would have run and nobody did stays unknown, so this says which verdicts do
     not hold, not what the other policy would have found. The lineage is the recorded
     one. known: the noise that is left in the scores; None: what their runs show.
     """
-    told: list[Replayed] = []
+    told: list[ReplayedVerdict] = []
     before: list[Row] = []
     champions: list[Champion] = []
     for row in rows:
@@ -69,22 +69,22 @@ def replayed(
         candidate = Candidate(Proposal(row.number, "", "", row.parent, ""), row.blob)
         scores: Scores = ()
         for seed, value in enumerate(row.values):
-            if policy.wants(scores, history) == "nothing":
+            if policy.choose_next_run(scores, history) == "nothing":
                 break
-            scores += (score_of(candidate, seed, value),)
+            scores += (build_score(candidate, seed, value),)
         verdict = policy.decide(
-            scores or (score_of(candidate, 0, row.values[0]),), history, NOTHING
+            scores or (build_score(candidate, 0, row.values[0]),), history, NO_CHANGE
         )
         wanted = len(scores) == len(row.values) and now is not None
-        missing = wanted and policy.wants(scores, history) != "nothing"
+        missing = wanted and policy.choose_next_run(scores, history) != "nothing"
         said = (row.number, verdict.decision, verdict.reason)
-        told.append(Replayed(*said, missing))
+        told.append(ReplayedVerdict(*said, missing))
         before.append(row)
         if verdict.decision == "keep":
             champions.append(Champion(row.number, row.blob, row.values))
     return told
 
 
-def score_of(candidate: Candidate, seed: int, value: float) -> Score:
-    run = Run(candidate, seed, RUN_SECONDS, 0.0, 0.0, NOWHERE, (), NOWHERE)
+def build_score(candidate: Candidate, seed: int, value: float) -> Score:
+    run = Run(candidate, seed, PLACEHOLDER_RUN_SECONDS, 0.0, 0.0, PLACEHOLDER_PATH, (), PLACEHOLDER_PATH)
     return Score(run, value, 0.0, 0.0)

@@ -27,8 +27,8 @@ from dataclasses import dataclass, field
 from autoresearch.experiment import Proposal, Row
 from autoresearch.proposers import Proposer
 from autoresearch.records import queries
-from autoresearch.records.ledger import IN_LEDGER_ONLY, Ledger
-from autoresearch.stats.history import effects
+from autoresearch.records.ledger import LEDGER_ONLY_KINDS, Ledger
+from autoresearch.stats.history import compute_change_effects
 
 HALF_LIFE = 25.0  # experiments of that arm, after which a gain counts half
 FLOOR = 0.3  # share of all proposals that is split evenly among the arms
@@ -77,12 +77,12 @@ class Hybrid:
 
     def propose(self, ledger: Ledger) -> Proposal | None:
         """The proposal of the first arm, in today's order, that has one."""
-        series = ledger.series or ledger.last_series()
-        all_rows = queries.of(ledger, series).fair_rows()
+        series = ledger.series or ledger.find_last_series()
+        all_rows = queries.load_evidence(ledger, series).adjust_rows()
         rows = [row for row in all_rows if row.parent]
         sign = -1.0 if ledger.lower_is_better else 1.0
         arms = histories(self.names, rows, gains_of(all_rows, sign))
-        waiting = len(ledger.open())
+        waiting = len(ledger.load_open_proposals())
         rng = random.Random(f"{self._seed}:{len(rows)}:{waiting}")
         for place in self.order(arms, len(rows), rng):
             proposer = self.proposers[place]
@@ -116,7 +116,7 @@ class Hybrid:
 
 def gains_of(rows: Sequence[Row], sign: float) -> dict[int, float]:
     """What each experiment gained; nothing is lost by a bad idea but its time."""
-    return {number: max(0.0, sign * by) for number, by in effects(rows).items()}
+    return {number: max(0.0, sign * by) for number, by in compute_change_effects(rows).items()}
 
 
 def histories(
@@ -137,7 +137,7 @@ def took(row: Row, usual: float) -> float:
     """Seconds of the GPU; of a run without a score as far as is known."""
     if row.runs:
         return row.seconds + row.evaluation_seconds
-    if row.kind in IN_LEDGER_ONLY:
+    if row.kind in LEDGER_ONLY_KINDS:
         return REFUSED_SHARE * usual
     between = row.decided_at - row.proposed_at
     return min(between, usual) if between > 0 else usual

@@ -23,8 +23,8 @@ from autoresearch.experiment import Champion, Curve, Row
 from autoresearch.lab import constants
 from autoresearch.lab.source_diff import parse_spelling, parse_assignments, trim_common_ends
 from autoresearch.records.ledger import Ledger
-from autoresearch.records.queries import all_rows, of
-from autoresearch.stats.history import effects
+from autoresearch.records.queries import adjusted_rows, load_evidence
+from autoresearch.stats.history import compute_change_effects
 from autoresearch.text import to_one_line, strip_invisible
 
 BYTES_PER_TOKEN = 2.2  # of the history, which is mostly numbers
@@ -100,15 +100,15 @@ def build(ledger: Ledger, asked: Asked) -> str:
             "there is no champion to build on yet. Next: autoresearch run, which "
             "measures the train.py of this lab first"
         )
-    everything = all_rows(ledger)
+    everything = adjusted_rows(ledger)
     rows = [row for row in everything if row.parent]
-    start = ledger.start or champion
-    source = ledger.source(start.blob)
-    known = of(ledger).luck.noise
+    start = ledger.starting_point or champion
+    source = ledger.load_source(start.blob)
+    known = load_evidence(ledger).effects.noise
     noise = None if known is None else known.sd
     changes = Changes(ledger)
     done = [changes.of(row) for row in rows]
-    gains = effects(everything)
+    gains = compute_change_effects(everything)
     better = "lower" if ledger.lower_is_better else "higher"
     parts = [
         asked.ask.format(
@@ -267,18 +267,18 @@ def summed(
 
 def last_runs(ledger: Ledger) -> str:
     """Where the time of the newest runs went, how their loss fell, what they said."""
-    ran = [row for row in ledger.rows() if row.runs][-LAST_RUNS:]
+    ran = [row for row in ledger.load_rows() if row.runs][-LAST_RUNS:]
     lines = []
     for row in ran:
-        run = ledger.last_run(row.number)
+        run = ledger.load_last_run(row.number)
         assert run is not None, "it has runs"
         tokens = dict(row.facts).get("tokens")
         parts = [
-            f"start-up {run.startup_seconds:.1f} s, trained {run.seconds:.1f} s, "
+            f"start-up {run.startup_seconds:.1f} s, trained {run.training_seconds:.1f} s, "
             f"scored in {run.evaluation_seconds:.1f} s"
         ]
-        if isinstance(tokens, int | float) and run.seconds > 0:
-            parts.append(f"{tokens / run.seconds:.3g} tokens a second")
+        if isinstance(tokens, int | float) and run.training_seconds > 0:
+            parts.append(f"{tokens / run.training_seconds:.3g} tokens a second")
         if row.memory_gb is not None:
             parts.append(f"{row.memory_gb:.2f} GB")
         if shape := falling(run.curve):
@@ -405,11 +405,11 @@ class Changes:
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
         self._sources: dict[str, str] = {}
-        self._back = {back.experiment for back in ledger.taken_back()}
+        self._back = {back.reverted_number for back in ledger.load_reversions()}
 
     def of(self, row: Row) -> Change:
         """An experiment's change against what it started from."""
-        before, after = self._parent(row.parent), self._ledger.source(row.blob)
+        before, after = self._parent(row.parent), self._ledger.load_source(row.blob)
         old, new = trim_common_ends(before, after)
         olds, news = parse_assignments(old), parse_assignments(new)
         if olds is None or news is None or olds.keys() != news.keys():
@@ -419,5 +419,5 @@ class Changes:
 
     def _parent(self, blob: str) -> str:
         if blob not in self._sources:
-            self._sources[blob] = self._ledger.source(blob)
+            self._sources[blob] = self._ledger.load_source(blob)
         return self._sources[blob]

@@ -34,7 +34,7 @@ from autoresearch.experiment import Proposal
 from autoresearch.git import compute_blob_id
 from autoresearch.proposers import context
 from autoresearch.proposers.toolkit import Desk, proposal_of
-from autoresearch.records.ledger import Asking, Ledger
+from autoresearch.records.ledger import ProposerCall, Ledger
 from autoresearch.text import to_one_line, strip_invisible
 
 if TYPE_CHECKING:
@@ -183,7 +183,7 @@ class LLM:
 
     def propose(self, ledger: Ledger) -> Proposal | None:
         """Its next idea, judged; None while it rests or when no answer came."""
-        start = ledger.start
+        start = ledger.starting_point
         if start is None or self.resting_until or self._broke:
             return None
         prompt = context.build(ledger, self._desk.asked(ledger))
@@ -223,7 +223,7 @@ class LLM:
 
     def _converse(self, ledger: Ledger, talk: "Talk", prompt: str) -> Proposal:
         """Ask; where the answer does not fit, say why and ask once more."""
-        source = ledger.source(talk.blob)
+        source = ledger.load_source(talk.blob)
         deadline = time.monotonic() + ANSWER_SECONDS
         why, proposal = "", None
         for words in (prompt, ""):
@@ -264,7 +264,7 @@ class LLM:
         transcript = self._desk.keep(talk.whole()) if talk.messages else ""
         self._desk.record(
             ledger,
-            Asking(
+            ProposerCall(
                 self.name,
                 talk.asked_at,
                 time.time() - talk.asked_at,

@@ -82,7 +82,7 @@ class Ahead:
 
     def propose(self, ledger: Ledger) -> Proposal | None:
         """An idea that is ready, on the present champion; None when there is none."""
-        start = ledger.start
+        start = ledger.starting_point
         if start is None:
             return None
         with self._turn:
@@ -176,7 +176,7 @@ class Ahead:
 
 def carried_over(ledger: Ledger, proposal: Proposal, blob: str) -> Proposal | None:
     """The same change on another champion; None where the two touch the same lines."""
-    base, ours = ledger.source(proposal.parent), ledger.source(blob)
+    base, ours = ledger.load_source(proposal.parent), ledger.load_source(blob)
     merged = same_constants(ours, base, proposal.source)
     merged = merged or merge(ours, base, proposal.source)
     if merged is None or constraints.fingerprint_code(merged) == constraints.fingerprint_code(

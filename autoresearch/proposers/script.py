@@ -59,12 +59,12 @@ class Script:
 
     def propose(self, ledger: Ledger) -> Proposal | None:
         """The next line, on the train.py to start from."""
-        start = ledger.start
+        start = ledger.starting_point
         if self.exhausted or start is None:
             return None
         line = self._lines[self._next]
         self._next += 1
-        source, refused = ledger.source(start.blob), ""
+        source, refused = ledger.load_source(start.blob), ""
         try:
             source = line.get("source") or constants.replace_constants(source, line["set"])
         except (KeyError, TypeError, ValueError, AssertionError) as odd:

@@ -24,8 +24,8 @@ from autoresearch.git import compute_blob_id
 from autoresearch.lab import constants, constraints
 from autoresearch.lab.constants import Constant, Value
 from autoresearch.records.ledger import Ledger
-from autoresearch.records.queries import all_rows
-from autoresearch.stats.history import effects
+from autoresearch.records.queries import adjusted_rows
+from autoresearch.stats.history import compute_change_effects
 
 if TYPE_CHECKING:
     import optuna
@@ -72,12 +72,12 @@ class Search:
 
     def propose(self, ledger: Ledger) -> Proposal | None:
         """A new value for the constant that promises most; None if all are used up."""
-        start = ledger.start
+        start = ledger.starting_point
         if start is None:
             return None
-        source = ledger.source(start.blob)
-        rows = all_rows(ledger)
-        taken = {constraints.fingerprint_code(p.source) for p in ledger.open()}
+        source = ledger.load_source(start.blob)
+        rows = adjusted_rows(ledger)
+        taken = {constraints.fingerprint_code(p.source) for p in ledger.load_open_proposals()}
         rng = random.Random(f"{self._seed}:{len(rows)}:{len(taken)}:{start.blob}")
         knobs = {c.name: c for c in constants.parse_constants(source) if not c.is_fixed}
         history = self._history(ledger, start.blob, knobs, rows)
@@ -90,7 +90,7 @@ class Search:
                     changed |= companions(knobs, history, name, self._most - 1, rng)
                 text = constants.replace_constants(source, changed)
                 code = constraints.fingerprint_code(text)
-                known = ledger.same_code(code, start.blob, None) is not None
+                known = ledger.find_same_code(code, start.blob, None) is not None
                 if known or code in taken or code == constraints.fingerprint_code(source):
                     continue
                 title = ", ".join(worded(knobs[n], v) for n, v in changed.items())
@@ -110,8 +110,8 @@ class Search:
         history = {name: Tried() for name in knobs}
         here, shape = self._constants(ledger, blob)
         sign = 1.0 if ledger.lower_is_better else -1.0
-        effect = effects(rows)
-        series = ledger.series or ledger.last_series()
+        effect = compute_change_effects(rows)
+        series = ledger.series or ledger.find_last_series()
         for row in rows:
             if row.kind == "refused" or row.kind == "duplicate" or not row.parent:
                 continue
@@ -128,7 +128,7 @@ class Search:
                 if len(apart) == 1 and apart[0] in history:
                     history[apart[0]].points.append((there[apart[0]], row.value))
         # What waits, or runs on another device, is being tried as well.
-        for waiting in (proposal for proposal in ledger.open() if proposal.parent):
+        for waiting in (proposal for proposal in ledger.load_open_proposals() if proposal.parent):
             there, _ = self._constants(ledger, compute_blob_id(waiting.source))
             before, _ = self._constants(ledger, waiting.parent)
             for name in (name for name in there if name in history):
@@ -138,7 +138,7 @@ class Search:
     def _constants(self, ledger: Ledger, blob: str) -> tuple[dict[str, Value], str]:
         if blob not in self._values:
             try:
-                source = ledger.source(blob)
+                source = ledger.load_source(blob)
                 self._values[blob] = constants.constant_values(source)
                 self._skeletons[blob] = constraints.fingerprint_code(
                     constants.blank_constants(source)
@@ -170,7 +170,7 @@ class Search:
         """What TPE asks for next, a few times over, for one constant."""
         import optuna
 
-        start = ledger.start
+        start = ledger.starting_point
         assert start is not None
         assert knob.low is not None
         assert knob.high is not None

@@ -18,7 +18,7 @@ from autoresearch.lab.folder import Lab
 from autoresearch.lab.program import Program
 from autoresearch.proposers import agent_guide, context
 from autoresearch.records import queries
-from autoresearch.records.ledger import Asking, Ledger
+from autoresearch.records.ledger import ProposerCall, Ledger
 from autoresearch.text import to_one_line
 
 Check = Callable[[Proposal], str]  # what is wrong with a proposal; "" when nothing is
@@ -113,7 +113,7 @@ class Desk:
     def asked(self, ledger: Ledger) -> context.Asked:
         """What the context is built for."""
         settings, text = self.program()
-        titles = {p.title for p in ledger.open()} | set(self.underway)
+        titles = {p.title for p in ledger.load_open_proposals()} | set(self.underway)
         return context.Asked(
             text,
             self.metric,
@@ -137,16 +137,16 @@ class Desk:
         """The same without running anything of it."""
         settings, _ = self.program()
         limits = constraints.ChangeLimits(settings.max_constants, settings.max_changed_lines)
-        parent = ledger.source(proposal.parent)
+        parent = ledger.load_source(proposal.parent)
         if why := constraints.find_violation(proposal.source, parent, limits):
             return why
         code = constraints.fingerprint_code(proposal.source)
-        twin = ledger.same_code(code, proposal.parent, None)
+        twin = ledger.find_same_code(code, proposal.parent, None)
         if twin is not None:
             return f"the same code as experiment {twin}"
-        return queries.near_twin(ledger, proposal.source, proposal.parent)
+        return queries.describe_near_duplicate(ledger, proposal.source, proposal.parent)
 
-    def record(self, ledger: Ledger, asking: Asking, at_most: float = 0.0) -> None:
+    def record(self, ledger: Ledger, asking: ProposerCall, at_most: float = 0.0) -> None:
         """Put an asking on record and its cost on the bill.
 
         `at_most`: what it may have cost, where that is unknown but bounded.
@@ -154,7 +154,7 @@ class Desk:
         tokens = (asking.tokens_in or 0) + (asking.tokens_out or 0)
         before = self.purse.spent
         self.purse.paid(asking.dollars, tokens, at_most)
-        ledger.asked(asking)
+        ledger.record_proposer_call(asking)
         if self.purse.spent and not before:
             self.notify("what this night may spend is spent; only free proposers go on")
         if not asking.outcome.startswith(("proposed", "refused")):

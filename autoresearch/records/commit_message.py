@@ -13,18 +13,18 @@ from autoresearch.experiment import (
 )
 from autoresearch.git import VerdictCommit
 from autoresearch.records.ledger import (
-    IN_LEDGER_ONLY,
+    LEDGER_ONLY_KINDS,
 )
 from autoresearch.text import to_one_line
 
 
-def in_ledger_only(verdict: Verdict) -> bool:
+def is_ledger_only(verdict: Verdict) -> bool:
     """Whether nothing of this proposal ran, so that git need not know it."""
     evidence = verdict.evidence
-    return isinstance(evidence, Failure) and evidence.kind in IN_LEDGER_ONLY
+    return isinstance(evidence, Failure) and evidence.kind in LEDGER_ONLY_KINDS
 
 
-def said(verdict: Verdict) -> str:
+def format_decision_trailer(verdict: Verdict) -> str:
     """Decision and reason, as a trailer."""
     if verdict.decision == "failed":
         assert isinstance(verdict.evidence, Failure)
@@ -32,51 +32,51 @@ def said(verdict: Verdict) -> str:
     return f"{status_from_decision(verdict.decision)}: {verdict.reason}"
 
 
-def ended_at(verdict: Verdict) -> str:
+def format_ended_share(verdict: Verdict) -> str:
     """The share of its budget at which a hopeless run was ended, as a trailer."""
     if isinstance(verdict.evidence, Failure) and verdict.evidence.share is not None:
         return f"{verdict.evidence.share:.2f}"
     return ""
 
 
-def remeasured(again: Scores) -> str:
+def format_remeasured_runs(again: Scores) -> str:
     """The champion's new runs, as a trailer: its experiment, their scores and seeds."""
     if not again:
         return ""
-    scores = " ".join(f"{digits(score.value)}/{score.run.seed}" for score in again)
+    scores = " ".join(f"{format_all_digits(score.value)}/{score.run.seed}" for score in again)
     return f"{again[0].run.candidate.proposal.number} at {scores}"
 
 
-def seeds_of(evidence: Scores | Failure) -> list[int]:
+def list_run_seeds(evidence: Scores | Failure) -> list[int]:
     """What a candidate was run with."""
     if isinstance(evidence, Failure):
         return []
     return [score.run.seed for score in evidence]
 
 
-def against_words(verdict: Verdict) -> str:
+def format_rival(verdict: Verdict) -> str:
     """The rival, as a trailer: its experiment and its mean."""
     assert verdict.against is not None
-    return f"{verdict.against.number} at {digits(mean(verdict.against.values))}"
+    return f"{verdict.against.number} at {format_all_digits(compute_mean(verdict.against.values))}"
 
 
-def digits(value: float) -> str:
+def format_all_digits(value: float) -> str:
     """A score with every digit it has, so that it comes back from git as it was."""
     return repr(float(value))
 
 
-def mean(values: Sequence[float]) -> float:
+def compute_mean(values: Sequence[float]) -> float:
     return fmean(values)
 
 
-def paragraph(text: str) -> str:
+def escape_reason(text: str) -> str:
     """A proposer's reason, printable, and unable to pose as trailers."""
     lines = [to_one_line(line) for line in text[:4000].splitlines()]
     kept = [f" {line}" if re.match(r"[A-Za-z-]+: ", line) else line for line in lines]
     return "\n".join(kept)
 
 
-def entry_again(message: str, author: str, at: float) -> VerdictCommit:
+def commit_from_message(message: str, author: str, at: float) -> VerdictCommit:
     """The entry of a commit that has to be made anew."""
     title, _, rest = message.partition("\n")
     body = rest.rpartition("\n\n")[0].strip()

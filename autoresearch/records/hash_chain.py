@@ -16,7 +16,7 @@ import sqlite3
 import zlib
 from collections.abc import Iterator
 
-TABLE = """
+CHAIN_TABLE = """
     create table chain (
         position integer primary key,
         kind     text not null check (kind in ('run', 'verdict', 'commit')),
@@ -28,7 +28,7 @@ TABLE = """
     create index chain_row on chain(kind, ref);
 """
 # The same with one more kind; SQLite cannot loosen a check.
-WIDER = """
+WIDENED_CHAIN_TABLE = """
     create table chain_now (
         position integer primary key,
         kind     text not null
@@ -44,17 +44,17 @@ WIDER = """
     create index chain_row on chain(kind, ref);
 """
 # Columns of an experiment that say what was decided; git's name for it comes later.
-VERDICT = (
+VERDICT_QUERY = (
     "select number, title, reason, author, parent, blob, code, program, proposed_at,"
     " evidence, sequence, session, series, decision, why, kind, value, delta, against,"
     " decided_at, log from experiment where number = ? and sequence is not null"
 )
-RUN = (  # named one by one: a column that a later version adds changes no old digest
+RUN_QUERY = (  # named one by one: a column that a later version adds changes no old digest
     "select id, experiment, series, seed, value, error, seconds, startup_seconds,"
     " evaluation_seconds, memory_gb, facts, log from run where id = ?"
 )
 # Columns that came later count where they say something: (from which format on, query).
-LATER = {
+LATER_COLUMN_QUERIES = {
     "run": (
         (5, "select ended_at, occasion, holdout from run where id = ?"),
         (6, "select health from run where id = ?"),
@@ -70,110 +70,110 @@ LATER = {
         ),
     ),
 }
-UNSAID = (None, "verdict")
-TAKEN_BACK_FORMAT = 5  # of the ledger, from which on champions can be taken back
-TAKEN_BACK = (
+DEFAULT_VALUES = (None, "verdict")
+REVERSION_FORMAT = 5  # of the ledger, from which on champions can be taken back
+REVERSION_QUERY = (
     "select experiment, instead, series, why, at, commit_name from taken_back"
     " where experiment = ?"
 )
-SEED = "0" * 64  # the link before the first
+GENESIS_LINK = "0" * 64  # the link before the first
 
 
-def extend(
+def append_entry(
     db: sqlite3.Connection, kind: str, ref: int, *, adopted: bool = False
 ) -> None:
     """Add an entry for a row, in the transaction that wrote the row."""
-    digest = digest_of(db, kind, ref)
+    digest = compute_row_digest(db, kind, ref)
     assert digest is not None, f"no {kind} {ref} to chain"
-    link = linked(head(db), kind, ref, digest)
+    link = compute_link(load_head_link(db), kind, ref, digest)
     db.execute(
         "insert into chain (kind, ref, digest, link, adopted) values (?, ?, ?, ?, ?)",
         (kind, ref, digest, link, adopted),
     )
 
 
-def adopt(db: sqlite3.Connection) -> None:
+def chain_existing_rows(db: sqlite3.Connection) -> None:
     """Chain what was written before there was a chain, or rebuilt from git. Once."""
     for (number,) in db.execute(
         "select number from experiment where sequence is not null order by sequence"
     ).fetchall():
         query = "select id from run where experiment = ? order by id"
         for (run,) in db.execute(query, (number,)).fetchall():
-            extend(db, "run", run, adopted=True)
-        extend(db, "verdict", number, adopted=True)
-        if digest_of(db, "commit", number) is not None:
-            extend(db, "commit", number, adopted=True)
-    if format_of(db) >= TAKEN_BACK_FORMAT:
+            append_entry(db, "run", run, adopted=True)
+        append_entry(db, "verdict", number, adopted=True)
+        if compute_row_digest(db, "commit", number) is not None:
+            append_entry(db, "commit", number, adopted=True)
+    if read_format_version(db) >= REVERSION_FORMAT:
         query = "select experiment from taken_back order by at, experiment"
         for (number,) in db.execute(query).fetchall():
-            extend(db, "taken back", number, adopted=True)
+            append_entry(db, "taken back", number, adopted=True)
 
 
-def head(db: sqlite3.Connection) -> str:
+def load_head_link(db: sqlite3.Connection) -> str:
     """The newest link."""
     found = db.execute("select link from chain order by position desc limit 1")
     row = found.fetchone()
-    return str(row[0]) if row else SEED
+    return str(row[0]) if row else GENESIS_LINK
 
 
-def linked(before: str, kind: str, ref: int, digest: str) -> str:
+def compute_link(before: str, kind: str, ref: int, digest: str) -> str:
     """The link of an entry that follows another."""
     return hashlib.sha256(f"{before} {kind} {ref} {digest}".encode()).hexdigest()
 
 
-def digest_of(db: sqlite3.Connection, kind: str, ref: int) -> str | None:
+def compute_row_digest(db: sqlite3.Connection, kind: str, ref: int) -> str | None:
     """Hash of what a row says now; None when there is no such row."""
     if kind == "run":
-        row = db.execute(RUN, (ref,)).fetchone()
+        row = db.execute(RUN_QUERY, (ref,)).fetchone()
     elif kind == "verdict":
-        row = db.execute(VERDICT, (ref,)).fetchone()
+        row = db.execute(VERDICT_QUERY, (ref,)).fetchone()
     elif kind == "taken back":
-        row = db.execute(TAKEN_BACK, (ref,)).fetchone()
+        row = db.execute(REVERSION_QUERY, (ref,)).fetchone()
     else:
         query = "select commit_name from experiment where number = ?"
         row = db.execute(query, (ref,)).fetchone()
         row = row if row and row[0] is not None else None
     if row is None:
         return None
-    said = [*row, *later(db, kind, ref)]
+    said = [*row, *load_later_columns(db, kind, ref)]
     return hashlib.sha256(json.dumps(said).encode()).hexdigest()
 
 
-def later(db: sqlite3.Connection, kind: str, ref: int) -> list[object]:
+def load_later_columns(db: sqlite3.Connection, kind: str, ref: int) -> list[object]:
     """What a row says in columns that older ledgers had not; nothing if unsaid."""
     found: list[object] = []
-    for since, query in LATER.get(kind, ()):
-        if format_of(db) >= since:
+    for since, query in LATER_COLUMN_QUERIES.get(kind, ()):
+        if read_format_version(db) >= since:
             row = db.execute(query, (ref,)).fetchone()
-            found += () if all(said in UNSAID for said in row) else row
+            found += () if all(said in DEFAULT_VALUES for said in row) else row
     return found
 
 
-def format_of(db: sqlite3.Connection) -> int:
+def read_format_version(db: sqlite3.Connection) -> int:
     """How many migrations a ledger has seen."""
     return int(db.execute("pragma user_version").fetchone()[0])
 
 
-def problems(db: sqlite3.Connection) -> Iterator[str]:
+def find_chain_problems(db: sqlite3.Connection) -> Iterator[str]:
     """One sentence for everything that is not as it was written."""
-    before, last = SEED, 0
+    before, last = GENESIS_LINK, 0
     newest: dict[tuple[str, int], str] = {}
     query = "select position, kind, ref, digest, link from chain order by position"
     for position, kind, ref, digest, link in db.execute(query).fetchall():
         if position != last + 1:
             yield f"entries {last + 1} to {position - 1} of the chain are gone"
-        if linked(before, kind, ref, digest) != link:
+        if compute_link(before, kind, ref, digest) != link:
             yield f"entry {position} of the chain ({kind} {ref}) does not follow"
         if kind in ("run", "verdict") and (kind, ref) in newest:
             yield f"{kind} {ref} is twice in the chain"
         newest[kind, ref] = digest
         before, last = link, position
     for (kind, ref), digest in newest.items():
-        now = digest_of(db, kind, ref)
+        now = compute_row_digest(db, kind, ref)
         if now is None:
-            yield f"{named(kind, ref)} is gone from the ledger"
+            yield f"{describe_entry(kind, ref)} is gone from the ledger"
         elif now != digest:
-            yield f"{named(kind, ref)} was changed after it was written"
+            yield f"{describe_entry(kind, ref)} was changed after it was written"
     for kind, table in (
         ("run", "select id from run order by id"),
         ("verdict", "select number from experiment where sequence is not null"),
@@ -182,11 +182,11 @@ def problems(db: sqlite3.Connection) -> Iterator[str]:
     ):
         for (ref,) in db.execute(table):
             if (kind, ref) not in newest:
-                yield f"{named(kind, ref)} was never chained: somebody added it"
-    yield from odd_sources(db)
+                yield f"{describe_entry(kind, ref)} was never chained: somebody added it"
+    yield from find_altered_sources(db)
 
 
-def odd_sources(db: sqlite3.Connection) -> Iterator[str]:
+def find_altered_sources(db: sqlite3.Connection) -> Iterator[str]:
     """Stored texts that are not what git's name for them says."""
     for blob, packed in db.execute("select blob, text from source"):
         try:
@@ -199,7 +199,7 @@ def odd_sources(db: sqlite3.Connection) -> Iterator[str]:
             yield f"the text of {blob[:12]} is another than its name says"
 
 
-def named(kind: str, ref: int) -> str:
+def describe_entry(kind: str, ref: int) -> str:
     """A row, in words."""
     words = {
         "run": "run",
@@ -210,11 +210,11 @@ def named(kind: str, ref: int) -> str:
     return f"{words[kind]} {ref}"
 
 
-def links_before(db: sqlite3.Connection, number: int) -> set[str]:
+def load_links_before(db: sqlite3.Connection, number: int) -> set[str]:
     """Every link from before an experiment's verdict."""
     found = db.execute(
         "select link from chain where position < (select min(position) from chain"
         " where kind = 'verdict' and ref = ?)",
         (number,),
     )
-    return {SEED, *(link for (link,) in found)}
+    return {GENESIS_LINK, *(link for (link,) in found)}

@@ -35,15 +35,15 @@ from autoresearch.experiment import (
     status_from_decision,
 )
 from autoresearch.records import hash_chain
-from autoresearch.records.row_query import ROW, WAY, facts_in, in_order, row_of
-from autoresearch.records.schema import connect, damaged, keep_source, unpacked
+from autoresearch.records.row_query import ROW_QUERY, UNPROVEN_ANCESTORS_QUERY, parse_facts_column, parse_number_list, row_from_columns
+from autoresearch.records.schema import open_database, damaged_ledger_error, insert_source, decompress_source
 from autoresearch.stats import early_stopping
 
-IN_LEDGER_ONLY = ("refused", "duplicate")  # no train.py of theirs ever ran
+LEDGER_ONLY_KINDS = ("refused", "duplicate")  # no train.py of theirs ever ran
 
 
 @dataclass(frozen=True, slots=True)
-class Asking:
+class ProposerCall:
     """One question to somebody who proposes, and how it ended."""
 
     author: str
@@ -59,22 +59,22 @@ class Asking:
 
 
 @dataclass(frozen=True, slots=True)
-class TakenBack:
+class Reversion:
     """A champion that turned out worse than the one before it."""
 
-    experiment: int
-    instead: int  # who reigns again
+    reverted_number: int
+    restored_number: int  # who reigns again
     why: str
-    at: float
+    reverted_at: float
     commit: str
-    in_git: bool
+    is_in_git: bool
 
 
 @dataclass(frozen=True, slots=True)
-class LastRun:
+class RunBreakdown:
     """Where the time of one run went, and how its loss fell."""
 
-    seconds: float  # trained
+    training_seconds: float  # trained
     startup_seconds: float
     evaluation_seconds: float
     curve: Curve  # as it reported it; empty where it did not
@@ -89,20 +89,20 @@ class Ledger:
         self.series = ""  # the present one; set by `begin`
         self._session: int | None = None  # None: nobody has begun; views never do
         self._rows: list[Row] = []
-        self._read_up_to = 0
-        self.db = connect(path)
+        self._last_sequence = 0
+        self.db = open_database(path)
 
     # -- writing, in the order of an experiment ----------------------------------------
 
-    def begin(self, series: str, facts: str, seed: int | None, options: str) -> None:
+    def begin_session(self, series: str, facts: str, seed: int | None, options: str) -> None:
         """Open a session in a series.
 
         A new series gets the seed it is given, or one that follows from its name, so
         that a ledger rebuilt from git goes on with the same seeds.
         """
-        self.require_whole()
+        self.require_intact()
         if seed is None:
-            seed = seed_of_series(series)
+            seed = derive_series_seed(series)
         with self.transaction() as db:
             self._session = db.execute(
                 "insert into session (started_at, tool, options) values (?, ?, ?)",
@@ -115,16 +115,16 @@ class Ledger:
             )
         self.series = series
 
-    def admit(self, proposal: Proposal, blob: str, code: str) -> Proposal:
+    def admit_proposal(self, proposal: Proposal, blob: str, code: str) -> Proposal:
         """Put a proposal on record and number it. Already numbered: as it is."""
-        if proposal.number is not None and self._has(proposal.number):
+        if proposal.number is not None and self._has_experiment(proposal.number):
             return proposal
         with self.transaction() as db:
             number = proposal.number
             if number is None:
                 (last,) = db.execute("select max(number) from experiment").fetchone()
                 number = max(last or 0, 0) + 1
-            keep_source(db, blob, proposal.source)
+            insert_source(db, blob, proposal.source)
             db.execute(
                 "insert into experiment (number, title, reason, author, parent, blob,"
                 " code, program, proposed_at) values (?, ?, ?, ?, ?, ?, ?, ?, ?)",
@@ -133,9 +133,9 @@ class Ledger:
                     *(proposal.parent, blob, code, proposal.program, time.time()),
                 ),
             )
-        return numbered(proposal, number)
+        return assign_number(proposal, number)
 
-    def decide(self, verdict: Verdict, *, commit: str | None, at: float) -> Row:
+    def record_verdict(self, verdict: Verdict, *, commit: str | None, at: float) -> Row:
         """Record a verdict. `commit` is the name git will know it by, if it will."""
         failure = verdict.evidence if isinstance(verdict.evidence, Failure) else None
         value = fmean(verdict.values) if verdict.values else None
@@ -147,7 +147,7 @@ class Ledger:
         with self.transaction() as db:
             if not isinstance(verdict.evidence, Failure):
                 for score in verdict.evidence:
-                    self._add_run(db, score, "verdict")
+                    self._insert_run(db, score, "verdict")
             done = db.execute(
                 "update experiment set decision = ?, outcome = ?, why = ?, kind = ?,"
                 " value = ?,"
@@ -165,20 +165,20 @@ class Ledger:
             )
             assert done.rowcount == 1, f"experiment {number} was decided twice"
             assert number is not None
-            hash_chain.extend(db, "verdict", number)
+            hash_chain.append_entry(db, "verdict", number)
             if commit is not None:
-                hash_chain.extend(db, "commit", number)
-        return self.rows()[-1]
+                hash_chain.append_entry(db, "commit", number)
+        return self.load_rows()[-1]
 
-    def add_runs(self, scores: Scores, occasion: Occasion) -> None:
+    def record_runs(self, scores: Scores, occasion: Occasion) -> None:
         """Further runs of a decided experiment: its champion's, or to replicate it."""
         with self.transaction() as db:
             for score in scores:
-                self._add_run(db, score, occasion)
+                self._insert_run(db, score, occasion)
         for score in scores:
-            self._reread(score.run.candidate.proposal.number)
+            self._reload_row(score.run.candidate.proposal.number)
 
-    def take_back(
+    def record_reversion(
         self, former: Champion, champion: Champion, why: str, commit: str, at: float
     ) -> None:
         """Record that a champion was worse than the one before, which reigns again."""
@@ -187,9 +187,9 @@ class Ledger:
                 "insert into taken_back values (?, ?, ?, ?, ?, ?, 0)",
                 (champion.number, former.number, self.series, why, at, commit),
             )
-            hash_chain.extend(db, "taken back", champion.number)
+            hash_chain.append_entry(db, "taken back", champion.number)
 
-    def start_from(self, blob: str) -> None:
+    def set_start(self, blob: str) -> None:
         """What the next proposals start from, for whoever proposes, in any process."""
         known = self.db.execute(
             "select blob from start where series = ?", (self.series,)
@@ -201,38 +201,38 @@ class Ledger:
                 "insert or replace into start values (?, ?)", (self.series, blob)
             )
 
-    def rename_taken_back(self, number: int, commit: str) -> None:
+    def rename_reversion_commit(self, number: int, commit: str) -> None:
         """The commit that took a champion back was made anew."""
         with self.transaction() as db:
             db.execute(
                 "update taken_back set commit_name = ? where experiment = ?",
                 (commit, number),
             )
-            hash_chain.extend(db, "taken back", number)
+            hash_chain.append_entry(db, "taken back", number)
 
-    def published_taken_back(self, number: int) -> None:
+    def mark_reversion_published(self, number: int) -> None:
         """Git knows of it now."""
         with self.transaction() as db:
             db.execute(
                 "update taken_back set in_git = 1 where experiment = ?", (number,)
             )
 
-    def rename_commit(self, number: int, commit: str) -> None:
+    def rename_verdict_commit(self, number: int, commit: str) -> None:
         """A keep was made anew, on what the human committed meanwhile."""
         with self.transaction() as db:
             db.execute(
                 "update experiment set commit_name = ? where number = ?",
                 (commit, number),
             )
-            hash_chain.extend(db, "commit", number)
-        self._forget()
+            hash_chain.append_entry(db, "commit", number)
+        self._clear_row_cache()
 
-    def published(self, number: int) -> None:
+    def mark_verdict_published(self, number: int) -> None:
         """Git knows of this verdict now."""
         with self.transaction() as db:
             db.execute("update experiment set in_git = 1 where number = ?", (number,))
 
-    def asked(self, asking: Asking) -> None:
+    def record_proposer_call(self, asking: ProposerCall) -> None:
         """Put on record what was asked, what it cost and how it ended."""
         with self.transaction() as db:
             db.execute(
@@ -244,50 +244,50 @@ class Ledger:
 
     # -- reading -----------------------------------------------------------------------
 
-    def rows(self) -> Sequence[Row]:
+    def load_rows(self) -> Sequence[Row]:
         """Every decided experiment, in the order of decision. Do not change it.
 
         What others claim is not among them, so nobody who proposes or decides sees it.
         """
         query = (
-            f"{ROW} where e.sequence > ? and e.evidence = 'measured'"
+            f"{ROW_QUERY} where e.sequence > ? and e.evidence = 'measured'"
             " group by e.number order by e.sequence"
         )
-        for found in self.db.execute(query, (self._read_up_to,)):
-            self._rows.append(row_of(found))
-            self._read_up_to = found[-1]
+        for found in self.db.execute(query, (self._last_sequence,)):
+            self._rows.append(row_from_columns(found))
+            self._last_sequence = found[-1]
         return self._rows
 
-    def claimed(self) -> tuple[Row, ...]:
+    def load_claimed_rows(self) -> tuple[Row, ...]:
         """What was imported and measured by nobody here, oldest first."""
-        query = f"{ROW} where e.evidence = 'claimed' group by e.number order by 1"
-        return tuple(row_of(found) for found in self.db.execute(query))
+        query = f"{ROW_QUERY} where e.evidence = 'claimed' group by e.number order by 1"
+        return tuple(row_from_columns(found) for found in self.db.execute(query))
 
-    def row(self, number: int) -> Row | None:
+    def load_row(self, number: int) -> Row | None:
         """One decided experiment; None when there is none of this number."""
-        query = f"{ROW} where e.number = ? and e.sequence > 0 group by e.number"
+        query = f"{ROW_QUERY} where e.number = ? and e.sequence > 0 group by e.number"
         found = self.db.execute(query, (number,)).fetchone()
-        return row_of(found) if found else None
+        return row_from_columns(found) if found else None
 
-    def source(self, blob: str) -> str:
+    def load_source(self, blob: str) -> str:
         """The train.py (or program.md) that git calls by this name."""
         found = self.db.execute("select text from source where blob = ?", (blob,))
-        return unpacked(found.fetchone()[0])
+        return decompress_source(found.fetchone()[0])
 
-    def remember(self, blob: str, text: str) -> None:
+    def store_source(self, blob: str, text: str) -> None:
         """Keep a text that experiments refer to by its name."""
         with self.transaction() as db:
-            keep_source(db, blob, text)
+            insert_source(db, blob, text)
 
-    def programs(self) -> Iterator[str]:
+    def load_programs(self) -> Iterator[str]:
         """Every program.md that proposals were made by, the newest first."""
         found = self.db.execute(
             "select text from source join (select program, max(number) as last"
             " from experiment group by program) on blob = program order by last desc"
         )
-        return (unpacked(text) for (text,) in found.fetchall())
+        return (decompress_source(text) for (text,) in found.fetchall())
 
-    def open(self) -> tuple[Proposal, ...]:
+    def load_open_proposals(self) -> tuple[Proposal, ...]:
         """Proposals without a verdict, oldest first: waiting, or in hand."""
         query = (
             "select number, title, text, parent, author, reason, program"
@@ -295,13 +295,13 @@ class Ledger:
             " where sequence is null order by number"
         )
         return tuple(
-            Proposal(number, title, unpacked(text), parent, author, reason, program)
+            Proposal(number, title, decompress_source(text), parent, author, reason, program)
             for number, title, text, parent, author, reason, program in (
                 self.db.execute(query)
             )
         )
 
-    def askings(self, author: str | None = None) -> tuple[Asking, ...]:
+    def load_proposer_calls(self, author: str | None = None) -> tuple[ProposerCall, ...]:
         """What was asked of one proposer, or of all, oldest first."""
         found = self.db.execute(
             "select author, asked_at, seconds, dollars, tokens_in, tokens_out, outcome,"
@@ -309,14 +309,14 @@ class Ledger:
             " order by id",
             (author,),
         )
-        return tuple(Asking(*line) for line in found)
+        return tuple(ProposerCall(*line) for line in found)
 
     @property
     def champion(self) -> Champion | None:
         """The best candidate of the present series; None before its first keep."""
-        return next(reversed(self.champions()), None)
+        return next(reversed(self.load_champions()), None)
 
-    def champions(self, series: str | None = None) -> tuple[Champion, ...]:
+    def load_champions(self, series: str | None = None) -> tuple[Champion, ...]:
         """Who reigned in a series, oldest first; none that was taken back.
 
         None: the present one.
@@ -328,7 +328,7 @@ class Ledger:
             " where e.decision = 'keep' and e.series = ? and e.evidence = 'measured'"
             " and e.number not in (select experiment from taken_back)"
             " group by e.number order by e.sequence",
-            (series or self.series or self.last_series(),),
+            (series or self.series or self.find_last_series(),),
         )
         return tuple(
             Champion(number, blob, tuple(json.loads(values)), int(fresh))
@@ -336,12 +336,12 @@ class Ledger:
         )
 
     @property
-    def start(self) -> Champion | None:
+    def starting_point(self) -> Champion | None:
         """What the next idea starts from: the champion, or what promises more."""
         champion = self.champion
         found = self.db.execute(
             "select blob from start where series = ?",
-            (self.series or self.last_series(),),
+            (self.series or self.find_last_series(),),
         ).fetchone()
         if champion is None or found is None or found[0] == champion.blob:
             return champion
@@ -349,42 +349,42 @@ class Ledger:
             "select e.number, reals(r.value) from experiment e"
             " join run r on r.experiment = e.number where e.blob = ? and e.series = ?"
             " group by e.number order by e.sequence desc limit 1",
-            (found[0], self.series or self.last_series()),
+            (found[0], self.series or self.find_last_series()),
         ).fetchone()
         if rows is None:
             return champion
         return Champion(rows[0], found[0], tuple(json.loads(rows[1])))
 
-    def taken_back(self) -> tuple[TakenBack, ...]:
+    def load_reversions(self) -> tuple[Reversion, ...]:
         """Champions that turned out worse, oldest first."""
         found = self.db.execute(
             "select experiment, instead, why, at, commit_name, in_git from taken_back"
             " order by at, experiment"
         )
         return tuple(
-            TakenBack(number, instead, why, at, commit, bool(in_git))
+            Reversion(number, instead, why, at, commit, bool(in_git))
             for number, instead, why, at, commit, in_git in found
         )
 
-    def way(self, parent: str) -> tuple[int, ...]:
+    def load_unproven_ancestors(self, parent: str) -> tuple[int, ...]:
         """What a proposal stands on that starts here now, as `Row.way` will say."""
-        query = f"select {WAY.format(parent='?1', series='?2', before='?3')}"
+        query = f"select {UNPROVEN_ANCESTORS_QUERY.format(parent='?1', series='?2', before='?3')}"
         found = self.db.execute(query, (parent, self.series, 1 << 62)).fetchone()
-        return in_order(found[0])
+        return parse_number_list(found[0])
 
-    def paces(self, number: int) -> tuple[float, ...]:
+    def load_tokens_per_second(self, number: int) -> tuple[float, ...]:
         """Tokens per second of an experiment's runs, by their own count."""
         found = self.db.execute(
             "select facts, seconds from run where experiment = ? order by id", (number,)
         )
-        told = ((dict(facts_in(facts)).get("tokens"), took) for facts, took in found)
+        told = ((dict(parse_facts_column(facts)).get("tokens"), took) for facts, took in found)
         return tuple(
             float(tokens) / took
             for tokens, took in told
             if isinstance(tokens, int | float) and took > 0
         )
 
-    def last_run(self, number: int) -> LastRun | None:
+    def load_last_run(self, number: int) -> RunBreakdown | None:
         """An experiment's newest run, for whoever proposes; None: it made none."""
         found = self.db.execute(
             "select seconds, startup_seconds, evaluation_seconds, curve from run"
@@ -394,16 +394,16 @@ class Ledger:
         if found is None:
             return None
         trained, started, scored, curve = found
-        points = early_stopping.unpacked(curve) if curve else ()
-        return LastRun(trained, started, scored, points)
+        points = early_stopping.curve_from_json(curve) if curve else ()
+        return RunBreakdown(trained, started, scored, points)
 
     @property
-    def runs_made(self) -> int:
+    def run_count(self) -> int:
         """How many runs there are, of all series."""
         (count,) = self.db.execute("select count(*) from run").fetchone()
         return int(count)
 
-    def seeds(self, number: int) -> set[int]:
+    def load_used_seeds(self, number: int) -> set[int]:
         """What an experiment's train.py was run with, under this number or others."""
         found = self.db.execute(
             "select seed from run where experiment in (select number from experiment"
@@ -412,7 +412,7 @@ class Ledger:
         )
         return {seed for (seed,) in found}
 
-    def measured(self, number: int) -> tuple[RunRecord, ...]:
+    def load_run_records(self, number: int) -> tuple[RunRecord, ...]:
         """An experiment's runs, with the holdout. For reports, never for a policy."""
         found = self.db.execute(
             "select seed, occasion, value, holdout, error, ended_at from run"
@@ -421,9 +421,9 @@ class Ledger:
         )
         return tuple(RunRecord(*line) for line in found)
 
-    def finished(
+    def load_finished_runs(
         self, series: str
-    ) -> tuple[tuple[early_stopping.Finished, bool | None], ...]:
+    ) -> tuple[tuple[early_stopping.FinishedRun, bool | None], ...]:
         """First runs with a curve, and of the spared whether they beat their bar."""
         sign = 1.0 if self.lower_is_better else -1.0
         found = self.db.execute(
@@ -436,16 +436,16 @@ class Ledger:
             " order by id",
             (series,),
         )
-        told: list[tuple[early_stopping.Finished, bool | None]] = []
+        told: list[tuple[early_stopping.FinishedRun, bool | None]] = []
         for curve, value, schedule, spared, parent in found:
-            points = early_stopping.unpacked(curve)
+            points = early_stopping.curve_from_json(curve)
             bar = json.loads(spared)["bar"] if spared else None
             won = None if bar is None else sign * value < sign * bar
-            run = early_stopping.Finished(points, value, bool(schedule), parent)
+            run = early_stopping.FinishedRun(points, value, bool(schedule), parent)
             told.append((run, won))
         return tuple(told)
 
-    def ended_early(self, series: str) -> tuple[float, ...]:
+    def load_pruned_shares(self, series: str) -> tuple[float, ...]:
         """At which share of their budget hopeless runs were ended."""
         found = self.db.execute(
             "select ended_at_share from experiment where series = ?"
@@ -454,7 +454,7 @@ class Ledger:
         )
         return tuple(share for (share,) in found)
 
-    def last(self, count: int) -> tuple[Row, ...]:
+    def load_last_rows(self, count: int) -> tuple[Row, ...]:
         """The newest verdicts, oldest of them first."""
         newest = self.db.execute(
             "select min(sequence) from (select sequence from experiment where sequence"
@@ -463,12 +463,12 @@ class Ledger:
         )
         (since,) = newest.fetchone()
         query = (
-            f"{ROW} where e.sequence >= ? and e.evidence = 'measured'"
+            f"{ROW_QUERY} where e.sequence >= ? and e.evidence = 'measured'"
             " group by e.number order by e.sequence"
         )
-        return tuple(row_of(line) for line in self.db.execute(query, (since,)))
+        return tuple(row_from_columns(line) for line in self.db.execute(query, (since,)))
 
-    def first_keep(self, series: str) -> int | None:
+    def find_first_keep(self, series: str) -> int | None:
         """The experiment a series started from; None before it did."""
         found = self.db.execute(
             "select number from experiment where decision = 'keep' and series = ?"
@@ -477,15 +477,15 @@ class Ledger:
         ).fetchone()
         return found[0] if found else None
 
-    def last_keep(self) -> Row | None:
+    def find_last_keep(self) -> Row | None:
         """The champion of whichever series was last; None in a fresh ledger."""
         found = self.db.execute(
             "select number from experiment where decision = 'keep'"
             " and evidence = 'measured' order by sequence desc limit 1"
         ).fetchone()
-        return self.row(found[0]) if found else None
+        return self.load_row(found[0]) if found else None
 
-    def last_series(self) -> str:
+    def find_last_series(self) -> str:
         """The series of the last verdict; "" in a fresh ledger."""
         found = self.db.execute(
             "select series from experiment where sequence is not null"
@@ -493,21 +493,21 @@ class Ledger:
         ).fetchone()
         return found[0] if found else ""
 
-    def series_facts(self, series: str) -> dict[str, object]:
+    def load_series_facts(self, series: str) -> dict[str, object]:
         """What a series' hash stands for."""
         found = self.db.execute("select facts from series where hash = ?", (series,))
         row = found.fetchone()
         return dict(json.loads(row[0])) if row else {}
 
     @property
-    def seed(self) -> int:
+    def base_seed(self) -> int:
         """What the seeds of the present series' runs are drawn from."""
         found = self.db.execute(
             "select seed from series where hash = ?", (self.series,)
         )
         return int(found.fetchone()[0])
 
-    def same_code(self, code: str, parent: str, number: int | None) -> int | None:
+    def find_same_code(self, code: str, parent: str, number: int | None) -> int | None:
         """Another experiment with this code; None if it is new.
 
         What was measured is known, whatever it was a change of. What was refused or
@@ -526,17 +526,17 @@ class Ledger:
     @property
     def chain_head(self) -> str:
         """The newest link of the chain of rows."""
-        return hash_chain.head(self.db)
+        return hash_chain.load_head_link(self.db)
 
-    def not_in_git(self) -> tuple[Row, ...]:
+    def load_unpublished_rows(self) -> tuple[Row, ...]:
         """Decided experiments that git has not learned of, oldest first."""
         query = (
-            f"{ROW} where e.in_git = 0 and e.sequence > 0"
+            f"{ROW_QUERY} where e.in_git = 0 and e.sequence > 0"
             " group by e.number order by e.sequence"
         )
-        return tuple(row_of(found) for found in self.db.execute(query))
+        return tuple(row_from_columns(found) for found in self.db.execute(query))
 
-    def counts(self) -> dict[str, int]:
+    def count_experiments(self) -> dict[str, int]:
         """How many experiments were decided each way, and how many runs there were.
 
         `kept` counts neither what a series began with nor what was taken back,
@@ -575,18 +575,18 @@ class Ledger:
         """Close the database."""
         self.db.close()
 
-    def require_whole(self) -> None:
+    def require_intact(self) -> None:
         """LabError when the file is damaged anywhere; reads all of it."""
         try:
             (found,) = self.db.execute("pragma quick_check(1)").fetchone()
         except sqlite3.DatabaseError as error:
             found = str(error)
         if found != "ok":
-            raise damaged(self.path, " ".join(found.split()))
+            raise damaged_ledger_error(self.path, " ".join(found.split()))
 
     # -- inside ------------------------------------------------------------------------
 
-    def _add_run(
+    def _insert_run(
         self, db: sqlite3.Connection, score: Score, occasion: Occasion
     ) -> None:
         run = score.run
@@ -601,27 +601,27 @@ class Ledger:
                 *(score.value, score.error, run.seconds, run.startup_seconds),
                 *(score.seconds, run.memory_gb, json.dumps(run.facts)),
                 *(run.log.name, score.ended_at, occasion, score.holdout),
-                *(early_stopping.packed(run.curve), run.schedule, spared),
+                *(early_stopping.curve_to_json(run.curve), run.schedule, spared),
                 json.dumps(run.health) if run.health else None,
             ),
         )
         assert added.lastrowid is not None
-        hash_chain.extend(db, "run", added.lastrowid)
+        hash_chain.append_entry(db, "run", added.lastrowid)
 
-    def _has(self, number: int) -> bool:
+    def _has_experiment(self, number: int) -> bool:
         query = "select 1 from experiment where number = ?"
         return self.db.execute(query, (number,)).fetchone() is not None
 
-    def _reread(self, number: int | None) -> None:
+    def _reload_row(self, number: int | None) -> None:
         """A decided experiment changed: let `rows` say what it says now."""
         for place, row in enumerate(self._rows):
             if row.number == number:
-                again = self.row(row.number)
+                again = self.load_row(row.number)
                 assert again is not None
                 self._rows[place] = again
 
-    def _forget(self) -> None:
-        self._rows, self._read_up_to = [], 0
+    def _clear_row_cache(self) -> None:
+        self._rows, self._last_sequence = [], 0
 
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
@@ -636,7 +636,7 @@ class Ledger:
         self.db.execute("commit")
 
 
-def copied(path: Path, place: Path) -> Path:
+def copy_ledger(path: Path, place: Path) -> Path:
     """A copy of a ledger in a folder that can be written, with what it did not settle.
 
     SQLite opens no write-ahead log without writing beside it.
@@ -648,12 +648,12 @@ def copied(path: Path, place: Path) -> Path:
     return place / path.name
 
 
-def seed_of_series(series: str) -> int:
+def derive_series_seed(series: str) -> int:
     """What a series' seeds are drawn from when nobody said otherwise."""
     return int.from_bytes(hashlib.sha256(series.encode()).digest()[:4], "little") >> 1
 
 
-def numbered(proposal: Proposal, number: int) -> Proposal:
+def assign_number(proposal: Proposal, number: int) -> Proposal:
     """The proposal under its number."""
     return Proposal(
         number,

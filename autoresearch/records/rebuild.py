@@ -9,12 +9,12 @@ from autoresearch.git import GitError, Repository
 from autoresearch.lab import constraints
 from autoresearch.lab.folder import Lab
 from autoresearch.records import hash_chain
-from autoresearch.records.commit_message import entry_again, mean
+from autoresearch.records.commit_message import commit_from_message, compute_mean
 from autoresearch.records.ledger import (
     Ledger,
-    seed_of_series,
+    derive_series_seed,
 )
-from autoresearch.records.schema import keep_source
+from autoresearch.records.schema import insert_source
 
 # What `rebuild` says of itself.
 NOT_IN_GIT = (
@@ -26,7 +26,7 @@ NOT_IN_GIT = (
 # -- the ledger from git ---------------------------------------------------------------
 
 
-def rebuild(lab: Lab, ledger: Ledger) -> int:
+def rebuild_ledger(lab: Lab, ledger: Ledger) -> int:
     """Fill an empty ledger from refs/autoresearch; how many experiments came back.
 
     What is not in git does not come back: `NOT_IN_GIT`.
@@ -42,22 +42,22 @@ def rebuild(lab: Lab, ledger: Ledger) -> int:
         for sequence, (number, commit, message) in enumerate(entries, 1):
             tell = git.parse_trailers(message)
             try:
-                restore(ledger, book, number, commit, message, tell, sequence)
+                restore_experiment(ledger, book, number, commit, message, tell, sequence)
             except (KeyError, ValueError, GitError) as error:
                 raise LabError(
                     f"refs/autoresearch/{number} is no verdict of ours ({error}). "
                     f"Next: git update-ref -d refs/autoresearch/{number}"
                 ) from None
         for _, _, message in entries:
-            restore_again(db, git.parse_trailers(message))
+            restore_champion_runs(db, git.parse_trailers(message))
         for number, commit, message in book.list_reverted_commits():
-            restore_back(ledger, book, number, commit, message)
+            restore_reversion(ledger, book, number, commit, message)
         db.execute("update experiment set in_git = 1")
-        hash_chain.adopt(db)
+        hash_chain.chain_existing_rows(db)
     return len(entries)
 
 
-def restore_again(db: sqlite3.Connection, tell: dict[str, str]) -> None:
+def restore_champion_runs(db: sqlite3.Connection, tell: dict[str, str]) -> None:
     """The champion's runs that were made for the sake of another experiment."""
     number, _, values = tell.get("Remeasured", "").partition(" at ")
     for told in values.split():
@@ -66,7 +66,7 @@ def restore_again(db: sqlite3.Connection, tell: dict[str, str]) -> None:
         insert_run(db, int(number), tell["Series"], *run)
 
 
-def restore_back(
+def restore_reversion(
     ledger: Ledger, book: Repository, number: int, commit: str, message: str
 ) -> None:
     """A champion that was taken back."""
@@ -99,7 +99,7 @@ def insert_run(
     )
 
 
-def restore(
+def restore_experiment(
     ledger: Ledger,
     book: Repository,
     number: int,
@@ -122,17 +122,17 @@ def restore(
     rival = tell.get("Against", "").partition(" at ")
     against = int(rival[0]) if rival[0] else None
     at = float(book.run_git("log", "-1", "--format=%at", commit))
-    entry = entry_again(message, tell["Proposed-by"], at)
+    entry = commit_from_message(message, tell["Proposed-by"], at)
     title = entry.title.removeprefix("[AutoResearch] ").rpartition(" | ")[0]
     db = ledger.db
     series = tell["Series"]
     db.execute(
         "insert or ignore into series values (?, '{}', ?)",
-        (series, seed_of_series(series)),
+        (series, derive_series_seed(series)),
     )
-    keep_source(db, tell["Ran"], source)
-    score = mean(values) if values else None
-    delta = None if score is None else delta_of(tell, score, rival[2])
+    insert_source(db, tell["Ran"], source)
+    score = compute_mean(values) if values else None
+    delta = None if score is None else parse_delta(tell, score, rival[2])
     db.execute(
         "insert into experiment (number, title, reason, author, parent, blob, code,"
         " program, proposed_at, sequence, series, decision, why, kind, value, delta,"
@@ -140,7 +140,7 @@ def restore(
         " values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (
             *(number, title, entry.body, tell["Proposed-by"]),
-            *(parent_blob(db, book, commit, against, tell), tell["Ran"]),
+            *(find_parent_blob(db, book, commit, against, tell), tell["Ran"]),
             *(constraints.fingerprint_code(source), tell.get("Program", ""), at, sequence),
             *(tell["Series"], decision, why, what, score, delta, against, at, commit),
             share,
@@ -151,14 +151,14 @@ def restore(
         insert_run(db, number, tell["Series"], value, seed, "verdict")
 
 
-def delta_of(tell: dict[str, str], score: float, rival: str) -> float | None:
+def parse_delta(tell: dict[str, str], score: float, rival: str) -> float | None:
     """What a commit says it gained; older ones say it of means only."""
     if "Delta" in tell:
         return float(tell["Delta"])
     return score - float(rival) if rival else None
 
 
-def parent_blob(
+def find_parent_blob(
     db: sqlite3.Connection,
     book: Repository,
     commit: str,
@@ -177,5 +177,5 @@ def parent_blob(
     found = book.read_file_at(f"{commit}^", "train.py")
     if against is None or found is None:
         return ""
-    keep_source(db, found[0], found[1].decode(errors="replace"))
+    insert_source(db, found[0], found[1].decode(errors="replace"))
     return found[0]

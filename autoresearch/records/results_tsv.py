@@ -15,34 +15,34 @@ from pathlib import Path
 
 from autoresearch.atomic_file import write_whole
 from autoresearch.experiment import Noise, Row
-from autoresearch.records.ledger import IN_LEDGER_ONLY
+from autoresearch.records.ledger import LEDGER_ONLY_KINDS
 from autoresearch.stats import noise, quantiles
 from autoresearch.text import format_exact, format_number, to_one_line
 
-OURS = ["experiment", "runs", "kind", "delta", "delta_low", "delta_high", "proposed_by"]
-STATUS = {"keep": "keep", "discard": "discard", "failed": "crash"}
+EXTRA_COLUMNS = ["experiment", "runs", "kind", "delta", "delta_low", "delta_high", "proposed_by"]
+STATUS_WORDS = {"keep": "keep", "discard": "discard", "failed": "crash"}
 
 
-def header(metric: str) -> str:
+def format_header(metric: str) -> str:
     """The first line."""
-    columns = ["commit", metric, "memory_gb", "status", "description", *OURS]
+    columns = ["commit", metric, "memory_gb", "status", "description", *EXTRA_COLUMNS]
     return "\t".join(columns) + "\n"
 
 
-Bounds = tuple[float, float]
-MOST_NAMED = 4  # experiments that another stands on, one by one
-MOMENT_SECONDS = 1.0  # a verdict's time is cut to whole seconds
+DeltaInterval = tuple[float, float]
+MAX_ANCESTORS_LISTED = 4  # experiments that another stands on, one by one
+CLOCK_RESOLUTION_SECONDS = 1.0  # a verdict's time is cut to whole seconds
 
 
-def line(row: Row, bounds: Bounds | None = None) -> str:
+def format_row(row: Row, bounds: DeltaInterval | None = None) -> str:
     """One experiment; a failure's metric is blank, and so are bounds nobody knows."""
     low, high = bounds or (None, None)
     cells = [
         (row.commit or "")[:7],
         "" if row.value is None else format_exact(row.value),
         format_number(row.memory_gb, ".1f"),
-        STATUS[row.status],
-        described(row),
+        STATUS_WORDS[row.status],
+        format_description(row),
         str(row.number),
         str(row.runs),
         row.kind or "",
@@ -54,40 +54,40 @@ def line(row: Row, bounds: Bounds | None = None) -> str:
     return "\t".join(cells) + "\n"
 
 
-def described(row: Row) -> str:
+def format_description(row: Row) -> str:
     """A title, and what else the experiment brings: its score is of all of it."""
-    return to_one_line(row.title) + on_top(row.unproven_ancestors)
+    return to_one_line(row.title) + format_ancestors(row.unproven_ancestors)
 
 
-def on_top(way: Sequence[int]) -> str:
+def format_ancestors(way: Sequence[int]) -> str:
     """` (on top of 1 and 3)`; "" where nothing is."""
     words = [str(number) for number in way]
-    if len(words) > MOST_NAMED:
+    if len(words) > MAX_ANCESTORS_LISTED:
         words = [f"{len(words)} others"]
     return f" (on top of {' and '.join(words)})" if words else ""
 
 
-def write(path: Path, metric: str, rows: Iterable[Row]) -> None:
+def write_results(path: Path, metric: str, rows: Iterable[Row]) -> None:
     """Write the whole table anew."""
     rows = tuple(rows)
-    known = bounds_of(rows)
-    lines = (line(row, known.get(row.number)) for row in shown(rows))
-    write_whole(path, header(metric) + "".join(lines))
+    known = compute_delta_intervals(rows)
+    lines = (format_row(row, known.get(row.number)) for row in drop_ledger_only(rows))
+    write_whole(path, format_header(metric) + "".join(lines))
 
 
-def append(path: Path, row: Row) -> None:
+def append_result(path: Path, row: Row) -> None:
     """Add the newest experiment. A line lost to a crash comes back with `write`."""
-    if row.kind not in IN_LEDGER_ONLY:
+    if row.kind not in LEDGER_ONLY_KINDS:
         with path.open("ab") as file:
-            file.write(line(row).encode())
+            file.write(format_row(row).encode())
 
 
-def shown(rows: Iterable[Row]) -> Iterable[Row]:
+def drop_ledger_only(rows: Iterable[Row]) -> Iterable[Row]:
     """Rows that ran."""
-    return (row for row in rows if row.kind not in IN_LEDGER_ONLY)
+    return (row for row in rows if row.kind not in LEDGER_ONLY_KINDS)
 
 
-def bounds_of(rows: Sequence[Row]) -> Mapping[int, Bounds]:
+def compute_delta_intervals(rows: Sequence[Row]) -> Mapping[int, DeltaInterval]:
     """The 95 % interval of every delta, by experiment; only where noise is measured.
 
     It rests on the runs that both sides had when the verdict was made.
@@ -95,27 +95,27 @@ def bounds_of(rows: Sequence[Row]) -> Mapping[int, Bounds]:
     by_series: dict[str, list[Sequence[float]]] = {}
     for row in rows:
         by_series.setdefault(row.series, []).append(row.values)
-    noises = {series: noise.pooled(values) for series, values in by_series.items()}
+    noises = {series: noise.estimate_pooled_noise(values) for series, values in by_series.items()}
     by_number = {row.number: row for row in rows}
     found = {}
     for row in rows:
         known = noises[row.series]
         if row.delta is None or row.against not in by_number or known is None:
             continue
-        half = half_width(known, row, by_number[row.against])
+        half = compute_half_width(known, row, by_number[row.against])
         found[row.number] = (row.delta - half, row.delta + half)
     return found
 
 
-def half_width(known: Noise, row: Row, rival: Row) -> float:
+def compute_half_width(known: Noise, row: Row, rival: Row) -> float:
     """Half of the interval of a difference of two means."""
-    until = row.decided_at + MOMENT_SECONDS
+    until = row.decided_at + CLOCK_RESOLUTION_SECONDS
     counts = [max(1, sum(at <= until for at in side.when)) for side in (row, rival)]
     error = known.sd * math.sqrt(sum(1 / count for count in counts))
-    return error * quantiles.as_student(quantiles.NORMAL_95, known.degrees)
+    return error * quantiles.t_quantile_from_normal(quantiles.NORMAL_95, known.degrees)
 
 
-def word(row: Row, *, taken_back: bool = False) -> str:
+def format_decision(row: Row, *, taken_back: bool = False) -> str:
     """A verdict in a word or two, for every view."""
     if row.evidence == "claimed":
         return "claimed"

@@ -10,7 +10,7 @@ from autoresearch.experiment import (
 )
 
 
-class Reals:
+class ExactFloatList:
     """`reals(x)`: numbers as a JSON list, each digit for digit what is stored.
 
     SQLite's own json_group_array cuts them to 15 digits, and then a commit that has
@@ -18,21 +18,21 @@ class Reals:
     """
 
     def __init__(self) -> None:
-        self._found: list[float] = []
+        self._values: list[float] = []
 
     def step(self, value: float) -> None:
         """One more."""
-        self._found.append(value)
+        self._values.append(value)
 
     def finalize(self) -> Any:  # typeshed knows only those that end in an int
         """All of them."""
-        return json.dumps(self._found)
+        return json.dumps(self._values)
 
 
 # From what an experiment started from back to a champion's train.py: the experiments
 # on the way, which brought changes that this one has besides its own. A plus keeps
 # SQLite from any index but that of blobs: with another, it took 2 ms a row.
-WAY = """
+UNPROVEN_ANCESTORS_QUERY = """
     (with recursive line(number, blob, parent) as (
          select number, blob, parent from experiment where blob = {parent}
          and +series = {series} and +decision = 'discard' and +sequence < {before}
@@ -50,7 +50,7 @@ WAY = """
                        and +k.sequence < {before}))
 """
 # The columns are Row's fields in Row's order; the plural ones are JSON here.
-ROW = """
+ROW_QUERY = """
     select e.number, e.title, e.reason, e.author, e.parent, e.blob, e.program,
            e.series, coalesce(e.outcome, e.decision), e.why, e.kind, e.value,
            e.delta, e.against,
@@ -68,21 +68,21 @@ ROW = """
     from experiment e left join run r on r.experiment = e.number
 """.replace(
     "/* way */",
-    WAY.format(parent="e.parent", series="e.series", before="e.sequence"),
+    UNPROVEN_ANCESTORS_QUERY.format(parent="e.parent", series="e.series", before="e.sequence"),
 )
 
 
-def in_order(numbers: str) -> tuple[int, ...]:
+def parse_number_list(numbers: str) -> tuple[int, ...]:
     """A JSON list of experiments, each once, the oldest first."""
     return tuple(sorted(set(json.loads(numbers))))
 
 
-def facts_in(text: str | None) -> Facts:
+def parse_facts_column(text: str | None) -> Facts:
     """Facts as a column holds them."""
     return tuple((key, value) for key, value in json.loads(text or "[]"))
 
 
-def row_of(found: tuple[Any, ...]) -> Row:
+def row_from_columns(found: tuple[Any, ...]) -> Row:
     """A line of the ROW query -> Row."""
     values, when = tuple(json.loads(found[15])), tuple(json.loads(found[16]))
     fields = (
@@ -93,9 +93,9 @@ def row_of(found: tuple[Any, ...]) -> Row:
         when if len(when) == len(values) else (),
         tuple(json.loads(found[17])),
         *found[18:21],
-        facts_in(found[21]),
-        facts_in(found[22]),
+        parse_facts_column(found[21]),
+        parse_facts_column(found[22]),
         *found[23:28],
-        in_order(found[28]),
+        parse_number_list(found[28]),
     )
     return Row(*fields)

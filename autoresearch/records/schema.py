@@ -8,7 +8,7 @@ from pathlib import Path
 
 from autoresearch.errors import LabError
 from autoresearch.records import hash_chain
-from autoresearch.records.row_query import Reals
+from autoresearch.records.row_query import ExactFloatList
 
 MIGRATIONS = (
     """
@@ -80,7 +80,7 @@ MIGRATIONS = (
     create index experiment_decision on experiment(decision, series, sequence);
     create index run_experiment on run(experiment);
     """,
-    hash_chain.TABLE,
+    hash_chain.CHAIN_TABLE,
     # What was asked of whoever proposes, answered or not. NULL dollars or tokens: not
     # known, never 0. An answer that became an experiment has its parent and its blob.
     """
@@ -166,7 +166,7 @@ MIGRATIONS = (
         blob   text not null references source(blob)
     ) strict;
     """,
-    hash_chain.WIDER,
+    hash_chain.WIDENED_CHAIN_TABLE,
     # How the GPU was during a run. NULL: nobody looked, or there is none.
     """
     alter table run add column health text check (health is null or json_valid(health));
@@ -182,14 +182,14 @@ MIGRATIONS = (
 )
 
 
-def connect(path: Path) -> sqlite3.Connection:
+def open_database(path: Path) -> sqlite3.Connection:
     """Open a ledger and bring its tables up to date, or LabError if it is damaged."""
     try:
         db = sqlite3.connect(
             path, isolation_level=None, timeout=30, check_same_thread=False
         )
-        db.create_aggregate("reals", 1, Reals)
-        write_ahead(db)
+        db.create_aggregate("reals", 1, ExactFloatList)
+        enable_write_ahead_log(db)
         db.execute("pragma synchronous = full")
         migrate(db)  # may replace tables that others refer to
         db.execute("pragma foreign_keys = on")
@@ -199,11 +199,11 @@ def connect(path: Path) -> sqlite3.Connection:
             "that folder and that no other program holds the file"
         ) from None
     except sqlite3.DatabaseError as error:
-        raise damaged(path, str(error)) from None
+        raise damaged_ledger_error(path, str(error)) from None
     return db
 
 
-def write_ahead(db: sqlite3.Connection, patience: float = 30.0) -> None:
+def enable_write_ahead_log(db: sqlite3.Connection, patience: float = 30.0) -> None:
     """Switch to the write-ahead log; OperationalError if others hold the file too long.
 
     SQLite does not wait for a lock here, however long its timeout: where two open a
@@ -223,7 +223,7 @@ def write_ahead(db: sqlite3.Connection, patience: float = 30.0) -> None:
         time.sleep(0.01)
 
 
-def damaged(path: Path, how: str) -> LabError:
+def damaged_ledger_error(path: Path, how: str) -> LabError:
     """What to say of a ledger that is not whole any more."""
     return LabError(
         f"{path} cannot be read ({how}). "
@@ -231,18 +231,18 @@ def damaged(path: Path, how: str) -> LabError:
     )
 
 
-def step(db: sqlite3.Connection, version: int) -> None:
+def apply_migration(db: sqlite3.Connection, version: int) -> None:
     """One migration, inside a transaction: `executescript` would end that first."""
-    for statement in statements(MIGRATIONS[version]):
+    for statement in split_statements(MIGRATIONS[version]):
         db.execute(statement)
     db.execute(f"pragma user_version = {version + 1}")
-    if MIGRATIONS[version] is hash_chain.TABLE:
-        hash_chain.adopt(db)  # what an older version wrote, this once
+    if MIGRATIONS[version] is hash_chain.CHAIN_TABLE:
+        hash_chain.chain_existing_rows(db)  # what an older version wrote, this once
     if broken := db.execute("pragma foreign_key_check").fetchone():
         raise sqlite3.DatabaseError(f"a reference of {broken[0]} is broken")
 
 
-def statements(script: str) -> Iterator[str]:
+def split_statements(script: str) -> Iterator[str]:
     """The statements of a script, one by one."""
     whole = ""
     for part in script.split(";"):
@@ -254,11 +254,11 @@ def statements(script: str) -> Iterator[str]:
 
 def migrate(db: sqlite3.Connection) -> None:
     """Run the migrations this ledger has not seen, each with the note that it ran."""
-    while (version := hash_chain.format_of(db)) < len(MIGRATIONS):
+    while (version := hash_chain.read_format_version(db)) < len(MIGRATIONS):
         db.execute("begin immediate")
         try:
-            if hash_chain.format_of(db) == version:  # else another process was faster
-                step(db, version)
+            if hash_chain.read_format_version(db) == version:  # else another process was faster
+                apply_migration(db, version)
             db.execute("commit")
         except sqlite3.Error:
             if db.in_transaction:
@@ -271,11 +271,11 @@ def migrate(db: sqlite3.Connection) -> None:
         )
 
 
-def keep_source(db: sqlite3.Connection, blob: str, text: str) -> None:
+def insert_source(db: sqlite3.Connection, blob: str, text: str) -> None:
     """Store a text under git's name for it, once."""
     packed = zlib.compress(text.encode())
     db.execute("insert or ignore into source values (?, ?)", (blob, packed))
 
 
-def unpacked(packed: bytes) -> str:
+def decompress_source(packed: bytes) -> str:
     return zlib.decompress(packed).decode()

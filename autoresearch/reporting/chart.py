@@ -14,7 +14,7 @@ from collections.abc import Collection, Sequence
 from html import escape
 
 from autoresearch.experiment import Noise, Row
-from autoresearch.records.results_tsv import on_top, word
+from autoresearch.records.results_tsv import format_ancestors, format_decision
 from autoresearch.stats import quantiles
 from autoresearch.text import format_delta, to_one_line, format_score
 
@@ -120,7 +120,7 @@ def bars(rows: Sequence[Row], place: Place, known: Noise | None) -> str:
     for at, row in enumerate(rows if known is not None and known.sd > 0 else ()):
         if known is None or row.decision != "keep" or row.value is None:
             continue
-        half = quantiles.as_student(quantiles.NORMAL_95, known.degrees) * known.sd
+        half = quantiles.t_quantile_from_normal(quantiles.NORMAL_95, known.degrees) * known.sd
         half /= math.sqrt(max(1, row.runs))
         top, floor = place.y(place.high), place.y(place.low)
         ends = [place.y(row.value + side * half) for side in (-1, 1)]
@@ -149,9 +149,9 @@ def best_line(rows: Sequence[Row | None], place: Place) -> str:
 def dot(at: int, row: Row, place: Place, *, taken_back: bool = False) -> str:
     """One experiment; hovering says what it was."""
     x, floor = place.x(at), HEIGHT - BOTTOM
-    said = word(row, taken_back=taken_back)
+    said = format_decision(row, taken_back=taken_back)
     words = f"{row.number} {row.kind or said} {format_score(row.value)} "
-    words += f"{format_delta(row.delta)} {to_one_line(row.title)[:80]}{on_top(row.unproven_ancestors)}"
+    words += f"{format_delta(row.delta)} {to_one_line(row.title)[:80]}{format_ancestors(row.unproven_ancestors)}"
     tip = f"<title>{escape(words)}</title>"
     if row.value is None:
         return (

@@ -33,7 +33,7 @@ def as_json(row: Row, back: Collection[int] = ()) -> dict[str, Any]:
     return {
         "experiment": row.number,
         "decision": row.status,
-        "verdict": results_tsv.word(row, taken_back=row.number in back),
+        "verdict": results_tsv.format_decision(row, taken_back=row.number in back),
         "why": to_one_line(row.why),
         "kind": row.kind,
         "value": row.value,
@@ -60,12 +60,12 @@ def as_json(row: Row, back: Collection[int] = ()) -> dict[str, Any]:
 
 def verdict_line(row: Row, back: Collection[int] = ()) -> str:
     """One experiment on one line of the terminal. `back`: who was taken back."""
-    word = results_tsv.word(row, taken_back=row.number in back)
+    word = results_tsv.format_decision(row, taken_back=row.number in back)
     score = text.format_score(row.value) or (row.kind or "")
     if row.runs > 1:
         score += f" ({row.runs} runs)"
     delta = format_delta(row.delta)
-    title = results_tsv.described(row)
+    title = results_tsv.format_description(row)
     if row.evidence == "claimed":
         title = f"{row.status}: {title}"
     elif row.decision == "failed":
@@ -76,12 +76,12 @@ def verdict_line(row: Row, back: Collection[int] = ()) -> str:
 
 def taken_back(ledger: Ledger) -> frozenset[int]:
     """Champions that turned out worse, by experiment."""
-    return frozenset(back.experiment for back in ledger.taken_back())
+    return frozenset(back.reverted_number for back in ledger.load_reversions())
 
 
 def logged(ledger: Ledger) -> list[Row]:
     """Every experiment for `log`: what others claim first, then what was measured."""
-    return [*ledger.claimed(), *ledger.rows()]
+    return [*ledger.load_claimed_rows(), *ledger.load_rows()]
 
 
 def rate(per_second: float) -> str:

@@ -10,7 +10,7 @@ from html import escape
 from importlib import resources
 
 from autoresearch.experiment import Row
-from autoresearch.records.results_tsv import described
+from autoresearch.records.results_tsv import format_description
 from autoresearch.reporting import chart
 from autoresearch.reporting.report_text import (
     MOST_NEAR,
@@ -216,7 +216,7 @@ def table_row(report: Report, row: Row) -> str:
     """One line of the table."""
     facts = dict(row.facts)
     said = report.said(row)
-    title = text(described(row))
+    title = text(format_description(row))
     if any(kept.row.number == row.number for kept in report.kept):
         title = f"<a href='#e{row.number}'>{title}</a>"
     millions = [

@@ -24,7 +24,7 @@ def as_json(report: Report) -> dict[str, Any]:
         "noise": None if found.noise is None else asdict(found.noise),
         "heavy_tails": found.heavy_tails,
         "drift": None if found.drift is None else asdict(found.drift),
-        "certificate": found.certificate and found.certificate.as_json(),
+        "certificate": found.certificate and found.certificate.to_json(),
         "holdout": None if found.holdout is None else asdict(found.holdout),
         "counts": dict(report.counts),
         "kept": [
@@ -32,7 +32,7 @@ def as_json(report: Report) -> dict[str, Any]:
         ],
         "near_misses": [change_json(row) for row in found.near],
         "taken_back": [
-            {"experiment": back.experiment, "instead": back.instead, "why": back.why}
+            {"experiment": back.reverted_number, "instead": back.restored_number, "why": back.why}
             for back in found.taken_back
         ],
         "early_kill": asdict(found.early),

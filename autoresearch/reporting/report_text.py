@@ -15,8 +15,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from autoresearch.experiment import Row
-from autoresearch.records.ledger import Asking, Ledger
-from autoresearch.records.results_tsv import MOMENT_SECONDS, on_top, word
+from autoresearch.records.ledger import ProposerCall, Ledger
+from autoresearch.records.results_tsv import CLOCK_RESOLUTION_SECONDS, format_ancestors, format_decision
 from autoresearch.reporting import summary
 from autoresearch.reporting.format import counts_words
 from autoresearch.reporting.summary import Findings
@@ -73,7 +73,7 @@ class Report:
         for row in self.rows:
             since = row.proposed_at if last is None else max(last, row.proposed_at)
             # A verdict's time is cut to whole seconds; a proposal's is not.
-            until = row.decided_at + MOMENT_SECONDS
+            until = row.decided_at + CLOCK_RESOLUTION_SECONDS
             total += max(0.0, until - since)
             last = until if last is None else max(last, until)
         return max(total, self.trained_seconds)
@@ -89,11 +89,11 @@ class Report:
     @property
     def back(self) -> frozenset[int]:
         """Champions that were taken back."""
-        return frozenset(back.experiment for back in self.found.taken_back)
+        return frozenset(back.reverted_number for back in self.found.taken_back)
 
     def said(self, row: Row) -> str:
         """A verdict in a word or two."""
-        return word(row, taken_back=row.number in self.back)
+        return format_decision(row, taken_back=row.number in self.back)
 
     @property
     def claimed(self) -> int:
@@ -115,14 +115,14 @@ def build(
     notices: Sequence[str],
 ) -> Report:
     """Read all that is needed from the ledger, once."""
-    rows = tuple(ledger.rows())
-    series = ledger.last_series()
+    rows = tuple(ledger.load_rows())
+    series = ledger.find_last_series()
     found = summary.find(ledger)
     baseline, champion = found.baseline, found.champion
     total: tuple[str, ...] = ()
     if baseline and champion:
         total = diff_of(ledger, baseline.blob, champion.blob)
-    costs = [asking.dollars for asking in ledger.askings()]
+    costs = [asking.dollars for asking in ledger.load_proposer_calls()]
     return Report(
         lab_name,
         metric,
@@ -136,7 +136,7 @@ def build(
         facts,
         notices,
         found,
-        ledger.counts(),
+        ledger.count_experiments(),
         sum(cost is None for cost in costs),
         sum(cost for cost in costs if cost is not None),
         tuple(asked_lines(ledger)),
@@ -146,8 +146,8 @@ def build(
 def asked_lines(ledger: Ledger) -> list[str]:
     """What was asked of models and agents, what it cost, and when they were away."""
     lines = []
-    by_author: dict[str, list[Asking]] = {}
-    for asking in ledger.askings():
+    by_author: dict[str, list[ProposerCall]] = {}
+    for asking in ledger.load_proposer_calls():
         by_author.setdefault(asking.author, []).append(asking)
     for author, all_of_them in by_author.items():
         came = sum(asking.blob != "" for asking in all_of_them)
@@ -190,7 +190,7 @@ def kept_changes(
 
 def diff_of(ledger: Ledger, before: str, after: str) -> tuple[str, ...]:
     """A unified diff of two train.py, bounded."""
-    old, new = (ledger.source(blob).splitlines() for blob in (before, after))
+    old, new = (ledger.load_source(blob).splitlines() for blob in (before, after))
     lines = list(difflib.unified_diff(old, new, "before", "after", lineterm=""))
     more = len(lines) - LARGEST_DIFF_LINES
     shown = lines[:LARGEST_DIFF_LINES]
@@ -374,7 +374,7 @@ def early_lines(report: Report) -> list[str]:
 def back_lines(report: Report) -> list[str]:
     """Champions that turned out worse."""
     return [
-        f"back     experiment {back.experiment} was taken back, {back.instead} reigns "
+        f"back     experiment {back.reverted_number} was taken back, {back.restored_number} reigns "
         f"again: {to_one_line(back.why)}"
         for back in report.found.taken_back
     ]
@@ -386,7 +386,7 @@ def near_lines(report: Report) -> list[str]:
     if not near:
         return []
     first = ", ".join(
-        f"{row.number}{on_top(row.unproven_ancestors)} ({format_delta(row.delta)})"
+        f"{row.number}{format_ancestors(row.unproven_ancestors)} ({format_delta(row.delta)})"
         for row in near[:MOST_NEAR]
     )
     more = f" and {len(near) - MOST_NEAR} more" if len(near) > MOST_NEAR else ""

@@ -27,9 +27,9 @@ def pick(ledger: Ledger, which: str) -> Row:
     elif which == "baseline":
         found = first_of_series(ledger)
     elif which == "last":
-        found = next(iter(ledger.last(1)), None)
+        found = next(iter(ledger.load_last_rows(1)), None)
     elif which.isdigit():
-        found = ledger.row(int(which))
+        found = ledger.load_row(int(which))
     else:
         raise LabError(
             f"{which!r} is no experiment. Next: autoresearch show N, or champion, "
@@ -42,7 +42,7 @@ def pick(ledger: Ledger, which: str) -> Row:
 
 def not_yet(lab: Lab, ledger: Ledger, number: int) -> NotReady:
     """Why there is no verdict on an experiment, and what to type."""
-    if all(proposal.number != number for proposal in ledger.open()):
+    if all(proposal.number != number for proposal in ledger.load_open_proposals()):
         return NotReady(f"there is no experiment {number}. Next: autoresearch log")
     if lab.find_lock_holder() is None:
         why, then = "; nothing runs now, so it waits", "autoresearch run"
@@ -60,8 +60,8 @@ def diff(ledger: Ledger, row: Row) -> str:
 
 def diff_of(ledger: Ledger, parent: str, blob: str) -> str:
     """What lies between two train.py."""
-    before = ledger.source(parent).splitlines(keepends=True)
-    after = ledger.source(blob).splitlines(keepends=True)
+    before = ledger.load_source(parent).splitlines(keepends=True)
+    after = ledger.load_source(blob).splitlines(keepends=True)
     return "".join(difflib.unified_diff(before, after, "a/train.py", "b/train.py"))
 
 
@@ -76,12 +76,12 @@ def read_log(lab: Lab, row: Row) -> str:
 
 def show_lines(lab: Lab, ledger: Ledger, row: Row, metric: str) -> Iterable[str]:
     """One experiment with diff, scores, verdict and log."""
-    back = {one.experiment: one for one in ledger.taken_back()}
+    back = {one.reverted_number: one for one in ledger.load_reversions()}
     yield verdict_line(row, back)
     if row.evidence == "claimed":
         yield "claimed   by somebody else: not measured here, its train.py is not here"
     if taken := back.get(row.number):
-        yield f"back      {taken.instead} reigns again: {to_one_line(taken.why)}"
+        yield f"back      {taken.restored_number} reigns again: {to_one_line(taken.why)}"
     yield f"why       {to_one_line(row.why)}"
     if row.reason:
         yield f"idea      {to_one_line(row.reason)}"
@@ -107,7 +107,7 @@ def show_lines(lab: Lab, ledger: Ledger, row: Row, metric: str) -> Iterable[str]
     if changed := diff(ledger, row):
         yield ""
         yield from (one_end(line) for line in changed.splitlines())
-    if row.unproven_ancestors and row.against is not None and (rival := ledger.row(row.against)):
+    if row.unproven_ancestors and row.against is not None and (rival := ledger.load_row(row.against)):
         yield ""
         yield f"--- all {len(row.unproven_ancestors) + 1} changes since experiment {row.against} ---"
         whole = diff_of(ledger, rival.blob, row.blob)

@@ -37,26 +37,26 @@ def status(lab: Lab, ledger: Ledger) -> dict[str, Any]:
     rows = {"baseline": first_of_series(ledger), "champion": champion_row(ledger)}
     back = taken_back(ledger)
     return {
-        **ledger.counts(),
+        **ledger.count_experiments(),
         **{name: as_json(row) if row else None for name, row in rows.items()},
-        "waiting": len(ledger.open()),
+        "waiting": len(ledger.load_open_proposals()),
         "running": running(lab),
         "paused": lab.pause_path.exists(),
-        "series": ledger.last_series(),
-        "last": [as_json(row, back) for row in ledger.last(5)],
+        "series": ledger.find_last_series(),
+        "last": [as_json(row, back) for row in ledger.load_last_rows(5)],
     }
 
 
 def champion_row(ledger: Ledger) -> Row | None:
     """The champion's row; None before a baseline."""
     champion = ledger.champion
-    return ledger.row(champion.number) if champion else None
+    return ledger.load_row(champion.number) if champion else None
 
 
 def first_of_series(ledger: Ledger) -> Row | None:
     """What the present series started from; None before it did."""
-    number = ledger.first_keep(ledger.last_series())
-    return ledger.row(number) if number is not None else None
+    number = ledger.find_first_keep(ledger.find_last_series())
+    return ledger.load_row(number) if number is not None else None
 
 
 def status_lines(metric: str, found: Mapping[str, Any]) -> list[str]:
@@ -76,7 +76,7 @@ def status_lines(metric: str, found: Mapping[str, Any]) -> list[str]:
         lines.append(
             f"{row['experiment']:>4} {row['verdict']:<10} {score:<14} "
             f"{format_delta(row['delta']):>8}  {row['title']}"
-            + results_tsv.on_top(row["on_top_of"])
+            + results_tsv.format_ancestors(row["on_top_of"])
         )
     if found["waiting"]:
         lines.append(f"{found['waiting']} waiting")
@@ -136,7 +136,7 @@ def in_force(lab: Lab, ledger: Ledger) -> InForce:
     try:
         return InForce(program.parse_program(text), text, "")
     except LabError as error:
-        for old in ledger.programs():
+        for old in ledger.load_programs():
             with suppress(LabError):
                 return InForce(program.parse_program(old), old, str(error))
         raise

@@ -18,11 +18,11 @@ from statistics import fmean
 
 from autoresearch.experiment import RunRecord, Noise, Row
 from autoresearch.records import queries
-from autoresearch.records.ledger import Ledger, TakenBack
+from autoresearch.records.ledger import Ledger, Reversion
 from autoresearch.stats import early_stopping, gain, noise, quantiles
-from autoresearch.stats.early_stopping import FalseKills
+from autoresearch.stats.early_stopping import FalsePruneRate
 from autoresearch.stats.history import Evidence
-from autoresearch.stats.noise import Claim, Drift
+from autoresearch.stats.noise import GainEstimate, Drift
 from autoresearch.stats.paired import Certificate
 
 
@@ -46,7 +46,7 @@ class EarlyKill:
     ended: int
     saved_seconds: float  # of training, by what a whole run takes on average
     saved_share: float  # of what all runs would have trained
-    false_kills: FalseKills | None  # None: nothing was spared yet, so nobody knows
+    false_kills: FalsePruneRate | None  # None: nothing was spared yet, so nobody knows
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,13 +58,13 @@ class Findings:
     before: float | None  # baseline's mean over the night's own runs
     after: float | None  # champion's
     raw: float | None  # the plain difference; positive is better
-    claim: Claim | None  # what is believed of it; None: see why_no_claim
+    claim: GainEstimate | None  # what is believed of it; None: see why_no_claim
     why_no_claim: str
     noise: Noise | None  # None: nothing ran twice
     heavy_tails: bool | None  # None: too few runs to say
     drift: Drift | None  # None: none beyond doubt
     near: tuple[Row, ...]  # near misses, the best first
-    taken_back: tuple[TakenBack, ...]
+    taken_back: tuple[Reversion, ...]
     reigned: tuple[tuple[int, int], ...]  # (champion, changes since the one before)
     early: EarlyKill
     holdout: Holdout | None  # None: baseline or champion was not scored there
@@ -80,18 +80,18 @@ class Findings:
 
 def find(ledger: Ledger) -> Findings:
     """All of it."""
-    series = ledger.series or ledger.last_series()
-    told = queries.of(ledger)
+    series = ledger.series or ledger.find_last_series()
+    told = queries.load_evidence(ledger)
     rows, champions = told.rows, told.champions
     by_number = {row.number: row for row in rows}
-    first = ledger.first_keep(series)
+    first = ledger.find_first_keep(series)
     baseline = by_number[first] if first is not None else None
     champion = by_number[champions[-1].number] if champions else None
-    scored = [row for row in told.fair_rows() if row.values]
+    scored = [row for row in told.adjust_rows() if row.values]
     replicates = [row.values for row in scored]
-    known = told.luck.noise
+    known = told.effects.noise
     tonight = Evidence(of_the_night(ledger, rows), champions)
-    fair = tonight.fair_rows()
+    fair = tonight.adjust_rows()
     before, after = (mean_of(fair, row) for row in (baseline, champion))
     raw = None
     if before is not None and after is not None:
@@ -104,13 +104,13 @@ def find(ledger: Ledger) -> Findings:
     near = sorted(better, key=lambda row: sign * (row.delta or 0.0))
     certified = None
     if baseline is not None and champion is not None:
-        certified = queries.certificate(ledger, champion.number, baseline.number)
+        certified = queries.load_certificate(ledger, champion.number, baseline.number)
     return Findings(
         *(baseline, champion, before, after, raw, claim, why, known),
-        noise.heavy_tails(replicates),
-        noise.drift(replicates, [row.when for row in scored]),
+        noise.has_heavy_tails(replicates),
+        noise.detect_drift(replicates, [row.when for row in scored]),
         tuple(near),
-        tuple(back for back in ledger.taken_back() if back.experiment in by_number),
+        tuple(back for back in ledger.load_reversions() if back.reverted_number in by_number),
         ways(rows, [champion.number for champion in champions]),
         early_kill(ledger, series, rows),
         holdout(ledger, rows, baseline, champion),
@@ -139,7 +139,7 @@ def without_replicates(ledger: Ledger, row: Row) -> Row:
 
 def own_runs(ledger: Ledger, number: int) -> list[RunRecord]:
     """An experiment's runs in the night itself."""
-    return [run for run in ledger.measured(number) if run.occasion != "replicate"]
+    return [run for run in ledger.load_run_records(number) if run.occasion != "replicate"]
 
 
 def mean_of(rows: Sequence[Row], wanted: Row | None) -> float | None:
@@ -156,7 +156,7 @@ def claimed(
     champion: Row | None,
     known: Noise | None,
     lower_is_better: bool,
-) -> tuple[Claim | None, str]:
+) -> tuple[GainEstimate | None, str]:
     """What may be claimed of the gain, or why nothing may."""
     if baseline is None or champion is None:
         return None, "nothing was measured yet"
@@ -166,8 +166,8 @@ def claimed(
         return None, "nothing ran twice, so the noise is not measured"
     if known.sd == 0:
         return None, "runs of the same train.py do not differ: the difference is exact"
-    found = gain.claim(
-        tonight.told, champion.blob, baseline.blob, lower_is_better=lower_is_better
+    found = gain.estimate_champion_gain(
+        tonight.measured_experiments, champion.blob, baseline.blob, lower_is_better=lower_is_better
     )
     return found, "" if found else "baseline or champion has no score here"
 
@@ -193,17 +193,17 @@ def ways(rows: Sequence[Row], champions: Sequence[int]) -> tuple[tuple[int, int]
 
 def early_kill(ledger: Ledger, series: str, rows: Sequence[Row]) -> EarlyKill:
     """What ending hopeless runs saved, as if each had taken what others take."""
-    shares = ledger.ended_early(series)
+    shares = ledger.load_pruned_shares(series)
     runs, seconds = sum(row.runs for row in rows), sum(row.seconds for row in rows)
     each = seconds / runs if runs else 0.0
     saved = each * sum(1 - share for share in shares)
     whole = seconds + each * len(shares)
-    won = [beaten for _, beaten in ledger.finished(series) if beaten is not None]
+    won = [beaten for _, beaten in ledger.load_finished_runs(series) if beaten is not None]
     return EarlyKill(
         len(shares),
         saved,
         saved / whole if whole else 0.0,
-        early_stopping.false_kills(won, len(shares)),
+        early_stopping.estimate_false_prunes(won, len(shares)),
     )
 
 
@@ -226,14 +226,14 @@ def holdout(
     held = sign * (fmean(h for _, h in pairs(first)) - fmean(h for _, h in pairs(last)))
     gap = gain - held
     kept = [row.number for row in rows if row.decision == "keep"]
-    scatter = noise.pooled(
+    scatter = noise.estimate_pooled_noise(
         [[value - h for value, h in pairs(on_both(ledger, n))] for n in kept]
     )
     low = high = None
     if scatter is not None:
         audit = 2 * fmean(run.error**2 for run in (*first, *last))
         error = math.sqrt(max(scatter.sd**2, audit) * (1 / len(first) + 1 / len(last)))
-        half = error * quantiles.student_95(int(scatter.degrees))
+        half = error * quantiles.t_quantile_95(int(scatter.degrees))
         low, high = gap - half, gap + half
     return Holdout(gain, held, gap, low, high, len(last), len(first))
 

@@ -16,12 +16,12 @@ def measure_baseline(session: Session, dispatcher: Dispatcher) -> Row:
     each other, and the noise that verdicts know has to hold that.
     """
     books = session.books
-    source, why = books.start_file()
-    fresh = books.ledger.last_keep() is None
+    source, why = books.choose_start_source()
+    fresh = books.ledger.find_last_keep() is None
     title = "baseline" if fresh else "champion again"
-    number = 0 if fresh and books.ledger.row(0) is None else None
+    number = 0 if fresh and books.ledger.load_row(0) is None else None
     author = HUMAN_AUTHOR if fresh else HARNESS_AUTHOR
-    proposal = books.admit(Proposal(number, title, source, "", author, why))
+    proposal = books.admit_proposal(Proposal(number, title, source, "", author, why))
     row = record(session, run_baseline(session, dispatcher, proposal))
     if row.decision == "failed":
         raise LabError(
@@ -35,7 +35,7 @@ def measure_baseline(session: Session, dispatcher: Dispatcher) -> Row:
 def run_baseline(session: Session, dispatcher: Dispatcher, proposal: Proposal) -> Trial:
     """All runs of the baseline."""
     try:
-        candidate = session.books.write_down(proposal)
+        candidate = session.books.store_candidate(proposal)
     except ExperimentFailed as failed:
         return refused_trial(proposal, failed.failure, is_baseline=True)
     return dispatcher.run_alone(Trial(candidate, is_baseline=True))

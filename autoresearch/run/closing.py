@@ -32,7 +32,7 @@ class ClosingRuns:
     @property
     def most(self) -> int:
         """How many there may be."""
-        tonight = self.session.books.ledger.runs_made - self.before - self.made
+        tonight = self.session.books.ledger.run_count - self.before - self.made
         return min(CLOSING_RUNS, max(FEWEST_CLOSING, tonight // 3))
 
     def choose(self, *, is_over: bool = False) -> tuple[str, ...]:
@@ -47,12 +47,12 @@ class ClosingRuns:
             left = 0.0
         elif left > CLOSING_RUNS:
             return ()
-        known = queries.of(self.session.books.ledger)
+        known = queries.load_evidence(self.session.books.ledger)
         better = self.session.bench.apparatus.lower_is_better
-        need = known.need(lower_is_better=better)
+        need = known.plan_gain_runs(lower_is_better=better)
         devices = self.session.pool.capacity
         first = left - math.ceil(len(need) / devices)
-        again = self.session.policy.closing(known.history(), first)
+        again = self.session.policy.choose_closing_run(known.build_history(), first)
         if again is not None:
             return (again,)
         return need[: min(devices, self.most - self.made)] if first <= 0 else ()
@@ -65,15 +65,15 @@ class ClosingRuns:
 
     def _start_one(self, blob: str) -> None:
         books = self.session.books
-        rows = [row for row in queries.of(books.ledger).rows if row.blob == blob]
-        reigned = {champion.number for champion in books.ledger.champions()}
+        rows = [row for row in queries.load_evidence(books.ledger).rows if row.blob == blob]
+        reigned = {champion.number for champion in books.ledger.load_champions()}
         row = next((row for row in rows if row.number in reigned), rows[0])
-        again = second_look(books.ledger.source(blob), row)
+        again = second_look(books.ledger.load_source(blob), row)
         if row.number in reigned:
             candidate = Candidate(replace(again, number=row.number), blob)
             self.dispatcher.rerun(candidate, self._hear)
             return
-        trial = open_trial(self.session, books.write_down(books.admit(again)))
+        trial = open_trial(self.session, books.store_candidate(books.admit_proposal(again)))
         trial.is_closing = True
         self.dispatcher.start(trial)
 

@@ -27,8 +27,8 @@ from autoresearch.records import queries
 from autoresearch.run.seeds import ChampionSeeds, seed_of
 from autoresearch.run.session import Session, terms_with_wall
 from autoresearch.run.trial import NO_CHANGE, RunKind, Trial, plan_runs
-from autoresearch.stats.early_stopping import Outlook, spared, touches_schedule
-from autoresearch.stats.history import Evidence, runs_of
+from autoresearch.stats.early_stopping import Pruner, is_exempt, touches_schedule
+from autoresearch.stats.history import Evidence, seed_scores_from_row
 
 MOST_ATTEMPTS = 3  # at one run, where machines go away
 
@@ -95,7 +95,7 @@ class Dispatcher:
         """Run an experiment that was decided once more, on a fresh seed."""
         number = candidate.proposal.number
         assert number is not None, "it was decided under a number"
-        paces = self._ledger.paces(number)
+        paces = self._ledger.load_tokens_per_second(number)
         self.run(candidate, self.seeds.draw(number), receiver, paces=paces)
 
     def run(
@@ -143,7 +143,7 @@ class Dispatcher:
             self._run_again(ended)
             return
         for notice in ended.notices:
-            self._session.books.say_once(notice.words, notice.about)
+            self._session.books.notify_once(notice.words, notice.about)
         self._receivers.pop(request.id)(ended)
 
     def _run_again(self, lost: RunLost) -> None:
@@ -156,7 +156,7 @@ class Dispatcher:
                 "look after them, then autoresearch run goes on by itself"
             )
         if (pruner := lost.request.pruner) is not None:
-            pruner.forget()
+            pruner.reset()
         self._session.pool.submit(lost.request)
 
     def _stop_all(self) -> None:
@@ -190,8 +190,8 @@ class Dispatcher:
         if plan or trial.pending:
             return True
         if not trial.is_baseline:
-            fair = evidence.fair(trial.scores)
-            verdict = policy.decide(fair, evidence.history(change), change)
+            fair = evidence.adjust_scores(trial.scores)
+            verdict = policy.decide(fair, evidence.build_history(change), change)
             trial.keeps = verdict.decision == "keep"
         return False
 
@@ -203,7 +203,7 @@ class Dispatcher:
 
     def _evidence(self, trial: Trial) -> Evidence:
         """What is known now, with the champion's runs that this trial has had."""
-        evidence = queries.of(self._ledger)
+        evidence = queries.load_evidence(self._ledger)
         champion = evidence.champions[-1] if evidence.champions else None
         for score in trial.champion_runs:
             if champion and score.run.candidate.blob == champion.blob:
@@ -215,7 +215,7 @@ class Dispatcher:
         champion = self._ledger.champion
         if champion is None:
             return NO_CHANGE
-        source = self._ledger.source(champion.blob)
+        source = self._ledger.load_source(champion.blob)
         return constraints.compare_code_size(source, trial.candidate.proposal.source)
 
     def _start_run(self, trial: Trial, kind: RunKind, evidence: Evidence) -> None:
@@ -224,7 +224,7 @@ class Dispatcher:
             champion = self._ledger.champion
             assert champion is not None, "a baseline has no rival"
             self.rerun(
-                champion_again(self._ledger.source(champion.blob), champion),
+                champion_again(self._ledger.load_source(champion.blob), champion),
                 lambda ended: self._hear_champion(trial, ended),
             )
             return
@@ -238,7 +238,7 @@ class Dispatcher:
             self.terms,
             holdout=trial.is_baseline,
             pruner=None if place else self._pruner(trial, evidence),
-            paces=() if champion is None else self._ledger.paces(champion.number),
+            paces=() if champion is None else self._ledger.load_tokens_per_second(champion.number),
         )
         self._submit(request, lambda ended: self._hear_candidate(trial, place, ended))
 
@@ -266,7 +266,7 @@ class Dispatcher:
     def say_champion_failed(self, failure: Failure) -> None:
         """Tell the person, once, that a champion failed when it was run again."""
         number = failure.proposal.number
-        self._session.books.say_once(
+        self._session.books.notify_once(
             f"the champion, experiment {number}, failed when it was run again: "
             f"{failure.kind}: {failure.detail}",
             f"failed again {number}",
@@ -297,19 +297,19 @@ class Dispatcher:
             trial.failure = trial.failure or ended.outcome
         self._advance(trial)
 
-    def _pruner(self, trial: Trial, evidence: Evidence) -> Outlook | None:
+    def _pruner(self, trial: Trial, evidence: Evidence) -> Pruner | None:
         """What may end a candidate's first run early; None: nothing may."""
-        champion = evidence.history().champion
+        champion = evidence.build_history().champion
         if champion is None or not self._session.books.program.early_kill:
             return None
         seed = seed_of(self._session.seed, 0)
-        luck = evidence.luck.of.get(seed, 0.0)
-        return Outlook(
+        luck = evidence.effects.by_seed.get(seed, 0.0)
+        return Pruner(
             trial.past,
             fmean(champion.values) + luck,
             score_on_seed(evidence, trial.candidate.proposal.parent, seed),
             schedule=trial.changes_schedule,
-            spare=spared(self._session.seed, trial.number),
+            spare=is_exempt(self._session.seed, trial.number),
             lower_is_better=self._session.bench.apparatus.lower_is_better,
         )
 
@@ -319,11 +319,11 @@ def open_trial(session: Session, candidate: Candidate) -> Trial:
     ledger, proposal = session.books.ledger, candidate.proposal
     trial = Trial(candidate)
     if session.books.program.early_kill:
-        trial.past = tuple(run for run, _ in ledger.finished(ledger.series))
+        trial.past = tuple(run for run, _ in ledger.load_finished_runs(ledger.series))
     if proposal.author == HARNESS_AUTHOR:  # a second look: on fresh seeds, and to its end
-        trial.first_run, trial.past = len(ledger.seeds(trial.number)), ()
+        trial.first_run, trial.past = len(ledger.load_used_seeds(trial.number)), ()
     trial.changes_schedule = bool(proposal.parent) and touches_schedule(
-        ledger.source(proposal.parent), proposal.source
+        ledger.load_source(proposal.parent), proposal.source
     )
     return trial
 
@@ -337,5 +337,5 @@ def champion_again(source: str, champion: Champion) -> Candidate:
 def score_on_seed(evidence: Evidence, blob: str, seed: int) -> float | None:
     """What a train.py scored on a seed, as measured; None: it did not run there."""
     rows = (row for row in evidence.rows if row.blob == blob)
-    runs = (run for row in rows for run in runs_of(row))
+    runs = (run for row in rows for run in seed_scores_from_row(row))
     return next((value for one, value in runs if one == seed), None)

@@ -22,7 +22,7 @@ class ChampionSeeds:
     def draw(self, number: int) -> int:
         """The next fresh seed of this experiment."""
         given = self._given.setdefault(number, set())
-        given |= self._ledger.seeds(number)
+        given |= self._ledger.load_used_seeds(number)
         seed = next(s for n in count() if (s := seed_of(self._base, n)) not in given)
         given.add(seed)
         return seed

@@ -50,7 +50,7 @@ from autoresearch.proposers import registry as proposer_registry
 from autoresearch.proposers.bandit import Hybrid
 from autoresearch.proposers.toolkit import desk_of
 from autoresearch.records.ledger import Ledger
-from autoresearch.records.recorder import Books
+from autoresearch.records.recorder import Recorder
 from autoresearch.sandbox import process, selftest
 from autoresearch.sandbox.process import StopFlag, SandboxBackend
 from autoresearch.user_config import load_config
@@ -78,7 +78,7 @@ class Options:
 class Session:
     """Everything one `autoresearch run` works with."""
 
-    books: Books
+    books: Recorder
     bench: Workbench
     proposer: Proposer
     policy: Policy
@@ -194,7 +194,7 @@ def opened(lab: Lab, options: Options, stop: StopFlag) -> Iterator[tuple[Session
 
 def lend_own_code_only(lab: Lab, ledger: Ledger) -> None:
     """Drop what `check` compiled of a file that this lab did not begin with."""
-    if begun_with := {row.blob for row in ledger.rows() if row.author == HUMAN_AUTHOR}:
+    if begun_with := {row.blob for row in ledger.load_rows() if row.author == HUMAN_AUTHOR}:
         compile_cache.discard_other_blobs(lab, *begun_with)
 
 
@@ -212,7 +212,7 @@ def night_of(
 ) -> tuple[Session, Now]:
     """Put the parts of a night together."""
     now = Now(lab.live_status_path)
-    books = Books(lab, found, ledger, now.notice)
+    books = Recorder(lab, found, ledger, now.notice)
     program = books.program
     slots = list_usable_devices(found)
     readonly = read_readonly_files(lab, program)
@@ -220,10 +220,10 @@ def night_of(
     slots = working(slots, walls, lab, now.notice)
     series, facts = series_of(found, program, slots[0], readonly)
     session = {**asdict(options), "cage": dict(selftest.collect_sandbox_facts(walls))}
-    ledger.begin(series, json.dumps(facts), options.seed, json.dumps(session))
-    books.catch_up()
+    ledger.begin_session(series, json.dumps(facts), options.seed, json.dumps(session))
+    books.publish_pending()
     champion = ledger.champion
-    if champion and lab.read_file("train.py") != ledger.source(champion.blob):
+    if champion and lab.read_file("train.py") != ledger.load_source(champion.blob):
         now.notice(
             "train.py in your folder is not the champion's and is left alone; to have "
             'it measured: autoresearch try train.py "what is new"'
@@ -244,7 +244,7 @@ def night_of(
     night = Session(
         books,
         bench,
-        proposer_registry.named(specs, program, lab.folder, ledger.seed, desk),
+        proposer_registry.named(specs, program, lab.folder, ledger.base_seed, desk),
         policy_registry.named(
             program.policy,
             lower_is_better=found.lower_is_better,
@@ -252,7 +252,7 @@ def night_of(
         ),
         pool_registry.named(load_config().pool, Worker(bench), slots),
         slots,
-        ledger.seed,
+        ledger.base_seed,
         over := Over(books, options, now),
         lambda: over.left() / len(slots),
     )
@@ -330,7 +330,7 @@ def terms_with_wall(session: Session) -> RunTerms:
     champion = session.books.ledger.champion
     if terms.budget_tokens is None or champion is None:
         return terms
-    row = session.books.ledger.row(champion.number)
+    row = session.books.ledger.load_row(champion.number)
     assert row is not None
     wall = max(SHORTEST_WALL_SECONDS, WALL_FACTOR * row.seconds / row.runs)
     return replace(terms, wall_seconds=wall)
@@ -339,15 +339,15 @@ def terms_with_wall(session: Session) -> RunTerms:
 class Over:
     """Whether a night has had its experiments or its hours. Read afresh each time."""
 
-    def __init__(self, books: Books, options: Options, now: Now) -> None:
+    def __init__(self, books: Recorder, options: Options, now: Now) -> None:
         self._books = books
         self._options = options
         self._now = now
-        self._began, self._runs = time.time(), books.ledger.runs_made
+        self._began, self._runs = time.time(), books.ledger.run_count
 
     def left(self) -> float:
         """How many runs fit until the hours are over, at tonight's pace."""
-        made = self._books.ledger.runs_made - self._runs
+        made = self._books.ledger.run_count - self._runs
         if self._now.until is None or not made:
             return math.inf
         each = (time.time() - self._began) / made

@@ -9,7 +9,7 @@ from typing import Literal
 
 from autoresearch.experiment import Candidate, CodeSizeChange, Failure, Score, Scores
 from autoresearch.policies import Policy
-from autoresearch.stats.early_stopping import Finished
+from autoresearch.stats.early_stopping import FinishedRun
 from autoresearch.stats.history import Evidence
 from autoresearch.text import format_exact
 
@@ -25,7 +25,7 @@ class Trial:
     is_baseline: bool = False  # measured alone, on both splits, against nothing
     is_closing: bool = False  # one of a session's closing runs
     first_run: int = 0  # runs of the same train.py under another number
-    past: tuple[Finished, ...] = ()  # runs whose learning curves it is compared with
+    past: tuple[FinishedRun, ...] = ()  # runs whose learning curves it is compared with
     changes_schedule: bool = False
     runs: dict[int, Score] = field(default_factory=dict)  # by their place in the order
     champion_runs: Scores = ()  # runs of the champion that were made on the way
@@ -93,7 +93,7 @@ def wanted_run(
     policy: Policy, evidence: Evidence, scores: Scores, change: CodeSizeChange
 ) -> RunKind | None:
     """Which run the policy wants next; None: no more."""
-    wanted = policy.wants(evidence.fair(scores), evidence.history(change))
+    wanted = policy.choose_next_run(evidence.adjust_scores(scores), evidence.build_history(change))
     return None if wanted == "nothing" else wanted
 
 

@@ -36,16 +36,16 @@ def record(session: Session, trial: Trial) -> Row:
     """
     books, result, again = session.books, trial.result, trial.champion_runs
     if again:
-        books.ledger.add_runs(again, "champion")
+        books.ledger.record_runs(again, "champion")
     rival = None if trial.is_baseline else books.ledger.champion
     if isinstance(result, Failure):
         return settled(session, failed_verdict(result, rival), again)
     change = NO_CHANGE
     if rival is not None:
         source = trial.candidate.proposal.source
-        change = constraints.compare_code_size(books.ledger.source(rival.blob), source)
-    known = queries.of(books.ledger)
-    history, fair = known.history(change), known.fair(result)
+        change = constraints.compare_code_size(books.ledger.load_source(rival.blob), source)
+    known = queries.load_evidence(books.ledger)
+    history, fair = known.build_history(change), known.adjust_scores(result)
     if rival is None:
         history = replace(history, champion=None)
     verdict = session.policy.decide(fair, history, change)
@@ -77,13 +77,13 @@ def record_rerun(session: Session, ended: RunResult) -> None:
     if isinstance(ended.outcome, Failure):
         failure = ended.outcome
         number = failure.proposal.number
-        session.books.say_once(
+        session.books.notify_once(
             f"the champion, experiment {number}, failed when it was run again: "
             f"{failure.kind}: {failure.detail}",
             f"failed again {number}",
         )
         return
-    session.books.ledger.add_runs((ended.outcome,), "champion")
+    session.books.ledger.record_runs((ended.outcome,), "champion")
     session.books.write_results()
     demote(session)
 
@@ -96,7 +96,7 @@ def mean_of(scores: Scores) -> float:
 def settled(session: Session, verdict: Verdict, again: Scores = ()) -> Row:
     """A verdict in the books, and what follows from it for the champion."""
     books = session.books
-    row = books.record(verdict, again)
+    row = books.record_verdict(verdict, again)
     evaluator.settle_claims(session.bench.lab, row.number, kept=row.decision == "keep")
     notice(session, demote(session))
     return row
@@ -105,12 +105,12 @@ def settled(session: Session, verdict: Verdict, again: Scores = ()) -> Row:
 def demote(session: Session) -> History:
     """Put a former champion back, if what was run since says so -> what is known."""
     books = session.books
-    history = queries.of(books.ledger).history()
-    champion, former = history.champion, session.policy.demoted(history)
+    history = queries.load_evidence(books.ledger).build_history()
+    champion, former = history.champion, session.policy.find_champion_to_restore(history)
     if champion is None or former is None:
         return history
-    books.take_back(champion, former, worse_than(former, champion))
-    return queries.of(books.ledger).history()
+    books.revert_champion(champion, former, worse_than(former, champion))
+    return queries.load_evidence(books.ledger).build_history()
 
 
 def worse_than(former: Champion, champion: Champion) -> str:
@@ -124,9 +124,9 @@ def worse_than(former: Champion, champion: Champion) -> str:
 
 def notice(session: Session, history: History) -> None:
     """Tell the human of a drift, and of a plateau."""
-    found = noise.drift(history.replicates, history.end_times)
+    found = noise.detect_drift(history.replicates, history.end_times)
     if found is not None:
-        session.books.say_once(
+        session.books.notify_once(
             f"the same train.py scores {found.per_hour:+.2g} an hour: something about "
             "this machine drifts (heat, a neighbour). Policies that know the noise "
             "keep nothing now that did not run side by side with the champion",
@@ -135,7 +135,7 @@ def notice(session: Session, history: History) -> None:
     champion = history.champion
     since = sum(row.number > champion.number for row in history.rows) if champion else 0
     if champion is not None and since >= PLATEAU:
-        session.books.say_once(
+        session.books.notify_once(
             f"{since} experiments since the last keep: proposers are asked for "
             "something structurally different",
             f"plateau {champion.number}",

@@ -34,16 +34,16 @@ from autoresearch.experiment import Curve, PruneDecision
 from autoresearch.stats import quantiles
 
 # When a run is looked at, as a share of its budget. Few looks: each is a chance to err.
-LOOKS = (0.1, 0.2, 0.3, 0.45, 0.6)
-WINDOW = 0.08  # of the budget, over which the reported losses are averaged
-FEWEST = 9  # finished runs with a curve
-SURE_Z = 3.0  # normal deviate of the prediction: one in a thousand
-FORETELLS_Z = 3.0  # standard errors that losses have to tell of scores at all
-SPARED = 0.1  # share of the would-be-killed that run on
-MOST_POINTS = 4096  # of a curve; more are thinned out
+LOOK_SHARES = (0.1, 0.2, 0.3, 0.45, 0.6)
+LOSS_WINDOW_SHARE = 0.08  # of the budget, over which the reported losses are averaged
+MIN_FINISHED_RUNS = 9  # finished runs with a curve
+PRUNE_Z = 3.0  # normal deviate of the prediction: one in a thousand
+PREDICTIVE_Z = 3.0  # standard errors that losses have to tell of scores at all
+EXEMPT_SHARE = 0.1  # share of the would-be-killed that run on
+MAX_CURVE_POINTS = 4096  # of a curve; more are thinned out
 
 # A word of a constant's or variable's name that shapes a schedule.
-SCHEDULE = re.compile(
+SCHEDULE_PATTERN = re.compile(
     r"progress|sched|warm|cool|decay|anneal|(^|_|\b)(lr|rate|momentum|betas?|batch)"
     r"(_|\b|$)|learning",
     re.IGNORECASE,
@@ -51,17 +51,17 @@ SCHEDULE = re.compile(
 
 
 @dataclass(frozen=True, slots=True)
-class Finished:
+class FinishedRun:
     """A run that came to its end."""
 
     curve: Curve
     score: float
-    schedule: bool  # whether its change touches the schedule
-    parent: float | None  # what its parent scored on that seed; None: nobody knows
+    touches_schedule: bool  # whether its change touches the schedule
+    parent_score: float | None  # what its parent scored on that seed; None: nobody knows
 
 
 @dataclass(frozen=True, slots=True)
-class FalseKills:
+class FalsePruneRate:
     """What the spared tenth says of those that were ended."""
 
     share: float  # of ended runs that would have been better than the bar
@@ -71,7 +71,7 @@ class FalseKills:
     killed: int
 
 
-class Outlook:
+class Pruner:
     """Follows one run's losses, and says when it is hopeless.
 
     A run that a coin spares is followed too: what would have ended it is in `spared`.
@@ -79,7 +79,7 @@ class Outlook:
 
     def __init__(
         self,
-        past: Sequence[Finished],
+        past: Sequence[FinishedRun],
         bar: float,
         parent: float | None,
         *,
@@ -87,17 +87,17 @@ class Outlook:
         spare: bool,
         lower_is_better: bool,
     ) -> None:
-        self.schedule = schedule
-        self.spared: PruneDecision | None = None  # None: nothing would have ended it
-        self._past, self._bar, self._spare = past, bar, spare
-        self._parent = parent
+        self.touches_schedule = schedule
+        self.exempted: PruneDecision | None = None  # None: nothing would have ended it
+        self._finished_runs, self._bar, self._is_exempt = past, bar, spare
+        self._parent_score = parent
         self._lower_is_better = lower_is_better
         self._window: list[tuple[float, float]] = []
         self._samples: list[tuple[float, float]] = []
 
-    def forget(self) -> None:
+    def reset(self) -> None:
         """The run is made again from its start."""
-        self.spared = None
+        self.exempted = None
         self._window.clear()
         self._samples.clear()
 
@@ -108,37 +108,37 @@ class Outlook:
 
     def __call__(self, share: float, loss: float | None) -> PruneDecision | None:
         """The run says it lost `loss` at this share of its budget: may it end?"""
-        if loss is None or len(self._samples) == len(LOOKS):
+        if loss is None or len(self._samples) == len(LOOK_SHARES):
             return None
-        look, ended = LOOKS[len(self._samples)], None
+        look, ended = LOOK_SHARES[len(self._samples)], None
         if share >= look:
-            mean = loss_at(tuple(self._window), look)
+            mean = compute_window_loss(tuple(self._window), look)
             self._window.clear()
             # Without a report in time the look is skipped: a curve ends there.
             self._samples.append((look, math.nan if mean is None else mean))
-            ended = self._judged()
-        if len(self._window) < MOST_POINTS:
+            ended = self._decide()
+        if len(self._window) < MAX_CURVE_POINTS:
             self._window.append((share, loss))
         return ended
 
-    def _judged(self) -> PruneDecision | None:
-        found = hopeless(
+    def _decide(self) -> PruneDecision | None:
+        found = decide_pruning(
             self.curve,
-            self._past,
+            self._finished_runs,
             self._bar,
-            self._parent,
-            schedule=self.schedule,
+            self._parent_score,
+            schedule=self.touches_schedule,
             lower_is_better=self._lower_is_better,
         )
-        if found is None or self.spared is not None:
+        if found is None or self.exempted is not None:
             return None
-        if self._spare:
-            self.spared = found
+        if self._is_exempt:
+            self.exempted = found
             return None
         return found
 
 
-def tidy(points: Sequence[tuple[float, float]]) -> Curve:
+def normalize_curve(points: Sequence[tuple[float, float]]) -> Curve:
     """What train.py reported -> a curve: finite, ordered, bounded.
 
     A progress that goes back, or a loss that is no number, is left out.
@@ -148,20 +148,20 @@ def tidy(points: Sequence[tuple[float, float]]) -> Curve:
         ordered = not kept or progress > kept[-1][0]
         if math.isfinite(loss) and 0 <= progress <= 1 and ordered:
             kept.append((progress, loss))
-    step = -(-len(kept) // MOST_POINTS) or 1
+    step = -(-len(kept) // MAX_CURVE_POINTS) or 1
     return tuple(kept[::step])
 
 
-def loss_at(curve: Curve, progress: float) -> float | None:
+def compute_window_loss(curve: Curve, progress: float) -> float | None:
     """The mean loss over the window that ends at `progress`; None: no report in it."""
-    seen = [loss for at, loss in curve if progress - WINDOW <= at <= progress]
+    seen = [loss for at, loss in curve if progress - LOSS_WINDOW_SHARE <= at <= progress]
     mean = fmean(seen) if seen else math.nan
     return mean if math.isfinite(mean) else None
 
 
-def hopeless(
+def decide_pruning(
     curve: Curve,
-    past: Sequence[Finished],
+    past: Sequence[FinishedRun],
     bar: float,
     parent: float | None,
     *,
@@ -173,61 +173,61 @@ def hopeless(
     `bar` is the score that the candidate has to beat to be of any use, `parent` that of
     the train.py it started from. None: run on.
     """
-    look = max((look for look in LOOKS if curve and look <= curve[-1][0]), default=None)
+    look = max((look for look in LOOK_SHARES if curve and look <= curve[-1][0]), default=None)
     if look is None or schedule or parent is None:
         return None
-    here = loss_at(curve, look)
+    here = compute_window_loss(curve, look)
     known = [
-        (loss, run.parent, run.score)
+        (loss, run.parent_score, run.score)
         for run in past
-        if not run.schedule
-        and run.parent is not None
-        and (loss := loss_at(run.curve, look)) is not None
+        if not run.touches_schedule
+        and run.parent_score is not None
+        and (loss := compute_window_loss(run.curve, look)) is not None
     ]
-    if here is None or len(known) < FEWEST:
+    if here is None or len(known) < MIN_FINISHED_RUNS:
         return None
-    fit = plane(known)
-    if fit is None or not fit.foretells(lower_is_better=lower_is_better):
+    fit = fit_least_squares(known)
+    if fit is None or not fit.is_predictive(lower_is_better=lower_is_better):
         return None
-    predicted, error = fit.at(here, parent)
+    predicted, error = fit.predict(here, parent)
     worse = predicted - bar if lower_is_better else bar - predicted
-    surprise = fit.worst if lower_is_better else fit.best
+    surprise = fit.max_overprediction if lower_is_better else fit.max_underprediction
     if error <= 0 or worse <= surprise:
         return None  # a past run was mispredicted by more than this
-    if quantiles.as_normal(worse / error, fit.degrees) < SURE_Z:
+    if quantiles.normal_quantile_from_t(worse / error, fit.degrees_of_freedom) < PRUNE_Z:
         return None
     return PruneDecision(look, predicted, error, bar)
 
 
 @dataclass(frozen=True, slots=True)
-class Plane:
+class ScoreRegression:
     """(loss, parent's score) -> final score, by least squares."""
 
     mean: tuple[float, float, float]  # of loss, parent's score, final score
     slope: tuple[float, float]
     # Inverse of the matrix of squares and products of loss and parent, around the mean.
-    inverse: tuple[float, float, float]  # loss loss, loss parent, parent parent
-    sd: float  # of the scatter
+    inverse_scatter: tuple[float, float, float]  # loss loss, loss parent, parent parent
+    residual_sd: float  # of the scatter
     count: int
-    degrees: int
-    worst: float  # how much the luckiest past run ended below its prediction
-    best: float  # how much one ended above it
+    degrees_of_freedom: int
+    max_overprediction: float  # how much the luckiest past run ended below its prediction
+    max_underprediction: float  # how much one ended above it
 
-    def foretells(self, *, lower_is_better: bool) -> bool:
+    def is_predictive(self, *, lower_is_better: bool) -> bool:
         """Whether lower losses did end better, beyond doubt."""
         slope = self.slope[0] if lower_is_better else -self.slope[0]
-        return slope > FORETELLS_Z * self.sd * math.sqrt(self.inverse[0])
+        return slope > PREDICTIVE_Z * self.residual_sd * math.sqrt(self.inverse_scatter[0])
 
-    def at(self, loss: float, parent: float) -> tuple[float, float]:
+    def predict(self, loss: float, parent: float) -> tuple[float, float]:
         """(predicted score, standard error of one run around it)."""
         x, z = loss - self.mean[0], parent - self.mean[1]
-        a, b, c = self.inverse
+        a, b, c = self.inverse_scatter
         lever = 1 + 1 / self.count + a * x * x + 2 * b * x * z + c * z * z
         predicted = self.mean[2] + self.slope[0] * x + self.slope[1] * z
-        return predicted, self.sd * math.sqrt(lever)
+        return predicted, self.residual_sd * math.sqrt(lever)
 
 
-def plane(points: Sequence[tuple[float, float, float]]) -> Plane | None:
+def fit_least_squares(points: Sequence[tuple[float, float, float]]) -> ScoreRegression | None:
     """The fit; None: all losses equal.
 
     While there was one parent only, its children differ from it as their losses do.
@@ -249,31 +249,31 @@ def plane(points: Sequence[tuple[float, float, float]]) -> Plane | None:
     left = [y - slope[0] * x - slope[1] * z for x, z, y in off]
     degrees = len(points) - (3 if inverse[2] else 2)
     sd = math.sqrt(sum(o * o for o in left) / max(1, degrees))
-    return Plane(
+    return ScoreRegression(
         (mean[0], mean[1], mean[2]), slope, inverse, sd, len(points), degrees,
         -min(left), max(left),
     )  # fmt: skip
 
 
-def packed(curve: Curve) -> str | None:
+def curve_to_json(curve: Curve) -> str | None:
     """A curve as JSON, which has no nan; None: there is no curve."""
     points = [(at, loss if math.isfinite(loss) else None) for at, loss in curve]
     return json.dumps(points) if points else None
 
 
-def unpacked(text: str) -> Curve:
+def curve_from_json(text: str) -> Curve:
     """The curve again."""
     points = json.loads(text)
     return tuple((at, math.nan if loss is None else loss) for at, loss in points)
 
 
-def spared(seed: int, number: int) -> bool:
+def is_exempt(seed: int, number: int) -> bool:
     """Whether this experiment runs on although it is hopeless. train.py cannot know."""
     digest = hashlib.sha256(f"spared:{seed}:{number}".encode()).digest()
-    return int.from_bytes(digest[:6], "little") < SPARED * 2**48
+    return int.from_bytes(digest[:6], "little") < EXEMPT_SHARE * 2**48
 
 
-def false_kills(spared_won: Sequence[bool], killed: int) -> FalseKills | None:
+def estimate_false_prunes(spared_won: Sequence[bool], killed: int) -> FalsePruneRate | None:
     """The estimate from the spared tenth: did each beat its bar after all?
 
     Unbiased, as the coin is fair. The interval is Wilson's (1927). None: none spared.
@@ -286,10 +286,10 @@ def false_kills(spared_won: Sequence[bool], killed: int) -> FalseKills | None:
     middle = (share + z * z / (2 * count)) / grown
     half = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count**2)) / grown
     low, high = max(0.0, middle - half), min(1.0, middle + half)
-    return FalseKills(share, low, high, count, killed)
+    return FalsePruneRate(share, low, high, count, killed)
 
 
 def touches_schedule(parent: str, source: str) -> bool:
     """Whether a changed line names anything that shapes the schedule."""
     changed = difflib.ndiff(parent.splitlines(), source.splitlines())
-    return any(line[:2] in ("+ ", "- ") and SCHEDULE.search(line) for line in changed)
+    return any(line[:2] in ("+ ", "- ") and SCHEDULE_PATTERN.search(line) for line in changed)

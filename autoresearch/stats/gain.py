@@ -25,102 +25,102 @@ from statistics import fmean
 
 from autoresearch.experiment import Row
 from autoresearch.stats import posterior, seed_effects
-from autoresearch.stats.noise import Claim
-from autoresearch.stats.quantiles import NORMAL_95, as_student
-from autoresearch.stats.seed_effects import Luck
+from autoresearch.stats.noise import GainEstimate
+from autoresearch.stats.quantiles import NORMAL_95, t_quantile_from_normal
+from autoresearch.stats.seed_effects import SeedEffects
 
 # Of what a seed is worth to the baseline: the part that is its own, and no other
 # train.py's. Measured on the recorded night: on eight seeds a champion moved 0.6 times
 # as far as its baseline did.
-INTERACTION = 0.4
+SEED_INTERACTION_SHARE = 0.4
 # What a machine may move from the first run to the last: one standard deviation of
 # that, in the noise's. Only where no run says better.
 DRIFT_SD = 2.0
 # Neither levels nor variances are exactly known (benchmarks/verdicts.py).
-WIDENED = 1.0
-ENOUGH = 0.05  # standard error of a claim over the claim: no further runs are needed
-MOST_RUNS = 6  # that a night gives for its claim
+INTERVAL_WIDENING = 1.0
+ENOUGH_RELATIVE_ERROR = 0.05  # standard error of a claim over the claim: no further runs are needed
+MAX_GAIN_RUNS = 6  # that a night gives for its claim
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
+class MeasuredExperiment:
     """An experiment as it was measured."""
 
     row: Row
-    runs: seed_effects.Runs
-    when: tuple[float, ...]  # seconds at the end of each run; empty: unknown
+    seed_scores: seed_effects.SeedScores
+    end_times: tuple[float, ...]  # seconds at the end of each run; empty: unknown
 
 
 @dataclass(frozen=True, slots=True)
-class Observed:
+class RunObservation:
     """One run of one of the two."""
 
-    champion: bool
+    is_champion: bool
     seed: int
-    at: float  # 0: the night's first run, 1: its last
+    time_share: float  # 0: the night's first run, 1: its last
     value: float  # positive is better
 
 
 @dataclass(frozen=True, slots=True)
-class Spread:
+class VarianceComponents:
     """What the variance of one run consists of."""
 
-    seeds: float  # shared by all train.py that run on a seed
-    rest: float
-    drift: float  # of the way a machine goes in a night
+    seed_variance: float  # shared by all train.py that run on a seed
+    residual_variance: float
+    drift_variance: float  # of the way a machine goes in a night
 
-    def of(self, one: Observed, other: Observed) -> float:
+    def compute_covariance(self, one: RunObservation, other: RunObservation) -> float:
         """Covariance of two runs."""
-        shared = self.seeds * (one.seed == other.seed)
-        return shared + self.drift * one.at * other.at
+        shared = self.seed_variance * (one.seed == other.seed)
+        return shared + self.drift_variance * one.time_share * other.time_share
 
 
-def spread_of(luck: Luck) -> Spread:
+def compute_variance_components(luck: SeedEffects) -> VarianceComponents:
     """The same for a series, as far as its runs tell."""
-    return Spread(
-        (1 - INTERACTION) * luck.seeds,
-        luck.rest + INTERACTION * luck.seeds,
-        DRIFT_SD**2 * luck.rest,
+    return VarianceComponents(
+        (1 - SEED_INTERACTION_SHARE) * luck.seed_variance,
+        luck.residual_variance + SEED_INTERACTION_SHARE * luck.seed_variance,
+        DRIFT_SD**2 * luck.residual_variance,
     )
 
 
-def claim(
-    told: Sequence[Told], champion: str, baseline: str, *, lower_is_better: bool
-) -> Claim | None:
+def estimate_champion_gain(
+    told: Sequence[MeasuredExperiment], champion: str, baseline: str, *, lower_is_better: bool
+) -> GainEstimate | None:
     """What one blob gains over another, with its 95 % interval.
 
     In the metric's units, positive is better. None: one of them was never measured, or
     there is no noise to speak of.
     """
-    told = finite(told)
-    luck = seed_effects.luck([one.runs for one in told])
+    told = drop_nonfinite(told)
+    luck = seed_effects.estimate_seed_effects([one.seed_scores for one in told])
     if luck.noise is None or luck.noise.sd == 0:
         return None
     if champion == baseline:
-        return Claim(0.0, 0.0, 0.0, 0)
-    seen = observed(told, champion, baseline, lower_is_better=lower_is_better)
-    sides = {one.champion for one in seen}
+        return GainEstimate(0.0, 0.0, 0.0, 0)
+    seen = collect_observations(told, champion, baseline, lower_is_better=lower_is_better)
+    sides = {one.is_champion for one in seen}
     if len(sides) < 2:
         return None
-    gain, variance = difference(seen, spread_of(luck))
-    lucky, shrunk = chosen(told, champion, baseline, luck, lower_is_better)
-    half = WIDENED * math.sqrt(variance * shrunk)
-    half *= as_student(NORMAL_95, luck.noise.degrees)
+    gain, variance = fit_generalized_least_squares(seen, compute_variance_components(luck))
+    lucky, shrunk = estimate_selection_bias(told, champion, baseline, luck, lower_is_better)
+    half = INTERVAL_WIDENING * math.sqrt(variance * shrunk)
+    half *= t_quantile_from_normal(NORMAL_95, luck.noise.degrees)
     gain -= lucky
-    runs = sum(one.champion for one in seen)
-    return Claim(gain, gain - half, gain + half, runs)
+    runs = sum(one.is_champion for one in seen)
+    return GainEstimate(gain, gain - half, gain + half, runs)
 
 
-def finite(told: Sequence[Told]) -> list[Told]:
+def drop_nonfinite(told: Sequence[MeasuredExperiment]) -> list[MeasuredExperiment]:
     """Without scores that are no numbers."""
-    return [one for one in told if all(math.isfinite(v) for _, v in one.runs)]
+    return [one for one in told if all(math.isfinite(v) for _, v in one.seed_scores)]
 
 
-def chosen(
-    told: Sequence[Told],
+def estimate_selection_bias(
+    told: Sequence[MeasuredExperiment],
     champion: str,
     baseline: str,
-    luck: Luck,
+    luck: SeedEffects,
     lower_is_better: bool,
 ) -> tuple[float, float]:
     """(luck of the chosen, what else is known as a factor on the variance).
@@ -129,8 +129,8 @@ def chosen(
     """
     assert luck.noise is not None, "asked where noise is known"
     unit = -luck.noise.sd if lower_is_better else luck.noise.sd
-    rows = [replace(one.row, values=luck.without(one.runs)) for one in told]
-    found = posterior.levels(rows, unit)
+    rows = [replace(one.row, values=luck.adjust_scores(one.seed_scores)) for one in told]
+    found = posterior.compute_posteriors(rows, unit)
     means, weights = [], []
     for blob in (champion, baseline):
         values = [v for row in rows if row.blob == blob for v in row.values]
@@ -142,36 +142,36 @@ def chosen(
     return lucky, (best.variance + first.variance) / sum(weights)
 
 
-def observed(
-    told: Sequence[Told], champion: str, baseline: str, *, lower_is_better: bool
-) -> list[Observed]:
+def collect_observations(
+    told: Sequence[MeasuredExperiment], champion: str, baseline: str, *, lower_is_better: bool
+) -> list[RunObservation]:
     """Every run of the two, with its seed and its hour."""
-    times = [at for one in told for at in one.when if at > 0]
+    times = [at for one in told for at in one.end_times if at > 0]
     begin, end = min(times, default=0.0), max(times, default=0.0)
     sign = -1 if lower_is_better else 1
     found = []
     for one in told:
         if one.row.blob not in (champion, baseline):
             continue
-        hours = one.when if len(one.when) == len(one.runs) else (0.0,) * len(one.runs)
-        for (seed, value), at in zip(one.runs, hours, strict=True):
+        hours = one.end_times if len(one.end_times) == len(one.seed_scores) else (0.0,) * len(one.seed_scores)
+        for (seed, value), at in zip(one.seed_scores, hours, strict=True):
             share = (at - begin) / (end - begin) if end > begin and at else 0.0
             mine = one.row.blob == champion
-            found.append(Observed(mine, seed, share, sign * value))
+            found.append(RunObservation(mine, seed, share, sign * value))
     return found
 
 
-def difference(seen: Sequence[Observed], spread: Spread) -> tuple[float, float]:
+def fit_generalized_least_squares(seen: Sequence[RunObservation], spread: VarianceComponents) -> tuple[float, float]:
     """(champion less baseline, its variance): generalised least squares."""
     matrix = [
-        [spread.of(a, b) + spread.rest * (i == j) for j, b in enumerate(seen)]
+        [spread.compute_covariance(a, b) + spread.residual_variance * (i == j) for j, b in enumerate(seen)]
         for i, a in enumerate(seen)
     ]
-    sides = [[float(one.champion == side) for one in seen] for side in (True, False)]
-    best, first = (solved(matrix, side) for side in sides)
-    a = sum(w for w, one in zip(best, seen, strict=True) if one.champion)
-    b = sum(w for w, one in zip(best, seen, strict=True) if not one.champion)
-    d = sum(w for w, one in zip(first, seen, strict=True) if not one.champion)
+    sides = [[float(one.is_champion == side) for one in seen] for side in (True, False)]
+    best, first = (solve_linear_system(matrix, side) for side in sides)
+    a = sum(w for w, one in zip(best, seen, strict=True) if one.is_champion)
+    b = sum(w for w, one in zip(best, seen, strict=True) if not one.is_champion)
+    d = sum(w for w, one in zip(first, seen, strict=True) if not one.is_champion)
     whole = a * d - b * b
     scores = [
         sum(w * one.value for w, one in zip(weights, seen, strict=True))
@@ -182,7 +182,7 @@ def difference(seen: Sequence[Observed], spread: Spread) -> tuple[float, float]:
     return top - bottom, (a + d + 2 * b) / whole
 
 
-def solved(matrix: Sequence[Sequence[float]], right: Sequence[float]) -> list[float]:
+def solve_linear_system(matrix: Sequence[Sequence[float]], right: Sequence[float]) -> list[float]:
     """x of matrix @ x = right; the matrix is a covariance (Gauss, no pivoting)."""
     rows = [[*row, value] for row, value in zip(matrix, right, strict=True)]
     count = len(rows)
@@ -199,36 +199,36 @@ def solved(matrix: Sequence[Sequence[float]], right: Sequence[float]) -> list[fl
     return found
 
 
-def wanted(
-    told: Sequence[Told], champion: str, baseline: str, *, lower_is_better: bool
+def plan_gain_runs(
+    told: Sequence[MeasuredExperiment], champion: str, baseline: str, *, lower_is_better: bool
 ) -> tuple[str, ...]:
     """Whom to run until the claim is sure enough, what helps most first.
 
     Empty: it is, or there is none.
     """
-    told = finite(told)
-    known = claim(told, champion, baseline, lower_is_better=lower_is_better)
+    told = drop_nonfinite(told)
+    known = estimate_champion_gain(told, champion, baseline, lower_is_better=lower_is_better)
     if known is None or champion == baseline or known.gain <= 0:
         return ()
-    seen = observed(told, champion, baseline, lower_is_better=lower_is_better)
-    spread = spread_of(seed_effects.luck([one.runs for one in told]))
+    seen = collect_observations(told, champion, baseline, lower_is_better=lower_is_better)
+    spread = compute_variance_components(seed_effects.estimate_seed_effects([one.seed_scores for one in told]))
     order: list[str] = []
-    while len(order) < MOST_RUNS:
-        if math.sqrt(difference(seen, spread)[1]) <= ENOUGH * known.gain:
+    while len(order) < MAX_GAIN_RUNS:
+        if math.sqrt(fit_generalized_least_squares(seen, spread)[1]) <= ENOUGH_RELATIVE_ERROR * known.gain:
             break
-        tried = [[*seen, next_run(seen, side)] for side in (True, False)]
-        seen = min(tried, key=lambda more: difference(more, spread)[1])
-        order.append(champion if seen[-1].champion else baseline)
+        tried = [[*seen, plan_observation(seen, side)] for side in (True, False)]
+        seen = min(tried, key=lambda more: fit_generalized_least_squares(more, spread)[1])
+        order.append(champion if seen[-1].is_champion else baseline)
     return tuple(order)
 
 
-def next_run(seen: Sequence[Observed], champion: bool) -> Observed:
+def plan_observation(seen: Sequence[RunObservation], champion: bool) -> RunObservation:
     """One more run of one of the two, at the end of the night.
 
     All run on the same seeds in the same order, so those that the other has run with
     come first.
     """
-    used = {one.seed for one in seen if one.champion == champion}
-    others = [one.seed for one in seen if one.champion != champion]
+    used = {one.seed for one in seen if one.is_champion == champion}
+    others = [one.seed for one in seen if one.is_champion != champion]
     seed = next((seed for seed in others if seed not in used), -1)
-    return Observed(champion, seed, 1.0, 0.0)
+    return RunObservation(champion, seed, 1.0, 0.0)

@@ -19,7 +19,7 @@ from autoresearch.experiment import (
     Scores,
 )
 from autoresearch.stats import gain, seed_effects
-from autoresearch.stats.seed_effects import Luck
+from autoresearch.stats.seed_effects import SeedEffects
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,26 +30,26 @@ class Evidence:
     champions: tuple[Champion, ...]  # the last one reigns
 
     @property
-    def luck(self) -> Luck:
+    def effects(self) -> SeedEffects:
         """What each seed adds to a score."""
-        return seed_effects.luck([runs_of(row) for row in self.rows])
+        return seed_effects.estimate_seed_effects([seed_scores_from_row(row) for row in self.rows])
 
-    def fair_rows(self) -> tuple[Row, ...]:
+    def adjust_rows(self) -> tuple[Row, ...]:
         """The rows with scores that can be compared with each other."""
-        luck = self.luck
-        return tuple(fair_row(row, luck) for row in self.rows)
+        luck = self.effects
+        return tuple(adjust_row(row, luck) for row in self.rows)
 
-    def fair(self, scores: Scores) -> Scores:
+    def adjust_scores(self, scores: Scores) -> Scores:
         """The same for a candidate that has no row yet."""
-        of = self.luck.of
+        of = self.effects.by_seed
         return tuple(
             replace(score, value=score.value - of.get(score.run.seed, 0.0))
             for score in scores
         )
 
-    def history(self, change: CodeSizeChange | None = None) -> History:
+    def build_history(self, change: CodeSizeChange | None = None) -> History:
         """What a policy may know."""
-        luck, rows = self.luck, self.fair_rows()
+        luck, rows = self.effects, self.adjust_rows()
         scored = [row for row in rows if row.values]
         values = {row.number: row.values for row in scored}
         champions = tuple(
@@ -69,18 +69,18 @@ class Evidence:
         )
 
     @property
-    def told(self) -> tuple[gain.Told, ...]:
+    def measured_experiments(self) -> tuple[gain.MeasuredExperiment, ...]:
         """The same for `gains`: every experiment that has a score."""
         return tuple(
-            gain.Told(row, runs_of(row), row.when) for row in self.rows if row.values
+            gain.MeasuredExperiment(row, seed_scores_from_row(row), row.when) for row in self.rows if row.values
         )
 
-    def need(self, *, lower_is_better: bool) -> tuple[str, ...]:
+    def plan_gain_runs(self, *, lower_is_better: bool) -> tuple[str, ...]:
         """Whose runs a claim on the champion still needs; none: it is sure enough."""
         if len(self.champions) < 2:
             return ()
         last, first = self.champions[-1].blob, self.champions[0].blob
-        return gain.wanted(self.told, last, first, lower_is_better=lower_is_better)
+        return gain.plan_gain_runs(self.measured_experiments, last, first, lower_is_better=lower_is_better)
 
     def with_champion_run(self, score: Score) -> "Evidence":
         """The same after one more run of the champion, which the ledger has not yet."""
@@ -102,7 +102,7 @@ class Evidence:
         return Evidence(rows, (*self.champions[:-1], grown))
 
 
-def runs_of(row: Row) -> seed_effects.Runs:
+def seed_scores_from_row(row: Row) -> seed_effects.SeedScores:
     """(seed, score) of every run; a seed that is not known is nobody else's."""
     return tuple(
         (seed or -1 - (row.number << 16) - place, value)
@@ -110,15 +110,15 @@ def runs_of(row: Row) -> seed_effects.Runs:
     )
 
 
-def fair_row(row: Row, luck: Luck) -> Row:
+def adjust_row(row: Row, luck: SeedEffects) -> Row:
     """A row without the luck of its seeds."""
     if not row.values:
         return row
-    values = luck.without(runs_of(row))
+    values = luck.adjust_scores(seed_scores_from_row(row))
     return replace(row, values=values, value=fmean(values))
 
 
-def effects(rows: Sequence[Row]) -> dict[int, float]:
+def compute_change_effects(rows: Sequence[Row]) -> dict[int, float]:
     """What each change did to the score: its value less its parent's, by experiment.
 
     Not `Row.delta`, which is against the champion: a proposal may start from something

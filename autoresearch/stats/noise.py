@@ -16,18 +16,18 @@ from functools import lru_cache
 from statistics import fmean, median
 
 from autoresearch.experiment import Noise
-from autoresearch.stats.quantiles import NORMAL_95, as_normal, as_student, chi_square
+from autoresearch.stats.quantiles import NORMAL_95, normal_quantile_from_t, t_quantile_from_normal, chi_square_quantile
 
 # A drift is looked for after every verdict; about one night in a thousand cries wolf.
 DRIFT_Z = 4.0
-FEWEST_FOR_TAILS = 24  # degrees of freedom; fewer cannot tell a tail from luck
-HEAVY_RATIO = 1.4  # of standard deviation to robust scale; normal noise gives 1
+MIN_DEGREES_FOR_TAILS = 24  # degrees of freedom; fewer cannot tell a tail from luck
+HEAVY_TAIL_RATIO = 1.4  # of standard deviation to robust scale; normal noise gives 1
 
 Replicates = Sequence[Sequence[float]]
 
 
 @dataclass(frozen=True, slots=True)
-class Claim:
+class GainEstimate:
     """A difference and the interval that holds it."""
 
     gain: float  # positive is better
@@ -44,28 +44,28 @@ class Drift:
     z: float  # how many standard errors from no drift
 
 
-def pooled(replicates: Replicates) -> Noise | None:
+def estimate_pooled_noise(replicates: Replicates) -> Noise | None:
     """The pooled standard deviation within candidates; None: no candidate ran twice."""
     squares, degrees = 0.0, 0
     for values in replicates:
         if len(values) > 1 and all(map(math.isfinite, values)):
-            squares += scatter(tuple(values))
+            squares += compute_sum_of_squares(tuple(values))
             degrees += len(values) - 1
     if not degrees:
         return None
-    return known(math.sqrt(squares / degrees), degrees)
+    return noise_from_sd(math.sqrt(squares / degrees), degrees)
 
 
-def known(sd: float, degrees: float) -> Noise:
+def noise_from_sd(sd: float, degrees: float) -> Noise:
     """A standard deviation that rests on so many degrees of freedom."""
-    low, high = (chi_square(degrees, z) for z in (-NORMAL_95, NORMAL_95))
+    low, high = (chi_square_quantile(degrees, z) for z in (-NORMAL_95, NORMAL_95))
     return Noise(
         sd, degrees, sd * math.sqrt(degrees / high), sd * math.sqrt(degrees / low)
     )
 
 
 @lru_cache(maxsize=4096)
-def scatter(values: tuple[float, ...]) -> float:
+def compute_sum_of_squares(values: tuple[float, ...]) -> float:
     """The sum of squares around the mean."""
     if min(values) == max(values):
         return 0.0  # and not what rounding makes of it
@@ -73,13 +73,13 @@ def scatter(values: tuple[float, ...]) -> float:
     return sum((value - mean) ** 2 for value in values)
 
 
-def claim(
+def estimate_mean_difference(
     champion: Sequence[float],
     baseline: Sequence[float],
     noise: Noise,
     *,
     lower_is_better: bool,
-) -> Claim:
+) -> GainEstimate:
     """What a champion gained over the baseline, with its 95 % interval.
 
     Give it runs that had no say in crowning the champion (`Champion.fresh`), or the
@@ -88,11 +88,11 @@ def claim(
     difference = fmean(baseline) - fmean(champion)
     gain = difference if lower_is_better else -difference
     error = noise.sd * math.sqrt(1 / len(champion) + 1 / len(baseline))
-    half = error * as_student(NORMAL_95, noise.degrees)
-    return Claim(gain, gain - half, gain + half, len(champion))
+    half = error * t_quantile_from_normal(NORMAL_95, noise.degrees)
+    return GainEstimate(gain, gain - half, gain + half, len(champion))
 
 
-def robust_sd(replicates: Replicates) -> float | None:
+def estimate_robust_sd(replicates: Replicates) -> float | None:
     """A scale that outliers cannot move; equals the sd when the noise is normal.
 
     The median absolute residual, each made as wide as a single run's error is.
@@ -106,15 +106,15 @@ def robust_sd(replicates: Replicates) -> float | None:
     return median(wide) / 0.674490 if wide else None
 
 
-def heavy_tails(replicates: Replicates) -> bool | None:
+def has_heavy_tails(replicates: Replicates) -> bool | None:
     """Whether now and then a run is far out; None: too few runs to say."""
-    noise, robust = pooled(replicates), robust_sd(replicates)
-    if noise is None or not robust or noise.degrees < FEWEST_FOR_TAILS:
+    noise, robust = estimate_pooled_noise(replicates), estimate_robust_sd(replicates)
+    if noise is None or not robust or noise.degrees < MIN_DEGREES_FOR_TAILS:
         return None
-    return noise.sd > HEAVY_RATIO * robust
+    return noise.sd > HEAVY_TAIL_RATIO * robust
 
 
-def drift(replicates: Replicates, when: Sequence[Sequence[float]]) -> Drift | None:
+def detect_drift(replicates: Replicates, when: Sequence[Sequence[float]]) -> Drift | None:
     """A slope of the same code's scores over time, if there is one beyond doubt.
 
     The first run of a candidate is left out, the baseline's excepted: it is why there
@@ -136,5 +136,5 @@ def drift(replicates: Replicates, when: Sequence[Sequence[float]]) -> Drift | No
     rest = sum((v - slope * t) ** 2 for t, v in points) / degrees
     if rest <= 0:
         return None
-    z = as_normal(slope / math.sqrt(rest / width), degrees)
+    z = normal_quantile_from_t(slope / math.sqrt(rest / width), degrees)
     return Drift(slope * 3600, z) if abs(z) >= DRIFT_Z else None

@@ -19,11 +19,11 @@ from statistics import fmean, stdev
 from typing import Any
 
 from autoresearch.experiment import RunRecord
-from autoresearch.stats.quantiles import student_95
+from autoresearch.stats.quantiles import t_quantile_95
 
 
 @dataclass(frozen=True, slots=True)
-class Pair:
+class PairedGain:
     """One seed, run by both."""
 
     seed: int
@@ -32,7 +32,7 @@ class Pair:
 
 
 @dataclass(frozen=True, slots=True)
-class Interval:
+class TInterval:
     """A mean over pairs and its 95 % interval."""
 
     mean: float | None  # None: no pairs
@@ -60,38 +60,38 @@ class Certificate:
     gap_low: float | None
     gap_high: float | None
 
-    def as_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         """The `--json` contract."""
         return asdict(self)
 
 
-def pairs_of(
+def pair_by_seed(
     champion: Sequence[RunRecord],
     baseline: Sequence[RunRecord],
     *,
     lower_is_better: bool,
-) -> tuple[Pair, ...]:
+) -> tuple[PairedGain, ...]:
     """Runs made to replicate, paired by seed, in the order of the champion's.
 
     A seed that was run several times is one pair still: its runs are averaged.
     """
     sign = 1.0 if lower_is_better else -1.0
-    best, first = replicates(champion), replicates(baseline)
+    best, first = group_replicates(champion), group_replicates(baseline)
     found = []
     for seed in best:
         if seed not in first:
             continue
         after, before = best[seed], first[seed]
         gain = fmean(r.value for r in before) - fmean(r.value for r in after)
-        held, held_before = on_holdout(after), on_holdout(before)
+        held, held_before = compute_holdout_mean(after), compute_holdout_mean(before)
         kept = None
         if held is not None and held_before is not None:
             kept = sign * (held_before - held)
-        found.append(Pair(seed, sign * gain, kept))
+        found.append(PairedGain(seed, sign * gain, kept))
     return tuple(found)
 
 
-def replicates(runs: Sequence[RunRecord]) -> dict[int, list[RunRecord]]:
+def group_replicates(runs: Sequence[RunRecord]) -> dict[int, list[RunRecord]]:
     """The runs that were made to replicate an experiment, by seed."""
     found: dict[int, list[RunRecord]] = {}
     for run in runs:
@@ -100,20 +100,20 @@ def replicates(runs: Sequence[RunRecord]) -> dict[int, list[RunRecord]]:
     return found
 
 
-def on_holdout(runs: Sequence[RunRecord]) -> float | None:
+def compute_holdout_mean(runs: Sequence[RunRecord]) -> float | None:
     """Their mean score on the holdout; None: not all of them were scored there."""
     scores = [run.holdout for run in runs if run.holdout is not None]
     return fmean(scores) if len(scores) == len(runs) else None
 
 
-def certified(
-    champion: int, baseline: int, pairs: Sequence[Pair]
+def compute_certificate(
+    champion: int, baseline: int, pairs: Sequence[PairedGain]
 ) -> Certificate | None:
     """The statistic itself; None without a pair."""
-    gain = interval([pair.gain for pair in pairs])
+    gain = compute_t_interval([pair.gain for pair in pairs])
     both = [(p.gain, p.holdout_gain) for p in pairs if p.holdout_gain is not None]
-    held = interval([holdout for _, holdout in both])
-    gap = interval([seen - holdout for seen, holdout in both])
+    held = compute_t_interval([holdout for _, holdout in both])
+    gap = compute_t_interval([seen - holdout for seen, holdout in both])
     if gain.mean is None:
         return None
     return Certificate(
@@ -122,11 +122,11 @@ def certified(
     )  # fmt: skip
 
 
-def interval(values: Sequence[float]) -> Interval:
+def compute_t_interval(values: Sequence[float]) -> TInterval:
     """Student's 95 % interval of a mean."""
     count = len(values)
     mean = fmean(values) if values else None
     if mean is None or count == 1:
-        return Interval(mean, None, None)
-    half = student_95(count - 1) * stdev(values) / math.sqrt(count)
-    return Interval(mean, mean - half, mean + half)
+        return TInterval(mean, None, None)
+    half = t_quantile_95(count - 1) * stdev(values) / math.sqrt(count)
+    return TInterval(mean, mean - half, mean + half)

@@ -27,183 +27,183 @@ from autoresearch.experiment import Row
 # (share, mean size in noise units) of exponential parts; the rest does nothing.
 # Fitted to the late part of the best-known public night and to nine others: see
 # docs/decisions/0004-when-to-believe.md.
-HELPS = ((2 / 3, 1.0), (1 / 3, 7.0))
-HARMS = ((0.45, 1.5), (0.55, 9.0))
-HELPING, HARMING = 0.15, 0.45  # of all changes, as a night begins
-ANCHOR = 10  # experiments that this beginning counts for
+HELPFUL_COMPONENTS = ((2 / 3, 1.0), (1 / 3, 7.0))
+HARMFUL_COMPONENTS = ((0.45, 1.5), (0.55, 9.0))
+PRIOR_HELPFUL_SHARE, PRIOR_HARMFUL_SHARE = 0.15, 0.45  # of all changes, as a night begins
+PRIOR_EXPERIMENTS = 10  # experiments that this beginning counts for
 # The mixture is not exact, so what a level owes to it is never quite certain.
-SURELY = 0.04
+MODEL_VARIANCE = 0.04
 # Children tell of a parent only as far as the mixture is right: a hundred losers of one
 # size must not talk it down. So they move it by no more than this, in the standard
 # deviations that its own runs left.
-REACH = 1.5
+MAX_CHILD_SHIFT_SD = 1.5
 
-Levels = Mapping[str, "Level"]
+Posteriors = Mapping[str, "Level"]
 
-ROOT_2 = math.sqrt(2)
-ROOT_2_PI = math.sqrt(2 * math.pi)
+SQRT_2 = math.sqrt(2)
+SQRT_2_PI = math.sqrt(2 * math.pi)
 
 
 @dataclass(frozen=True, slots=True)
-class Level:
+class Posterior:
     """What is believed of one train.py, in noise units."""
 
     mean: float
     variance: float
-    low: float = -math.inf  # what children may make of its mean
-    high: float = math.inf
+    min_mean: float = -math.inf  # what children may make of its mean
+    max_mean: float = math.inf
 
-    def measured(self, mean: float, runs: int) -> "Level":
+    def with_runs(self, mean: float, runs: int) -> "Posterior":
         """The same after further runs of it."""
         weight = 1 / self.variance
         total = weight + runs
-        return born((self.mean * weight + mean * runs) / total, 1 / total)
+        return from_runs((self.mean * weight + mean * runs) / total, 1 / total)
 
 
-def born(mean: float, variance: float) -> Level:
+def from_runs(mean: float, variance: float) -> Posterior:
     """A level that rests on its own runs."""
-    reach = REACH * math.sqrt(variance)
-    return Level(mean, variance, mean - reach, mean + reach)
+    reach = MAX_CHILD_SHIFT_SD * math.sqrt(variance)
+    return Posterior(mean, variance, mean - reach, mean + reach)
 
 
 @dataclass(frozen=True, slots=True)
-class Shares:
+class MixtureWeights:
     """How many changes help and harm, learned as the night goes on."""
 
-    helping: float = HELPING
-    harming: float = HARMING
-    seen: int = 0
+    helpful: float = PRIOR_HELPFUL_SHARE
+    harmful: float = PRIOR_HARMFUL_SHARE
+    change_count: int = 0
 
-    def with_one_more(self, change: "Effect") -> "Shares":
+    def with_change(self, change: "ChangeEffect") -> "MixtureWeights":
         """One step of expectation and maximisation."""
-        count = ANCHOR + self.seen
-        return Shares(
-            (self.helping * count + change.helps) / (count + 1),
-            (self.harming * count + change.harms) / (count + 1),
-            self.seen + 1,
+        count = PRIOR_EXPERIMENTS + self.change_count
+        return MixtureWeights(
+            (self.helpful * count + change.helpful_probability) / (count + 1),
+            (self.harmful * count + change.harmful_probability) / (count + 1),
+            self.change_count + 1,
         )
 
 
 @dataclass(frozen=True, slots=True)
-class Effect:
+class ChangeEffect:
     """What is believed of one change."""
 
     mean: float
     variance: float
-    helps: float  # probability
-    harms: float
+    helpful_probability: float  # probability
+    harmful_probability: float
 
 
-def part(seen: float, error: float, size: float) -> tuple[float, float, float]:
+def compute_component_posterior(seen: float, error: float, size: float) -> tuple[float, float, float]:
     """One exponential part: its likelihood, and mean and variance of the effect."""
     pull = seen - error * error / size
     z = pull / error
     if z < -30:  # nothing of it is left
         return 0.0, 0.0, 0.0
-    share = 0.5 * math.erfc(-z / ROOT_2)
+    share = 0.5 * math.erfc(-z / SQRT_2)
     exponent = error * error / (2 * size * size) - seen / size
     if exponent > 600:
         return 0.0, 0.0, 0.0
-    hazard = math.exp(-z * z / 2) / ROOT_2_PI / share
+    hazard = math.exp(-z * z / 2) / SQRT_2_PI / share
     mean = pull + error * hazard
     variance = error * error * max(0.0, 1 - hazard * (hazard + z))
     return math.exp(exponent) / size * share, mean, variance
 
 
-def effect(seen: float, error: float, shares: Shares) -> Effect:
+def estimate_change_effect(seen: float, error: float, shares: MixtureWeights) -> ChangeEffect:
     """What a change is worth, given the difference seen and its standard error."""
     z = seen / error
-    nothing = 1 - shares.helping - shares.harming
-    weights = nothing * math.exp(-z * z / 2) / ROOT_2_PI / error
+    nothing = 1 - shares.helpful - shares.harmful
+    weights = nothing * math.exp(-z * z / 2) / SQRT_2_PI / error
     mean = square = 0.0
     sums = []
-    for parts, sign, among in ((HELPS, 1, shares.helping), (HARMS, -1, shares.harming)):
+    for parts, sign, among in ((HELPFUL_COMPONENTS, 1, shares.helpful), (HARMFUL_COMPONENTS, -1, shares.harmful)):
         before = weights
         for share, size in parts:
-            likely, middle, variance = part(sign * seen, error, size)
+            likely, middle, variance = compute_component_posterior(sign * seen, error, size)
             weight = among * share * likely
             weights += weight
             mean += sign * weight * middle
             square += weight * (middle * middle + variance)
         sums.append(weights - before)
     if weights < 1e-280:  # far out, where only the difference itself speaks
-        return Effect(seen, error * error, float(seen > 0), float(seen < 0))
+        return ChangeEffect(seen, error * error, float(seen > 0), float(seen < 0))
     mean /= weights
     variance = max(0.0, square / weights - mean * mean)
-    return Effect(mean, variance, sums[0] / weights, sums[1] / weights)
+    return ChangeEffect(mean, variance, sums[0] / weights, sums[1] / weights)
 
 
 @lru_cache(maxsize=256)  # asked for a candidate, for its verdict, and ever after
-def after(
-    parent: Level, mean: float, runs: int, shares: Shares
-) -> tuple[Level, Level, Effect]:
+def update_on_child_runs(
+    parent: Posterior, mean: float, runs: int, shares: MixtureWeights
+) -> tuple[Posterior, Posterior, ChangeEffect]:
     """(parent, child, change) as they are believed after the child's runs."""
     error = 1 / runs + parent.variance
     seen = mean - parent.mean
-    change = effect(seen, math.sqrt(error), shares)
+    change = estimate_change_effect(seen, math.sqrt(error), shares)
     shared = parent.variance / error
     surprise = shared * (seen - change.mean)
     left = parent.variance * (1 - shared)
     first = parent.mean + surprise
-    held = min(parent.high, max(parent.low, first))
-    variance = max(SURELY, left + shared**2 * change.variance)
+    held = min(parent.max_mean, max(parent.min_mean, first))
+    variance = max(MODEL_VARIANCE, left + shared**2 * change.variance)
     return (
-        Level(held, variance, parent.low, parent.high),
-        born(first + change.mean, left + (1 - shared) ** 2 * change.variance + SURELY),
+        Posterior(held, variance, parent.min_mean, parent.max_mean),
+        from_runs(first + change.mean, left + (1 - shared) ** 2 * change.variance + MODEL_VARIANCE),
         change,
     )
 
 
 @dataclass(frozen=True, slots=True)
-class Known:
+class PosteriorState:
     """Levels, and the rows they follow from."""
 
     rows: tuple[Row, ...]
     unit: float
-    levels: Levels
-    shares: Shares
+    posteriors: Posteriors
+    weights: MixtureWeights
 
 
-_last = Known(
-    (), 0.0, {}, Shares()
+_last_state = PosteriorState(
+    (), 0.0, {}, MixtureWeights()
 )  # rows only ever grow, so most of the work is done already
 
 
-def levels(rows: Sequence[Row], unit: float) -> Levels:
+def compute_posteriors(rows: Sequence[Row], unit: float) -> Posteriors:
     """blob -> level. `unit`: the noise's sd, negative where lower scores are better."""
-    return known(rows, unit).levels
+    return compute_posterior_state(rows, unit).posteriors
 
 
-def known(rows: Sequence[Row], unit: float) -> Known:
+def compute_posterior_state(rows: Sequence[Row], unit: float) -> PosteriorState:
     """The same, and the shares."""
-    global _last
-    rows, last = tuple(rows), _last
+    global _last_state
+    rows, last = tuple(rows), _last_state
     done = len(last.rows)
     if last.unit == unit and rows[:done] == last.rows:
-        found, shares = dict(last.levels), last.shares
+        found, shares = dict(last.posteriors), last.weights
     else:
-        found, shares, done = {}, Shares(), 0
+        found, shares, done = {}, MixtureWeights(), 0
     for row in rows[done:]:
         if row.values and all(map(math.isfinite, row.values)):
-            shares = take(found, row, fmean(row.values) / unit, shares)
-    _last = Known(rows, unit, found, shares)
-    return _last
+            shares = update_with_row(found, row, fmean(row.values) / unit, shares)
+    _last_state = PosteriorState(rows, unit, found, shares)
+    return _last_state
 
 
-def take(found: dict[str, Level], row: Row, mean: float, shares: Shares) -> Shares:
+def update_with_row(found: dict[str, Posterior], row: Row, mean: float, shares: MixtureWeights) -> MixtureWeights:
     """Let one experiment's runs count."""
     runs = len(row.values)
     if row.blob in found:  # run again under another number
-        found[row.blob] = found[row.blob].measured(mean, runs)
+        found[row.blob] = found[row.blob].with_runs(mean, runs)
     elif row.parent in found:
-        parent, child, change = after(found[row.parent], mean, runs, shares)
+        parent, child, change = update_on_child_runs(found[row.parent], mean, runs, shares)
         found[row.parent], found[row.blob] = parent, child
-        return shares.with_one_more(change)
+        return shares.with_change(change)
     else:  # a baseline, or from a parent that nobody measured here
-        found[row.blob] = born(mean, 1 / runs)
+        found[row.blob] = from_runs(mean, 1 / runs)
     return shares
 
 
-def best(found: Levels) -> str | None:
+def find_best_blob(found: Posteriors) -> str | None:
     """The blob that is believed best; the older of two equals."""
     return max(found, key=lambda blob: found[blob].mean, default=None)

@@ -26,62 +26,62 @@ from autoresearch.stats import noise
 
 # Before anything ran twice on the same seeds, half of the noise is held to be the
 # seed's. It counts as much as one difference.
-SHARE, WEIGHT = 0.5, 1.0
-ROUNDS, CLOSE = 200, 1e-9  # of alternating least squares; the change that ends it
+PRIOR_SEED_SHARE, PRIOR_WEIGHT = 0.5, 1.0
+MAX_ROUNDS, RELATIVE_TOLERANCE = 200, 1e-9  # of alternating least squares; the change that ends it
 
-Runs = tuple[tuple[int, float], ...]  # (seed, score) of one experiment
+SeedScores = tuple[tuple[int, float], ...]  # (seed, score) of one experiment
 
 
 @dataclass(frozen=True, slots=True)
-class Luck:
+class SeedEffects:
     """What each seed adds to a score, and the noise of what is left."""
 
-    of: Mapping[int, float]
+    by_seed: Mapping[int, float]
     noise: Noise | None  # None: nothing ran twice
-    seeds: float = 0.0  # variance of what seeds add
-    rest: float = 0.0  # of what they do not explain
+    seed_variance: float = 0.0  # variance of what seeds add
+    residual_variance: float = 0.0  # of what they do not explain
 
-    def without(self, runs: Runs) -> tuple[float, ...]:
+    def adjust_scores(self, runs: SeedScores) -> tuple[float, ...]:
         """The scores without the luck of their seeds."""
-        return tuple(value - self.of.get(seed, 0.0) for seed, value in runs)
+        return tuple(value - self.by_seed.get(seed, 0.0) for seed, value in runs)
 
 
-def luck(experiments: Sequence[Runs]) -> Luck:
+def estimate_seed_effects(experiments: Sequence[SeedScores]) -> SeedEffects:
     """What all runs of a series tell."""
     told = tuple(
         runs
         for runs in experiments
         if len(runs) > 1 and all(math.isfinite(value) for _, value in runs)
     )
-    return estimated(told)
+    return compute_blup(told)
 
 
 @lru_cache(maxsize=64)  # asked for a candidate, for its verdict, and for each view
-def estimated(told: tuple[Runs, ...]) -> Luck:
+def compute_blup(told: tuple[SeedScores, ...]) -> SeedEffects:
     """The same, from experiments that ran several times."""
-    plain = noise.pooled([[value for _, value in runs] for runs in told])
+    plain = noise.estimate_pooled_noise([[value for _, value in runs] for runs in told])
     if plain is None or plain.sd == 0:
-        return Luck({}, plain)
+        return SeedEffects({}, plain)
     whole = plain.sd**2
-    _, left = fitted(told, 0.0, plain.sd)
-    degrees = max(0.0, plain.degrees - spent(told))
-    rest = (left + WEIGHT * SHARE * whole) / (degrees + WEIGHT)
+    _, left = fit_random_effects(told, 0.0, plain.sd)
+    degrees = max(0.0, plain.degrees - count_effect_degrees(told))
+    rest = (left + PRIOR_WEIGHT * PRIOR_SEED_SHARE * whole) / (degrees + PRIOR_WEIGHT)
     seeds = whole - rest
     if seeds <= 0:
-        return Luck({}, plain, 0.0, whole)
+        return SeedEffects({}, plain, 0.0, whole)
     shrink = rest / seeds
-    of, _ = fitted(told, shrink, plain.sd)
+    of, _ = fit_random_effects(told, shrink, plain.sd)
     most = max(sum(seed in dict(runs) for runs in told) for seed in of)
     sd = math.sqrt(rest * (1 + 1 / (most + shrink)))
-    return Luck(of, noise.known(sd, degrees + WEIGHT), seeds, rest)
+    return SeedEffects(of, noise.noise_from_sd(sd, degrees + PRIOR_WEIGHT), seeds, rest)
 
 
-def fitted(
-    told: Sequence[Runs], shrink: float, scale: float
+def fit_random_effects(
+    told: Sequence[SeedScores], shrink: float, scale: float
 ) -> tuple[dict[int, float], float]:
     """(seed effects, sum of squares left); `shrink` 0: plain least squares."""
     of: dict[int, float] = {seed: 0.0 for runs in told for seed, _ in runs}
-    for _ in range(ROUNDS):
+    for _ in range(MAX_ROUNDS):
         sums, counts = dict.fromkeys(of, 0.0), dict.fromkeys(of, shrink)
         for runs in told:
             level = fmean(value - of[seed] for seed, value in runs)
@@ -90,7 +90,7 @@ def fitted(
                 counts[seed] += 1
         moved = max(abs(sums[seed] / counts[seed] - of[seed]) for seed in of)
         of = {seed: sums[seed] / counts[seed] for seed in of}
-        if moved < CLOSE * scale:
+        if moved < RELATIVE_TOLERANCE * scale:
             break
     left = 0.0
     for runs in told:
@@ -99,7 +99,7 @@ def fitted(
     return of, left
 
 
-def spent(told: Sequence[Runs]) -> int:
+def count_effect_degrees(told: Sequence[SeedScores]) -> int:
     """Degrees of freedom that seed effects take: one each, less one per island.
 
     An island is a set of experiments that share seeds with each other, and with no

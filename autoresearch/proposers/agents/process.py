@@ -38,7 +38,7 @@ from autoresearch.lab.folder import LAB_FILES
 from autoresearch.proposers import context
 from autoresearch.proposers.agents import acp
 from autoresearch.proposers.toolkit import Desk
-from autoresearch.records.ledger import Asking, Ledger
+from autoresearch.records.ledger import ProposerCall, Ledger
 from autoresearch.sandbox import command
 from autoresearch.text import to_one_line, strip_invisible
 
@@ -227,10 +227,10 @@ class Agent:
 
     def propose(self, ledger: Ledger) -> Proposal | None:
         """Let it work once; its change to train.py, judged. None when none came."""
-        start = ledger.start
+        start = ledger.starting_point
         if start is None or self.resting_until or self._closed or self.exhausted:
             return None
-        source = ledger.source(start.blob)
+        source = ledger.load_source(start.blob)
         prompt = context.build(ledger, replace(self._desk.asked(ledger), ask=ASK))
         asked_at, works = time.time(), [self._work(prompt, source)]
         if not works[0].left.source or works[0].left.source == source:
@@ -351,7 +351,7 @@ class Agent:
         blob: str,
     ) -> None:
         bill = summed([work.bill for work in works])
-        asking = Asking(
+        asking = ProposerCall(
             self.name,
             asked_at,
             time.time() - asked_at,
