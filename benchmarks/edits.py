@@ -237,7 +237,7 @@ def flagship(profile, later=False):
     for name, value in tomllib.loads((folder / "profiles.toml").read_text())[
         profile
     ].items():
-        source = new.with_literal(source, name, value)
+        source = new.replace_literal(source, name, value)
     return source
 
 

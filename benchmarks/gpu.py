@@ -53,7 +53,7 @@ HAS_BF16 = "get_device_capability() >= (8, 0)"
 
 def lab_of(folder, text, profile):
     """A prepared lab `gpt` on this text."""
-    new.found(folder, "gpt", text, None, profile)
+    new.create_lab(folder, "gpt", text, None, profile)
     words = (sys.executable, "prepare.py")
     subprocess.run(words, cwd=folder, env=environment(), check=True, stdout=2)
     return folder

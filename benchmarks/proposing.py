@@ -204,7 +204,7 @@ def rehearsals(source, part, files):
     """Every file rehearsed against a champion, as in a night on a large card."""
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made) / "lab"
-        new.found(folder, "gpt", None, None, "gpu")
+        new.create_lab(folder, "gpt", None, None, "gpu")
         lab = Lab.find(folder)
         ledger = Ledger(lab.ledger_path)
         ledger.begin_session("series", "{}", 0, "{}")

@@ -38,7 +38,7 @@ SERVES = "stacks, adam_groups ="  # the model is there
 def source_of(profile, changes):
     """(train.py, vocabulary, context) of a lab of this profile, with some constants."""
     with tempfile.TemporaryDirectory() as place:
-        new.found(Path(place) / "lab", "gpt", None, None, profile)
+        new.create_lab(Path(place) / "lab", "gpt", None, None, profile)
         source = (Path(place) / "lab" / "train.py").read_text()
         prepare = (Path(place) / "lab" / "prepare.py").read_text()
     sizes = constants.constant_values(prepare)

@@ -258,12 +258,12 @@ def alive_in(namespaces):
 
 def trained(folder, walls, slot, options):
     """Lab gpt with a million validation tokens, and two models trained for 30 s."""
-    new.found(folder, "gpt", None, None, "cpu")
+    new.create_lab(folder, "gpt", None, None, "cpu")
     prepare = folder / "prepare.py"
     text = prepare.read_text()
     for name, value in (("VALIDATION", 2_300_000), ("HOLDOUT", 100_000)):
-        text = new.with_literal(text, f"{name}_BYTES", value)
-    prepare.write_text(new.with_literal(text, "MAXIMUM_BYTES", 20_000_000))
+        text = new.replace_literal(text, f"{name}_BYTES", value)
+    prepare.write_text(new.replace_literal(text, "MAXIMUM_BYTES", 20_000_000))
     book = Repository(folder)
     book.run_git("add", "-A")
     book.run_git("-c", "user.name=t", "-c", "user.email=t@t", "commit", "-qm", "larger")

@@ -32,7 +32,7 @@ def walls() -> SandboxBackend:
 
 def line_lab(folder: Path, fence: str = "", train: str | None = None) -> Lab:
     """Lab `line`, committed; `fence` replaces the settings of its program.md."""
-    new.found(folder, "line", None, None, None, walls().level)
+    new.create_lab(folder, "line", None, None, None, walls().level)
     lab = Lab.find(folder)
     if fence:
         if "cage" not in fence:

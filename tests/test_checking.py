@@ -17,7 +17,7 @@ def checked(tokens_per_second, parameters, fence="budget_seconds = 300", **facts
     )
     asked = program.parse_program(f"```toml\n{fence}\n```\n")
     score = Score(run, 1.0, 0.0, 2.0, 0.0)
-    return check.Checked(
+    return check.CheckResult(
         {}, asked, {"level": "full"}, score, {"search": proposers.Examined("ok")}, 30, 8.0, 305.0, 1, 90_000_000
     )  # fmt: skip
 
@@ -26,35 +26,35 @@ def test_a_run_says_how_often_it_reads_its_text():
     found = checked(300_000, 50_000_000, mfu_percent=41.2)
 
     assert found.epochs == 1.0
-    assert "300 s = 90M tokens = 1 epochs" in "\n".join(found.lines())
-    assert "MFU 41.2 %" in "\n".join(found.lines())
-    assert found.as_json()["too_short"] == ""
+    assert "300 s = 90M tokens = 1 epochs" in "\n".join(found.to_lines())
+    assert "MFU 41.2 %" in "\n".join(found.to_lines())
+    assert found.to_json()["too_short"] == ""
 
 
 def test_a_card_on_which_300_seconds_are_too_short_is_offered_a_token_budget():
     found = checked(10_000, 20_000_000)
 
-    assert "0.15 tokens a parameter" in found.too_short
-    assert "budget_tokens = 40000000" in found.too_short
-    assert found.too_short in "\n".join(found.lines())
+    assert "0.15 tokens a parameter" in found.short_budget_warning
+    assert "budget_tokens = 40000000" in found.short_budget_warning
+    assert found.short_budget_warning in "\n".join(found.to_lines())
 
 
 def test_a_token_budget_is_judged_the_same_way():
     few = checked(10_000, 20_000_000, "budget_tokens = 1000000")
     enough = checked(10_000, 20_000_000, "budget_tokens = 40000000")
 
-    assert few.too_short
-    assert not enough.too_short
+    assert few.short_budget_warning
+    assert not enough.short_budget_warning
 
 
 def test_a_train_py_that_sets_variables_is_told_what_that_costs():
     found = replace(checked(10_000, "many"), cold=True)
 
-    assert "25 s a run" in "\n".join(found.lines())
-    assert found.as_json()["cold"] is True
-    assert "environ" not in "\n".join(checked(10_000, "many").lines())
+    assert "25 s a run" in "\n".join(found.to_lines())
+    assert found.to_json()["cold"] is True
+    assert "environ" not in "\n".join(checked(10_000, "many").to_lines())
 
 
 def test_a_lab_that_says_nothing_of_its_size_gets_no_advice():
-    assert checked(10_000, "many").too_short == ""
+    assert checked(10_000, "many").short_budget_warning == ""
     assert checked(10_000, "many").mfu_percent is None

@@ -373,8 +373,8 @@ def test_a_run_that_has_hardly_begun_does_not_say_when_it_ends():
         "loss": None, "tokens": 0, "seconds": 4.5,
     }  # fmt: skip
 
-    assert "left" not in status.run_line(run)
-    assert "4.0 s left" in status.run_line({**run, "share": 0.5, "seconds": 4.0})
+    assert "left" not in status.format_run(run)
+    assert "4.0 s left" in status.format_run({**run, "share": 0.5, "seconds": 4.0})
 
 
 def test_what_stop_now_throws_away_is_counted(lab):

@@ -117,8 +117,8 @@ def test_check_compiles_for_the_night_and_forecasts_with_its_second_run(
     assert found(lab, 0) == [["own"]] * len(found(lab, 0))
     assert [row.decision for row in rows] == ["keep"]
     assert said.first_startup_seconds > 0
-    assert said.as_json()["startup_seconds"] == said.run.startup_seconds
-    assert "the first" in "\n".join(said.lines())
+    assert said.to_json()["startup_seconds"] == said.run.startup_seconds
+    assert "the first" in "\n".join(said.to_lines())
     assert not list((lab.state / "runs").glob("*"))
     assert process.sweep(lab.folder) == 0
 

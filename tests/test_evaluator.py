@@ -218,9 +218,9 @@ def test_a_checkpoint_of_ones_own_is_scored_like_a_run(lab):
     assert trained.returncode == 0, trained.stderr
     unofficial = float(trained.stdout.split("val_bpb:")[1].split()[0])
 
-    from autoresearch.commands.score import score_folder
+    from autoresearch.commands.score import score_checkpoint
 
-    found = score_folder(
+    found = score_checkpoint(
         lab, apparatus.load_apparatus(lab, Repository(lab.folder)), lab.path("mine")
     )
 

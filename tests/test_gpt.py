@@ -407,7 +407,7 @@ PROFILES = tomllib.loads((LAB / "profiles.toml").read_text())
 
 @pytest.mark.parametrize("profile", PROFILES)
 def test_every_profile_makes_a_model_that_builds(monkeypatch, tmp_path, profile):
-    new.found(tmp_path / "lab", "gpt", None, None, profile)
+    new.create_lab(tmp_path / "lab", "gpt", None, None, profile)
     source = (tmp_path / "lab" / "train.py").read_text()
     prepare = (tmp_path / "lab" / "prepare.py").read_text()
     values = constants.constant_values(prepare)
@@ -429,7 +429,7 @@ def test_every_profile_makes_a_model_that_builds(monkeypatch, tmp_path, profile)
     [([], "cpu"), ([150.8], "gpu"), ([25.8, 25.8], "gpu24"), ([25.8, 4.3], "gpu4")],
 )
 def test_the_smallest_gpu_decides_the_profile(memories_gb, profile):
-    assert new.profile_for(memories_gb) == profile
+    assert new.choose_profile(memories_gb) == profile
     assert profile in PROFILES
 
 

@@ -52,8 +52,8 @@ def lab(tmp_path):
 
 
 def test_every_row_becomes_an_experiment_that_is_claimed(ledger, theirs):
-    file = import_results.read(theirs.write(*NIGHT))
-    numbers = import_results.put(ledger, file)
+    file = import_results.read_results_file(theirs.write(*NIGHT))
+    numbers = import_results.insert_claims(ledger, file)
     rows = ledger.claimed()
 
     assert numbers == [1, 2, 3, 4, 5, 6]
@@ -71,7 +71,7 @@ def test_every_row_becomes_an_experiment_that_is_claimed(ledger, theirs):
 
 
 def test_a_claim_is_never_champion_and_nobody_who_decides_sees_it(ledger, theirs):
-    import_results.put(ledger, import_results.read(theirs.write(*NIGHT)))
+    import_results.insert_claims(ledger, import_results.read_results_file(theirs.write(*NIGHT)))
 
     assert ledger.champion is None
     assert ledger.last_keep() is None
@@ -86,7 +86,7 @@ def test_a_claim_is_never_champion_and_nobody_who_decides_sees_it(ledger, theirs
 def test_the_chain_of_rows_stays_whole_and_shows_a_claim_that_was_changed(
     ledger, theirs
 ):
-    import_results.put(ledger, import_results.read(theirs.write(*NIGHT)))
+    import_results.insert_claims(ledger, import_results.read_results_file(theirs.write(*NIGHT)))
     before = list(hash_chain.find_chain_problems(ledger.db))
     ledger.db.execute("update experiment set value = 0.9 where number = 2")
 
@@ -98,10 +98,10 @@ def test_the_chain_of_rows_stays_whole_and_shows_a_claim_that_was_changed(
 
 def test_the_same_file_is_refused_the_second_time(ledger, theirs):
     path = theirs.write(*NIGHT)
-    import_results.put(ledger, import_results.read(path))
+    import_results.insert_claims(ledger, import_results.read_results_file(path))
 
     with pytest.raises(LabError, match="was imported before"):
-        import_results.put(ledger, import_results.read(path))
+        import_results.insert_claims(ledger, import_results.read_results_file(path))
     assert len(ledger.claimed()) == 6
 
 
@@ -117,10 +117,10 @@ def test_the_same_file_is_refused_the_second_time(ledger, theirs):
     ],
 )
 def test_odd_rows_are_left_out_and_named_by_their_line(theirs, line, says):
-    file = import_results.read(theirs.write(NIGHT[0], line, "", NIGHT[1]))
+    file = import_results.read_results_file(theirs.write(NIGHT[0], line, "", NIGHT[1]))
 
     assert [claim.line for claim in file.claims] == [2, 5]
-    (odd,) = file.odd
+    (odd,) = file.skipped
     assert odd.line == 3
     assert says in odd.why
 
@@ -133,7 +133,7 @@ def test_odd_rows_are_left_out_and_named_by_their_line(theirs, line, says):
         (HEAD.encode() + b"\n", "no row"),
         (HEAD.encode() + b"\nx\ty\n", "line 2: 2 columns"),
         (b"\xff\xfe\x00", "UTF-8"),
-        (b"x" * (import_results.LARGEST_BYTES + 1), "larger than 4 MB"),
+        (b"x" * (import_results.MAX_FILE_BYTES + 1), "larger than 4 MB"),
     ],
 )
 def test_what_is_no_results_tsv_is_refused(tmp_path, body, says):
@@ -141,32 +141,32 @@ def test_what_is_no_results_tsv_is_refused(tmp_path, body, says):
     path.write_bytes(body)
 
     with pytest.raises(LabError, match=says):
-        import_results.read(path)
+        import_results.read_results_file(path)
 
 
 def test_a_file_that_is_not_there_is_refused_in_one_sentence(tmp_path):
     with pytest.raises(LabError, match="cannot be read"):
-        import_results.read(tmp_path / "nowhere.tsv")
+        import_results.read_results_file(tmp_path / "nowhere.tsv")
 
 
 def test_hostile_words_lose_their_escapes_and_their_length(ledger, theirs):
     line = f"\x1b[31mabc\t0.9\t1.0\tkeep\t\x1b[2J<script>{'x' * 1000}"
-    import_results.put(ledger, import_results.read(theirs.write(line)))
+    import_results.insert_claims(ledger, import_results.read_results_file(theirs.write(line)))
 
     (row,) = ledger.claimed()
     assert "\x1b" not in row.title + row.why
-    assert len(row.title) <= import_results.MOST_WORDS
+    assert len(row.title) <= import_results.MAX_TEXT_CHARACTERS
 
 
 def test_our_own_results_tsv_with_its_further_columns_can_be_imported(lab, tmp_path):
     run(lab, rate(0.02), rate(0.0001))
     (tmp_path / "ours.tsv").write_bytes(lab.results.read_bytes())
 
-    file = import_results.read(tmp_path / "ours.tsv")
+    file = import_results.read_results_file(tmp_path / "ours.tsv")
 
     assert len(file.claims) == 3
     assert file.metric == "mse"
-    assert file.odd == ()
+    assert file.skipped == ()
 
 
 # -- in a lab --------------------------------------------------------------------------
@@ -228,15 +228,15 @@ def test_a_rebuilt_ledger_takes_the_file_once_more(lab, theirs):
 
 
 def test_the_report_counts_no_claim(lab, theirs, ledger):
-    import_results.put(ledger, import_results.read(theirs.write(*NIGHT)))
-    built = report_text.build(
+    import_results.insert_claims(ledger, import_results.read_results_file(theirs.write(*NIGHT)))
+    built = report_text.build_report(
         ledger, metric="mse", lab_name="lab", facts={}, notices=()
     )  # fmt: skip
 
-    assert report_json.as_json(built)["counts"]["experiments"] == 0
-    assert report_json.as_json(built)["counts"]["claimed"] == 6
+    assert report_json.report_to_json(built)["counts"]["experiments"] == 0
+    assert report_json.report_to_json(built)["counts"]["claimed"] == 6
     assert any(
-        "nobody measured it here" in line for line in report_text.unknowns(built)
+        "nobody measured it here" in line for line in report_text.list_unknowns(built)
     )
 
 
@@ -248,7 +248,7 @@ def policy(name):
 
 
 def test_greedy_says_of_a_greedy_night_what_was_recorded(ledger, theirs):
-    import_results.put(ledger, import_results.read(theirs.write(*NIGHT)))
+    import_results.insert_claims(ledger, import_results.read_results_file(theirs.write(*NIGHT)))
 
     found = replay.replay(ledger, policy("greedy"), "greedy", None)
 
@@ -260,10 +260,10 @@ def test_greedy_says_of_a_greedy_night_what_was_recorded(ledger, theirs):
 
 
 def test_one_run_each_resolves_nothing_for_who_knows_noise(ledger, theirs):
-    import_results.put(ledger, import_results.read(theirs.write(*NIGHT)))
+    import_results.insert_claims(ledger, import_results.read_results_file(theirs.write(*NIGHT)))
 
     found = replay.replay(ledger, policy("noise-aware"), "noise-aware", "claimed:")
-    lines = replay.lines(found)
+    lines = replay.format_replay(found)
 
     assert found.replayed["keep"] == 1  # the baseline
     assert found.missing > 0
@@ -277,7 +277,7 @@ def test_a_policy_that_knows_the_noise_keeps_what_stands_out_of_it(ledger, their
     rng = random.Random(1)
     lines = [f"b\t{rng.gauss(1, 1e-4):.6f}\t1.0\tkeep\tbaseline"]
     lines += [f"c{n}\t{rng.gauss(1.01, 1e-4):.6f}\t1.0\tdiscard\tno" for n in range(9)]
-    import_results.put(ledger, import_results.read(theirs.write(*lines)))
+    import_results.insert_claims(ledger, import_results.read_results_file(theirs.write(*lines)))
 
     found = replay.replay(ledger, policy("noise-aware"), "noise-aware", None)
 
@@ -288,7 +288,7 @@ def test_a_policy_that_knows_the_noise_keeps_what_stands_out_of_it(ledger, their
 def test_a_series_is_chosen_by_how_its_name_begins(ledger, theirs):
     with pytest.raises(NotReady, match="nothing was decided"):
         replay.replay(ledger, policy("greedy"), "greedy", None)
-    import_results.put(ledger, import_results.read(theirs.write(*NIGHT)))
+    import_results.insert_claims(ledger, import_results.read_results_file(theirs.write(*NIGHT)))
 
     with pytest.raises(LabError, match="names 0 series"):
         replay.replay(ledger, policy("greedy"), "greedy", "nothing-like-it")
@@ -313,12 +313,12 @@ def test_replay_is_a_command_with_json(lab):
 
 
 def test_replaying_changes_nothing_in_the_ledger(ledger, theirs):
-    import_results.put(ledger, import_results.read(theirs.write(*NIGHT)))
+    import_results.insert_claims(ledger, import_results.read_results_file(theirs.write(*NIGHT)))
     before = ledger.chain_head
     replay.replay(ledger, policy("islands"), "islands", None)
 
     assert ledger.chain_head == before
-    assert len(format.logged(ledger)) == 6
+    assert len(format.load_log_rows(ledger)) == 6
 
 
 def test_a_replay_compares_scores_without_the_luck_of_their_seeds(ledger, theirs):
@@ -327,7 +327,7 @@ def test_a_replay_compares_scores_without_the_luck_of_their_seeds(ledger, theirs
         f"c\t{value}\t1.0\t{status}\tx"
         for value, status in ((1.17, "keep"), (2.17, "discard"), (1.49, "discard"))
     ]
-    import_results.put(ledger, import_results.read(theirs.write(*lines)))
+    import_results.insert_claims(ledger, import_results.read_results_file(theirs.write(*lines)))
     (series,) = {row.series for row in ledger.claimed()}
     ledger.db.execute("delete from run")
     runs = {1: (1.0, 1.5, 1.01), 2: (2.0, 2.51, 2.0)}

@@ -99,7 +99,7 @@ def test_the_report_says_what_it_cost_and_from_when_to_when_it_was_away(lab):
     with ModelServer(GOOD, "429 long") as server:
         asked(lab, server, times=2)
 
-    first, second = report_text.asked_lines(Ledger(lab.ledger))
+    first, second = report_text.format_proposer_calls(Ledger(lab.ledger))
 
     assert first == f"{server.spec}: asked 2 times, 1 idea; 2 of unknown cost"
     assert re.match(r"  from \d\d:\d\d: limit until \d\d:\d\d: 429", second)
@@ -379,9 +379,9 @@ def test_a_model_on_the_gpu_that_trains_costs_the_forecast_what_it_takes(
 
     assert "asked between runs" in found.proposers[server.spec].state
     assert 0.25 < found.waiting_seconds < 10  # half of the proposals wait for it
-    assert "of waiting for ideas" in "\n".join(found.lines())
+    assert "of waiting for ideas" in "\n".join(found.to_lines())
     without = replace(found, proposers={"search": proposer_registry.Examined("ok")})
-    assert found.experiments < without.experiments
+    assert found.experiment_count < without.experiment_count
 
 
 REPLY = st.lists(st.one_of(LINES, st.text(max_size=20)), max_size=10).map("\n".join)

@@ -40,7 +40,7 @@ CAUGHT = {
 def lab(tmp_path_factory):
     """The flagship, small."""
     folder = tmp_path_factory.mktemp("gpt") / "lab"
-    new.found(folder, "gpt", None, None, "demo")
+    new.create_lab(folder, "gpt", None, None, "demo")
     shipped = folder / "train.py"
     shipped.rename(folder / "shipped.py")
     shipped.write_text(edits.flagship("demo"))

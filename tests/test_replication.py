@@ -84,7 +84,7 @@ def test_a_champion_that_fails_on_every_fresh_seed_ends_it(tmp_path):
     assert rows[0].decision == "keep"
 
     pairs = list(replicate.replicate(lab, 8, StopFlag()))
-    assert len(pairs) == replicate.MOST_FAILED
+    assert len(pairs) == replicate.MAX_FAILED_PAIRS
     assert all(pair.scores is None and "moody" in pair.why for pair in pairs)
     assert command(lab, "replicate").returncode == 3
 

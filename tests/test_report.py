@@ -76,7 +76,7 @@ class Night:
             "facts": self.ledger.load_series_facts("s1"),
             "notices": (),
         }
-        return report_text.build(self.ledger, **{**settings, **more})
+        return report_text.build_report(self.ledger, **{**settings, **more})
 
 
 class Links(HTMLParser):
@@ -105,7 +105,7 @@ def night(tmp_path):
 
 
 def test_the_headline_states_what_was_measured_and_no_interval(night):
-    lines = "\n".join(report_text.headline(night.report()))
+    lines = "\n".join(report_text.format_headline(night.report()))
 
     assert "val_bpb  1.1000 -> 0.9000   gain 0.2000" in lines
     assert "noise is not measured" in lines
@@ -123,30 +123,30 @@ def test_a_higher_metric_can_be_the_better_one(tmp_path):
 
     built = night.report(metric="accuracy")
 
-    assert built.gain == pytest.approx(0.2)
-    assert "higher is better" in report_html.html(built)
+    assert built.raw_gain == pytest.approx(0.2)
+    assert "higher is better" in report_html.render_html(built)
 
 
 def test_the_page_asks_nobody_for_anything_and_runs_no_script(night):
     page = Links()
-    page.feed(report_html.html(night.report()))
+    page.feed(report_html.render_html(night.report()))
 
     assert "script" not in page.tags
     assert all(link.startswith("#") for link in page.asked)
 
 
 def test_hostile_text_is_shown_and_obeyed_by_nobody(night):
-    page = report_html.html(night.report())
+    page = report_html.render_html(night.report())
 
     assert "<script" not in page
     assert "&lt;script&gt;" in page
     assert not re.search("[\x00-\x08\x0b-\x1f\u202e]", page)
     assert "<b>fast</b>" not in page
-    assert "\x1b" not in "\n".join(report_text.headline(night.report()))
+    assert "\x1b" not in "\n".join(report_text.format_headline(night.report()))
 
 
 def test_a_failure_has_no_number_anywhere(night):
-    page = report_html.html(night.report())
+    page = report_html.render_html(night.report())
 
     (row,) = re.findall(
         r"<tr class=failed><td class=num>4<td>.*?(?=<tr|</tbody)", page, re.S
@@ -155,7 +155,7 @@ def test_a_failure_has_no_number_anywhere(night):
 
 
 def test_kept_changes_come_with_their_diff_and_reason(night):
-    page = report_html.html(night.report())
+    page = report_html.render_html(night.report())
 
     assert "<span class=add>+Y = 2</span>" in page
     assert "because" in page
@@ -163,7 +163,7 @@ def test_kept_changes_come_with_their_diff_and_reason(night):
 
 
 def test_the_plot_has_every_experiment_and_says_what_it_clips(night):
-    page = report_html.html(night.report())
+    page = report_html.render_html(night.report())
     plot = page[page.index("<svg") : page.index("</svg>")]
 
     assert plot.count("<circle") == 4
@@ -174,13 +174,13 @@ def test_the_plot_has_every_experiment_and_says_what_it_clips(night):
 
 def test_an_empty_ledger_and_a_lone_baseline_make_a_sane_page(tmp_path):
     night = Night(tmp_path / "ledger.db")
-    empty = report_html.html(night.report())
+    empty = report_html.render_html(night.report())
     night.add("baseline", 1.1, keep=True)
-    lone = report_html.html(night.report())
+    lone = report_html.render_html(night.report())
 
     assert "Nothing was measured yet" in empty
     assert "1.1000 → 1.1000" in lone
-    assert "nothing kept yet" in "\n".join(report_text.headline(night.report()))
+    assert "nothing kept yet" in "\n".join(report_text.format_headline(night.report()))
 
 
 def test_ten_thousand_experiments_make_a_page_that_still_loads(night):
@@ -188,7 +188,7 @@ def test_ten_thousand_experiments_make_a_page_that_still_loads(night):
     many = tuple(replace(rows[2], number=n) for n in range(10_000))
     built = replace(night.report(), rows=(*rows, *many))
 
-    page = report_html.html(built)
+    page = report_html.render_html(built)
 
     assert len(page) < 8_000_000
     assert page.count("<circle") < 4000
@@ -286,12 +286,12 @@ def careful(tmp_path):
 
 
 def told(night):
-    return report_json.as_json(night.report())
+    return report_json.report_to_json(night.report())
 
 
 def test_the_gain_comes_with_its_interval_and_the_luck_in_the_difference(careful):
     gain = told(careful)["gain"]
-    lines = "\n".join(report_text.headline(careful.report()))
+    lines = "\n".join(report_text.format_headline(careful.report()))
 
     assert gain["raw"] == pytest.approx(0.0195)
     assert gain["low"] < gain["claimed"] < gain["high"]
@@ -305,7 +305,7 @@ def test_the_noise_comes_with_interval_and_degrees_of_freedom(careful):
 
     assert found["degrees"] == 2  # seven runs, less two train.py and three seeds
     assert found["low"] < found["sd"] < found["high"]
-    assert "2 degrees of freedom" in "\n".join(report_text.headline(careful.report()))
+    assert "2 degrees of freedom" in "\n".join(report_text.format_headline(careful.report()))
 
 
 def test_near_misses_and_ended_runs_are_counted_apart_from_discards(careful):
@@ -318,7 +318,7 @@ def test_near_misses_and_ended_runs_are_counted_apart_from_discards(careful):
     assert (
         "6 experiments in 10 runs: 1 kept, 1 to begin with, 1 discarded, 2 unresolved, "
         "1 ended early, 0 failed"
-    ) in report_text.headline(careful.report())
+    ) in report_text.format_headline(careful.report())
     assert [miss["experiment"] for miss in told(careful)["near_misses"]] == [2, 1]
 
 
@@ -341,7 +341,7 @@ def test_a_night_of_quick_runs_took_its_time(tmp_path):
 
 def test_a_champion_of_several_changes_is_one_keep_and_says_how_many(careful):
     (kept,) = told(careful)["kept"]
-    page = report_html.html(careful.report())
+    page = report_html.render_html(careful.report())
 
     assert kept["changes"] == 3
     assert "three (3 changes on the way)" in page
@@ -370,7 +370,7 @@ def test_a_holdout_that_was_scored_once_each_has_a_gap_and_no_interval(tmp_path)
     night.measured("better", (0.9,), "keep", "gain", (1.05,))
 
     found = told(night)
-    lines = "\n".join(report_text.headline(night.report()))
+    lines = "\n".join(report_text.format_headline(night.report()))
 
     assert found["holdout"]["gap"] == pytest.approx(0.05)
     assert found["holdout"]["low"] is None
@@ -380,7 +380,7 @@ def test_a_holdout_that_was_scored_once_each_has_a_gap_and_no_interval(tmp_path)
 
 def test_time_saved_by_ending_runs_is_counted_and_an_unknown_rate_said(careful):
     early = told(careful)["early_kill"]
-    lines = "\n".join(report_text.headline(careful.report()))
+    lines = "\n".join(report_text.format_headline(careful.report()))
 
     assert early["ended"] == 1
     assert early["saved_seconds"] == pytest.approx(45)
@@ -406,7 +406,7 @@ def test_a_champion_that_was_taken_back_is_said_and_reigns_no_more(careful):
     now, before = careful.ledger.champions()[-1], careful.ledger.champions()[-2]
     careful.ledger.take_back(before, now, "0.99 in 3 runs", "c" * 40, 2000.0)
 
-    found, page = told(careful), report_html.html(careful.report())
+    found, page = told(careful), report_html.render_html(careful.report())
 
     assert found["champion"]["experiment"] == 3
     assert found["counts"]["taken_back"] == 1
@@ -423,7 +423,7 @@ def test_a_replicated_gain_stands_on_top_and_changes_no_other_number(careful):
     careful.again(0, (1.0, 1.001), "replicate", (1.1, 1.101), first=100)
     careful.again(3, (0.985, 0.987), "replicate", (1.09, 1.092), first=100)
 
-    found, lines = told(careful), report_text.headline(careful.report())
+    found, lines = told(careful), report_text.format_headline(careful.report())
 
     assert found["certificate"]["gain"] == pytest.approx(0.0145)
     assert found["certificate"]["pairs"] == 2
@@ -440,8 +440,8 @@ def test_what_is_not_known_follows_from_what_there_is(tmp_path, careful):
     greedy = Night(tmp_path / "greedy.db")
     greedy.add("baseline", 1.0, keep=True)
     greedy.add("better", 0.9, keep=True)
-    unknown = "\n".join(report_text.unknowns(greedy.report()))
-    known = "\n".join(report_text.unknowns(careful.report()))
+    unknown = "\n".join(report_text.list_unknowns(greedy.report()))
+    known = "\n".join(report_text.list_unknowns(careful.report()))
 
     assert "nothing ran twice" in unknown
     assert "was not scored" in unknown
@@ -457,7 +457,7 @@ def test_a_lab_without_noise_says_that_the_difference_is_exact(tmp_path):
     night.measured("better", (0.9,), "keep", "gain")
 
     gain = told(night)["gain"]
-    lines = "\n".join(report_text.headline(night.report()))
+    lines = "\n".join(report_text.format_headline(night.report()))
 
     assert gain["claimed"] is None
     assert "the difference is exact" in gain["why_not"]
@@ -467,8 +467,8 @@ def test_a_lab_without_noise_says_that_the_difference_is_exact(tmp_path):
 def test_a_measured_noise_draws_bars_at_what_was_kept_and_another_does_not(
     careful, night
 ):
-    assert report_html.html(careful.report()).count("<line class=bar") == 2
-    assert "<line class=bar" not in report_html.html(night.report())
+    assert report_html.render_html(careful.report()).count("<line class=bar") == 2
+    assert "<line class=bar" not in report_html.render_html(night.report())
 
 
 def test_json_has_every_number_and_nothing_that_is_no_json(careful, night, tmp_path):

@@ -52,7 +52,7 @@ def running(lab):
 
 
 def test_a_client_reads_proposes_waits_and_goes_on(running):
-    desk = mcp.Desk(running, "mcp")
+    desk = mcp.LabTools(running, "mcp")
 
     assert "LEARNING_RATE = 0.02" in desk.read_context()
     said = desk.propose("more momentum", FASTER, "it is a ravine", "mcp:test")
@@ -75,7 +75,7 @@ def test_a_client_reads_proposes_waits_and_goes_on(running):
     ],
 )
 def test_what_does_not_fit_is_said_at_once_and_queues_nothing(lab, change, why):
-    said = mcp.Desk(lab).propose("x", change)
+    said = mcp.LabTools(lab).propose("x", change)
 
     assert said.startswith("Refused, nothing was queued")
     assert why in said
@@ -83,7 +83,7 @@ def test_what_does_not_fit_is_said_at_once_and_queues_nothing(lab, change, why):
 
 
 def test_nobody_waits_for_an_experiment_that_is_not_there(lab):
-    desk = mcp.Desk(lab)
+    desk = mcp.LabTools(lab)
     desk.propose("more momentum", FASTER)
 
     assert "no experiment 9" in asyncio.run(desk.wait_for_verdict(9, 0))
@@ -143,7 +143,7 @@ def test_by_http_nothing_is_said_without_the_token(lab):
     try:
         nights.wait_for(lambda: ask("x")[0] != 0, seconds=60)
         refused = ask("x")
-        status, said = ask(mcp.token_of(lab))
+        status, said = ask(mcp.load_or_create_token(lab))
     finally:
         nights.kill(server)
 
@@ -171,7 +171,7 @@ def test_program_md_ends_with_the_line_for_coding_agents(lab):
 
 def test_the_context_is_the_same_for_a_shell(lab):
     assert nights.command(lab, "context").stdout.rstrip() == (
-        mcp.Desk(lab).read_context().rstrip()
+        mcp.LabTools(lab).read_context().rstrip()
     )
 
 
@@ -191,7 +191,7 @@ def test_an_agent_in_a_shell_gets_its_verdict_in_two_short_waits(running):
 
 def test_pause_begins_nothing_new_and_resume_goes_on(running):
     nights.command(running, "pause")
-    mcp.Desk(running).propose("more momentum", FASTER)
+    mcp.LabTools(running).propose("more momentum", FASTER)
     with pytest.raises(AssertionError):
         nights.wait_for(lambda: Ledger(running.ledger).load_row(2), seconds=2)
 
@@ -204,7 +204,7 @@ def test_a_night_cannot_be_written_to_by_a_client(lab):
     before = subprocess.run(
         ("git", "-C", str(lab.folder), "rev-parse", "HEAD"), capture_output=True
     ).stdout
-    desk = mcp.Desk(lab)
+    desk = mcp.LabTools(lab)
 
     desk.read_context(), desk.list_experiments(), desk.show_experiment(1)
 
@@ -215,7 +215,7 @@ def test_a_night_cannot_be_written_to_by_a_client(lab):
 
 
 def test_a_client_changes_the_file_that_it_was_shown(lab):
-    desk = mcp.Desk(lab)
+    desk = mcp.LabTools(lab)
     ledger = Ledger(lab.ledger)
     ledger.series = ledger.find_last_series()
     shown = next(row for row in ledger.load_rows() if row.blob != ledger.champion.blob)
@@ -282,8 +282,8 @@ def test_a_file_is_compared_with_what_it_was_made_of(lab):
     of_shown = shown.replace("MOMENTUM = 0.5", "MOMENTUM = 0.7")
     of_champion = champion.replace("MOMENTUM = 0.5", "MOMENTUM = 0.7")
 
-    assert queue.changed_from(ledger, of_shown).blob == other.blob
-    assert queue.changed_from(ledger, of_champion).blob == ledger.champion.blob
+    assert queue.find_nearest_base(ledger, of_shown).blob == other.blob
+    assert queue.find_nearest_base(ledger, of_champion).blob == ledger.champion.blob
 
 
 def test_a_port_that_somebody_has_is_said_before_anything_is_promised(lab):

@@ -81,11 +81,11 @@ def test_a_score_of_many_digits_is_the_same_in_git_and_ledger(tmp_path):
 
 
 def test_commits_of_older_versions_have_six_decimals_and_agree():
-    assert verify_ledger.agree(["3613121710.025316"], [3613121710.0253163])
-    assert verify_ledger.agree(["0.500000"], [0.5, 0.25])
-    assert not verify_ledger.agree(["0.500001"], [0.5])
-    assert not verify_ledger.agree(["0.5", "0.5"], [0.5])
-    assert not verify_ledger.agree([], [0.5])
+    assert verify_ledger.has_matching_scores(["3613121710.025316"], [3613121710.0253163])
+    assert verify_ledger.has_matching_scores(["0.500000"], [0.5, 0.25])
+    assert not verify_ledger.has_matching_scores(["0.500001"], [0.5])
+    assert not verify_ledger.has_matching_scores(["0.5", "0.5"], [0.5])
+    assert not verify_ledger.has_matching_scores([], [0.5])
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,7 @@ from autoresearch.records.ledger import Ledger, copy_ledger
 from autoresearch.reporting import format
 from autoresearch.reporting import show as views
 from autoresearch.reporting import status as status_view
-from autoresearch.reporting.format import counts_words
+from autoresearch.reporting.format import format_counts
 from autoresearch.run import session
 from autoresearch.sandbox.process import StopFlag
 from autoresearch.text import format_exact, to_one_line
@@ -44,12 +44,12 @@ from autoresearch.text import format_exact, to_one_line
 if TYPE_CHECKING:
     from autoresearch.reporting.report_text import Report
 
-DONE, YOURS, NOT_YET, DISCARDED, FAILED = 0, 2, 3, 4, 5
+EXIT_OK, EXIT_USER_ERROR, EXIT_TOO_SOON, EXIT_DISCARDED, EXIT_FAILED = 0, 2, 3, 4, 5
 # What the machine refuses and a human can mend; any other OSError is our mistake.
-REFUSED_BY_MACHINE = (errno.EACCES, errno.EDQUOT, errno.ENOSPC, errno.EROFS)
+USER_FIXABLE_ERRNOS = (errno.EACCES, errno.EDQUOT, errno.ENOSPC, errno.EROFS)
 
 
-class Amount(click.FloatRange):
+class FiniteFloatRange(click.FloatRange):
     """A number within bounds; nan is within none."""
 
     def convert(
@@ -61,15 +61,15 @@ class Amount(click.FloatRange):
         return found
 
 
-HOURS = Amount(0, MAX_HOURS)
-SECONDS = Amount(0, 3600 * MAX_HOURS)
-DOLLARS = Amount(0, 1e9)
+HOURS = FiniteFloatRange(0, MAX_HOURS)
+SECONDS = FiniteFloatRange(0, 3600 * MAX_HOURS)
+DOLLARS = FiniteFloatRange(0, 1e9)
 COUNT, AT_LEAST_ONE = click.IntRange(0, 10**9), click.IntRange(1, 10**9)
 SEED = click.IntRange(0, 2**63 - 1)  # what the ledger can hold
 PORT = click.IntRange(1, 65535)
 
 
-class Day(click.Group):
+class CommandGroup(click.Group):
     """Commands in the order of a day, and one clear sentence for a human's mistake."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -80,12 +80,12 @@ class Day(click.Group):
             return super().invoke(ctx)
         except NotReady as error:
             click.echo(f"autoresearch: {error}", err=True)
-            ctx.exit(NOT_YET)
+            ctx.exit(EXIT_TOO_SOON)
         except LabError as error:
             click.echo(f"autoresearch: {error}", err=True)
-            ctx.exit(YOURS)
+            ctx.exit(EXIT_USER_ERROR)
         except OSError as error:
-            if error.errno not in REFUSED_BY_MACHINE:
+            if error.errno not in USER_FIXABLE_ERRNOS:
                 raise
             where = f"{error.filename}: " if error.filename else ""
             click.echo(
@@ -93,10 +93,10 @@ class Day(click.Group):
                 "you may write to, or copy the lab to one (git clone)",
                 err=True,
             )
-            ctx.exit(YOURS)
+            ctx.exit(EXIT_USER_ERROR)
 
 
-@click.group(cls=Day, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=CommandGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="autoresearch")
 def main() -> None:
     """Let something improve your train.py overnight, and learn which gains are real.
@@ -109,19 +109,19 @@ def main() -> None:
     """
 
 
-def say(line: str = "") -> None:
+def print_line(line: str = "") -> None:
     """One line of output."""
     click.echo(line)
 
 
-def tell(found: object) -> None:
+def print_json(found: object) -> None:
     """One JSON object on one line."""
     click.echo(json.dumps(found))
 
 
-def following(words: str) -> None:
+def print_next_step(words: str) -> None:
     """What to type next."""
-    say(f"Next: {words}")
+    print_line(f"Next: {words}")
 
 
 json_option = click.option("--json", "as_json", is_flag=True, help="For machines.")
@@ -149,9 +149,9 @@ def new(
     """Make a lab: a folder with prepare.py, train.py and program.md, under git."""
     from autoresearch.commands import new as founding
 
-    for line in founding.found(lab, kind, text, vocab, profile):
-        say(line)
-    following(f"cd {shlex.quote(str(lab))} && autoresearch prepare")
+    for line in founding.create_lab(lab, kind, text, vocab, profile):
+        print_line(line)
+    print_next_step(f"cd {shlex.quote(str(lab))} && autoresearch prepare")
 
 
 @main.command(epilog="example: autoresearch prepare")
@@ -164,10 +164,10 @@ def prepare() -> None:
     Repository(lab.folder).require_usable()
     found = apparatus.load_apparatus(lab, Repository(lab.folder))
     begun = time.monotonic()
-    found.prepare_data(Bar())
+    found.prepare_data(ProgressBar())
     took = time.monotonic() - begun
-    say(f"sealed {found.load_fingerprint()}   ({took:.1f} s)")
-    following("autoresearch check")
+    print_line(f"sealed {found.load_fingerprint()}   ({took:.1f} s)")
+    print_next_step("autoresearch check")
 
 
 @main.command(epilog="example: autoresearch check --proposer search")
@@ -183,16 +183,16 @@ def check(proposer: tuple[str, ...], hours: float, as_json: bool) -> None:
     lab = Lab.find(Path.cwd())
     found = checking.check(lab, proposer, hours)
     if as_json:
-        tell(found.as_json())
+        print_json(found.to_json())
         return
-    for line in found.lines():
-        say(line)
-    noted(lab)
-    if found.ready:
-        following(f"autoresearch run --hours {hours:g}")
+    for line in found.to_lines():
+        print_line(line)
+    print_program_faults(lab)
+    if found.has_ready_proposer:
+        print_next_step(f"autoresearch run --hours {hours:g}")
         return
-    following("mend what is said of the proposers, then autoresearch check")
-    click.get_current_context().exit(NOT_YET)
+    print_next_step("mend what is said of the proposers, then autoresearch check")
+    click.get_current_context().exit(EXIT_TOO_SOON)
 
 
 @main.command(epilog="example: autoresearch run --hours 8 --proposer search")
@@ -213,44 +213,44 @@ def run(
     """Propose, train, measure, keep or discard, until you say stop."""
     lab = Lab.find(Path.cwd())
     options = session.Options(experiments, hours, proposer, seed, dollars)
-    last = run_night(lab, options, as_json)
+    last = run_session(lab, options, as_json)
     if not as_json:
-        say(last)
-        following("autoresearch report | git log --oneline | autoresearch run")
+        print_line(last)
+        print_next_step("autoresearch report | git log --oneline | autoresearch run")
 
 
-def run_night(lab: Lab, options: session.Options, as_json: bool) -> str:
+def run_session(lab: Lab, options: session.Options, as_json: bool) -> str:
     """Run until it is over, printing verdicts; the closing line."""
     from autoresearch.loop import research
 
     stop = StopFlag()
-    screen = Screen(lab, as_json)
-    with obeying(stop, screen), session.opened(lab, options, stop) as (opened, now):
+    screen = LiveScreen(lab, as_json)
+    with stop_session_on_signals(stop, screen), session.opened(lab, options, stop) as (opened, now):
         books = opened.books
-        screen.begin(books.ledger, now, options)
-        now.listener, now.reader = screen.show, screen.notice
+        screen.print_session_start(books.ledger, now, options)
+        now.listener, now.reader = screen.show_progress, screen.print_notice
         for row in research(opened):
             now.done(row.number)
-            screen.verdict(row)
+            screen.print_verdict(row)
         counts = books.ledger.count_experiments()
         books.write_results()  # with the intervals that the whole night tells
     word = "stopped" if stop.soon or stop.now else "done"
-    return f"{word}, so far {counts_words(counts)}"
+    return f"{word}, so far {format_counts(counts)}"
 
 
-class Screen:
+class LiveScreen:
     """Verdicts as lines that stay, and the run in hand as a line that changes."""
 
     def __init__(self, lab: Lab, as_json: bool) -> None:
         self._json = as_json
         self._live = sys.stdout.isatty() and not as_json
-        self._shown = 0.0
-        self._current = ""
+        self._drawn_at = 0.0
+        self._progress_line = ""
         self._progress: RunProgress | None = None  # None: nothing ran yet
         self._lab = lab
         self._log = lab.state_folder / "run.log"
 
-    def begin(self, ledger: Ledger, now: session.Now, options: session.Options) -> None:
+    def print_session_start(self, ledger: Ledger, now: session.Now, options: session.Options) -> None:
         """How the night starts."""
         if now.until is not None:
             until = time.strftime("%H:%M", time.localtime(now.until))
@@ -258,45 +258,45 @@ class Screen:
         else:
             most = options.experiments
             words = "until you say stop" if most is None else f"{most} experiments"
-        self.print(
+        self.print_line(
             f"{words}. You may close this terminal; autoresearch status --follow "
             "comes back."
         )
         for words in now.notices:
-            self.notice(words)
+            self.print_notice(words)
         for proposal in ledger.load_open_proposals():
             title = to_one_line(proposal.title)
-            self.print(f"going on with experiment {proposal.number}: {title}")
+            self.print_line(f"going on with experiment {proposal.number}: {title}")
 
-    def verdict(self, row: Row) -> None:
+    def print_verdict(self, row: Row) -> None:
         """A line that stays."""
         if self._json:
-            tell(format.as_json(row))
-            self._note(json.dumps(format.as_json(row)))
+            print_json(format.row_to_json(row))
+            self._append_to_log(json.dumps(format.row_to_json(row)))
         else:
-            self.print(format.verdict_line(row))
+            self.print_line(format.format_verdict(row))
 
-    def notice(self, words: str) -> None:
+    def print_notice(self, words: str) -> None:
         """Something the human should know."""
-        self.print(f"note: {to_one_line(words)}")
+        self.print_line(f"note: {to_one_line(words)}")
 
-    def left(self) -> str:
+    def describe_time_left(self) -> str:
         """How long the run in hand will still train, as far as it says."""
         if self._progress is None:
             return ""
-        left = status_view.left_seconds(self._progress.seconds, self._progress.share)
-        return "" if left is None else f", about {format.spell(left)} of training"
+        left = status_view.estimate_seconds_left(self._progress.seconds, self._progress.share)
+        return "" if left is None else f", about {format.format_seconds(left)} of training"
 
-    def hurry(self) -> str:
+    def describe_lost_runs(self) -> str:
         """What stopping now loses."""
-        return queue.hurry(self._lab)
+        return queue.describe_lost_runs(self._lab)
 
-    def show(self, candidate: Candidate, progress: RunProgress) -> None:
+    def show_progress(self, candidate: Candidate, progress: RunProgress) -> None:
         """The run in hand, at most five times a second."""
         self._progress = progress
-        if not self._live or time.monotonic() - self._shown < 0.2:
+        if not self._live or time.monotonic() - self._drawn_at < 0.2:
             return
-        self._shown = time.monotonic()
+        self._drawn_at = time.monotonic()
         run = {
             "experiment": candidate.proposal.number,
             "title": candidate.proposal.title,
@@ -307,22 +307,22 @@ class Screen:
             "seconds": progress.seconds,
         }
         width = max(20, os.get_terminal_size().columns - 1)
-        self._current = status_view.run_line(run)[:width]
-        self._write(f"\r\x1b[2K{self._current}")
+        self._progress_line = status_view.format_run(run)[:width]
+        self._write_to_terminal(f"\r\x1b[2K{self._progress_line}")
 
-    def print(self, line: str) -> None:
+    def print_line(self, line: str) -> None:
         """A line above the one that changes; to the log as well."""
-        self._note(line)
+        self._append_to_log(line)
         if self._json:
             click.echo(line, err=True)
             return
-        self._write(f"\r\x1b[2K{line}\n{self._current}" if self._live else f"{line}\n")
+        self._write_to_terminal(f"\r\x1b[2K{line}\n{self._progress_line}" if self._live else f"{line}\n")
 
-    def _note(self, line: str) -> None:
+    def _append_to_log(self, line: str) -> None:
         with self._log.open("a") as file:
             file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
 
-    def _write(self, text: str) -> None:
+    def _write_to_terminal(self, text: str) -> None:
         try:
             sys.stdout.write(text)
             sys.stdout.flush()
@@ -333,19 +333,19 @@ class Screen:
 
 
 @contextmanager
-def obeying(stop: StopFlag, screen: Screen) -> Iterator[None]:
+def stop_session_on_signals(stop: StopFlag, screen: LiveScreen) -> Iterator[None]:
     """Ctrl-C ends the night after the run in hand, a second one now; a closed
     terminal ends nothing."""
 
     def heard(number: int, frame: FrameType | None) -> None:
         if stop.soon:
             stop.now = True
-            what = screen.hurry() or "nothing is in hand"
-            screen.print(f"stopping now; {what}")
+            what = screen.describe_lost_runs() or "nothing is in hand"
+            screen.print_line(f"stopping now; {what}")
         else:
             stop.soon = True
-            screen.print(
-                f"stopping after the experiment in hand: its run{screen.left()}, and "
+            screen.print_line(
+                f"stopping after the experiment in hand: its run{screen.describe_time_left()}, and "
                 "further runs if its verdict needs them; once more stops now and "
                 "loses those"
             )
@@ -365,24 +365,24 @@ def obeying(stop: StopFlag, screen: Screen) -> Iterator[None]:
 def status(follow: bool, as_json: bool) -> None:
     """How the lab stands, and what runs at this moment."""
     lab = Lab.find(Path.cwd())
-    metric = metric_of(lab)
-    ledger = ledger_of(lab)
+    metric = read_metric(lab)
+    ledger = open_ledger(lab)
     while True:
-        found = status_view.status(lab, ledger)
+        found = status_view.build_status(lab, ledger)
         if as_json:
-            tell(found)
+            print_json(found)
         else:
             if follow and sys.stdout.isatty():
                 click.clear()
-            for line in status_view.status_lines(metric, found):
-                say(line)
-            noted(lab, (found["running"] or {}).get("notices", ()))
+            for line in status_view.format_status(metric, found):
+                print_line(line)
+            print_program_faults(lab, (found["running"] or {}).get("notices", ()))
         if not follow or found["running"] is None:
             break
         time.sleep(1.0)
     if not as_json:
         then = "run" if found["running"] is None else "stop"
-        following(f"autoresearch log | autoresearch report | autoresearch {then}")
+        print_next_step(f"autoresearch log | autoresearch report | autoresearch {then}")
 
 
 @main.command(epilog="example: autoresearch stop")
@@ -393,16 +393,16 @@ def stop(now: bool) -> None:
     holder = lab.find_lock_holder()
     if holder is None:
         raise NotReady(f"nothing runs in {lab.folder}. Next: autoresearch run")
-    lost = queue.hurry(lab)
+    lost = queue.describe_lost_runs(lab)
     os.kill(holder, signal.SIGTERM)
     if now:
         time.sleep(0.2)
         os.kill(holder, signal.SIGTERM)
     if now:
-        say(f"process {holder} stops now" + (f"; {lost}" if lost else ""))
+        print_line(f"process {holder} stops now" + (f"; {lost}" if lost else ""))
     else:
-        say(f"process {holder} stops after the experiment in hand, all its runs")
-    following("autoresearch status --follow")
+        print_line(f"process {holder} stops after the experiment in hand, all its runs")
+    print_next_step("autoresearch status --follow")
 
 
 @main.command(epilog="example: autoresearch pause")
@@ -412,12 +412,12 @@ def pause() -> None:
     lab.require_writable()
     lab.pause_path.touch()
     runs = lab.find_lock_holder() is not None
-    say(
+    print_line(
         "paused: the run in hand goes on to its verdict, and nothing new begins"
         if runs
         else "paused: nothing runs here now, and a night would begin nothing"
     )
-    following("autoresearch resume")
+    print_next_step("autoresearch resume")
 
 
 @main.command(epilog="example: autoresearch resume")
@@ -427,8 +427,8 @@ def resume() -> None:
     lab.require_writable()
     lab.pause_path.unlink(missing_ok=True)
     runs = lab.find_lock_holder() is not None
-    say("the night goes on" if runs else "not paused any more; nothing runs here now")
-    following("autoresearch status --follow" if runs else "autoresearch run")
+    print_line("the night goes on" if runs else "not paused any more; nothing runs here now")
+    print_next_step("autoresearch status --follow" if runs else "autoresearch run")
 
 
 @main.command(epilog="example: autoresearch guide")
@@ -439,11 +439,11 @@ def guide() -> None:
     lab = Lab.find(Path.cwd())
     running, paused = lab.find_lock_holder() is not None, lab.pause_path.exists()
     if lab.ledger_path.exists():
-        program = status_view.in_force(lab, ledger_of(lab)).program
+        program = status_view.load_active_program(lab, open_ledger(lab)).program
     else:
         program = lab.load_program()
-    say(agent_guide.guide(program, running=running, paused=paused))
-    following("autoresearch context" if running else "autoresearch run")
+    print_line(agent_guide.guide(program, running=running, paused=paused))
+    print_next_step("autoresearch context" if running else "autoresearch run")
 
 
 @main.command(epilog="example: autoresearch context | less")
@@ -452,7 +452,7 @@ def context() -> None:
     from autoresearch.commands import mcp as serving
 
     lab = Lab.find(Path.cwd())
-    say(serving.Desk(lab).read_context())
+    print_line(serving.LabTools(lab).read_context())
 
 
 @main.command(epilog="example: autoresearch mcp my-lab --http 8765")
@@ -467,10 +467,10 @@ def mcp(folder: Path, by: str, port: int | None) -> None:
     if port is None:
         serving.serve_stdio(lab, by)
         return
-    serving.token_of(lab)
-    serving.need_port(port)
-    say(f"http://127.0.0.1:{port}/mcp, token in {lab.state_folder / 'mcp-token'}")
-    following("in your client, that address and the header Authorization: Bearer TOKEN")
+    serving.load_or_create_token(lab)
+    serving.require_free_port(port)
+    print_line(f"http://127.0.0.1:{port}/mcp, token in {lab.state_folder / 'mcp-token'}")
+    print_next_step("in your client, that address and the header Authorization: Bearer TOKEN")
     serving.serve_http(lab, by, port)
 
 
@@ -483,23 +483,23 @@ def mcp(folder: Path, by: str, port: int | None) -> None:
 def log(which: str | None, last: int, as_json: bool) -> None:
     """Every experiment, one a line."""
     lab = Lab.find(Path.cwd())
-    ledger = ledger_of(lab)
-    rows, back = format.logged(ledger), format.taken_back(ledger)
+    ledger = open_ledger(lab)
+    rows, back = format.load_log_rows(ledger), format.load_reverted_champions(ledger)
     if which == "kept":
         rows = [row for row in rows if row.decision == "keep"]
     elif which == "failed":
         rows = [row for row in rows if row.decision == "failed"]
     elif which == "near":
-        rows = views.nearest(rows, lower_is_better=lower_is_better(lab))
+        rows = views.rank_discarded(rows, lower_is_better=read_lower_is_better(lab))
     rows = rows[-last:] if last else rows
     if as_json:
         for row in rows:
-            tell(format.as_json(row, back))
+            print_json(format.row_to_json(row, back))
         return
     for row in rows:
-        say(format.verdict_line(row, back))
-    noted(lab)
-    following("autoresearch show N")
+        print_line(format.format_verdict(row, back))
+    print_program_faults(lab)
+    print_next_step("autoresearch show N")
 
 
 @main.command(epilog="example: autoresearch show champion")
@@ -509,25 +509,25 @@ def log(which: str | None, last: int, as_json: bool) -> None:
 def show(which: str, wait: float, as_json: bool) -> None:
     """One experiment, whole. WHICH is a number, champion, baseline or last."""
     lab = Lab.find(Path.cwd())
-    ledger = ledger_of(lab)
+    ledger = open_ledger(lab)
     deadline = time.monotonic() + wait
     while (
         which.isdigit() and not ledger.load_row(int(which)) and time.monotonic() < deadline
     ):
         time.sleep(0.2)
     if which.isdigit() and not ledger.load_row(int(which)):
-        raise views.not_yet(lab, ledger, int(which))
-    row = views.pick(ledger, which)
+        raise views.explain_missing_verdict(lab, ledger, int(which))
+    row = views.find_row(ledger, which)
     if as_json:
         log = views.read_log(lab, row)
-        told = format.as_json(row, format.taken_back(ledger))
-        tell({**told, "diff": views.diff(ledger, row), "log": log})
+        told = format.row_to_json(row, format.load_reverted_champions(ledger))
+        print_json({**told, "diff": views.diff_from_parent(ledger, row), "log": log})
         return
-    for line in views.show_lines(lab, ledger, row, metric_of(lab)):
-        say(line)
-    noted(lab)
+    for line in views.format_experiment(lab, ledger, row, read_metric(lab)):
+        print_line(line)
+    print_program_faults(lab)
     in_git = f"git show autoresearch/{row.number} | " if row.commit else ""
-    following(f"{in_git}autoresearch log")
+    print_next_step(f"{in_git}autoresearch log")
 
 
 @main.command(
@@ -547,33 +547,33 @@ def try_file(
     """Queue your own train.py as the next experiment, and return at once."""
     lab = Lab.find(Path.cwd())
     lab.require_writable()
-    ledger = ledger_of(lab)
-    number, minutes = queue.queue(lab, ledger, file, title, by, reason)
+    ledger = open_ledger(lab)
+    number, minutes = queue.queue_file(lab, ledger, file, title, by, reason)
     if not wait:
         if as_json:
-            tell({"experiment": number, "minutes": minutes})
+            print_json({"experiment": number, "minutes": minutes})
             return
         when = f"a verdict in about {minutes:.0f} min"
         if lab.find_lock_holder() is None:
             when = "nothing runs now, so it waits for autoresearch run"
         elif lab.pause_path.exists():
             when = "the night is paused, so it waits for autoresearch resume"
-        say(f"experiment {number} is queued; {when}")
-        following(f"autoresearch show {number} --wait 100")
+        print_line(f"experiment {number} is queued; {when}")
+        print_next_step(f"autoresearch show {number} --wait 100")
         return
     deadline = time.monotonic() + wait
     while (row := ledger.load_row(number)) is None and time.monotonic() < deadline:
         time.sleep(0.2)
     if row is None:
-        raise views.not_yet(lab, ledger, number)
+        raise views.explain_missing_verdict(lab, ledger, number)
     if as_json:
-        tell(format.as_json(row))
+        print_json(format.row_to_json(row))
     else:
-        say(format.verdict_line(row))
+        print_line(format.format_verdict(row))
         if row.decision != "failed":  # there the line says it
-            say(f"     {to_one_line(row.why)}")
-        following(f"autoresearch show {number} | the next idea: autoresearch try ...")
-    code = {"keep": DONE, "discard": DISCARDED, "failed": FAILED}[row.status]
+            print_line(f"     {to_one_line(row.why)}")
+        print_next_step(f"autoresearch show {number} | the next idea: autoresearch try ...")
+    code = {"keep": EXIT_OK, "discard": EXIT_DISCARDED, "failed": EXIT_FAILED}[row.status]
     click.get_current_context().exit(code)
 
 
@@ -586,12 +586,12 @@ def report(as_json: bool) -> None:
     lab = Lab.find(Path.cwd())
     built, lines = write_report(lab)
     if as_json:
-        tell(report_json.as_json(built))
+        print_json(report_json.report_to_json(built))
         return
     for line in lines:
-        say(line)
-    noted(lab)
-    following(" | ".join(["autoresearch run", *report_text.takeaway(built)]))
+        print_line(line)
+    print_program_faults(lab)
+    print_next_step(" | ".join(["autoresearch run", *report_text.list_champion_commands(built)]))
 
 
 def write_report(lab: Lab) -> tuple["Report", list[str]]:
@@ -600,19 +600,19 @@ def write_report(lab: Lab) -> tuple["Report", list[str]]:
     from autoresearch.reporting import report_html as reporting
     from autoresearch.reporting import report_text
 
-    ledger = ledger_of(lab)
-    built = report_text.build(
+    ledger = open_ledger(lab)
+    built = report_text.build_report(
         ledger,
-        metric=metric_of(lab),
+        metric=read_metric(lab),
         lab_name=lab.folder.name,
         facts=ledger.load_series_facts(ledger.find_last_series()),
         notices=(),
     )
     page = lab.file_path("report.html")
-    lines = [*report_text.headline(built), *built.asked]
+    lines = [*report_text.format_headline(built), *built.proposer_lines]
     if not lab.is_writable:
         return built, [*lines, f"{page} not written: {lab.folder} is read-only."]
-    write_whole(page, reporting.html(built))
+    write_whole(page, reporting.render_html(built))
     return built, [*lines, f"{page} written."]
 
 
@@ -631,17 +631,17 @@ def replay(name: str | None, series: str | None, as_json: bool) -> None:
 
     judge = policy_registry.named(
         name,
-        lower_is_better=lower_is_better(lab),
+        lower_is_better=read_lower_is_better(lab),
         gain_per_20_added_lines=program.gain_per_20_added_lines,
     )
-    found = replaying.replay(ledger_of(lab), judge, name, series)
+    found = replaying.replay(open_ledger(lab), judge, name, series)
     if as_json:
-        tell(found.as_json())
+        print_json(found.to_json())
         return
-    for line in replaying.lines(found):
-        say(line)
+    for line in replaying.format_replay(found):
+        print_line(line)
     other = "noise-aware" if found.policy == "greedy" else "greedy"
-    following(f"autoresearch show N | autoresearch replay --policy {other}")
+    print_next_step(f"autoresearch show N | autoresearch replay --policy {other}")
 
 
 @main.command("import", epilog="example: autoresearch import their-results.tsv")
@@ -652,17 +652,17 @@ def import_file(file: Path, as_json: bool) -> None:
     from autoresearch.commands import import_results
 
     lab = Lab.find(Path.cwd())
-    found = import_results.read(file)
+    found = import_results.read_results_file(file)
     with lab.hold_lock():
-        ledger = Ledger(lab.ledger_path, lower_is_better=lower_is_better(lab))
-        numbers = import_results.put(ledger, found)
+        ledger = Ledger(lab.ledger_path, lower_is_better=read_lower_is_better(lab))
+        numbers = import_results.insert_claims(ledger, found)
         ledger.close()
     if as_json:
-        tell(import_results.as_json(found, numbers))
+        print_json(import_results.import_to_json(found, numbers))
         return
-    for line in import_results.lines(found, numbers, metric_of(lab)):
-        say(line)
-    following(f"autoresearch replay --series {found.series} | autoresearch log")
+    for line in import_results.format_import(found, numbers, read_metric(lab)):
+        print_line(line)
+    print_next_step(f"autoresearch replay --series {found.series} | autoresearch log")
 
 
 @main.command(epilog="example: autoresearch replicate --pairs 8")
@@ -679,7 +679,7 @@ def replicate(pairs: int, as_json: bool) -> None:
     from autoresearch.commands import replicate as replication
 
     lab, made = Lab.find(Path.cwd()), 0
-    with stopping(as_json) as stop:
+    with stop_on_signals(as_json) as stop:
         begun = time.monotonic()
         for pair in replication.replicate(lab, pairs, stop):
             made += 1
@@ -687,20 +687,20 @@ def replicate(pairs: int, as_json: bool) -> None:
             if as_json:
                 continue
             if pair.scores is None:
-                say(f"seed {pair.seed}: {to_one_line(pair.why)}")
+                print_line(f"seed {pair.seed}: {to_one_line(pair.why)}")
                 continue
             first, best = pair.scores
             gained = f"{format_exact(first.value)} -> {format_exact(best.value)}"
-            say(f"seed {pair.seed}  {gained}   {format.spell(each)} a pair")
-    found = replication.certified(lab)
+            print_line(f"seed {pair.seed}  {gained}   {format.format_seconds(each)} a pair")
+    found = replication.load_certificate(lab)
     if found is None:
         raise NotReady("no pair was finished. Next: autoresearch replicate")
     if as_json:
-        tell(found.to_json())
+        print_json(found.to_json())
         return
-    for line in replication.lines(metric_of(lab), found):
-        say(line)
-    following("autoresearch report   (it stands on top there)")
+    for line in replication.format_replication(read_metric(lab), found):
+        print_line(line)
+    print_next_step("autoresearch report   (it stands on top there)")
 
 
 @main.command(epilog="example: autoresearch ablate --runs 3")
@@ -717,29 +717,29 @@ def ablate(runs: int, as_json: bool) -> None:
     from autoresearch.commands import ablate as ablation
 
     lab, count = Lab.find(Path.cwd()), 0
-    with stopping(as_json) as stop:
+    with stop_on_signals(as_json) as stop:
         for found in ablation.ablate(lab, runs, stop):
             count += 1
             if as_json:
-                tell(found.as_json())
+                print_json(found.to_json())
             else:
-                say(ablation.line(found))
+                print_line(ablation.format_ablation(found))
     if as_json:
         return
     if not count:
-        say("the champion is the baseline: there is nothing to take out")
-    following("autoresearch show champion | autoresearch replicate")
+        print_line("the champion is the baseline: there is nothing to take out")
+    print_next_step("autoresearch show champion | autoresearch replicate")
 
 
 @contextmanager
-def stopping(as_json: bool) -> Iterator[StopFlag]:
+def stop_on_signals(as_json: bool) -> Iterator[StopFlag]:
     """A Stop that Ctrl-C sets: once after what is in hand, twice now."""
     stop = StopFlag()
 
     def heard(number: int, frame: FrameType | None) -> None:
         stop.now, stop.soon = stop.soon, True
         if not as_json:
-            say("stopping; what is done stays. Once more stops now")
+            print_line("stopping; what is done stays. Once more stops now")
 
     old = {name: signal.signal(name, heard) for name in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -760,14 +760,14 @@ def rebuild() -> None:
     lab = Lab.find(Path.cwd())
     Repository(lab.folder).require_usable()
     with lab.hold_lock():
-        queue.set_aside(lab.ledger_path)
+        queue.move_ledger_aside(lab.ledger_path)
         ledger = Ledger(lab.ledger_path)
         count = rebuild_view.rebuild_ledger(lab, ledger)
         session.lend_own_code_only(lab, ledger)
-        results_tsv.write_results(lab.results_path, metric_of(lab), ledger.load_rows())
-    say(f"{count} experiments came back from git, with every score of their verdicts")
-    say(f"not in git, so not here any more: {rebuild_view.NOT_IN_GIT}")
-    following("autoresearch log | autoresearch run")
+        results_tsv.write_results(lab.results_path, read_metric(lab), ledger.load_rows())
+    print_line(f"{count} experiments came back from git, with every score of their verdicts")
+    print_line(f"not in git, so not here any more: {rebuild_view.NOT_IN_GIT}")
+    print_next_step("autoresearch log | autoresearch run")
 
 
 @main.command("verify-ledger", epilog="example: autoresearch verify-ledger --again 17")
@@ -779,17 +779,17 @@ def verify_ledger(again: int | None, as_json: bool) -> None:
 
     found = verifying.verify(Lab.find(Path.cwd()), again)
     if as_json:
-        tell(found.as_json())
+        print_json(found.to_json())
     else:
-        for line in verifying.lines(found):
-            say(line)
-        following(
+        for line in verifying.format_verification(found):
+            print_line(line)
+        print_next_step(
             "autoresearch rebuild   (the ledger anew from git)"
             if found.problems
             else "autoresearch verify-ledger --again N   (measure one once more)"
         )
     if found.problems:
-        click.get_current_context().exit(FAILED)
+        click.get_current_context().exit(EXIT_FAILED)
 
 
 @main.command(epilog="example: autoresearch demo my-demo")
@@ -808,54 +808,54 @@ def demo(folder: Path, experiments: int) -> None:
         walls, missed = selftest.find_best_backend(
             host_paths(Lab(Path(place))), discovery.discover_devices()[0]
         )
-    say(f"1/4  a lab in {folder}: three files under git")
-    for line in founding.found(folder, "gpt", None, None, "demo", walls.level):
-        say(f"     {line}")
-    say(f"     cage        {walls.level}" + (f"; {missed}" if missed else ""))
+    print_line(f"1/4  a lab in {folder}: three files under git")
+    for line in founding.create_lab(folder, "gpt", None, None, "demo", walls.level):
+        print_line(f"     {line}")
+    print_line(f"     cage        {walls.level}" + (f"; {missed}" if missed else ""))
     lab = Lab.find(folder)
-    say("2/4  prepare: Python's own source code, a BPE tokenizer, three sealed splits")
-    load_apparatus(lab, Repository(lab.folder)).prepare_data(Bar())
-    say(f"3/4  the loop: a baseline, then {experiments} experiments of the optimiser")
-    run_night(lab, session.Options(experiments=experiments, seed=1), as_json=False)
-    say("4/4  the morning after")
-    say()
-    say("$ git log --oneline")
-    say(Repository(lab.folder).read_log(20))
-    say()
-    say("$ column -t results.tsv")
-    say(lab.results_path.read_text().rstrip())
-    say()
-    say("$ autoresearch report")
+    print_line("2/4  prepare: Python's own source code, a BPE tokenizer, three sealed splits")
+    load_apparatus(lab, Repository(lab.folder)).prepare_data(ProgressBar())
+    print_line(f"3/4  the loop: a baseline, then {experiments} experiments of the optimiser")
+    run_session(lab, session.Options(experiments=experiments, seed=1), as_json=False)
+    print_line("4/4  the morning after")
+    print_line()
+    print_line("$ git log --oneline")
+    print_line(Repository(lab.folder).read_log(20))
+    print_line()
+    print_line("$ column -t results.tsv")
+    print_line(lab.results_path.read_text().rstrip())
+    print_line()
+    print_line("$ autoresearch report")
     for line in write_report(lab)[1]:
-        say(line)
-    following(
+        print_line(line)
+    print_next_step(
         f"open {shlex.quote(str(lab.file_path('report.html')))} | "
         f"cd {shlex.quote(str(folder))} && autoresearch show champion | "
         "autoresearch new lab"
     )
 
 
-class Bar:
+class ProgressBar:
     """Progress of `prepare`: one line per stage, redrawn where there is a terminal."""
 
     def __init__(self) -> None:
         self._stage = ""
-        self._begun = 0.0
-        self._drawn = 0.0
+        self._started_at = 0.0
+        self._drawn_at = 0.0
 
     def __call__(self, stage: str, done: int, total: int) -> None:
         if stage != self._stage:
-            self._stage, self._begun = stage, time.monotonic()
-        seconds = time.monotonic() - self._begun
+            self._stage, self._started_at = stage, time.monotonic()
+        seconds = time.monotonic() - self._started_at
         share = done / total if total else 1.0
         if not sys.stdout.isatty():
             if share >= 1:
-                say(f"     {to_one_line(stage)}: {seconds:.1f} s")
+                print_line(f"     {to_one_line(stage)}: {seconds:.1f} s")
             return
-        if share < 1 and time.monotonic() - self._drawn < 0.1:
+        if share < 1 and time.monotonic() - self._drawn_at < 0.1:
             return
-        self._drawn = time.monotonic()
-        left = format.duration(seconds * (1 - share) / share) if share else "?"
+        self._drawn_at = time.monotonic()
+        left = format.format_duration(seconds * (1 - share) / share) if share else "?"
         end = "\n" if share >= 1 else ""
         words = f"{seconds:.1f} s" if share >= 1 else f"{left} left"
         click.echo(
@@ -863,14 +863,14 @@ class Bar:
         )
 
 
-def noted(lab: Lab, said: Sequence[str] = ()) -> None:
+def print_program_faults(lab: Lab, said: Sequence[str] = ()) -> None:
     """What is wrong with program.md, unless that was said."""
-    for words in status_view.faults(lab):
+    for words in status_view.find_program_faults(lab):
         if words not in said:
-            say(f"note: {words}")
+            print_line(f"note: {words}")
 
 
-def ledger_of(lab: Lab) -> Ledger:
+def open_ledger(lab: Lab) -> Ledger:
     """The lab's ledger, or NotYet. Where nothing can be written, a copy to read."""
     if not lab.ledger_path.exists():
         raise NotReady(f"{lab.folder} has no ledger yet. Next: autoresearch run")
@@ -879,19 +879,19 @@ def ledger_of(lab: Lab) -> Ledger:
         place = tempfile.mkdtemp(prefix="autoresearch-")
         atexit.register(shutil.rmtree, place, ignore_errors=True)
         path = copy_ledger(path, Path(place))
-    return Ledger(path, lower_is_better=lower_is_better(lab))
+    return Ledger(path, lower_is_better=read_lower_is_better(lab))
 
 
-def literal_of(lab: Lab, name: str, default: Any) -> Any:
+def read_prepare_literal(lab: Lab, name: str, default: Any) -> Any:
     """A constant of prepare.py, read without running it: views must be fast."""
     return constants.read_literal(lab.read_file("prepare.py"), name, default)
 
 
-def metric_of(lab: Lab) -> str:
+def read_metric(lab: Lab) -> str:
     """What the lab measures."""
-    return str(literal_of(lab, "METRIC", "metric"))
+    return str(read_prepare_literal(lab, "METRIC", "metric"))
 
 
-def lower_is_better(lab: Lab) -> bool:
+def read_lower_is_better(lab: Lab) -> bool:
     """In which direction the metric is better."""
-    return bool(literal_of(lab, "LOWER_IS_BETTER", True))
+    return bool(read_prepare_literal(lab, "LOWER_IS_BETTER", True))

@@ -42,7 +42,7 @@ AUTHOR = "ablate"
 
 
 @dataclass(frozen=True, slots=True)
-class Ablated:
+class AblationResult:
     """One change, and what became of the champion without it."""
 
     step: int  # the experiment that brought the change
@@ -55,13 +55,13 @@ class Ablated:
     decision: Decision | None  # "keep": the champion is better off without
     why: str
 
-    def as_json(self) -> dict[str, object]:
+    def to_json(self) -> dict[str, object]:
         """One line of `ablate --json`."""
         return asdict(self)
 
 
 @dataclass(frozen=True, slots=True)
-class AtLeast:
+class MinimumRunsPolicy:
     """A policy that gives every candidate, and the champion, so many runs."""
 
     policy: Policy
@@ -93,37 +93,37 @@ class AtLeast:
         return self.policy.choose_parent(history, rows)
 
 
-def ablate(lab: Lab, runs: int, stop: StopFlag) -> Iterator[Ablated]:
+def ablate(lab: Lab, runs: int, stop: StopFlag) -> Iterator[AblationResult]:
     """Take each change out alone, the newest first; one result at a time."""
     with session.opened(lab, session.Options(proposers=("mailbox",)), stop) as (
         found,
         _,
     ):
-        policy = AtLeast(found.policy, runs)
-        yield from steps_out(replace(found, policy=policy), runs)
+        policy = MinimumRunsPolicy(found.policy, runs)
+        yield from ablate_steps(replace(found, policy=policy), runs)
 
 
-def steps_out(found: Session, runs: int) -> Iterator[Ablated]:
+def ablate_steps(found: Session, runs: int) -> Iterator[AblationResult]:
     """The same in an open session. A new champion is gone on from."""
     ledger, done, dispatcher = found.books.ledger, set[int](), Dispatcher(found)
-    while (step := next_step(ledger, done)) is not None:
+    while (step := find_next_step(ledger, done)) is not None:
         done.add(step.number)
-        proposal = without(ledger, step)
+        proposal = build_removal(ledger, step)
         if proposal is None:
             why = "later changes touch the same lines: it cannot be taken out alone"
-            yield unmeasured(step, why)
+            yield build_unmeasured(step, why)
             continue
-        before, twin = ledger.champion, measured_twin(ledger, proposal)
+        before, twin = ledger.champion, find_measured_twin(ledger, proposal)
         assert before is not None, "what is ablated is the champion"
         if twin is not None and min(twin.runs, len(before.values)) >= runs:
-            yield replace(measured(ledger, step, before.number, twin), decision=None)
+            yield replace(estimate_worth(ledger, step, before.number, twin), decision=None)
             continue
         proposal = found.books.admit_proposal(proposal)
         try:
             candidate = found.books.store_candidate(proposal, again=twin is not None)
         except ExperimentFailed as failed:
             row = record(found, refused_trial(proposal, failed.failure))
-            yield unmeasured(step, row.why, row)
+            yield build_unmeasured(step, row.why, row)
             continue
         trial = open_trial(found, candidate)
         trial.past = ()  # every run goes to its end
@@ -131,19 +131,19 @@ def steps_out(found: Session, runs: int) -> Iterator[Ablated]:
             row = record(found, dispatcher.run_alone(trial))
         except RunStopped:
             return
-        yield measured(ledger, step, before.number, row)
+        yield estimate_worth(ledger, step, before.number, row)
 
 
-def next_step(ledger: Ledger, done: set[int]) -> Row | None:
+def find_next_step(ledger: Ledger, done: set[int]) -> Row | None:
     """The newest change of the champion that was not taken out yet."""
     champion = ledger.champion
     if champion is None:
         raise NotReady("there is no champion here yet. Next: autoresearch run")
-    line = lineage(ledger, champion.blob)
+    line = trace_lineage(ledger, champion.blob)
     return next((row for row in reversed(line) if row.number not in done), None)
 
 
-def lineage(ledger: Ledger, blob: str) -> list[Row]:
+def trace_lineage(ledger: Ledger, blob: str) -> list[Row]:
     """Every change between the baseline and a train.py, the oldest first."""
     by_blob: dict[str, Row] = {}
     for row in ledger.load_rows():
@@ -158,7 +158,7 @@ def lineage(ledger: Ledger, blob: str) -> list[Row]:
     return line[::-1]
 
 
-def without(ledger: Ledger, step: Row) -> Proposal | None:
+def build_removal(ledger: Ledger, step: Row) -> Proposal | None:
     """The champion's train.py without one change; None where later ones overlap it."""
     champion = ledger.champion
     assert champion is not None, "somebody brought the change"
@@ -175,7 +175,7 @@ def without(ledger: Ledger, step: Row) -> Proposal | None:
     return carried_over(ledger, back, champion.blob)
 
 
-def measured_twin(ledger: Ledger, proposal: Proposal) -> Row | None:
+def find_measured_twin(ledger: Ledger, proposal: Proposal) -> Row | None:
     """The experiment that was this very program, with its scores; None: it is new."""
     code = constraints.fingerprint_code(proposal.source)
     number = ledger.find_same_code(code, proposal.parent, None)
@@ -183,16 +183,16 @@ def measured_twin(ledger: Ledger, proposal: Proposal) -> Row | None:
     return row if row is not None and row.values else None
 
 
-def unmeasured(step: Row, why: str, row: Row | None = None) -> Ablated:
+def build_unmeasured(step: Row, why: str, row: Row | None = None) -> AblationResult:
     """A change of which nothing new is known."""
     number = None if row is None else row.number
-    return Ablated(step.number, step.title, number, *(None,) * 3, 0, None, why)
+    return AblationResult(step.number, step.title, number, *(None,) * 3, 0, None, why)
 
 
-def measured(ledger: Ledger, step: Row, champion: int, row: Row) -> Ablated:
+def estimate_worth(ledger: Ledger, step: Row, champion: int, row: Row) -> AblationResult:
     """What a change is worth: the champion's mean against the mean without it."""
     if not row.values:
-        return unmeasured(step, row.why, row)
+        return build_unmeasured(step, row.why, row)
     known = queries.load_evidence(ledger)
     fair = {one.number: one for one in known.adjust_rows()}
     best, less = fair[champion], fair[row.number]
@@ -205,13 +205,13 @@ def measured(ledger: Ledger, step: Row, champion: int, row: Row) -> Ablated:
             best.values, less.values, known.effects.noise, lower_is_better=better
         )
         worth, low, high = found.gain, found.low, found.high
-    return Ablated(
+    return AblationResult(
         *(step.number, step.title, row.number, worth, low, high),
         *(row.runs, row.status, row.why),
     )
 
 
-def line(found: Ablated) -> str:
+def format_ablation(found: AblationResult) -> str:
     """One change for people."""
     title = to_one_line(found.title)
     if found.worth is None:

@@ -21,22 +21,22 @@ from autoresearch.measure.warm_pool import WarmPool, sets_environment
 from autoresearch.measure.workbench import Workbench, list_usable_devices
 from autoresearch.proposers import registry as proposer_registry
 from autoresearch.proposers.registry import Examined
-from autoresearch.reporting.format import rate, spell
+from autoresearch.reporting.format import format_rate, format_seconds
 from autoresearch.run import session
 from autoresearch.sandbox import selftest
 from autoresearch.text import to_one_line
 
-TRAIN_SECONDS = 12.0
-TRAIN_TOKENS_SHARE = 0.1
+SHORT_RUN_SECONDS = 12.0
+SHORT_RUN_TOKENS_SHARE = 0.1
 # Below so many training tokens a parameter a run ends before it has learned much; the
 # proposed budget. Compute-optimal training takes about twenty (Hoffmann et al. 2022),
 # the best known five-minute recipes three to seven.
-FEWEST_TOKENS, PROPOSED_TOKENS = 0.5, 2.0
-DECIDE_SECONDS = 0.3  # harness overhead of one experiment (benchmarks/overhead.py)
+MIN_TOKENS_PER_PARAMETER, PROPOSED_TOKENS_PER_PARAMETER = 0.5, 2.0
+OVERHEAD_SECONDS = 0.3  # harness overhead of one experiment (benchmarks/overhead.py)
 # Fresh seeds for what is promising, the champion again (benchmarks/verdicts.py).
 RUNS_PER_EXPERIMENT = {"greedy": 1.0}
-OTHERWISE = 1.16
-CAGES = {
+DEFAULT_RUNS_PER_EXPERIMENT = 1.16
+CAGE_DESCRIPTIONS = {
     "full": "no network, no files but its own, another user; {facts}",
     "landlock": "no network, no files but its own, by the kernel's Landlock; {facts}",
     "container": "no network, no files but its own, as another user; {facts}",
@@ -47,20 +47,20 @@ CAGES = {
 
 
 @dataclass(frozen=True, slots=True)
-class Checked:
+class CheckResult:
     """What `check` found."""
 
-    facts: dict[str, str]  # of the machine
+    machine_facts: dict[str, str]  # of the machine
     program: Program
-    cage: dict[str, object]
+    cage_facts: dict[str, object]
     score: Score
     proposers: dict[str, Examined]  # and how each does
-    constants: int
+    constant_count: int
     hours: float
     run_seconds: float  # one whole run, forecast
-    slots: int
+    device_count: int
     text_tokens: int  # of training text; 0 where the lab has none
-    cold: bool = False  # no process of this train.py can have torch imported ahead
+    is_cold_start: bool = False  # no process of this train.py can have torch imported ahead
     first_startup_seconds: float | None = None  # where it ran twice: of the first run
 
     @property
@@ -86,15 +86,15 @@ class Checked:
         return self.run_tokens / self.text_tokens if self.text_tokens else None
 
     @property
-    def too_short(self) -> str:
+    def short_budget_warning(self) -> str:
         """What to say of a budget in which little is learned; "" where it is enough."""
         size = dict(self.run.facts).get("parameters", 0)
         if not isinstance(size, int) or not self.tokens_per_second or not self.epochs:
             return ""
-        if self.run_tokens >= FEWEST_TOKENS * size:
+        if self.run_tokens >= MIN_TOKENS_PER_PARAMETER * size:
             return ""
-        tokens = int(PROPOSED_TOKENS * size)
-        each = spell(tokens / self.tokens_per_second)
+        tokens = int(PROPOSED_TOKENS_PER_PARAMETER * size)
+        each = format_seconds(tokens / self.tokens_per_second)
         return (
             f"too short to learn much: {self.run_tokens / size:.2g} tokens a "
             f"parameter. Next: budget_tokens = {tokens} in program.md (about {each} a "
@@ -102,9 +102,9 @@ class Checked:
         )
 
     @property
-    def cold_words(self) -> str:
+    def cold_start_warning(self) -> str:
         """What to say of a train.py whose processes all start from nothing."""
-        if not self.cold:
+        if not self.is_cold_start:
             return ""
         return (
             "it mentions environ, putenv or setenv, so no process of a run can import "
@@ -112,13 +112,13 @@ class Checked:
         )
 
     @property
-    def first_words(self) -> str:
+    def first_startup_note(self) -> str:
         """What the first run's start-up took, where there was a second run."""
         first = self.first_startup_seconds
         return "" if first is None else f" (the first {first:.1f} s)"
 
     @property
-    def ready(self) -> bool:
+    def has_ready_proposer(self) -> bool:
         """Whether anybody who was named will propose."""
         return any(found.ready for found in self.proposers.values())
 
@@ -129,32 +129,32 @@ class Checked:
         return sum(every) / len(every)
 
     @property
-    def experiments(self) -> int:
+    def experiment_count(self) -> int:
         """How many fit into the hours."""
         each = self.run_seconds * self.runs_per_experiment + self.waiting_seconds
-        return int(self.hours * 3600 / each) * self.slots
+        return int(self.hours * 3600 / each) * self.device_count
 
     @property
-    def least_seconds(self) -> float:
+    def baseline_seconds(self) -> float:
         """Before the first idea is tried."""
         return self.run_seconds * session.first_runs(self.program)
 
     @property
     def runs_per_experiment(self) -> float:
         """On average, as simulated."""
-        return RUNS_PER_EXPERIMENT.get(self.program.policy, OTHERWISE)
+        return RUNS_PER_EXPERIMENT.get(self.program.policy, DEFAULT_RUNS_PER_EXPERIMENT)
 
-    def as_json(self) -> dict[str, object]:
+    def to_json(self) -> dict[str, object]:
         """The contract of `check --json`."""
         return {
-            "machine": self.facts,
-            "cage": self.cage["level"],
-            "cage_facts": self.cage,
+            "machine": self.machine_facts,
+            "cage": self.cage_facts["level"],
+            "cage_facts": self.cage_facts,
             "tokens_per_second": self.tokens_per_second,
             "run_tokens": self.run_tokens,
             "epochs": self.epochs,
-            "too_short": self.too_short,
-            "cold": self.cold,
+            "too_short": self.short_budget_warning,
+            "cold": self.is_cold_start,
             "mfu_percent": self.mfu_percent,
             "memory_gb": self.run.memory_gb,
             "startup_seconds": self.run.startup_seconds,
@@ -164,13 +164,13 @@ class Checked:
             "proposers": list(self.proposers),
             "proposer_states": {n: found.state for n, found in self.proposers.items()},
             "waiting_seconds": self.waiting_seconds,
-            "constants": self.constants,
+            "constants": self.constant_count,
             "run_seconds": self.run_seconds,
             "experiment_seconds": self.run_seconds * self.runs_per_experiment
             + self.waiting_seconds,
-            "least_seconds": self.least_seconds,
+            "least_seconds": self.baseline_seconds,
             "hours": self.hours,
-            "experiments": self.experiments,
+            "experiments": self.experiment_count,
         }
 
     @property
@@ -180,12 +180,12 @@ class Checked:
         return float(found) if isinstance(found, int | float) else None
 
     @property
-    def run_words(self) -> str:
+    def run_duration(self) -> str:
         """How long one run takes."""
-        return spell(self.run_seconds)
+        return format_seconds(self.run_seconds)
 
     @property
-    def waiting_words(self) -> str:
+    def waiting_note(self) -> str:
         """What it costs to ask a model that needs the GPU which trains."""
         if not self.waiting_seconds:
             return ""
@@ -193,13 +193,13 @@ class Checked:
         return f", and at least {seconds} s an experiment of waiting for ideas"
 
     @property
-    def caged(self) -> str:
+    def cage_description(self) -> str:
         """What the cage is made of."""
-        seen = {key: words for key, words in self.cage.items() if words}
+        seen = {key: words for key, words in self.cage_facts.items() if words}
         made = ", ".join(f"{key} {words}" for key, words in seen.items())
-        return CAGES[self.program.cage].format(facts=made)
+        return CAGE_DESCRIPTIONS[self.program.cage].format(facts=made)
 
-    def lines(self) -> list[str]:
+    def to_lines(self) -> list[str]:
         """The same for people."""
         program = self.program
         run, scored = self.run, f"scored in {self.score.seconds:.1f} s"
@@ -210,31 +210,31 @@ class Checked:
             f"20 added lines must gain {program.gain_per_20_added_lines:g}"
         )
         advice = len([line for line in program.prose.splitlines() if line.strip()])
-        machine_line = ", ".join(self.facts.values()) or "any"
+        machine_line = ", ".join(self.machine_facts.values()) or "any"
         return [
             f"machine    {machine_line}",
-            f"cage       {self.program.cage}: {self.caged}",
-            f"train.py   {rate(self.tokens_per_second)} tok/s, {mfu}"
+            f"cage       {self.program.cage}: {self.cage_description}",
+            f"train.py   {format_rate(self.tokens_per_second)} tok/s, {mfu}"
             f"{run.memory_gb:.1f} GB, start-up {run.startup_seconds:.1f} s"
-            f"{self.first_words}, {scored}",
-            f"           trained and served model agree{self.reading}",
+            f"{self.first_startup_note}, {scored}",
+            f"           trained and served model agree{self.epochs_note}",
             *(
                 f"           {said}"
-                for said in (self.too_short, self.cold_words)
+                for said in (self.short_budget_warning, self.cold_start_warning)
                 if said
             ),
-            *self.proposer_lines(),
-            f"rules      enforced: {budget(program)}; train.py only; {limits}.  "
+            *self.format_proposers(),
+            f"rules      enforced: {format_budget(program)}; train.py only; {limits}.  "
             f"Advice: {advice} lines of program.md",
-            f"{self.hours:g} hours    about {self.experiments} experiments of "
-            f"{self.runs_per_experiment:.3g} runs, {self.run_words} each"
-            + self.waiting_words,
-            f"at least   {spell(self.least_seconds)}: the baseline's "
+            f"{self.hours:g} hours    about {self.experiment_count} experiments of "
+            f"{self.runs_per_experiment:.3g} runs, {self.run_duration} each"
+            + self.waiting_note,
+            f"at least   {format_seconds(self.baseline_seconds)}: the baseline's "
             f"{session.first_runs(program)} runs come before the first idea",
         ]
 
     @property
-    def reading(self) -> str:
+    def epochs_note(self) -> str:
         """How much of its text a run reads, in words."""
         if self.epochs is None:
             return ""
@@ -243,11 +243,11 @@ class Checked:
         tokens = self.run_tokens / 1e6
         return f"; {words}{tokens:.3g}M tokens = {self.epochs:.2g} epochs"
 
-    def proposer_lines(self) -> list[str]:
+    def format_proposers(self) -> list[str]:
         """One line each; the optimiser with what it may turn."""
         words = [
             f"{name}  {found.state}"
-            + (f", {self.constants} constants" if name == "search" else "")
+            + (f", {self.constant_count} constants" if name == "search" else "")
             for name, found in self.proposers.items()
         ]
         return [
@@ -256,14 +256,14 @@ class Checked:
         ]
 
 
-def budget(program: Program) -> str:
+def format_budget(program: Program) -> str:
     """The budget in words."""
     if program.budget_seconds is None:
         return f"{program.budget_tokens} tokens"
     return f"{program.budget_seconds:g} ± {program.tolerance_seconds:g} s"
 
 
-def check(lab: Lab, specs: Sequence[str], hours: float) -> Checked:
+def check(lab: Lab, specs: Sequence[str], hours: float) -> CheckResult:
     """Try it all, or LabError saying what to mend first."""
     book = Repository(lab.folder)
     book.require_usable()
@@ -278,11 +278,11 @@ def check(lab: Lab, specs: Sequence[str], hours: float) -> Checked:
         session.leave_nothing_behind(lab)
         bench = Workbench.open(lab, found=found, device=slots[0])
         ahead = session.wait_here(found, slots[0], bench.walls)
-        scores = short_runs(bench, program, slots[0], twice=ahead)
-    score, share = scores[-1], share_of_budget(program)
+        scores = score_short_runs(bench, program, slots[0], twice=ahead)
+    score, share = scores[-1], compute_budget_share(program)
     trained = program.budget_seconds or score.run.seconds / share
-    whole = score.run.startup_seconds + trained + score.seconds + DECIDE_SECONDS
-    return Checked(
+    whole = score.run.startup_seconds + trained + score.seconds + OVERHEAD_SECONDS
+    return CheckResult(
         discovery.collect_machine_facts(slots[0]) if found.causal else {},
         program,
         dict(selftest.collect_sandbox_facts(bench.walls)),
@@ -298,21 +298,21 @@ def check(lab: Lab, specs: Sequence[str], hours: float) -> Checked:
     )
 
 
-def share_of_budget(program: Program) -> float:
+def compute_budget_share(program: Program) -> float:
     """How much of a run the short run is."""
     if program.budget_seconds is None:
-        return TRAIN_TOKENS_SHARE
-    return min(1.0, TRAIN_SECONDS / program.budget_seconds)
+        return SHORT_RUN_TOKENS_SHARE
+    return min(1.0, SHORT_RUN_SECONDS / program.budget_seconds)
 
 
-def short_runs(
+def score_short_runs(
     bench: Workbench, program: Program, slot: Device, *, twice: bool
 ) -> list[Score]:
     """Train for a moment and score, exactly as a night would; twice: as its second run
 
     would as well, which finds compiled code and processes that have waited for it.
     """
-    share, terms, lab = share_of_budget(program), bench.terms, bench.lab
+    share, terms, lab = compute_budget_share(program), bench.terms, bench.lab
     if program.budget_seconds is not None:
         seconds = program.budget_seconds * share
         terms = replace(terms, budget_seconds=seconds)
@@ -326,16 +326,16 @@ def short_runs(
     author = "check" if lab.ledger_path.exists() else HUMAN_AUTHOR
     candidate = Candidate(Proposal(0, "check", source, "", author), compute_blob_id(source))
     if not twice:
-        return [short_run(bench, candidate, slot)]
+        return [score_short_run(bench, candidate, slot)]
     waiting = WarmPool(partial(trainer.start_warm_process, bench))
     try:
         bench = replace(bench, waiting=waiting)
-        return [short_run(bench, candidate, slot) for _ in range(2)]
+        return [score_short_run(bench, candidate, slot) for _ in range(2)]
     finally:
         waiting.close()
 
 
-def short_run(bench: Workbench, candidate: Candidate, slot: Device) -> Score:
+def score_short_run(bench: Workbench, candidate: Candidate, slot: Device) -> Score:
     """One of them."""
     begun = time.monotonic()
     try:

@@ -29,15 +29,15 @@ from autoresearch.records.ledger import Ledger
 from autoresearch.records.schema import insert_source
 from autoresearch.text import to_one_line
 
-LARGEST_BYTES = 4 << 20
-MOST_WORDS = 200
-MOST_ODD = 20  # lines named one by one on a terminal
-FIRST, LAST = "commit", ("memory_gb", "status", "description")
-STATUS: dict[str, Decision] = {"keep": "keep", "discard": "discard", "crash": "failed"}
+MAX_FILE_BYTES = 4 << 20
+MAX_TEXT_CHARACTERS = 200
+MAX_SKIPPED_SHOWN = 20  # lines named one by one on a terminal
+FIRST_COLUMN, LAST_COLUMNS = "commit", ("memory_gb", "status", "description")
+DECISION_BY_STATUS: dict[str, Decision] = {"keep": "keep", "discard": "discard", "crash": "failed"}
 
 
 @dataclass(frozen=True, slots=True)
-class Claim:
+class ClaimedResult:
     """One line of the file."""
 
     line: int
@@ -49,7 +49,7 @@ class Claim:
 
 
 @dataclass(frozen=True, slots=True)
-class Odd:
+class SkippedLine:
     """A line that was left out, and why."""
 
     line: int
@@ -57,14 +57,14 @@ class Odd:
 
 
 @dataclass(frozen=True, slots=True)
-class File:
+class ForeignResults:
     """A foreign results.tsv, read."""
 
     name: str
     digest: str  # sha256 of its bytes
     metric: str
-    claims: tuple[Claim, ...]
-    odd: tuple[Odd, ...]
+    claims: tuple[ClaimedResult, ...]
+    skipped: tuple[SkippedLine, ...]
 
     @property
     def series(self) -> str:
@@ -72,12 +72,12 @@ class File:
         return f"claimed:{self.digest[:8]}"
 
 
-def read(path: Path) -> File:
+def read_results_file(path: Path) -> ForeignResults:
     """A file -> claims, or LabError when it is no such file."""
     try:
         with path.open("rb") as file:
-            body = file.read(LARGEST_BYTES + 1)
-        if len(body) > LARGEST_BYTES:
+            body = file.read(MAX_FILE_BYTES + 1)
+        if len(body) > MAX_FILE_BYTES:
             raise LabError(f"{path} is larger than 4 MB. Next: split it")
         lines = body.decode("utf-8-sig").split("\n")
     except UnicodeDecodeError:
@@ -85,55 +85,55 @@ def read(path: Path) -> File:
     except OSError as error:
         raise LabError(f"{path} cannot be read: {error.strerror}") from None
     head = lines[0].rstrip("\r").split("\t")
-    if len(head) < 5 or head[0] != FIRST or tuple(head[2:5]) != LAST:
+    if len(head) < 5 or head[0] != FIRST_COLUMN or tuple(head[2:5]) != LAST_COLUMNS:
         raise LabError(
             f"{path} is no results.tsv: its first line has to begin with commit, the "
             "metric, memory_gb, status, description, with tabs between"
         )
-    found = list(parsed(lines[1:]))
-    claims = tuple(line for line in found if isinstance(line, Claim))
-    odd = tuple(line for line in found if isinstance(line, Odd))
+    found = list(parse_lines(lines[1:]))
+    claims = tuple(line for line in found if isinstance(line, ClaimedResult))
+    odd = tuple(line for line in found if isinstance(line, SkippedLine))
     if not claims:
         first = f" (line {odd[0].line}: {odd[0].why})" if odd else ""
         raise LabError(f"{path} has no row that can be read{first}")
     digest = hashlib.sha256(body).hexdigest()
-    metric = to_one_line(head[1])[:MOST_WORDS]
-    return File(to_one_line(path.name)[:MOST_WORDS], digest, metric, claims, odd)
+    metric = to_one_line(head[1])[:MAX_TEXT_CHARACTERS]
+    return ForeignResults(to_one_line(path.name)[:MAX_TEXT_CHARACTERS], digest, metric, claims, odd)
 
 
-def parsed(lines: list[str]) -> Iterator[Claim | Odd]:
+def parse_lines(lines: list[str]) -> Iterator[ClaimedResult | SkippedLine]:
     """Every line that says something; the header was line 1."""
     for number, line in enumerate(lines, 2):
         cells = line.rstrip("\r").split("\t")
         if not line.strip():
             continue
         if len(cells) < 5:
-            yield Odd(number, f"{len(cells)} columns, not 5")
+            yield SkippedLine(number, f"{len(cells)} columns, not 5")
             continue
         try:
-            yield claim_of(number, cells)
+            yield parse_claim(number, cells)
         except ValueError as error:
-            yield Odd(number, str(error))
+            yield SkippedLine(number, str(error))
 
 
-def claim_of(number: int, cells: list[str]) -> Claim:
+def parse_claim(number: int, cells: list[str]) -> ClaimedResult:
     """One line, or ValueError."""
     commit, score, memory, status, title = (
         to_one_line(cell).strip() for cell in cells[:5]
     )
-    if status not in STATUS:
-        raise ValueError(f"status {status[:20]!r} is none of {', '.join(STATUS)}")
+    if status not in DECISION_BY_STATUS:
+        raise ValueError(f"status {status[:20]!r} is none of {', '.join(DECISION_BY_STATUS)}")
     value = None
     if status != "crash":
-        value = amount(score, "score")
+        value = parse_finite(score, "score")
         if value == 0:
             raise ValueError(f"a score of 0, and yet {status}")
-    gigabytes = amount(memory or "0", "memory_gb")
-    words = title[:MOST_WORDS] or "(no description)"
-    return Claim(number, commit[:40], value, gigabytes, STATUS[status], words)
+    gigabytes = parse_finite(memory or "0", "memory_gb")
+    words = title[:MAX_TEXT_CHARACTERS] or "(no description)"
+    return ClaimedResult(number, commit[:40], value, gigabytes, DECISION_BY_STATUS[status], words)
 
 
-def amount(cell: str, what: str) -> float:
+def parse_finite(cell: str, what: str) -> float:
     """A finite number, or ValueError."""
     try:
         found = float(cell)
@@ -144,7 +144,7 @@ def amount(cell: str, what: str) -> float:
     return found
 
 
-def put(ledger: Ledger, file: File) -> list[int]:
+def insert_claims(ledger: Ledger, file: ForeignResults) -> list[int]:
     """File -> ledger; the numbers its experiments got. LabError: it is there already.
 
     Whoever calls this holds the lab's lock, as there is one writer of verdicts.
@@ -167,17 +167,17 @@ def put(ledger: Ledger, file: File) -> list[int]:
         best: tuple[int, float] | None = None  # the last keep: (experiment, its score)
         numbers: list[int] = []
         for place, claim in enumerate(file.claims, 1):
-            put_one(ledger, file, claim, number + place, (sequence or 0) + place, best)
+            insert_claim(ledger, file, claim, number + place, (sequence or 0) + place, best)
             numbers.append(number + place)
             if claim.decision == "keep" and claim.value is not None:
                 best = number + place, claim.value
     return numbers
 
 
-def put_one(
+def insert_claim(
     ledger: Ledger,
-    file: File,
-    claim: Claim,
+    file: ForeignResults,
+    claim: ClaimedResult,
     number: int,
     sequence: int,
     best: tuple[int, float] | None,
@@ -215,7 +215,7 @@ def put_one(
     hash_chain.append_entry(db, "verdict", number)
 
 
-def as_json(file: File, numbers: list[int]) -> dict[str, Any]:
+def import_to_json(file: ForeignResults, numbers: list[int]) -> dict[str, Any]:
     """The `--json` contract of `import`."""
     return {
         "file": file.name,
@@ -224,20 +224,20 @@ def as_json(file: File, numbers: list[int]) -> dict[str, Any]:
         "metric": file.metric,
         "experiments": numbers,
         "kept": sum(claim.decision == "keep" for claim in file.claims),
-        "left_out": [{"line": odd.line, "why": odd.why} for odd in file.odd],
+        "left_out": [{"line": odd.line, "why": odd.why} for odd in file.skipped],
     }
 
 
-def lines(file: File, numbers: list[int], metric: str) -> list[str]:
+def format_import(file: ForeignResults, numbers: list[int], metric: str) -> list[str]:
     """The same for people."""
     kept = sum(claim.decision == "keep" for claim in file.claims)
     said = [
         f"{len(numbers)} claimed experiments ({kept} kept) in series {file.series}, "
         f"numbers {numbers[0]} to {numbers[-1]}"
     ]
-    said += [f"line {odd.line} left out: {odd.why}" for odd in file.odd[:MOST_ODD]]
-    if len(file.odd) > MOST_ODD:
-        said.append(f"... {len(file.odd) - MOST_ODD} more lines left out")
+    said += [f"line {odd.line} left out: {odd.why}" for odd in file.skipped[:MAX_SKIPPED_SHOWN]]
+    if len(file.skipped) > MAX_SKIPPED_SHOWN:
+        said.append(f"... {len(file.skipped) - MAX_SKIPPED_SHOWN} more lines left out")
     if file.metric != metric:
         said.append(
             f"note: they measure {file.metric!r}, this lab {metric!r}; which direction "

@@ -33,14 +33,14 @@ from autoresearch.records.ledger import Ledger
 from autoresearch.reporting import format, show, status
 from autoresearch.text import to_one_line, strip_invisible
 
-LONGEST_WAIT_SECONDS = 100.0  # clients give up on a call after about two minutes
-MOST_ROWS = 200
-LOOK_SECONDS = 0.3
+MAX_WAIT_SECONDS = 100.0  # clients give up on a call after about two minutes
+MAX_ROWS = 200
+POLL_SECONDS = 0.3
 Scope = dict[str, Any]
-App = Callable[[Scope, Any, Any], Awaitable[None]]
+ASGIApp = Callable[[Scope, Any, Any], Awaitable[None]]
 
 
-class Desk:
+class LabTools:
     """What the tools do, as plain functions of text; also without any protocol."""
 
     def __init__(self, lab: Lab, by: str = "mcp") -> None:
@@ -50,15 +50,15 @@ class Desk:
     def read_context(self) -> str:
         """Everything you need to propose: program.md, the champion's train.py, what
         was tried and what came of it, and the rules. Read it before each proposal."""
-        with opened(self._lab) as ledger:
-            said = "".join(f"Note: {words}\n\n" for words in status.faults(self._lab))
-            return said + context.build(ledger, asked(self._lab, ledger))
+        with open_ledger(self._lab) as ledger:
+            said = "".join(f"Note: {words}\n\n" for words in status.find_program_faults(self._lab))
+            return said + context.build(ledger, build_context_request(self._lab, ledger))
 
     def propose(self, title: str, change: str, reason: str = "", by: str = "") -> str:
         """Queue one change to train.py as the next experiment. `change` is either
         search/replace blocks (<<<<<<< SEARCH, =======, >>>>>>> REPLACE), each matching
         one place of the champion's train.py, or the whole new file."""
-        with opened(self._lab) as ledger:
+        with open_ledger(self._lab) as ledger:
             start = ledger.starting_point  # what read_context shows
             if start is None:
                 return "There is no champion yet; somebody must run: autoresearch run"
@@ -66,7 +66,7 @@ class Desk:
             heads = f"TITLE: {to_one_line(title)}\nREASON: {to_one_line(reason)}"
             try:
                 answer, new = reply_parser.apply_reply(
-                    f"{heads}\n{fitted(change)}", source
+                    f"{heads}\n{fence_whole_file(change)}", source
                 )
                 number, minutes = queue.queue_source(
                     self._lab,
@@ -93,31 +93,31 @@ class Desk:
 
     async def wait_for_verdict(self, experiment: int, seconds: float = 60.0) -> str:
         """Wait for the verdict on an experiment, at most 100 seconds a call."""
-        deadline = time.monotonic() + min(max(0.0, seconds), LONGEST_WAIT_SECONDS)
+        deadline = time.monotonic() + min(max(0.0, seconds), MAX_WAIT_SECONDS)
         while True:
-            with opened(self._lab) as ledger:
+            with open_ledger(self._lab) as ledger:
                 row = ledger.load_row(experiment)
                 known = any(p.number == experiment for p in ledger.load_open_proposals())
             if row is not None:
-                said = context.data("verdict", verdict(row))
+                said = context.data("verdict", verdict_to_json(row))
                 return f"{said}\nGo on: read_context, then propose the next."
             if not known:
                 return f"There is no experiment {experiment}."
             if time.monotonic() >= deadline:
                 return f"No verdict on {experiment} yet. Call wait_for_verdict again."
-            await asyncio.sleep(LOOK_SECONDS)
+            await asyncio.sleep(POLL_SECONDS)
 
     def show_experiment(self, experiment: int) -> str:
         """One experiment: verdict, scores, diff, and what its run printed (data)."""
-        with opened(self._lab) as ledger:
+        with open_ledger(self._lab) as ledger:
             row = ledger.load_row(experiment)
             if row is None:
                 return f"There is no verdict on experiment {experiment}."
-            diff = show.diff(ledger, row)
+            diff = show.diff_from_parent(ledger, row)
         log = show.read_log(self._lab, row)[-6000:]
         return "\n\n".join(
             [
-                context.data("verdict", verdict(row)),
+                context.data("verdict", verdict_to_json(row)),
                 context.data("diff", strip_invisible(diff)[:20_000]),
                 context.data("log", strip_invisible(log)),
             ]
@@ -125,21 +125,21 @@ class Desk:
 
     def list_experiments(self, last: int = 30) -> str:
         """The newest experiments, one a line of JSON, oldest first."""
-        with opened(self._lab) as ledger:
-            rows = list(ledger.load_rows())[-min(max(1, last), MOST_ROWS) :]
-        return context.data("experiments", "\n".join(map(verdict, rows)))
+        with open_ledger(self._lab) as ledger:
+            rows = list(ledger.load_rows())[-min(max(1, last), MAX_ROWS) :]
+        return context.data("experiments", "\n".join(map(verdict_to_json, rows)))
 
 
-def fitted(change: str) -> str:
+def fence_whole_file(change: str) -> str:
     """A change as a reply holds it: a whole file goes into a fence."""
     if "SEARCH" in change or "```" in change or change.lstrip().startswith("{"):
         return change
     return f"````python\n{change}\n````"
 
 
-def verdict(row: Row) -> str:
+def verdict_to_json(row: Row) -> str:
     """One experiment as a line of JSON, without what only programs need."""
-    found = format.as_json(row)
+    found = format.row_to_json(row)
     names = (
         "experiment",
         "decision",
@@ -154,7 +154,7 @@ def verdict(row: Row) -> str:
 
 
 @contextmanager
-def opened(lab: Lab) -> Iterator[Ledger]:
+def open_ledger(lab: Lab) -> Iterator[Ledger]:
     """The lab's ledger for one call; each call may come in a thread of its own."""
     if not lab.ledger_path.exists():
         raise NotReady(f"{lab.folder} has no ledger yet. Next: autoresearch run")
@@ -166,9 +166,9 @@ def opened(lab: Lab) -> Iterator[Ledger]:
         ledger.close()
 
 
-def asked(lab: Lab, ledger: Ledger) -> context.Asked:
+def build_context_request(lab: Lab, ledger: Ledger) -> context.Asked:
     """What a client's context is built for."""
-    found = status.in_force(lab, ledger)
+    found = status.load_active_program(lab, ledger)
     metric = str(constants.read_literal(lab.read_file("prepare.py"), "METRIC", "the score"))
     titles = tuple(sorted(p.title for p in ledger.load_open_proposals()))
     words = context.Asked(
@@ -180,7 +180,7 @@ def asked(lab: Lab, ledger: Ledger) -> context.Asked:
 # -- the protocol ----------------------------------------------------------------------
 
 
-def server_of(lab: Lab, by: str) -> Any:
+def build_server(lab: Lab, by: str) -> Any:
     """The five tools on an MCP server."""
     try:
         from mcp.server import MCPServer
@@ -188,7 +188,7 @@ def server_of(lab: Lab, by: str) -> Any:
         raise LabError(
             "serving MCP needs the mcp package. Next: pip install -e '.[mcp]'"
         ) from None
-    desk = Desk(lab, by)
+    desk = LabTools(lab, by)
     server = MCPServer(
         "autoresearch",
         version=__version__,
@@ -208,19 +208,19 @@ def server_of(lab: Lab, by: str) -> Any:
 
 def serve_stdio(lab: Lab, by: str) -> None:
     """Serve the client that started this process, until it hangs up."""
-    server_of(lab, by).run("stdio")
+    build_server(lab, by).run("stdio")
 
 
 def serve_http(lab: Lab, by: str, port: int) -> None:
     """Serve on this machine's loopback address, until a signal."""
     import uvicorn
 
-    app = server_of(lab, by).streamable_http_app(host="127.0.0.1")
-    guarded = with_token(app, token_of(lab))
+    app = build_server(lab, by).streamable_http_app(host="127.0.0.1")
+    guarded = require_bearer_token(app, load_or_create_token(lab))
     uvicorn.run(guarded, host="127.0.0.1", port=port, log_level="warning")
 
 
-def need_port(port: int) -> None:
+def require_free_port(port: int) -> None:
     """LabError when somebody else has this port of loopback, or it may not be had."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -233,7 +233,7 @@ def need_port(port: int) -> None:
             ) from None
 
 
-def with_token(app: App, token: str) -> App:
+def require_bearer_token(app: ASGIApp, token: str) -> ASGIApp:
     """The application, for whoever has the token."""
     wanted = f"Bearer {token}".encode()
 
@@ -250,7 +250,7 @@ def with_token(app: App, token: str) -> App:
     return guarded
 
 
-def token_of(lab: Lab) -> str:
+def load_or_create_token(lab: Lab) -> str:
     """The lab's token, made on first use; only this user may read it."""
     path: Path = lab.state_folder / "mcp-token"
     if not path.exists():

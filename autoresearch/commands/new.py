@@ -23,10 +23,10 @@ LABS = resources.files("autoresearch") / "labs"
 NAMED_TEXTS = ("python", "fineweb-edu", "climbmix", "tinystories")
 # (least memory of the smallest GPU in GB, profile); passes shrink to what fits anyway
 GPU_PROFILES = ((60, "gpu"), (20, "gpu24"), (11, "gpu12"), (7, "gpu8"), (0, "gpu4"))
-SMALLEST_VOCABULARY, LARGEST_VOCABULARY = 257, 65536
+MIN_VOCABULARY, MAX_VOCABULARY = 257, 65536
 
 
-def found(
+def create_lab(
     folder: Path,
     kind: str,
     text: str | None,
@@ -41,13 +41,13 @@ def found(
             f"{folder} exists and is not empty. Next: autoresearch new OTHER"
         )
     files = {name: (LABS / kind / name).read_text() for name in LAB_FILES}
-    written = literals(kind, text, vocab, profile)
+    written = choose_literals(kind, text, vocab, profile)
     if tokens := written.pop("budget_tokens", None):
-        files["program.md"] = with_token_budget(files["program.md"], tokens)
+        files["program.md"] = set_token_budget(files["program.md"], tokens)
     if cage != "full":
-        files["program.md"] = with_cage(files["program.md"], cage)
+        files["program.md"] = set_cage_level(files["program.md"], cage)
     for name, value in written.items():
-        files = {path: with_literal(body, name, value) for path, body in files.items()}
+        files = {path: replace_literal(body, name, value) for path, body in files.items()}
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, body in files.items():
@@ -57,10 +57,10 @@ def found(
             f"{folder} cannot be made: {error.strerror}. Next: autoresearch new OTHER"
         ) from None
     commit(folder)
-    return described(files, profile or best_profile())
+    return describe_files(files, profile or detect_profile())
 
 
-def literals(
+def choose_literals(
     kind: str, text: str | None, vocab: int | None, profile: str | None
 ) -> dict[str, Any]:
     """The constants that a profile and the options set."""
@@ -69,20 +69,20 @@ def literals(
             raise LabError(f"lab {kind!r} has no text. Next: autoresearch new LAB")
         return {}
     profiles = tomllib.loads((LABS / "gpt" / "profiles.toml").read_text())
-    found: dict[str, Any] = dict(profiles[profile or best_profile()])
+    found: dict[str, Any] = dict(profiles[profile or detect_profile()])
     if text is not None:
-        found["TEXT"] = checked_text(text)
+        found["TEXT"] = resolve_text(text)
     if vocab is not None:
-        if not SMALLEST_VOCABULARY <= vocab <= LARGEST_VOCABULARY:
+        if not MIN_VOCABULARY <= vocab <= MAX_VOCABULARY:
             raise LabError(
-                f"--vocab {vocab} is not within {SMALLEST_VOCABULARY} and "
-                f"{LARGEST_VOCABULARY}: 256 bytes, a document mark, and two bytes each"
+                f"--vocab {vocab} is not within {MIN_VOCABULARY} and "
+                f"{MAX_VOCABULARY}: 256 bytes, a document mark, and two bytes each"
             )
         found["VOCABULARY"] = vocab
     return found
 
 
-def checked_text(text: str) -> str:
+def resolve_text(text: str) -> str:
     """A text's name, or the absolute path of one that exists."""
     if text in NAMED_TEXTS:
         return text
@@ -95,13 +95,13 @@ def checked_text(text: str) -> str:
     return str(path.resolve())
 
 
-def best_profile() -> str:
+def detect_profile() -> str:
     """The profile for this machine."""
     gpus, _ = discovery.partition_same_model(discovery.list_visible_gpus())
-    return profile_for([gpu.memory_gb for gpu in gpus])
+    return choose_profile([gpu.memory_gb for gpu in gpus])
 
 
-def profile_for(memories_gb: Sequence[float]) -> str:
+def choose_profile(memories_gb: Sequence[float]) -> str:
     """The profile for GPUs of these sizes: runs go to any, so the least counts."""
     if not memories_gb:
         return "cpu"
@@ -109,7 +109,7 @@ def profile_for(memories_gb: Sequence[float]) -> str:
     return next(name for needed_gb, name in GPU_PROFILES if least >= needed_gb)
 
 
-def with_literal(source: str, name: str, value: Any) -> str:
+def replace_literal(source: str, name: str, value: Any) -> str:
     """Rewrite `NAME = ...` at the top of a file, if it is there; comments stay."""
     pattern = rf"^({name} = )(\"[^\"\n]*\"|[^#\n]*?)(\s*(?:#.*)?)$"
     spelled = str(value)
@@ -124,13 +124,13 @@ def with_literal(source: str, name: str, value: Any) -> str:
     )
 
 
-def with_token_budget(text: str, tokens: int) -> str:
+def set_token_budget(text: str, tokens: int) -> str:
     """program.md with a budget of text, which is the same on every machine."""
     line = f"budget_tokens = {tokens}     # of text, so that two runs agree"
     return re.sub(r"^budget_seconds = .*$", line, text, count=1, flags=re.MULTILINE)
 
 
-def with_cage(text: str, level: str) -> str:
+def set_cage_level(text: str, level: str) -> str:
     """program.md with the word that a lower cage level needs."""
     line = f'cage = "{level}"          # less than full: see docs/security.md\n'
     return text.replace("```toml\n", f"```toml\n{line}", 1)
@@ -154,7 +154,7 @@ def commit(folder: Path) -> None:
         raise LabError(f"{folder}: git said: {error.stderr_text}") from None
 
 
-def described(files: dict[str, str], profile: str) -> list[str]:
+def describe_files(files: dict[str, str], profile: str) -> list[str]:
     """The three files, one line each."""
     prepare, train = files["prepare.py"], files["train.py"]
     metric = constants.read_literal(prepare, "METRIC", "?")

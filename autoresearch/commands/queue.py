@@ -11,21 +11,21 @@ from autoresearch.git import compute_blob_id
 from autoresearch.lab import constraints
 from autoresearch.lab.folder import LARGEST_FILE_BYTES, Lab
 from autoresearch.records.ledger import Ledger
-from autoresearch.reporting.status import running
+from autoresearch.reporting.status import read_live_status
 from autoresearch.text import to_one_line
 
 
-def queue(
+def queue_file(
     lab: Lab, ledger: Ledger, file: Path, title: str, by: str, reason: str
 ) -> tuple[int, float]:
     """Put a person's train.py on record: (experiment, minutes to its verdict)."""
     source = read_candidate(file)
     return queue_source(
-        lab, ledger, source, title, by, reason, changed_from(ledger, source)
+        lab, ledger, source, title, by, reason, find_nearest_base(ledger, source)
     )
 
 
-def changed_from(ledger: Ledger, source: str) -> Champion | None:
+def find_nearest_base(ledger: Ledger, source: str) -> Champion | None:
     """What a file was made of: the champion's, or what `context` shows to start from.
 
     A person copies train.py, which is the champion's; an agent may have taken the file
@@ -35,11 +35,11 @@ def changed_from(ledger: Ledger, source: str) -> Champion | None:
     if champion is None or start is None or start.blob == champion.blob:
         return champion
     return min(
-        (champion, start), key=lambda one: lines_apart(ledger.load_source(one.blob), source)
+        (champion, start), key=lambda one: count_changed_lines(ledger.load_source(one.blob), source)
     )
 
 
-def lines_apart(before: str, after: str) -> int:
+def count_changed_lines(before: str, after: str) -> int:
     """How many lines two files differ by."""
     lines = difflib.unified_diff(before.splitlines(), after.splitlines(), n=0)
     return sum(line[0] in "+-" for line in lines)
@@ -63,7 +63,7 @@ def queue_source(
         )
     if not to_one_line(title):
         raise LabError('the title is empty. Next: autoresearch try FILE "what is new"')
-    name = to_one_line(by) or login()
+    name = to_one_line(by) or read_login_name()
     strategy = lab.read_file("program.md")
     ledger.store_source(compute_blob_id(strategy), strategy)
     proposal = Proposal(
@@ -84,16 +84,16 @@ def queue_source(
     return admitted.number, (waiting + 1) * each / 60
 
 
-def login() -> str:
+def read_login_name() -> str:
     """Who sits here: root in a container has no $USER, and a name all the same."""
     with suppress(OSError, KeyError, ImportError):
         return to_one_line(getpass.getuser()) or "someone"
     return "someone"
 
 
-def hurry(lab: Lab) -> str:
+def describe_lost_runs(lab: Lab) -> str:
     """What `stop --now` throws away of what is in hand; "" where nothing is."""
-    found = running(lab) or {"runs": []}
+    found = read_live_status(lab) or {"runs": []}
     known = {run.get("experiment"): run.get("finished", 0) for run in found["runs"]}
     done = sum(known.values())
     if not found["runs"]:
@@ -114,7 +114,7 @@ def read_candidate(file: Path) -> str:
         raise LabError(f"{file} is not UTF-8 text. Next: save it as such") from None
 
 
-def set_aside(path: Path) -> None:
+def move_ledger_aside(path: Path) -> None:
     """Move a ledger out of the way, without losing it."""
     for suffix in ("", "-wal", "-shm"):
         old = path.with_name(path.name + suffix)

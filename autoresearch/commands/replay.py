@@ -22,11 +22,11 @@ from autoresearch.records.ledger import Ledger
 from autoresearch.stats.history import Evidence
 from autoresearch.text import to_one_line
 
-WORDS = ("keep", "discard", "unresolved")
+OUTCOMES = ("keep", "discard", "unresolved")
 
 
 @dataclass(frozen=True, slots=True)
-class Changed:
+class ChangedVerdict:
     """A verdict that would be another."""
 
     experiment: int
@@ -38,7 +38,7 @@ class Changed:
 
 
 @dataclass(frozen=True, slots=True)
-class Replay:
+class ReplayResult:
     """A night under another policy."""
 
     series: str
@@ -50,16 +50,16 @@ class Replay:
     recorded: Mapping[str, int]
     replayed: Mapping[str, int]
     missing: int  # experiments that lack a run it would have asked for
-    changed: tuple[Changed, ...]
+    changed: tuple[ChangedVerdict, ...]
 
-    def as_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         """The `--json` contract."""
         return {**asdict(self), "changed": [asdict(one) for one in self.changed]}
 
 
-def replay(ledger: Ledger, policy: Policy, name: str, series: str | None) -> Replay:
+def replay(ledger: Ledger, policy: Policy, name: str, series: str | None) -> ReplayResult:
     """Decide a series again; the present one when none is named."""
-    chosen, rows = rows_of(ledger, series)
+    chosen, rows = select_series(ledger, series)
     scored = [row for row in rows if row.values]
     if not scored:
         raise NotReady(f"nothing in series {chosen} has a score. Next: autoresearch run")
@@ -68,31 +68,31 @@ def replay(ledger: Ledger, policy: Policy, name: str, series: str | None) -> Rep
     before = [row.decision for row in scored]
     after = [one.decision for one in told]
     changed = tuple(
-        Changed(row.number, to_one_line(row.title), was, now, one.reason, one.missing)
+        ChangedVerdict(row.number, to_one_line(row.title), was, now, one.reason, one.missing)
         for row, one, was, now in zip(scored, told, before, after, strict=True)
         if was != now
     )
-    return Replay(
+    return ReplayResult(
         chosen,
         name,
         scored[0].evidence == "claimed",
         len(scored),
         sum(len(row.values) for row in scored),
         len(rows) - len(scored),
-        counted(before),
-        counted(after),
+        count_outcomes(before),
+        count_outcomes(after),
         sum(one.missing for one in told),
         changed,
     )
 
 
-def counted(words: Sequence[str]) -> dict[str, int]:
+def count_outcomes(words: Sequence[str]) -> dict[str, int]:
     """How often each verdict came."""
     found = Counter(words)
-    return {word: found[word] for word in WORDS}
+    return {word: found[word] for word in OUTCOMES}
 
 
-def rows_of(ledger: Ledger, series: str | None) -> tuple[str, tuple[Row, ...]]:
+def select_series(ledger: Ledger, series: str | None) -> tuple[str, tuple[Row, ...]]:
     """The series that was asked for, by its name or how it begins, and its rows."""
     everything = (*ledger.load_rows(), *ledger.load_claimed_rows())
     names = list(dict.fromkeys(row.series for row in everything))
@@ -108,10 +108,10 @@ def rows_of(ledger: Ledger, series: str | None) -> tuple[str, tuple[Row, ...]]:
             f"--series S, one of: {', '.join(names)}"
         )
     rows = tuple(row for row in everything if row.series == fitting[0])
-    return fitting[0], with_parents(rows)
+    return fitting[0], infer_claimed_parents(rows)
 
 
-def with_parents(rows: Sequence[Row]) -> tuple[Row, ...]:
+def infer_claimed_parents(rows: Sequence[Row]) -> tuple[Row, ...]:
     """Claims with the line they are said to follow: each starts from the last keep."""
     found: list[Row] = []
     best = ""
@@ -123,7 +123,7 @@ def with_parents(rows: Sequence[Row]) -> tuple[Row, ...]:
     return tuple(found)
 
 
-def lines(found: Replay) -> list[str]:
+def format_replay(found: ReplayResult) -> list[str]:
     """The same for people."""
     what = "claimed by others" if found.claimed else "measured here"
     said = [

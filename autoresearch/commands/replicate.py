@@ -29,11 +29,11 @@ from autoresearch.stats.paired import Certificate
 from autoresearch.text import format_exact
 
 AUTHOR = "replicate"
-MOST_FAILED = 3  # pairs; after that there is something wrong
+MAX_FAILED_PAIRS = 3  # pairs; after that there is something wrong
 
 
 @dataclass(frozen=True, slots=True)
-class Rivals:
+class ComparedCandidates:
     """What is compared."""
 
     baseline: Candidate
@@ -41,7 +41,7 @@ class Rivals:
 
 
 @dataclass(frozen=True, slots=True)
-class Pair:
+class SeedPair:
     """One seed's two runs; or what went wrong."""
 
     seed: int
@@ -49,29 +49,29 @@ class Pair:
     why: str = ""
 
 
-def replicate(lab: Lab, pairs: int, stop: StopFlag) -> Iterator[Pair]:
+def replicate(lab: Lab, pairs: int, stop: StopFlag) -> Iterator[SeedPair]:
     """Run until so many pairs are in the ledger; each as it comes."""
     with session.opened(lab, session.Options(proposers=("mailbox",)), stop) as (
         found,
         _,
     ):
         ledger = found.books.ledger
-        baseline, champion = rivals_of(ledger)
-        both = Rivals(candidate(ledger, baseline), candidate(ledger, champion))
+        baseline, champion = load_baseline_and_champion(ledger)
+        both = ComparedCandidates(load_candidate(ledger, baseline), load_candidate(ledger, champion))
         yield from run_pairs(found, both, pairs)
         found.books.write_results()
 
 
-def run_pairs(found: Session, rivals: Rivals, pairs: int) -> Iterator[Pair]:
+def run_pairs(found: Session, rivals: ComparedCandidates, pairs: int) -> Iterator[SeedPair]:
     """The same in an open session."""
     ledger, dispatcher = found.books.ledger, Dispatcher(found)
     numbers = [c.proposal.number or 0 for c in (rivals.champion, rivals.baseline)]
     done = len(queries.load_pairs(ledger, *numbers))
     used = ledger.load_used_seeds(numbers[0]) | ledger.load_used_seeds(numbers[1])
     fresh = (s for n in count() if (s := seed_of(found.seed, n)) not in used)
-    ended: deque[Pair] = deque()
+    ended: deque[SeedPair] = deque()
     failed = started = under_way = 0
-    while done < pairs and failed < MOST_FAILED:
+    while done < pairs and failed < MAX_FAILED_PAIRS:
         while (
             dispatcher.free and done + under_way < pairs and not found.bench.stop.soon
         ):
@@ -98,7 +98,7 @@ def run_pair(
     order: list[Candidate],
     baseline: Candidate,
     seed: int,
-    finish: Callable[[Pair], None],
+    finish: Callable[[SeedPair], None],
 ) -> None:
     """Both rivals on one seed, one after the other: the second where the first ran.
 
@@ -108,19 +108,19 @@ def run_pair(
 
     def hear(ended: RunResult) -> None:
         if isinstance(ended.outcome, Failure):
-            finish(Pair(seed, None, str(ExperimentFailed(ended.outcome))))
+            finish(SeedPair(seed, None, str(ExperimentFailed(ended.outcome))))
             return
         scores[ended.request.candidate.blob] = ended.outcome
         if len(scores) < len(order):
             dispatcher.run(order[1], seed, hear)
             return
         one, other = (scores[c.blob] for c in order)
-        finish(Pair(seed, (one, other) if order[0] is baseline else (other, one)))
+        finish(SeedPair(seed, (one, other) if order[0] is baseline else (other, one)))
 
     dispatcher.run(order[0], seed, hear)
 
 
-def rivals_of(ledger: Ledger) -> tuple[Row, Row]:
+def load_baseline_and_champion(ledger: Ledger) -> tuple[Row, Row]:
     """(baseline, champion) of the present series, or NotYet."""
     champions = ledger.load_champions()
     if len(champions) < 2:
@@ -134,41 +134,41 @@ def rivals_of(ledger: Ledger) -> tuple[Row, Row]:
     return rows[0], rows[1]
 
 
-def candidate(ledger: Ledger, row: Row) -> Candidate:
+def load_candidate(ledger: Ledger, row: Row) -> Candidate:
     """An experiment, to be run once more."""
     source = ledger.load_source(row.blob)
     proposal = Proposal(row.number, row.title, source, row.parent, row.author)
     return Candidate(replace(proposal, program=row.program), row.blob)
 
 
-def certified(lab: Lab) -> Certificate | None:
+def load_certificate(lab: Lab) -> Certificate | None:
     """What the pairs in the ledger say; None before there is one."""
     found = apparatus.load_apparatus(lab, Repository(lab.folder))
     ledger = Ledger(lab.ledger_path, lower_is_better=found.lower_is_better)
     try:
-        baseline, champion = rivals_of(ledger)
+        baseline, champion = load_baseline_and_champion(ledger)
         return queries.load_certificate(ledger, champion.number, baseline.number)
     finally:
         ledger.close()
 
 
-def lines(metric: str, found: Certificate) -> list[str]:
+def format_replication(metric: str, found: Certificate) -> list[str]:
     """The certificate for people."""
     pairs = "1 pair" if found.pairs == 1 else f"{found.pairs} pairs"
     said = [
         f"experiment {found.champion} against the baseline, {pairs} of fresh seeds",
-        f"  {metric:<12} gain {spread(found.gain, found.low, found.high)}",
+        f"  {metric:<12} gain {format_mean_interval(found.gain, found.low, found.high)}",
     ]
     if found.holdout_gain is not None:
-        words = spread(found.holdout_gain, found.holdout_low, found.holdout_high)
+        words = format_mean_interval(found.holdout_gain, found.holdout_low, found.holdout_high)
         said.append(f"  {'holdout':<12} gain {words}")
     if found.gap is not None:
-        words = spread(found.gap, found.gap_low, found.gap_high)
+        words = format_mean_interval(found.gap, found.gap_low, found.gap_high)
         said.append(f"  {'gap':<12}      {words}   (above 0: fits this text only)")
     return said
 
 
-def spread(mean: float, low: float | None, high: float | None) -> str:
+def format_mean_interval(mean: float, low: float | None, high: float | None) -> str:
     """A mean and its 95 % interval."""
     if low is None or high is None:
         return f"{format_exact(mean, '+')}   (one pair says nothing of its own scatter)"

@@ -29,7 +29,7 @@ def main(arguments: list[str]) -> NoReturn:
             raise LabError("usage: python prepare.py score DIR")
         lab = Lab.find(Path.cwd())
         found = apparatus.load_apparatus(lab, Repository(lab.folder))
-        score = score_folder(lab, found, Path(arguments[0]))
+        score = score_checkpoint(lab, found, Path(arguments[0]))
     except (LabError, ExperimentFailed) as error:
         print(error, file=sys.stderr)
         raise SystemExit(2) from None
@@ -37,7 +37,7 @@ def main(arguments: list[str]) -> NoReturn:
     raise SystemExit(0)
 
 
-def score_folder(lab: Lab, found: apparatus.Apparatus, folder: Path) -> Score:
+def score_checkpoint(lab: Lab, found: apparatus.Apparatus, folder: Path) -> Score:
     """A checkpoint's score on the validation split, or LabError, or Failed."""
     model = folder / "model.safetensors"
     if not model.is_file() or not (folder / "train.py").is_file():

@@ -25,7 +25,7 @@ from autoresearch.text import format_exact
 
 
 @dataclass(frozen=True, slots=True)
-class Verified:
+class VerificationResult:
     """What was found."""
 
     entries: int  # of the chain
@@ -33,16 +33,16 @@ class Verified:
     head: str
     commits: int  # verdicts that git knows
     problems: tuple[str, ...]
-    again: "Again | None"  # None: nobody asked
+    again: "Remeasurement | None"  # None: nobody asked
 
-    def as_json(self) -> dict[str, object]:
+    def to_json(self) -> dict[str, object]:
         """The contract of `verify-ledger --json`."""
         found = asdict(self)
         return {**found, "whole": not self.problems, "problems": list(self.problems)}
 
 
 @dataclass(frozen=True, slots=True)
-class Again:
+class Remeasurement:
     """One experiment, measured once more."""
 
     experiment: int
@@ -56,7 +56,7 @@ class Again:
         return self.value - self.recorded[0]
 
 
-def verify(lab: Lab, again: int | None) -> Verified:
+def verify(lab: Lab, again: int | None) -> VerificationResult:
     """Check it all, or LabError when there is nothing to check."""
     if not lab.ledger_path.exists():
         raise NotReady(f"{lab.folder} has no ledger yet. Next: autoresearch run")
@@ -67,14 +67,14 @@ def verify(lab: Lab, again: int | None) -> Verified:
         known = [row for row in rows if row.commit]
         problems = (
             *hash_chain.find_chain_problems(ledger.db),
-            *of_commits(Repository(lab.folder), ledger, known),
-            *of_apparatus(lab, ledger),
+            *find_commit_problems(Repository(lab.folder), ledger, known),
+            *find_apparatus_problems(lab, ledger),
         )
-        measured = None if again is None else measure(lab, ledger, again)
+        measured = None if again is None else remeasure_experiment(lab, ledger, again)
         (entries, adopted) = ledger.db.execute(
             "select count(*), total(adopted) from chain"
         ).fetchone()
-        return Verified(
+        return VerificationResult(
             *(entries, int(adopted), ledger.chain_head, len(known)),
             problems,
             measured,
@@ -83,7 +83,7 @@ def verify(lab: Lab, again: int | None) -> Verified:
         ledger.close()
 
 
-def of_commits(book: Repository, ledger: Ledger, rows: list[Row]) -> Iterator[str]:
+def find_commit_problems(book: Repository, ledger: Ledger, rows: list[Row]) -> Iterator[str]:
     """Verdicts whose commit is not what the ledger says, or that only git knows."""
     mine = {row.number for row in rows}
     for number, _, _ in book.list_verdict_commits():
@@ -104,19 +104,19 @@ def of_commits(book: Repository, ledger: Ledger, rows: list[Row]) -> Iterator[st
             yield f"{name}: the train.py of its commit is not the one that ran"
         tell = git.parse_trailers(message)
         said = tell.get("Score", "")
-        if not agree(said.split(), row.values):
+        if not has_matching_scores(said.split(), row.values):
             scores = " ".join(map(repr, row.values))
             yield f"{name}: its commit says {said or 'nothing'}, the ledger {scores}"
         link = tell.get("Chain")
         if (
             link
-            and not rebuilt(ledger)
+            and not is_rebuilt(ledger)
             and link not in hash_chain.load_links_before(ledger.db, row.number)
         ):
             yield f"{name}: its commit names a link that the chain does not have"
 
 
-def agree(said: Sequence[str], values: Sequence[float]) -> bool:
+def has_matching_scores(said: Sequence[str], values: Sequence[float]) -> bool:
     """Whether a commit names the first scores of an experiment, and any at all.
 
     Commits of versions before this one have six decimals.
@@ -127,7 +127,7 @@ def agree(said: Sequence[str], values: Sequence[float]) -> bool:
     return all(words in (repr(value), f"{value:.6f}") for words, value in told)
 
 
-def rebuilt(ledger: Ledger) -> bool:
+def is_rebuilt(ledger: Ledger) -> bool:
     """Whether the ledger was made anew from git, whose chain then began anew too."""
     (count,) = ledger.db.execute(
         "select count(*) from chain where adopted = 1"
@@ -135,7 +135,7 @@ def rebuilt(ledger: Ledger) -> bool:
     return bool(count)
 
 
-def of_apparatus(lab: Lab, ledger: Ledger) -> Iterator[str]:
+def find_apparatus_problems(lab: Lab, ledger: Ledger) -> Iterator[str]:
     """Whether the last series was measured with the prepare.py and data of today."""
     facts = ledger.load_series_facts(ledger.find_last_series())
     try:
@@ -150,7 +150,7 @@ def of_apparatus(lab: Lab, ledger: Ledger) -> Iterator[str]:
         yield str(error)
 
 
-def measure(lab: Lab, ledger: Ledger, number: int) -> Again:
+def remeasure_experiment(lab: Lab, ledger: Ledger, number: int) -> Remeasurement:
     """Train and score an experiment once more, as a night would."""
     found = apparatus.load_apparatus(lab, Repository(lab.folder))
     row = ledger.load_row(number)
@@ -175,10 +175,10 @@ def measure(lab: Lab, ledger: Ledger, number: int) -> Again:
                 f"experiment {number} did not run again: {failed}. Next: autoresearch "
                 f"show {number}"
             ) from None
-    return Again(number, seed, row.values, value)
+    return Remeasurement(number, seed, row.values, value)
 
 
-def lines(found: Verified) -> list[str]:
+def format_verification(found: VerificationResult) -> list[str]:
     """The same for people."""
     words = [
         f"chain      {found.entries} entries, head {found.head[:16]}",

@@ -20,13 +20,13 @@ from autoresearch.text import format_delta, to_one_line, format_score
 
 WIDTH, HEIGHT = 1000, 380
 LEFT, RIGHT, TOP, BOTTOM = 64, 16, 18, 46
-MOST_DOTS = 3000
-MOST_LABELS = 9
-LETTERS = 26
-TICKS = 5
+MAX_DOTS = 3000
+MAX_LABELS = 9
+MAX_LABEL_CHARACTERS = 26
+TICK_COUNT = 5
 
 
-def progress(
+def draw_progress_chart(
     rows: Sequence[Row],
     series: str,
     metric: str,
@@ -44,15 +44,15 @@ def progress(
     if not values:
         return ""
     kept = [row.value for row in mine if row.decision == "keep"]
-    low, high = limits(values, [value for value in kept if value is not None])
-    place = Place(len(mine), low, high)
+    low, high = compute_axis_limits(values, [value for value in kept if value is not None])
+    place = ChartScale(len(mine), low, high)
     reigned = [row if row.number not in back else None for row in mine]
-    parts = [grid(place), best_line(reigned, place), bars(mine, place, known)]
-    step = max(1, len(mine) // MOST_DOTS)
+    parts = [draw_grid(place), draw_best_line(reigned, place), draw_error_bars(mine, place, known)]
+    step = max(1, len(mine) // MAX_DOTS)
     for at, row in enumerate(mine):
         if row.decision == "keep" or at % step == 0:
-            parts.append(dot(at, row, place, taken_back=row.number in back))
-    parts.append(labels(mine, place))
+            parts.append(draw_experiment(at, row, place, taken_back=row.number in back))
+    parts.append(draw_labels(mine, place))
     beyond = sum(not low <= value <= high for value in values)
     words = f"{len(mine)} experiments; {metric}, "
     words += "lower is better" if lower_is_better else "higher is better"
@@ -72,22 +72,22 @@ def progress(
     )
 
 
-class Place:
+class ChartScale:
     """Where an experiment and a value are drawn."""
 
     def __init__(self, count: int, low: float, high: float) -> None:
         self.low, self.high = low, high
         self._step = (WIDTH - LEFT - RIGHT) / max(1, count - 1)
 
-    def x(self, at: int) -> float:
+    def to_x(self, at: int) -> float:
         return LEFT + 6 + at * (self._step - 12 / max(1, (WIDTH / self._step)))
 
-    def y(self, value: float) -> float:
+    def to_y(self, value: float) -> float:
         share = (value - self.low) / (self.high - self.low)
         return HEIGHT - BOTTOM - share * (HEIGHT - TOP - BOTTOM)
 
 
-def limits(values: Sequence[float], kept: Sequence[float]) -> tuple[float, float]:
+def compute_axis_limits(values: Sequence[float], kept: Sequence[float]) -> tuple[float, float]:
     """An axis that shows every kept score and the middle four fifths of the others."""
     ordered = sorted(values)
     tenth = len(ordered) // 10
@@ -101,12 +101,12 @@ def limits(values: Sequence[float], kept: Sequence[float]) -> tuple[float, float
     return low - margin, high + margin
 
 
-def grid(place: Place) -> str:
+def draw_grid(place: ChartScale) -> str:
     """Horizontal lines with their values."""
     parts = []
-    for tick in range(TICKS):
-        value = place.low + (place.high - place.low) * (tick + 0.5) / TICKS
-        y = place.y(value)
+    for tick in range(TICK_COUNT):
+        value = place.low + (place.high - place.low) * (tick + 0.5) / TICK_COUNT
+        y = place.to_y(value)
         parts.append(
             f"<line class=grid x1={LEFT} x2={WIDTH - RIGHT} y1={y:.1f} y2={y:.1f} />"
             f"<text x={LEFT - 8} y={y + 4:.1f} text-anchor=end>{format_score(value)}</text>"
@@ -114,7 +114,7 @@ def grid(place: Place) -> str:
     return "".join(parts)
 
 
-def bars(rows: Sequence[Row], place: Place, known: Noise | None) -> str:
+def draw_error_bars(rows: Sequence[Row], place: ChartScale, known: Noise | None) -> str:
     """How far the true score of what was kept may be from its dot."""
     parts = []
     for at, row in enumerate(rows if known is not None and known.sd > 0 else ()):
@@ -122,33 +122,33 @@ def bars(rows: Sequence[Row], place: Place, known: Noise | None) -> str:
             continue
         half = quantiles.t_quantile_from_normal(quantiles.NORMAL_95, known.degrees) * known.sd
         half /= math.sqrt(max(1, row.runs))
-        top, floor = place.y(place.high), place.y(place.low)
-        ends = [place.y(row.value + side * half) for side in (-1, 1)]
+        top, floor = place.to_y(place.high), place.to_y(place.low)
+        ends = [place.to_y(row.value + side * half) for side in (-1, 1)]
         low, high = (min(floor, max(top, end)) for end in ends)
-        x = place.x(at)
+        x = place.to_x(at)
         parts.append(
             f"<line class=bar x1={x:.1f} x2={x:.1f} y1={low:.1f} y2={high:.1f} />"
         )
     return "".join(parts)
 
 
-def best_line(rows: Sequence[Row | None], place: Place) -> str:
+def draw_best_line(rows: Sequence[Row | None], place: ChartScale) -> str:
     """The champion's score over the night, as steps."""
     points: list[str] = []
     y = 0.0
     for at, row in enumerate(rows):
         if row is not None and row.decision == "keep" and row.value is not None:
             if points:
-                points.append(f"{place.x(at):.1f},{y:.1f}")
-            y = place.y(row.value)
-            points.append(f"{place.x(at):.1f},{y:.1f}")
-    points.append(f"{place.x(len(rows) - 1):.1f},{y:.1f}")
+                points.append(f"{place.to_x(at):.1f},{y:.1f}")
+            y = place.to_y(row.value)
+            points.append(f"{place.to_x(at):.1f},{y:.1f}")
+    points.append(f"{place.to_x(len(rows) - 1):.1f},{y:.1f}")
     return f"<polyline class=best points='{' '.join(points)}' />"
 
 
-def dot(at: int, row: Row, place: Place, *, taken_back: bool = False) -> str:
+def draw_experiment(at: int, row: Row, place: ChartScale, *, taken_back: bool = False) -> str:
     """One experiment; hovering says what it was."""
-    x, floor = place.x(at), HEIGHT - BOTTOM
+    x, floor = place.to_x(at), HEIGHT - BOTTOM
     said = format_decision(row, taken_back=taken_back)
     words = f"{row.number} {row.kind or said} {format_score(row.value)} "
     words += f"{format_delta(row.delta)} {to_one_line(row.title)[:80]}{format_ancestors(row.unproven_ancestors)}"
@@ -167,12 +167,12 @@ def dot(at: int, row: Row, place: Place, *, taken_back: bool = False) -> str:
     size = 5 if row.decision == "keep" else 3
     kind = {"taken back": "back", "unresolved": "near"}.get(said, row.status)
     return (
-        f"<circle class={kind} cx={x:.1f} cy={place.y(row.value):.1f} r={size}>"
+        f"<circle class={kind} cx={x:.1f} cy={place.to_y(row.value):.1f} r={size}>"
         f"{tip}</circle>"
     )
 
 
-def labels(rows: Sequence[Row], place: Place) -> str:
+def draw_labels(rows: Sequence[Row], place: ChartScale) -> str:
     """Names of the largest kept gains, where there is room."""
     kept = [(at, r) for at, r in enumerate(rows) if r.decision == "keep" and r.parent]
     kept.sort(key=lambda pair: abs(pair[1].delta or 0.0), reverse=True)
@@ -180,13 +180,13 @@ def labels(rows: Sequence[Row], place: Place) -> str:
     taken: list[tuple[float, float]] = []
     for at, row in kept:
         assert row.value is not None
-        x, y = place.x(at), place.y(row.value)
+        x, y = place.to_x(at), place.to_y(row.value)
         near = any(abs(x - a) < 190 and abs(y - b) < 16 for a, b in taken)
-        if near or len(parts) >= MOST_LABELS:
+        if near or len(parts) >= MAX_LABELS:
             continue
         taken.append((x, y))
         words = to_one_line(row.title)
-        words = words if len(words) <= LETTERS else words[: LETTERS - 1] + "…"
+        words = words if len(words) <= MAX_LABEL_CHARACTERS else words[: MAX_LABEL_CHARACTERS - 1] + "…"
         side = "end" if x > WIDTH - 220 else "start"
         shift = -9 if side == "end" else 9
         parts.append(

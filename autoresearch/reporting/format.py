@@ -9,11 +9,11 @@ from autoresearch.records import results_tsv
 from autoresearch.records.ledger import Ledger
 from autoresearch.text import format_delta, to_one_line
 
-MOST_WHY = 120  # letters of why something failed, where it has a line only
-SHORT_SECONDS = 60.0  # below this, seconds are shown with a decimal
+MAX_REASON_CHARACTERS = 120  # letters of why something failed, where it has a line only
+DECIMAL_BELOW_SECONDS = 60.0  # below this, seconds are shown with a decimal
 
 
-def counts_words(found: Mapping[str, int]) -> str:
+def format_counts(found: Mapping[str, int]) -> str:
     """`Ledger.counts` for people: experiments and runs, and what became of them."""
     words = [
         f"{found['kept']} kept",
@@ -28,7 +28,7 @@ def counts_words(found: Mapping[str, int]) -> str:
     return f"{made}: {', '.join(words)}"
 
 
-def as_json(row: Row, back: Collection[int] = ()) -> dict[str, Any]:
+def row_to_json(row: Row, back: Collection[int] = ()) -> dict[str, Any]:
     """One experiment, as `--json` shows it. `back`: who was taken back."""
     return {
         "experiment": row.number,
@@ -58,7 +58,7 @@ def as_json(row: Row, back: Collection[int] = ()) -> dict[str, Any]:
     }
 
 
-def verdict_line(row: Row, back: Collection[int] = ()) -> str:
+def format_verdict(row: Row, back: Collection[int] = ()) -> str:
     """One experiment on one line of the terminal. `back`: who was taken back."""
     word = results_tsv.format_decision(row, taken_back=row.number in back)
     score = text.format_score(row.value) or (row.kind or "")
@@ -69,29 +69,29 @@ def verdict_line(row: Row, back: Collection[int] = ()) -> str:
     if row.evidence == "claimed":
         title = f"{row.status}: {title}"
     elif row.decision == "failed":
-        title = f"{title} ({to_one_line(row.why.partition(': ')[2])[:MOST_WHY]})"
+        title = f"{title} ({to_one_line(row.why.partition(': ')[2])[:MAX_REASON_CHARACTERS]})"
     who = to_one_line(row.author)
     return f"{row.number:>4} {word:<10} {score:<16} {delta:>8}  {who:<10} {title}"
 
 
-def taken_back(ledger: Ledger) -> frozenset[int]:
+def load_reverted_champions(ledger: Ledger) -> frozenset[int]:
     """Champions that turned out worse, by experiment."""
     return frozenset(back.reverted_number for back in ledger.load_reversions())
 
 
-def logged(ledger: Ledger) -> list[Row]:
+def load_log_rows(ledger: Ledger) -> list[Row]:
     """Every experiment for `log`: what others claim first, then what was measured."""
     return [*ledger.load_claimed_rows(), *ledger.load_rows()]
 
 
-def rate(per_second: float) -> str:
+def format_rate(per_second: float) -> str:
     """308k, 1.2M."""
     if per_second >= 1e6:
         return f"{per_second / 1e6:.2f}M"
     return f"{per_second / 1e3:.0f}k" if per_second >= 1e3 else f"{per_second:.0f}"
 
 
-def duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """0:42, 12:05, 7:31:00."""
     whole = int(seconds)
     minutes, second = divmod(whole, 60)
@@ -101,6 +101,6 @@ def duration(seconds: float) -> str:
     return f"{minute}:{second:02}"
 
 
-def spell(seconds: float) -> str:
+def format_seconds(seconds: float) -> str:
     """4.2 s, 12:05, 7:31:00."""
-    return f"{seconds:.1f} s" if seconds < SHORT_SECONDS else duration(seconds)
+    return f"{seconds:.1f} s" if seconds < DECIMAL_BELOW_SECONDS else format_duration(seconds)

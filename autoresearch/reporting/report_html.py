@@ -13,79 +13,79 @@ from autoresearch.experiment import Row
 from autoresearch.records.results_tsv import format_description
 from autoresearch.reporting import chart
 from autoresearch.reporting.report_text import (
-    MOST_NEAR,
+    MAX_NEAR_MISSES_SHOWN,
     Report,
-    back_lines,
-    certificate_lines,
-    claimed_lines,
-    clock,
-    counts_line,
-    early_lines,
-    holdout_lines,
-    luck_lines,
-    noise_lines,
-    share,
-    takeaway,
-    unknowns,
-    way_words,
-    within,
+    format_reverted,
+    format_certificate,
+    format_imported,
+    format_clock,
+    format_experiment_counts,
+    format_early_stopping,
+    format_holdout,
+    format_shrinkage,
+    format_noise,
+    format_training_share,
+    list_champion_commands,
+    list_unknowns,
+    format_change_count,
+    format_interval,
 )
 from autoresearch.text import format_delta, format_number, to_one_line, format_score
 
-MOST_TABLE_ROWS = 10_000
-MOST_WORDS = 200
+MAX_TABLE_ROWS = 10_000
+MAX_TEXT_CHARACTERS = 200
 
 
-def html(report: Report) -> str:
+def render_html(report: Report) -> str:
     """One self-contained page."""
-    title = f"{report.lab}: {report.metric}"
-    plot = chart.progress(
+    title = f"{report.lab_name}: {report.metric}"
+    plot = chart.draw_progress_chart(
         report.rows,
         report.series,
         report.metric,
         lower_is_better=report.lower_is_better,
-        known=report.found.noise,
-        back=report.back,
+        known=report.summary.noise,
+        back=report.reverted_numbers,
     )
     parts = [
-        f"<header><h1>{text(report.lab)}</h1>{summary(report)}</header>",
-        *(f"<p class=note>{text(words)}</p>" for words in report.notices),
+        f"<header><h1>{escape_text(report.lab_name)}</h1>{render_summary(report)}</header>",
+        *(f"<p class=note>{escape_text(words)}</p>" for words in report.notices),
         f"<section>{plot}</section>",
-        section("How sure that is", bullets(evidence(report))),
-        kept_section(report),
-        section("Near misses", near_table(report)),
-        section("Experiments", table(report)),
-        failures(report),
-        section("Who and what brought it", sources(report)),
-        section("Who was asked", bullets(report.asked)) if report.asked else "",
-        section("What it ran on", facts_table(report)),
-        section("Take the champion away", commands(report)),
-        section("What this report does not know", bullets(unknowns(report))),
+        render_section("How sure that is", render_bullets(collect_evidence_lines(report))),
+        render_kept_changes(report),
+        render_section("Near misses", render_near_misses(report)),
+        render_section("Experiments", render_experiments(report)),
+        render_failures(report),
+        render_section("Who and what brought it", render_sources(report)),
+        render_section("Who was asked", render_bullets(report.proposer_lines)) if report.proposer_lines else "",
+        render_section("What it ran on", render_facts(report)),
+        render_section("Take the champion away", render_commands(report)),
+        render_section("What this report does not know", render_bullets(list_unknowns(report))),
     ]
     style = resources.files("autoresearch.reporting").joinpath("report.css").read_text()
     body = "\n".join(part for part in parts if part)
-    return PAGE.format(title=text(title), style=style, body=body)
+    return PAGE_TEMPLATE.format(title=escape_text(title), style=style, body=body)
 
 
-def text(words: object) -> str:
+def escape_text(words: object) -> str:
     """Anything from the ledger, safe on a page and bounded."""
-    return escape(to_one_line(str(words))[:MOST_WORDS])
+    return escape(to_one_line(str(words))[:MAX_TEXT_CHARACTERS])
 
 
-def section(title: str, body: str) -> str:
+def render_section(title: str, body: str) -> str:
     return f"<section><h2>{title}</h2>{body}</section>" if body else ""
 
 
-def bullets(lines: Sequence[str]) -> str:
-    return "<ul>" + "".join(f"<li>{text(line)}</li>" for line in lines) + "</ul>"
+def render_bullets(lines: Sequence[str]) -> str:
+    return "<ul>" + "".join(f"<li>{escape_text(line)}</li>" for line in lines) + "</ul>"
 
 
-def summary(report: Report) -> str:
+def render_summary(report: Report) -> str:
     """The headline numbers."""
     if report.baseline is None or report.champion is None:
         return "<p class=lead>Nothing was measured yet.</p>"
-    found = report.found
-    first, best = format_score(found.before), format_score(found.after)
+    found = report.summary
+    first, best = format_score(found.baseline_mean), format_score(found.champion_mean)
     certificate = found.certificate
     tiles = [
         *(
@@ -93,101 +93,101 @@ def summary(report: Report) -> str:
                 (
                     format_delta(certificate.gain),
                     f"replicated on {certificate.pairs} seeds, "
-                    f"{within(certificate.low, certificate.high)}",
+                    f"{format_interval(certificate.low, certificate.high)}",
                 )
             ]
             if certificate
             else []
         ),
         (f"{first} → {best}", f"{report.metric}, baseline to champion"),
-        gain_tile(report),
+        build_gain_tile(report),
         (
-            str(len(report.kept)),
-            f"kept of {len(report.rows)} experiments in {report.runs} runs",
+            str(len(report.kept_changes)),
+            f"kept of {len(report.rows)} experiments in {report.run_count} runs",
         ),
-        (clock(report.wall_seconds), f"trained {share(report)} of it"),
+        (format_clock(report.wall_seconds), f"trained {format_training_share(report)} of it"),
     ]
     cells = "".join(
-        f"<div><b>{text(a)}</b><span>{text(b)}</span></div>" for a, b in tiles
+        f"<div><b>{escape_text(a)}</b><span>{escape_text(b)}</span></div>" for a, b in tiles
     )
     return (
-        f"<div class=tiles>{cells}</div><p class=lead>{text(counts_line(report))}</p>"
+        f"<div class=tiles>{cells}</div><p class=lead>{escape_text(format_experiment_counts(report))}</p>"
     )
 
 
-def gain_tile(report: Report) -> tuple[str, str]:
+def build_gain_tile(report: Report) -> tuple[str, str]:
     """The gain and what it rests on, short."""
-    claim = report.found.claim
+    claim = report.summary.gain_estimate
     if claim is not None:
-        return format_score(claim.gain), f"gain, {within(claim.low, claim.high)}"
-    why = report.found.why_no_claim
-    return format_score(report.gain) or "0", f"plain difference; {why}"
+        return format_score(claim.gain), f"gain, {format_interval(claim.low, claim.high)}"
+    why = report.summary.no_estimate_reason
+    return format_score(report.raw_gain) or "0", f"plain difference; {why}"
 
 
-def evidence(report: Report) -> list[str]:
+def collect_evidence_lines(report: Report) -> list[str]:
     """The lines of the terminal that say how sure all of it is."""
     parts = (
-        certificate_lines, luck_lines, noise_lines, holdout_lines, early_lines,
-        back_lines, claimed_lines,
+        format_certificate, format_shrinkage, format_noise, format_holdout, format_early_stopping,
+        format_reverted, format_imported,
     )  # fmt: skip
     return [line for part in parts for line in part(report)]
 
 
-def near_table(report: Report) -> str:
+def render_near_misses(report: Report) -> str:
     """What may be better, but not beyond doubt."""
-    near = report.found.near
+    near = report.summary.near_misses
     if not near:
         return ""
-    rows = "".join(table_row(report, row) for row in near[:MOST_NEAR])
-    more = len(near) - MOST_NEAR
+    rows = "".join(render_table_row(report, row) for row in near[:MAX_NEAR_MISSES_SHOWN])
+    more = len(near) - MAX_NEAR_MISSES_SHOWN
     rest = f"<p>{more} more are in the table below.</p>" if more > 0 else ""
-    return f"<div class=scroll><table>{table_head(report)}{rows}</table></div>{rest}"
+    return f"<div class=scroll><table>{render_table_head(report)}{rows}</table></div>{rest}"
 
 
-def kept_section(report: Report) -> str:
+def render_kept_changes(report: Report) -> str:
     """Every kept change with its diff, and all of them together."""
-    if not report.kept:
+    if not report.kept_changes:
         return ""
     items = []
-    for kept in report.kept:
+    for kept in report.kept_changes:
         row = kept.row
-        reason = f"<p>{text(row.reason)}</p>" if row.reason else ""
+        reason = f"<p>{escape_text(row.reason)}</p>" if row.reason else ""
         items.append(
             f"<details id=e{row.number}><summary><span class=num>{row.number}</span>"
             f"<span class='num good'>{format_delta(row.delta)}</span> "
-            f"{text(row.title + way_words(kept))} "
-            f"<small>{text(row.author)}</small></summary>{reason}"
-            f"{coloured(kept.diff)}</details>"
+            f"{escape_text(row.title + format_change_count(kept))} "
+            f"<small>{escape_text(row.author)}</small></summary>{reason}"
+            f"{render_diff(kept.diff)}</details>"
         )
     whole = (
         "<details><summary><span class=num>all</span> from the baseline to the champion"
-        f"</summary>{coloured(report.total_diff)}</details>"
+        f"</summary>{render_diff(report.total_diff)}</details>"
     )
-    return section("What was kept", "".join(items) + whole)
+    return render_section("What was kept", "".join(items) + whole)
 
 
-def coloured(diff: Sequence[str]) -> str:
+def render_diff(diff: Sequence[str]) -> str:
     """A diff with added and removed lines marked."""
     words = {"+": "add", "-": "del", "@": "at"}
     lines = [
-        f"<span class={words[line[0]]}>{escape(shown(line))}</span>"
+        f"<span class={words[line[0]]}>{escape(clean_source_line(line))}</span>"
         if line[:1] in words and line[:3] not in ("+++", "---")
-        else escape(shown(line))
+        else escape(clean_source_line(line))
         for line in diff
     ]
     return "<pre>" + "\n".join(lines) + "</pre>"
 
 
-def shown(line: str) -> str:
+def clean_source_line(line: str) -> str:
     """A line of source without characters that a screen would obey."""
     return "".join(c if c.isprintable() or c == "\t" else "?" for c in line)[:400]
 
 
-def table(report: Report) -> str:
+def render_experiments(report: Report) -> str:
     """Every experiment."""
     if not report.rows:
         return ""
-    rows = "".join(table_row(report, row) for row in report.rows[-MOST_TABLE_ROWS:])
+    rows = "".join(render_table_row(report, row) for row in report.rows[-MAX_TABLE_ROWS:])
     buttons = "".join(
         f"<label><input type=radio name=f id=f-{word}{first}>{word}</label>"
         for word, first in (
@@ -199,25 +199,25 @@ def table(report: Report) -> str:
     )
     return (
         f"<div class=filter>{buttons}</div><div class=scroll><table>"
-        f"{table_head(report)}<tbody>{rows}</tbody></table></div>"
+        f"{render_table_head(report)}<tbody>{rows}</tbody></table></div>"
     )
 
 
-def table_head(report: Report) -> str:
+def render_table_head(report: Report) -> str:
     """The titles of its columns."""
     return (
         "<thead><tr><th class=num>#<th>verdict<th class=num>runs<th class=num>"
-        f"{text(report.metric)}<th class=num>Δ<th>what<th>who<th class=num>s"
+        f"{escape_text(report.metric)}<th class=num>Δ<th>what<th>who<th class=num>s"
         "<th class=num>GB<th class=num>M params<th class=num>M tokens</tr></thead>"
     )
 
 
-def table_row(report: Report, row: Row) -> str:
+def render_table_row(report: Report, row: Row) -> str:
     """One line of the table."""
     facts = dict(row.facts)
-    said = report.said(row)
-    title = text(format_description(row))
-    if any(kept.row.number == row.number for kept in report.kept):
+    said = report.describe_verdict(row)
+    title = escape_text(format_description(row))
+    if any(kept.row.number == row.number for kept in report.kept_changes):
         title = f"<a href='#e{row.number}'>{title}</a>"
     millions = [
         format_number(float(n) / 1e6, ".2f") if isinstance(n := facts.get(key), int) else ""
@@ -225,12 +225,12 @@ def table_row(report: Report, row: Row) -> str:
     ]
     cells = [
         f"<td class=num>{row.number}",
-        f"<td>{text(said if row.decision != 'failed' else row.kind)}",
+        f"<td>{escape_text(said if row.decision != 'failed' else row.kind)}",
         f"<td class=num>{format_number(row.runs or None, 'd')}",
         f"<td class=num>{format_score(row.value)}",
         f"<td class=num>{format_delta(row.delta)}",
-        f"<td title='{text(row.why)}'>{title}",
-        f"<td>{text(row.author)}",
+        f"<td title='{escape_text(row.why)}'>{title}",
+        f"<td>{escape_text(row.author)}",
         f"<td class=num>{format_number(row.seconds or None, '.0f')}",
         f"<td class=num>{format_number(row.memory_gb, '.1f')}",
         *(f"<td class=num>{words}" for words in millions),
@@ -239,7 +239,7 @@ def table_row(report: Report, row: Row) -> str:
     return f"<tr class={kind}>" + "".join(cells)
 
 
-def failures(report: Report) -> str:
+def render_failures(report: Report) -> str:
     """What failed, by kind."""
     failed = [row for row in report.rows if row.decision == "failed"]
     if not failed:
@@ -252,13 +252,13 @@ def failures(report: Report) -> str:
             if row.kind == kind
         ]
         parts.append(
-            f"<details><summary><span class=num>{count}</span> {text(kind)}</summary>"
-            f"{bullets(lines[:50])}</details>"
+            f"<details><summary><span class=num>{count}</span> {escape_text(kind)}</summary>"
+            f"{render_bullets(lines[:50])}</details>"
         )
-    return section("What failed", "".join(parts))
+    return render_section("What failed", "".join(parts))
 
 
-def sources(report: Report) -> str:
+def render_sources(report: Report) -> str:
     """Gain per proposer and per version of program.md."""
     parts = []
     views = (("proposer", "author"), ("program.md", "program"))
@@ -273,7 +273,7 @@ def sources(report: Report) -> str:
             total = format_delta(sum(r.delta or 0.0 for r in kept)) if kept else ""
             label = key[:10] if name == "program" else key
             lines.append(
-                f"<tr><td>{text(label)}<td class=num>{len(rows)}<td class=num>"
+                f"<tr><td>{escape_text(label)}<td class=num>{len(rows)}<td class=num>"
                 f"{len(kept)}<td class=num>{total}"
             )
         if lines:
@@ -284,26 +284,26 @@ def sources(report: Report) -> str:
     return "".join(parts)
 
 
-def facts_table(report: Report) -> str:
+def render_facts(report: Report) -> str:
     """What must be equal for scores to be compared."""
-    facts = {**report.facts, "series": report.series}
-    facts["training"] = clock(report.trained_seconds)
-    facts["scoring"] = clock(report.scored_seconds)
-    rows = "".join(f"<tr><td>{text(k)}<td>{text(v)}" for k, v in facts.items())
+    facts = {**report.series_facts, "series": report.series}
+    facts["training"] = format_clock(report.trained_seconds)
+    facts["scoring"] = format_clock(report.scored_seconds)
+    rows = "".join(f"<tr><td>{escape_text(k)}<td>{escape_text(v)}" for k, v in facts.items())
     return f"<table class=small>{rows}</table>"
 
 
-def commands(report: Report) -> str:
+def render_commands(report: Report) -> str:
     """Commands to copy."""
-    lines = takeaway(report)
+    lines = list_champion_commands(report)
     if not lines:
         return ""
     if lines[-1].endswith("champion/"):
         lines.append("python prepare.py score champion/")
-    return f"<pre>{text(chr(10).join(lines))}</pre>"
+    return f"<pre>{escape_text(chr(10).join(lines))}</pre>"
 
 
-PAGE = """<!doctype html>
+PAGE_TEMPLATE = """<!doctype html>
 <html lang=en><head><meta charset=utf-8>
 <meta name=viewport content="width=device-width, initial-scale=1">
 <title>{title}</title>

@@ -11,21 +11,21 @@ from autoresearch.errors import LabError, NotReady
 from autoresearch.experiment import Row
 from autoresearch.lab.folder import Lab
 from autoresearch.records.ledger import Ledger
-from autoresearch.reporting.format import verdict_line
-from autoresearch.reporting.status import champion_row, first_of_series
+from autoresearch.reporting.format import format_verdict
+from autoresearch.reporting.status import load_champion_row, load_baseline_row
 from autoresearch.text import format_exact, format_number, to_one_line
 
 STALE_SECONDS = 20.0  # a note of what runs, with nobody writing it
-LARGEST_LOG_CHARACTERS = 20_000
+MAX_LOG_CHARACTERS = 20_000
 
 
-def pick(ledger: Ledger, which: str) -> Row:
+def find_row(ledger: Ledger, which: str) -> Row:
     """The experiment that `show` was asked for; NotYet, or LabError for no name."""
     found: Row | None
     if which == "champion":
-        found = champion_row(ledger)
+        found = load_champion_row(ledger)
     elif which == "baseline":
-        found = first_of_series(ledger)
+        found = load_baseline_row(ledger)
     elif which == "last":
         found = next(iter(ledger.load_last_rows(1)), None)
     elif which.isdigit():
@@ -40,7 +40,7 @@ def pick(ledger: Ledger, which: str) -> Row:
     return found
 
 
-def not_yet(lab: Lab, ledger: Ledger, number: int) -> NotReady:
+def explain_missing_verdict(lab: Lab, ledger: Ledger, number: int) -> NotReady:
     """Why there is no verdict on an experiment, and what to type."""
     if all(proposal.number != number for proposal in ledger.load_open_proposals()):
         return NotReady(f"there is no experiment {number}. Next: autoresearch log")
@@ -53,12 +53,12 @@ def not_yet(lab: Lab, ledger: Ledger, number: int) -> NotReady:
     return NotReady(f"no verdict on experiment {number}{why}. Next: {then}")
 
 
-def diff(ledger: Ledger, row: Row) -> str:
+def diff_from_parent(ledger: Ledger, row: Row) -> str:
     """What an experiment changed in train.py."""
-    return diff_of(ledger, row.parent, row.blob) if row.parent else ""
+    return diff_sources(ledger, row.parent, row.blob) if row.parent else ""
 
 
-def diff_of(ledger: Ledger, parent: str, blob: str) -> str:
+def diff_sources(ledger: Ledger, parent: str, blob: str) -> str:
     """What lies between two train.py."""
     before = ledger.load_source(parent).splitlines(keepends=True)
     after = ledger.load_source(blob).splitlines(keepends=True)
@@ -70,14 +70,14 @@ def read_log(lab: Lab, row: Row) -> str:
     names = sorted(lab.log_folder.glob(f"{row.number}-*.log"))
     if not names:
         return ""
-    text = names[-1].read_text(errors="replace")[-LARGEST_LOG_CHARACTERS:]
+    text = names[-1].read_text(errors="replace")[-MAX_LOG_CHARACTERS:]
     return "\n".join(to_one_line(line) for line in text.splitlines())
 
 
-def show_lines(lab: Lab, ledger: Ledger, row: Row, metric: str) -> Iterable[str]:
+def format_experiment(lab: Lab, ledger: Ledger, row: Row, metric: str) -> Iterable[str]:
     """One experiment with diff, scores, verdict and log."""
     back = {one.reverted_number: one for one in ledger.load_reversions()}
-    yield verdict_line(row, back)
+    yield format_verdict(row, back)
     if row.evidence == "claimed":
         yield "claimed   by somebody else: not measured here, its train.py is not here"
     if taken := back.get(row.number):
@@ -104,26 +104,26 @@ def show_lines(lab: Lab, ledger: Ledger, row: Row, metric: str) -> Iterable[str]
         yield "health    " + ", ".join(words).replace("gpu_", "")
     at = time.strftime("%Y-%m-%d %H:%M", time.localtime(row.decided_at))
     yield f"decided   {at}, commit {(row.commit or 'none')[:10]}, series {row.series}"
-    if changed := diff(ledger, row):
+    if changed := diff_from_parent(ledger, row):
         yield ""
-        yield from (one_end(line) for line in changed.splitlines())
+        yield from (strip_control_characters(line) for line in changed.splitlines())
     if row.unproven_ancestors and row.against is not None and (rival := ledger.load_row(row.against)):
         yield ""
         yield f"--- all {len(row.unproven_ancestors) + 1} changes since experiment {row.against} ---"
-        whole = diff_of(ledger, rival.blob, row.blob)
-        yield from (one_end(line) for line in whole.splitlines())
+        whole = diff_sources(ledger, rival.blob, row.blob)
+        yield from (strip_control_characters(line) for line in whole.splitlines())
     if log := read_log(lab, row):
         yield ""
         yield "--- what the run printed (not trusted) ---"
         yield log
 
 
-def one_end(line: str) -> str:
+def strip_control_characters(line: str) -> str:
     """A line of source, without terminal escapes but with its indentation."""
     return "".join(c if c.isprintable() or c == "\t" else "?" for c in line)
 
 
-def nearest(rows: Iterable[Row], *, lower_is_better: bool) -> list[Row]:
+def rank_discarded(rows: Iterable[Row], *, lower_is_better: bool) -> list[Row]:
     """Discarded experiments: near misses first, then the others, each by its gain."""
     missed = [
         row

@@ -15,13 +15,13 @@ from autoresearch.lab.program import Program
 from autoresearch.records import results_tsv
 from autoresearch.records.ledger import Ledger
 from autoresearch.reporting import format
-from autoresearch.reporting.format import as_json, rate, spell, taken_back
+from autoresearch.reporting.format import row_to_json, format_rate, format_seconds, load_reverted_champions
 from autoresearch.text import format_delta, to_one_line
 
-SHARE_THAT_TELLS = 0.05  # of a run, from which on its pace says when it ends
+MIN_SHARE_FOR_ESTIMATE = 0.05  # of a run, from which on its pace says when it ends
 
 
-def running(lab: Lab) -> dict[str, Any] | None:
+def read_live_status(lab: Lab) -> dict[str, Any] | None:
     """What runs at this moment; None when no night is on."""
     if lab.find_lock_holder() is None:
         return None
@@ -32,37 +32,37 @@ def running(lab: Lab) -> dict[str, Any] | None:
     return dict(found)
 
 
-def status(lab: Lab, ledger: Ledger) -> dict[str, Any]:
+def build_status(lab: Lab, ledger: Ledger) -> dict[str, Any]:
     """How the lab stands, as `status --json` shows it."""
-    rows = {"baseline": first_of_series(ledger), "champion": champion_row(ledger)}
-    back = taken_back(ledger)
+    rows = {"baseline": load_baseline_row(ledger), "champion": load_champion_row(ledger)}
+    back = load_reverted_champions(ledger)
     return {
         **ledger.count_experiments(),
-        **{name: as_json(row) if row else None for name, row in rows.items()},
+        **{name: row_to_json(row) if row else None for name, row in rows.items()},
         "waiting": len(ledger.load_open_proposals()),
-        "running": running(lab),
+        "running": read_live_status(lab),
         "paused": lab.pause_path.exists(),
         "series": ledger.find_last_series(),
-        "last": [as_json(row, back) for row in ledger.load_last_rows(5)],
+        "last": [row_to_json(row, back) for row in ledger.load_last_rows(5)],
     }
 
 
-def champion_row(ledger: Ledger) -> Row | None:
+def load_champion_row(ledger: Ledger) -> Row | None:
     """The champion's row; None before a baseline."""
     champion = ledger.champion
     return ledger.load_row(champion.number) if champion else None
 
 
-def first_of_series(ledger: Ledger) -> Row | None:
+def load_baseline_row(ledger: Ledger) -> Row | None:
     """What the present series started from; None before it did."""
     number = ledger.find_first_keep(ledger.find_last_series())
     return ledger.load_row(number) if number is not None else None
 
 
-def status_lines(metric: str, found: Mapping[str, Any]) -> list[str]:
+def format_status(metric: str, found: Mapping[str, Any]) -> list[str]:
     """The same for people."""
     champion, baseline = found["champion"], found["baseline"]
-    lines = [format.counts_words(found)]
+    lines = [format.format_counts(found)]
     if found["claimed"]:
         lines.append(
             f"{found['claimed']} more are claimed by others, measured by nobody"
@@ -82,27 +82,27 @@ def status_lines(metric: str, found: Mapping[str, Any]) -> list[str]:
         lines.append(f"{found['waiting']} waiting")
     if found["paused"]:
         lines.append("paused: nothing new begins before autoresearch resume")
-    return lines + running_lines(found["running"])
+    return lines + format_live_status(found["running"])
 
 
-def running_lines(found: Mapping[str, Any] | None) -> list[str]:
+def format_live_status(found: Mapping[str, Any] | None) -> list[str]:
     """What runs now, for people."""
     if found is None:
         return ["not running"]
-    lines = [run_line(run) for run in found["runs"]]
+    lines = [format_run(run) for run in found["runs"]]
     lines += [f"note: {to_one_line(notice)}" for notice in found["notices"]]
     return lines or ["between two experiments"]
 
 
-def left_seconds(seconds: float, share: float) -> float | None:
+def estimate_seconds_left(seconds: float, share: float) -> float | None:
     """How long a run will still train; None: it is done, or has hardly begun.
 
     The first step compiles and warms up: a run of 4 s seemed to need 24 minutes.
     """
-    return seconds * (1 - share) / share if SHARE_THAT_TELLS <= share < 1 else None
+    return seconds * (1 - share) / share if MIN_SHARE_FOR_ESTIMATE <= share < 1 else None
 
 
-def run_line(run: Mapping[str, Any]) -> str:
+def format_run(run: Mapping[str, Any]) -> str:
     """One run in hand."""
     share = float(run["share"])
     done = round(20 * share)
@@ -111,15 +111,15 @@ def run_line(run: Mapping[str, Any]) -> str:
     if run["loss"] is not None:
         parts.append(f"loss {run['loss']:.3f}")
     if run["tokens"] and run["seconds"]:
-        parts.append(f"{rate(run['tokens'] / run['seconds'])} tok/s")
-    if (left := left_seconds(run["seconds"], share)) is not None:
-        parts.append(f"{spell(left)} left")
+        parts.append(f"{format_rate(run['tokens'] / run['seconds'])} tok/s")
+    if (left := estimate_seconds_left(run["seconds"], share)) is not None:
+        parts.append(f"{format_seconds(left)} left")
     parts.append(to_one_line(str(run["title"])))
     return "  ".join(parts)
 
 
 @dataclass(frozen=True, slots=True)
-class InForce:
+class ActiveProgram:
     """The program.md that holds now, for whoever is not the night itself."""
 
     program: Program
@@ -127,22 +127,22 @@ class InForce:
     fault: str  # why it is not the one in the folder; "" if it is
 
 
-def in_force(lab: Lab, ledger: Ledger) -> InForce:
+def load_active_program(lab: Lab, ledger: Ledger) -> ActiveProgram:
     """program.md as it stands, or the last one on record that can be read.
 
     LabError where there is none: what is wrong with the one in the folder.
     """
     text = lab.read_file("program.md")
     try:
-        return InForce(program.parse_program(text), text, "")
+        return ActiveProgram(program.parse_program(text), text, "")
     except LabError as error:
         for old in ledger.load_programs():
             with suppress(LabError):
-                return InForce(program.parse_program(old), old, str(error))
+                return ActiveProgram(program.parse_program(old), old, str(error))
         raise
 
 
-def faults(lab: Lab) -> list[str]:
+def find_program_faults(lab: Lab) -> list[str]:
     """What is wrong with program.md, as every view says it; nothing if it is fine."""
     try:
         text = lab.read_file("program.md")

@@ -27,7 +27,7 @@ from autoresearch.stats.paired import Certificate
 
 
 @dataclass(frozen=True, slots=True)
-class Holdout:
+class HoldoutComparison:
     """The same gain on two sealed texts."""
 
     gain: float  # on validation, of the runs that were scored on both
@@ -40,7 +40,7 @@ class Holdout:
 
 
 @dataclass(frozen=True, slots=True)
-class EarlyKill:
+class EarlyStoppingSavings:
     """What ending hopeless runs saved, and what it may have cost."""
 
     ended: int
@@ -50,35 +50,35 @@ class EarlyKill:
 
 
 @dataclass(frozen=True, slots=True)
-class Findings:
+class SeriesSummary:
     """Everything about the present series that is computed, not only counted."""
 
     baseline: Row | None  # None: nothing was measured yet
     champion: Row | None
-    before: float | None  # baseline's mean over the night's own runs
-    after: float | None  # champion's
-    raw: float | None  # the plain difference; positive is better
-    claim: GainEstimate | None  # what is believed of it; None: see why_no_claim
-    why_no_claim: str
+    baseline_mean: float | None  # baseline's mean over the night's own runs
+    champion_mean: float | None  # champion's
+    raw_gain: float | None  # the plain difference; positive is better
+    gain_estimate: GainEstimate | None  # what is believed of it; None: see why_no_claim
+    no_estimate_reason: str
     noise: Noise | None  # None: nothing ran twice
-    heavy_tails: bool | None  # None: too few runs to say
+    has_heavy_tails: bool | None  # None: too few runs to say
     drift: Drift | None  # None: none beyond doubt
-    near: tuple[Row, ...]  # near misses, the best first
-    taken_back: tuple[Reversion, ...]
-    reigned: tuple[tuple[int, int], ...]  # (champion, changes since the one before)
-    early: EarlyKill
-    holdout: Holdout | None  # None: baseline or champion was not scored there
+    near_misses: tuple[Row, ...]  # near misses, the best first
+    reverted: tuple[Reversion, ...]
+    champion_steps: tuple[tuple[int, int], ...]  # (champion, changes since the one before)
+    early_stopping: EarlyStoppingSavings
+    holdout: HoldoutComparison | None  # None: baseline or champion was not scored there
     certificate: Certificate | None  # None: nobody ran `replicate`
 
     @property
-    def luck(self) -> float | None:
+    def shrinkage(self) -> float | None:
         """How much of the plain difference is not believed."""
-        if self.raw is None or self.claim is None:
+        if self.raw_gain is None or self.gain_estimate is None:
             return None
-        return self.raw - self.claim.gain
+        return self.raw_gain - self.gain_estimate.gain
 
 
-def find(ledger: Ledger) -> Findings:
+def summarize_series(ledger: Ledger) -> SeriesSummary:
     """All of it."""
     series = ledger.series or ledger.find_last_series()
     told = queries.load_evidence(ledger)
@@ -90,13 +90,13 @@ def find(ledger: Ledger) -> Findings:
     scored = [row for row in told.adjust_rows() if row.values]
     replicates = [row.values for row in scored]
     known = told.effects.noise
-    tonight = Evidence(of_the_night(ledger, rows), champions)
+    tonight = Evidence(load_session_rows(ledger, rows), champions)
     fair = tonight.adjust_rows()
-    before, after = (mean_of(fair, row) for row in (baseline, champion))
+    before, after = (find_row_mean(fair, row) for row in (baseline, champion))
     raw = None
     if before is not None and after is not None:
         raw = before - after if ledger.lower_is_better else after - before
-    claim, why = claimed(tonight, baseline, champion, known, ledger.lower_is_better)
+    claim, why = estimate_gain(tonight, baseline, champion, known, ledger.lower_is_better)
     sign = 1 if ledger.lower_is_better else -1
     better = [
         r for r in rows if r.decision == "unresolved" and sign * (r.delta or 0.0) < 0
@@ -105,44 +105,44 @@ def find(ledger: Ledger) -> Findings:
     certified = None
     if baseline is not None and champion is not None:
         certified = queries.load_certificate(ledger, champion.number, baseline.number)
-    return Findings(
+    return SeriesSummary(
         *(baseline, champion, before, after, raw, claim, why, known),
         noise.has_heavy_tails(replicates),
         noise.detect_drift(replicates, [row.when for row in scored]),
         tuple(near),
         tuple(back for back in ledger.load_reversions() if back.reverted_number in by_number),
-        ways(rows, [champion.number for champion in champions]),
-        early_kill(ledger, series, rows),
-        holdout(ledger, rows, baseline, champion),
+        count_champion_steps(rows, [champion.number for champion in champions]),
+        summarize_early_stopping(ledger, series, rows),
+        compare_holdout_gain(ledger, rows, baseline, champion),
         certified,
     )
 
 
-def of_the_night(ledger: Ledger, rows: Sequence[Row]) -> tuple[Row, ...]:
+def load_session_rows(ledger: Ledger, rows: Sequence[Row]) -> tuple[Row, ...]:
     """The rows without the runs that were made to replicate a gain afterwards."""
     found = ledger.db.execute(
         "select distinct experiment from run where occasion = 'replicate'"
     )
     again = {number for (number,) in found}
     return tuple(
-        without_replicates(ledger, row) if row.number in again else row for row in rows
+        drop_replicate_runs(ledger, row) if row.number in again else row for row in rows
     )
 
 
-def without_replicates(ledger: Ledger, row: Row) -> Row:
+def drop_replicate_runs(ledger: Ledger, row: Row) -> Row:
     """An experiment as the night itself knows it."""
-    runs = own_runs(ledger, row.number)
+    runs = load_session_runs(ledger, row.number)
     values, seeds = (tuple(run.value for run in runs), tuple(run.seed for run in runs))
     when = tuple(run.ended_at for run in runs if run.ended_at is not None)
     return replace(row, values=values, seeds=seeds, when=when)
 
 
-def own_runs(ledger: Ledger, number: int) -> list[RunRecord]:
+def load_session_runs(ledger: Ledger, number: int) -> list[RunRecord]:
     """An experiment's runs in the night itself."""
     return [run for run in ledger.load_run_records(number) if run.occasion != "replicate"]
 
 
-def mean_of(rows: Sequence[Row], wanted: Row | None) -> float | None:
+def find_row_mean(rows: Sequence[Row], wanted: Row | None) -> float | None:
     """An experiment's mean over the runs of these rows."""
     for row in rows:
         if wanted is not None and row.number == wanted.number:
@@ -150,7 +150,7 @@ def mean_of(rows: Sequence[Row], wanted: Row | None) -> float | None:
     return None
 
 
-def claimed(
+def estimate_gain(
     tonight: Evidence,
     baseline: Row | None,
     champion: Row | None,
@@ -172,7 +172,7 @@ def claimed(
     return found, "" if found else "baseline or champion has no score here"
 
 
-def ways(rows: Sequence[Row], champions: Sequence[int]) -> tuple[tuple[int, int], ...]:
+def count_champion_steps(rows: Sequence[Row], champions: Sequence[int]) -> tuple[tuple[int, int], ...]:
     """How many experiments lie between two champions on the line, itself included.
 
     What was tried step by step on the way to a champion is one kept change, of several.
@@ -191,7 +191,7 @@ def ways(rows: Sequence[Row], champions: Sequence[int]) -> tuple[tuple[int, int]
     return tuple(found)
 
 
-def early_kill(ledger: Ledger, series: str, rows: Sequence[Row]) -> EarlyKill:
+def summarize_early_stopping(ledger: Ledger, series: str, rows: Sequence[Row]) -> EarlyStoppingSavings:
     """What ending hopeless runs saved, as if each had taken what others take."""
     shares = ledger.load_pruned_shares(series)
     runs, seconds = sum(row.runs for row in rows), sum(row.seconds for row in rows)
@@ -199,7 +199,7 @@ def early_kill(ledger: Ledger, series: str, rows: Sequence[Row]) -> EarlyKill:
     saved = each * sum(1 - share for share in shares)
     whole = seconds + each * len(shares)
     won = [beaten for _, beaten in ledger.load_finished_runs(series) if beaten is not None]
-    return EarlyKill(
+    return EarlyStoppingSavings(
         len(shares),
         saved,
         saved / whole if whole else 0.0,
@@ -207,9 +207,9 @@ def early_kill(ledger: Ledger, series: str, rows: Sequence[Row]) -> EarlyKill:
     )
 
 
-def holdout(
+def compare_holdout_gain(
     ledger: Ledger, rows: Sequence[Row], baseline: Row | None, champion: Row | None
-) -> Holdout | None:
+) -> HoldoutComparison | None:
     """Gain on validation against gain on the holdout, by the same runs.
 
     A run's two scores share the luck of its training, so what counts is the scatter of
@@ -218,16 +218,16 @@ def holdout(
     """
     if baseline is None or champion is None or baseline.number == champion.number:
         return None
-    first, last = (on_both(ledger, row.number) for row in (baseline, champion))
+    first, last = (load_holdout_runs(ledger, row.number) for row in (baseline, champion))
     if not first or not last:
         return None
     sign = 1 if ledger.lower_is_better else -1
     gain = sign * (fmean(r.value for r in first) - fmean(r.value for r in last))
-    held = sign * (fmean(h for _, h in pairs(first)) - fmean(h for _, h in pairs(last)))
+    held = sign * (fmean(h for _, h in pair_scores(first)) - fmean(h for _, h in pair_scores(last)))
     gap = gain - held
     kept = [row.number for row in rows if row.decision == "keep"]
     scatter = noise.estimate_pooled_noise(
-        [[value - h for value, h in pairs(on_both(ledger, n))] for n in kept]
+        [[value - h for value, h in pair_scores(load_holdout_runs(ledger, n))] for n in kept]
     )
     low = high = None
     if scatter is not None:
@@ -235,14 +235,14 @@ def holdout(
         error = math.sqrt(max(scatter.sd**2, audit) * (1 / len(first) + 1 / len(last)))
         half = error * quantiles.t_quantile_95(int(scatter.degrees))
         low, high = gap - half, gap + half
-    return Holdout(gain, held, gap, low, high, len(last), len(first))
+    return HoldoutComparison(gain, held, gap, low, high, len(last), len(first))
 
 
-def on_both(ledger: Ledger, number: int) -> list[RunRecord]:
+def load_holdout_runs(ledger: Ledger, number: int) -> list[RunRecord]:
     """An experiment's own runs that were scored on the holdout too."""
-    return [run for run in own_runs(ledger, number) if run.holdout is not None]
+    return [run for run in load_session_runs(ledger, number) if run.holdout is not None]
 
 
-def pairs(runs: Sequence[RunRecord]) -> list[tuple[float, float]]:
+def pair_scores(runs: Sequence[RunRecord]) -> list[tuple[float, float]]:
     """(validation, holdout) of every run that has both."""
     return [(run.value, run.holdout) for run in runs if run.holdout is not None]
