@@ -94,7 +94,9 @@ class Run:
     log: Path
     curve: Curve = ()  # of the losses it reported
     schedule: bool = False  # whether its change touches the schedule
-    spared: PruneDecision | None = None  # it would have been ended early, but for a coin
+    spared: PruneDecision | None = (
+        None  # it would have been ended early, but for a coin
+    )
     health: Facts = ()  # how the GPU was while it trained; the harness's own finding
     harm: str | None = None  # what may have slowed it down that is not its own doing
 
@@ -205,7 +207,9 @@ class Row:
     commit: str | None  # None: in the ledger only
     log: str | None
     evidence: str
-    unproven_ancestors: tuple[int, ...]  # unproven experiments that it stands on, its champion's not
+    unproven_ancestors: tuple[
+        int, ...
+    ]  # unproven experiments that it stands on, its champion's not
 
     @property
     def status(self) -> Status:
@@ -242,15 +246,23 @@ class History:
 
     champion: Champion | None  # None: nothing is measured yet, this is the baseline
     replicates: tuple[tuple[float, ...], ...] = ()  # scores, run by run in seed order
-    end_times: tuple[tuple[float, ...], ...] = ()  # seconds at the end of each run; or empty
-    experiment_count: int = 0  # experiments decided in this series, the baseline not counted
-    former_champions: tuple[Champion, ...] = ()  # the champions before this one, newest last
+    end_times: tuple[
+        tuple[float, ...], ...
+    ] = ()  # seconds at the end of each run; or empty
+    experiment_count: int = (
+        0  # experiments decided in this series, the baseline not counted
+    )
+    former_champions: tuple[
+        Champion, ...
+    ] = ()  # the champions before this one, newest last
     near_misses: tuple[int, ...] = ()  # numbers of near misses
     # This series' decided experiments, oldest first (failures may be among them). What
     # started from what: a policy that lets a proposal start from something better than
     # the champion of record, before that is certain, cannot do without.
     rows: tuple[Row, ...] = ()
-    change: "CodeSizeChange | None" = None  # of the candidate in hand; None: none, or unknown
+    change: "CodeSizeChange | None" = (
+        None  # of the candidate in hand; None: none, or unknown
+    )
     # Of a score here. None: it is what the replicates say (`policy.noise_of`).
     noise: Noise | None = None
 

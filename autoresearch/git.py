@@ -61,7 +61,9 @@ class VerdictCommit:
     body: str
     trailers: tuple[tuple[str, str], ...]
     author: str  # who proposed it
-    committed_at: float  # seconds since 1970; fixed, so that the commit can be made again
+    committed_at: (
+        float  # seconds since 1970; fixed, so that the commit can be made again
+    )
 
 
 class Repository:
@@ -130,7 +132,9 @@ class Repository:
         except GitError:
             return None
 
-    def list_verdict_commits(self, under: str = REF_NAMESPACE) -> list[tuple[int, str, str]]:
+    def list_verdict_commits(
+        self, under: str = REF_NAMESPACE
+    ) -> list[tuple[int, str, str]]:
         """(experiment, commit, raw message) of every verdict, by number."""
         form = "%(refname)%00%(objectname)%00%(contents)%01"
         found = self.run_git("for-each-ref", f"--format={form}", under)
@@ -165,7 +169,9 @@ class Repository:
                 mode = kind[:6]  # stays executable where it was
         mine = b"%s blob %s\ttrain.py" % (mode, blob.encode())
         tree = self.run_git("mktree", "-z", stdin=b"\0".join([*others, mine, b""]))
-        trailers = "\n".join(f"{key}: {to_one_line(text)}" for key, text in entry.trailers)
+        trailers = "\n".join(
+            f"{key}: {to_one_line(text)}" for key, text in entry.trailers
+        )
         body = f"{entry.body.strip()}\n\n" if entry.body.strip() else ""
         return self.run_git(
             *("commit-tree", tree, "-p", parent),
@@ -204,7 +210,10 @@ class Repository:
         Git's own checkout would run filters and change line endings, so the file is
         written here; git is only told of it.
         """
-        before, after = self.read_file_at(old, "train.py"), self.read_file_at(new, "train.py")
+        before, after = (
+            self.read_file_at(old, "train.py"),
+            self.read_file_at(new, "train.py"),
+        )
         assert after is not None, "every commit of ours has a train.py"
         path = self.folder / "train.py"
         known = [found[1] for found in (before, after) if found]

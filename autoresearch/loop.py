@@ -20,7 +20,7 @@ from autoresearch.run.closing import ClosingRuns
 from autoresearch.run.dispatcher import Dispatcher, open_trial
 from autoresearch.run.session import Session
 from autoresearch.run.trial import Trial
-from autoresearch.run.verdicts import record, refused_trial
+from autoresearch.run.verdicts import record_trial, trial_from_refusal
 
 IDLE_SECONDS = 0.5  # between two looks for a proposal, when there is none
 
@@ -31,10 +31,10 @@ def research(session: Session) -> Iterator[Row]:
     An experiment that a stop interrupts has no verdict: the next session takes it up.
     Raises LabError when the baseline fails.
     """
-    before = session.books.ledger.run_count
+    before = session.recorder.ledger.run_count
     dispatcher = Dispatcher(session)
     try:
-        if session.books.ledger.champion is None:
+        if session.recorder.ledger.champion is None:
             yield measure_baseline(session, dispatcher)
             dispatcher = Dispatcher(session)  # a token budget has a wall time now
         yield from run_trials(
@@ -55,25 +55,25 @@ def run_trials(
     taken = 0  # proposals
     while True:
         if (trial := dispatcher.take_finished()) is not None:
-            yield decide(session, closing, trial)
+            yield decide_trial(session, closing, trial)
             continue
         if dispatcher.has_results:
             dispatcher.receive()
             continue
-        dispatcher.fill()
+        dispatcher.fill_free_devices()
         is_over = session.is_over(taken)
         if wants_proposal(session, dispatcher, closing, is_over=is_over):
             proposal = next_proposal(session, dispatcher.numbers)
             if proposal is not None:
                 taken += 1
-                yield from start(session, dispatcher, proposal)
+                yield from start_trial(session, dispatcher, proposal)
                 continue
         if dispatcher.is_running:
             dispatcher.receive()
-        elif session.bench.stop.soon:
+        elif session.workbench.stop.soon:
             return
-        elif blobs := closing.choose(is_over=is_over):
-            closing.start(blobs)
+        elif blobs := closing.choose_runs(is_over=is_over):
+            closing.start_runs(blobs)
         elif is_over or session.proposer.exhausted:
             return
         else:
@@ -84,9 +84,9 @@ def wants_proposal(
     session: Session, dispatcher: Dispatcher, closing: ClosingRuns, *, is_over: bool
 ) -> bool:
     """Whether a device is free for a new idea; not once the session is closing."""
-    if not dispatcher.free or session.bench.stop.soon or is_over:
+    if not dispatcher.free_count or session.workbench.stop.soon or is_over:
         return False
-    return not closing.under_way and not closing.choose()
+    return not closing.under_way and not closing.choose_runs()
 
 
 def next_proposal(session: Session, under_way: set[int]) -> Proposal | None:
@@ -94,36 +94,36 @@ def next_proposal(session: Session, under_way: set[int]) -> Proposal | None:
 
     None: the lab is paused, or no proposer has an idea now.
     """
-    lab, ledger = session.bench.lab, session.books.ledger
+    lab, ledger = session.workbench.lab, session.recorder.ledger
     lab.require_disk_space()
     if lab.pause_path.exists():
         return None
     for waiting in ledger.load_open_proposals():
         if waiting.number not in under_way:
             return waiting
-    session.books.reload_program()
+    session.recorder.reload_program()
     history = queries.load_evidence(ledger).build_history()
     start = session.policy.choose_parent(history, history.rows)
     if history.champion is not None:
         ledger.set_start(start or history.champion.blob)
     proposal = session.proposer.propose(ledger)
-    return session.books.admit_proposal(proposal) if proposal else None
+    return session.recorder.admit_proposal(proposal) if proposal else None
 
 
-def start(
+def start_trial(
     session: Session, dispatcher: Dispatcher, proposal: Proposal
 ) -> Iterator[Row]:
     """Proposal -> Candidate, and send its first run; yield the verdict if refused."""
     try:
-        candidate = session.books.store_candidate(proposal)
+        candidate = session.recorder.store_candidate(proposal)
     except ExperimentFailed as failed:
-        yield record(session, refused_trial(proposal, failed.failure))
+        yield record_trial(session, trial_from_refusal(proposal, failed.failure))
         return
-    dispatcher.start(open_trial(session, candidate))
+    dispatcher.start_trial(open_trial(session, candidate))
 
 
-def decide(session: Session, closing: ClosingRuns, trial: Trial) -> Row:
+def decide_trial(session: Session, closing: ClosingRuns, trial: Trial) -> Row:
     """Scores -> Verdict, on record."""
     if trial.is_closing:
-        closing.count(trial)
-    return record(session, trial)
+        closing.count_trial(trial)
+    return record_trial(session, trial)

@@ -18,7 +18,7 @@ Family = Literal["proposers", "policies", "pools", "sources"]
 
 def plugin_names(family: Family) -> tuple[str, ...]:
     """The names that installed packages offer, sorted."""
-    return tuple(sorted(found_points(family)))
+    return tuple(sorted(find_entry_points(family)))
 
 
 def load_plugin(family: Family, name: str) -> Any:
@@ -26,7 +26,7 @@ def load_plugin(family: Family, name: str) -> Any:
 
     Raises LabError when it cannot be imported.
     """
-    point = found_points(family).get(name)
+    point = find_entry_points(family).get(name)
     if point is None:
         return None
     try:
@@ -38,6 +38,6 @@ def load_plugin(family: Family, name: str) -> Any:
         ) from None
 
 
-def found_points(family: Family) -> dict[str, EntryPoint]:
+def find_entry_points(family: Family) -> dict[str, EntryPoint]:
     """Entry points by name."""
     return {point.name: point for point in entry_points(group=f"autoresearch.{family}")}

@@ -68,7 +68,9 @@ def add_seals(descriptor: int) -> int:
     return descriptor
 
 
-def create_shared_memory(size_bytes: int, name: str, *, writer: bool) -> tuple[int, mmap.mmap]:
+def create_shared_memory(
+    size_bytes: int, name: str, *, writer: bool
+) -> tuple[int, mmap.mmap]:
     """Memory of fixed size for two processes: (descriptor to send, own mapping).
 
     With `writer` the receiver may write too; without it only the caller can.
@@ -98,7 +100,9 @@ def map_verified(descriptor: int, largest_bytes: int) -> memoryview:
             raise ProtocolError("memory that is not sealed")
     size_bytes = os.fstat(descriptor).st_size
     if size_bytes > largest_bytes:
-        raise ProtocolError(f"{size_bytes} bytes where at most {largest_bytes} are taken")
+        raise ProtocolError(
+            f"{size_bytes} bytes where at most {largest_bytes} are taken"
+        )
     try:
         if HAS_MEMFD:
             return map_read_only(descriptor)  # half a GB is common

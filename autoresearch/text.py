@@ -9,7 +9,9 @@ INVISIBLE_CHARACTERS = re.compile(
     "\U000e0000-\U000e0fff]"
 )
 
-ANSI_ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|.)")
+ANSI_ESCAPES = re.compile(
+    r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|.)"
+)
 NOT_SHOWN = ("Cc", "Cf", "Zl", "Zp", "Cs")  # Unicode categories
 
 

@@ -186,13 +186,13 @@ def configure(agent, url):
 def drive(agent, experiments, folder):
     """What a night with this agent looked like."""
     lab = line_lab(folder / agent, "budget_seconds = 3\nbudget_tolerance_seconds = 2")
-    asked = session.Options(proposers=(agent,), seed=1, hours=0.12)
+    asked = session.SessionOptions(proposers=(agent,), seed=1, hours=0.12)
     begun, ours = time.monotonic(), 0
-    with session.opened(lab, asked, StopFlag()) as (opened, _):
+    with session.open_session(lab, asked, StopFlag()) as (opened, _):
         for row in research(opened):
             ours += row.author == agent
             if ours >= experiments:
-                opened.bench.stop.soon = True
+                opened.workbench.stop.soon = True
     ledger = Ledger(lab.ledger_path)
     rows = [row for row in ledger.load_rows() if row.author == agent]
     askings = ledger.load_proposer_calls()

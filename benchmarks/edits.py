@@ -13,7 +13,7 @@ from pathlib import Path
 
 from autoresearch.commands import new
 from autoresearch.lab import constants
-from autoresearch.lab.reply_parser import ParsedReply, EditBlock, apply_edits
+from autoresearch.lab.reply_parser import EditBlock, ParsedReply, apply_edits
 
 BEGIN = "run = prepare.begin(build_model)"
 FORWARD = "        x = x + self.attention(norm(x), ids, cos, sin)"

@@ -106,7 +106,9 @@ def audit(lab, count):
     if branch[1:] != kept:
         wrong.append(f"the branch has {len(branch) - 1} keeps, the ledger {len(kept)}")
     if book.run_git("status", "--porcelain"):
-        wrong.append("the working tree is dirty: " + book.run_git("status", "--porcelain"))
+        wrong.append(
+            "the working tree is dirty: " + book.run_git("status", "--porcelain")
+        )
     table = results_tsv.format_header("mse") + "".join(
         map(results_tsv.format_row, results_tsv.drop_ledger_only(rows))
     )

@@ -30,9 +30,9 @@ from tests import nights
 
 def fill(lab, count):
     """Record discarded experiments until there are `count`, without running them."""
-    options = nightly.Options(proposers=("mailbox",), seed=1)
-    with nightly.opened(lab, options, StopFlag()) as (opened, _):
-        books = opened.books
+    options = nightly.SessionOptions(proposers=("mailbox",), seed=1)
+    with nightly.open_session(lab, options, StopFlag()) as (opened, _):
+        books = opened.recorder
         source = lab.read("train.py")
         champion = books.ledger.champion
         for number in range(len(books.ledger.load_rows()), count):
@@ -57,9 +57,11 @@ def fill(lab, count):
 def experiments(lab, count, first):
     """Seconds of overhead per experiment over `count` real ones."""
     proposals = [nights.rate(1e-5 * (first + n) + 1e-7) for n in range(count)]
-    options = nightly.Options(proposers=(nights.script(lab, *proposals),), seed=1)
+    options = nightly.SessionOptions(
+        proposers=(nights.script(lab, *proposals),), seed=1
+    )
     found = []
-    with nightly.opened(lab, options, StopFlag()) as (opened, _):
+    with nightly.open_session(lab, options, StopFlag()) as (opened, _):
         begun = time.perf_counter()
         for row in research(opened):
             took = time.perf_counter() - begun

@@ -32,11 +32,11 @@ from autoresearch import loop
 from autoresearch.commands import new
 from autoresearch.experiment import (
     Candidate,
+    Device,
     Failure,
     Proposal,
     Run,
     Score,
-    Device,
     Verdict,
 )
 from autoresearch.git import (
@@ -77,7 +77,9 @@ def score_of(proposal, value):
 def change(rng, source, number):
     """(title, new source): a constant most of the time, else some lines of code."""
     if number % 3:
-        knob = rng.choice([c for c in constants.parse_constants(source) if not c.is_fixed])
+        knob = rng.choice(
+            [c for c in constants.parse_constants(source) if not c.is_fixed]
+        )
         value = rng.choice(knob.choices) if knob.choices else drawn(knob, rng)
         value = value if knob.choices else tidy(knob, value)
         text = constants.replace_constants(source, {knob.name: value})
@@ -95,13 +97,17 @@ def thousand(path, source, count, seed=1):
     baseline = Proposal(0, "baseline", source, "", "human")
     baseline = ledger.admit_proposal(baseline, compute_blob_id(source), "code")
     scores = tuple(score_of(baseline, 1.09 + d) for d in (0, 0.0006, -0.0004))
-    ledger.record_verdict(Verdict("keep", "baseline", scores, None), commit=None, at=0.0)
+    ledger.record_verdict(
+        Verdict("keep", "baseline", scores, None), commit=None, at=0.0
+    )
     for number in range(1, count + 1):
         champion = ledger.champion
         title, text = change(rng, ledger.load_source(champion.blob), number)
         who = ("search", "claude", "anthropic:claude-sonnet-4-5")[number % 3]
         proposal = Proposal(None, title, text, champion.blob, who, "it may help " * 12)
-        proposal = ledger.admit_proposal(proposal, compute_blob_id(text), constraints.fingerprint_code(text))
+        proposal = ledger.admit_proposal(
+            proposal, compute_blob_id(text), constraints.fingerprint_code(text)
+        )
         if rng.random() < 0.12:
             failure = Failure(proposal, "crash", "RuntimeError: shapes do not match")
             verdict = Verdict("failed", "crash: RuntimeError", failure, champion)
@@ -265,8 +271,10 @@ def idle_of(runs, think_seconds, run_seconds):
     fence = f"budget_seconds = {run_seconds}\nbudget_tolerance_seconds = 2"
     with tempfile.TemporaryDirectory() as made, ModelServer(slowly) as server:
         lab = line_lab(Path(made) / "lab", fence)
-        asked = session.Options(experiments=runs, proposers=(server.spec,), seed=1)
-        with session.opened(lab, asked, StopFlag()) as (opened, _):
+        asked = session.SessionOptions(
+            experiments=runs, proposers=(server.spec,), seed=1
+        )
+        with session.open_session(lab, asked, StopFlag()) as (opened, _):
             timed = Timed(opened.pool)
             rows = list(loop.research(replace(opened, pool=timed)))
     marks = timed.marks[rows[0].runs :]  # those of the baseline come first

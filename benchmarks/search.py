@@ -218,12 +218,16 @@ def night(job):
         for number in range(count):
             proposal = asked.propose(bench.ledger)
             code = constraints.fingerprint_code(proposal.source)
-            proposal = bench.ledger.admit_proposal(proposal, compute_blob_id(proposal.source), code)
+            proposal = bench.ledger.admit_proposal(
+                proposal, compute_blob_id(proposal.source), code
+            )
             values = constants.constant_values(proposal.source)
             bench.decide(proposal, None, bench.ledger.champion, field.fails(values))
             if number >= FROM:
                 blob = bench.ledger.champion.blob
-                found = field.true(constants.constant_values(bench.ledger.load_source(blob)))
+                found = field.true(
+                    constants.constant_values(bench.ledger.load_source(blob))
+                )
                 shares.append((first - found) / field.all_gain)
     return statistics.fmean(shares), (time.perf_counter() - begun) / count
 

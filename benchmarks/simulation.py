@@ -28,8 +28,8 @@ from autoresearch.experiment import (
     Curve,
     Decision,
     History,
-    PruneDecision,
     Proposal,
+    PruneDecision,
     Scores,
 )
 from autoresearch.policies import Policy
@@ -40,8 +40,12 @@ NO_CHANGE = CodeSizeChange(0, 0)
 NOWHERE = Path("simulated")
 RUN_SECONDS = 330.0
 MAX_CLOSING_RUNS = 10  # that may come after the last idea of a night
-INTERACTION_REDRAW_SHARE = 0.1  # of a train.py's own answers to seeds, what a change draws anew
-CLOSING_PLAN_RUNS = 12  # runs left of a night when it is first asked what its end is for
+INTERACTION_REDRAW_SHARE = (
+    0.1  # of a train.py's own answers to seeds, what a change draws anew
+)
+CLOSING_PLAN_RUNS = (
+    12  # runs left of a night when it is first asked what its end is for
+)
 
 EffectSampler = Callable[[random.Random], float]
 NoiseShape = Literal["normal", "heavy", "drift"]
@@ -127,14 +131,18 @@ class SimulatedSession:
     effects: EffectSampler
     noise: SimulatedNoise
     effect_rng: random.Random  # draws what changes are worth
-    noise_rng: random.Random  # draws what runs score: so two policies meet the same ideas
+    noise_rng: (
+        random.Random
+    )  # draws what runs score: so two policies meet the same ideas
     seed_rng: random.Random  # draws what seeds are worth
     lower_is_better: bool = True
     baseline_score: float = 1.0  # the baseline's true score
     run_count: int = 0
     rows: list[SimulatedExperiment] = field(default_factory=list)
     champions: list[SimulatedExperiment] = field(default_factory=list)
-    seed_values: list[float] = field(default_factory=list)  # what each seed is worth, in sd
+    seed_values: list[float] = field(
+        default_factory=list
+    )  # what each seed is worth, in sd
     demotions: int = 0
     interactions: dict[tuple[str, int], float] = field(default_factory=dict)
     idea_count: int = 0  # tried so far
@@ -142,7 +150,9 @@ class SimulatedSession:
     last_effects: seed_effects.SeedEffects | None = (
         None  # what `made` is made with; None: nothing yet
     )
-    adjusted: dict[int, tuple[SimulatedExperiment, SimulatedExperiment]] = field(default_factory=dict)
+    adjusted: dict[int, tuple[SimulatedExperiment, SimulatedExperiment]] = field(
+        default_factory=dict
+    )
 
     def draw_score(self, row: SimulatedExperiment, place: int) -> float:
         """One run's score, of a train.py that had so many runs before."""
@@ -155,7 +165,11 @@ class SimulatedSession:
             lucky += math.sqrt(own) * self.draw_interaction(row.blob, row.parent, place)
         value = row.truth + self.noise.draw(self.noise_rng, self.run_count, lucky)
         self.run_count += 1
-        return self.baseline_score - value if self.lower_is_better else self.baseline_score + value
+        return (
+            self.baseline_score - value
+            if self.lower_is_better
+            else self.baseline_score + value
+        )
 
     def draw_interaction(self, blob: str, parent: str, place: int) -> float:
         """What a seed does to this train.py alone, in standard deviations."""
@@ -164,20 +178,27 @@ class SimulatedSession:
             if parent:
                 before = self.rows[int(parent)]
                 kept = self.draw_interaction(parent, before.parent, place)
-                drawn = math.sqrt(1 - INTERACTION_REDRAW_SHARE) * kept + math.sqrt(INTERACTION_REDRAW_SHARE) * drawn
+                drawn = (
+                    math.sqrt(1 - INTERACTION_REDRAW_SHARE) * kept
+                    + math.sqrt(INTERACTION_REDRAW_SHARE) * drawn
+                )
             self.interactions[blob, place] = drawn
         return self.interactions[blob, place]
 
     def estimate_effects(self) -> seed_effects.SeedEffects:
         """What the runs so far tell of seeds, as `evidence` has it."""
-        return seed_effects.estimate_seed_effects([row.seed_scores for row in self.rows if len(row.values) > 1])
+        return seed_effects.estimate_seed_effects(
+            [row.seed_scores for row in self.rows if len(row.values) > 1]
+        )
 
     def build_history(self) -> History:
         """What the policy may know."""
         luck = self.estimate_effects()
         rows = self.adjust_rows(luck)
         fair = {row.number: row for row in rows}
-        champions = [champion_from_experiment(fair[row.number]) for row in self.champions]
+        champions = [
+            champion_from_experiment(fair[row.number]) for row in self.champions
+        ]
         return History(
             champions[-1] if champions else None,
             tuple([row.values for row in rows]),
@@ -210,7 +231,9 @@ class SimulatedSession:
             for score in scores
         )
 
-    def run_experiment(self, most_runs: float, ideas: float) -> SimulatedExperiment | None:
+    def run_experiment(
+        self, most_runs: float, ideas: float
+    ) -> SimulatedExperiment | None:
         """One experiment, from its parent to its verdict; None: the night is over."""
         history = self.build_history()
         left = most_runs - self.run_count
@@ -233,11 +256,16 @@ class SimulatedSession:
             return None
         parent, truth, own = "", 0.0, 0.0
         if history.champion is not None:
-            parent = self.policy.choose_parent(history, history.rows) or history.champion.blob
+            parent = (
+                self.policy.choose_parent(history, history.rows)
+                or history.champion.blob
+            )
             own = self.effects(self.effect_rng)
             truth = self.find_truth(parent) + own
         number = len(self.rows)
-        idea = SimulatedExperiment(number, str(number), parent, (), "discard", (), truth, own)
+        idea = SimulatedExperiment(
+            number, str(number), parent, (), "discard", (), truth, own
+        )
         found = self.run_trial(idea, history, most_runs)
         self.idea_count += found is not None and bool(parent)
         self.runs_at_last_idea = self.run_count
@@ -358,11 +386,15 @@ def simulate_session(
     return summarize_session(lab, keeps, false)
 
 
-def summarize_session(lab: SimulatedSession, keeps: int, false: int) -> SimulatedOutcome:
+def summarize_session(
+    lab: SimulatedSession, keeps: int, false: int
+) -> SimulatedOutcome:
     """A finished night, counted."""
     first, last = lab.rows[0], lab.champions[-1]
     luck = lab.estimate_effects()
-    difference = fmean(luck.adjust_scores(first.seed_scores)) - fmean(luck.adjust_scores(last.seed_scores))
+    difference = fmean(luck.adjust_scores(first.seed_scores)) - fmean(
+        luck.adjust_scores(last.seed_scores)
+    )
     inside = trace_ancestors(lab.rows, last)
     return SimulatedOutcome(
         last.truth,
@@ -379,7 +411,9 @@ def summarize_session(lab: SimulatedSession, keeps: int, false: int) -> Simulate
     )
 
 
-def trace_ancestors(rows: Sequence[SimulatedExperiment], last: SimulatedExperiment) -> list[SimulatedExperiment]:
+def trace_ancestors(
+    rows: Sequence[SimulatedExperiment], last: SimulatedExperiment
+) -> list[SimulatedExperiment]:
     """Everything that is in a train.py, back to the baseline."""
     found = []
     while last.parent:
@@ -393,15 +427,22 @@ def champion_from_experiment(row: SimulatedExperiment) -> Champion:
     return Champion(row.number, row.blob, row.values, fresh)
 
 
-def estimate_simulated_gain(night: SimulatedOutcome, *, lower_is_better: bool = True) -> noise.GainEstimate | None:
+def estimate_simulated_gain(
+    night: SimulatedOutcome, *, lower_is_better: bool = True
+) -> noise.GainEstimate | None:
     """What the ledger of a simulated night says its champion gained."""
     champion, baseline = night.champions[-1].blob, night.rows[0].blob
     return gain.estimate_champion_gain(
-        collect_measured(night.rows), champion, baseline, lower_is_better=lower_is_better
+        collect_measured(night.rows),
+        champion,
+        baseline,
+        lower_is_better=lower_is_better,
     )
 
 
-def collect_measured(rows: Sequence[SimulatedExperiment]) -> list[gain.MeasuredExperiment]:
+def collect_measured(
+    rows: Sequence[SimulatedExperiment],
+) -> list[gain.MeasuredExperiment]:
     """The rows as a ledger has them."""
     return [gain.MeasuredExperiment(row, row.seed_scores, row.when) for row in rows]
 
@@ -437,7 +478,9 @@ class PruningOutcome:
     spared_won: tuple[bool, ...]  # of the spared tenth: did it beat its bar?
 
 
-def simulate_pruning(effects: EffectSampler, made: CurveModel, seed: int, experiments: int = 100) -> PruningOutcome:
+def simulate_pruning(
+    effects: EffectSampler, made: CurveModel, seed: int, experiments: int = 100
+) -> PruningOutcome:
     """One night of learning curves; lower is better, noise has standard deviation 1."""
     rng = random.Random(f"curves {seed}")
     past: list[early_stopping.FinishedRun] = []

@@ -66,7 +66,7 @@ def loader_tokens_per_second(path, rows, context):
     """How fast batches come, with nobody training on them."""
     import numpy as np
 
-    from autoresearch.guest.runtime import iter_shuffled_batches, copy_to_device
+    from autoresearch.guest.runtime import copy_to_device, iter_shuffled_batches
 
     tokens = np.memmap(path, dtype="<u2", mode="r")
     batches = iter_shuffled_batches(tokens, rows, context, seed=1)

@@ -40,7 +40,7 @@ import numpy as np
 
 from autoresearch.commands import new
 from autoresearch.devices import discovery
-from autoresearch.experiment import Candidate, Proposal, Device
+from autoresearch.experiment import Candidate, Device, Proposal
 from autoresearch.git import (
     Repository,
     compute_blob_id,
@@ -55,7 +55,13 @@ from autoresearch.measure.workbench import (
     host_paths,
 )
 from autoresearch.sandbox import process, selftest
-from autoresearch.sandbox.process import ProcessExited, SandboxedProcess, ResourceLimits, LimitExceeded, StopFlag
+from autoresearch.sandbox.process import (
+    LimitExceeded,
+    ProcessExited,
+    ResourceLimits,
+    SandboxedProcess,
+    StopFlag,
+)
 from autoresearch.sealed_memory import ProtocolError
 
 IMPORTS = (
@@ -270,7 +276,9 @@ def trained(folder, walls, slot, options):
     lab = Lab.find(folder)
     found = apparatus.load_apparatus(lab, book)
     found.prepare_data(lambda stage, done, total: None)
-    terms = RunTerms(30.0, None, 5.0, 60.0, ResourceLimits(discovery.default_memory_limit_gb()))
+    terms = RunTerms(
+        30.0, None, 5.0, 60.0, ResourceLimits(discovery.default_memory_limit_gb())
+    )
     bench = Workbench(
         lab, found, terms, StopFlag(), lambda candidate, progress: None, walls
     )
@@ -319,7 +327,10 @@ def evaluation(bench, run, slot, repeats):
         shutil.copytree(run.weights.parent, again, dirs_exist_ok=True)
         once = replace(run, weights=again / run.weights.name)
         score = evaluator.score_run(bench, once, slot=slot)
-        start = 2 * evaluator.locate_calibration(bench, slot).load_calibration().start_seconds
+        start = (
+            2
+            * evaluator.locate_calibration(bench, slot).load_calibration().start_seconds
+        )
         value, alone = in_one_process(bench, run, slot)
         ratios.append((score.seconds - start) / alone)
         starts.append(start)
@@ -345,7 +356,11 @@ def in_one_process(bench, run, slot):
     done = subprocess.run(
         command,
         cwd=bench.lab.folder,
-        env={**os.environ, **process.THREAD_VARIABLES, "OMP_NUM_THREADS": str(slot.threads)},
+        env={
+            **os.environ,
+            **process.THREAD_VARIABLES,
+            "OMP_NUM_THREADS": str(slot.threads),
+        },
         stdout=subprocess.PIPE,
         text=True,
         check=True,
@@ -410,13 +425,17 @@ class Judge:
     def refused(self, claims, draws, noise=1e-6):
         """(share refused, 95 % low, 95 % high) over many draws of positions."""
         scored = self.sheet.scored
-        lots = audit.StratifiedSampler(audit.compute_draw_probabilities(claims, scored, self.champion), self.count)
+        lots = audit.StratifiedSampler(
+            audit.compute_draw_probabilities(claims, scored, self.champion), self.count
+        )
         off = (self.truth - claims).ravel()
         total, size = int(scored.sum()), self.sheet.text_bytes
         refused = 0
         for _ in range(draws):
             drawn = lots.draw_positions(self.rng)
-            seen = off[drawn.positions] + noise * self.rng.normal(size=len(drawn.positions))
+            seen = off[drawn.positions] + noise * self.rng.normal(
+                size=len(drawn.positions)
+            )
             found = audit.estimate_correction(drawn, seen, total, size, self.far_nats)
             refused += audit.find_objection(found) is not None
         return (refused / draws, *wilson(refused, draws))

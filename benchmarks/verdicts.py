@@ -27,7 +27,7 @@ sys.path.insert(0, str(ROOT))
 
 from autoresearch.experiment import Verdict
 from autoresearch.policies.noise_aware import NoiseAwarePolicy
-from autoresearch.policies.registry import named
+from autoresearch.policies.registry import load_policy
 from benchmarks import simulation as lab
 
 SD = 0.0005
@@ -110,7 +110,7 @@ def policy_named(name):
         return OneByOne(name)
     if name.startswith("noise-aware "):
         return NoiseAwarePolicy(True, 0.0, promising_z=float(name.split()[1]))
-    return named(name, lower_is_better=True, gain_per_20_added_lines=0.0)
+    return load_policy(name, lower_is_better=True, gain_per_20_added_lines=0.0)
 
 
 # -- nights ----------------------------------------------------------------------------
@@ -178,7 +178,8 @@ def killed(job):
     first, count = job
     effects = lab.spike_and_slab_sampler(SHARE, FITTED, 0.55, 6.0)
     return [
-        lab.simulate_pruning(effects, lab.CurveModel(), seed) for seed in range(first, first + count)
+        lab.simulate_pruning(effects, lab.CurveModel(), seed)
+        for seed in range(first, first + count)
     ]
 
 

@@ -18,7 +18,7 @@ from autoresearch.loop import research
 from autoresearch.measure.workbench import host_paths
 from autoresearch.run import session
 from autoresearch.sandbox import process, selftest
-from autoresearch.sandbox.process import StopFlag, SandboxBackend
+from autoresearch.sandbox.process import SandboxBackend, StopFlag
 
 AUTORESEARCH = (sys.executable, "-m", "autoresearch")
 
@@ -66,8 +66,10 @@ def rate(value: float, title: str | None = None) -> dict:
 
 def run(lab: Lab, *proposals: dict, stop: StopFlag | None = None, **options):
     """A night over these proposals, in this process; its verdicts."""
-    asked = session.Options(proposers=(script(lab, *proposals),), seed=1, **options)
-    with session.opened(lab, asked, stop or StopFlag()) as (opened, _):
+    asked = session.SessionOptions(
+        proposers=(script(lab, *proposals),), seed=1, **options
+    )
+    with session.open_session(lab, asked, stop or StopFlag()) as (opened, _):
         return list(research(opened))
 
 
@@ -105,7 +107,10 @@ def wait_for(condition, seconds: float = 20.0, what: str = "it") -> None:
 
 def guests_of(lab: Lab) -> list[int]:
     """Processes that still belong to this lab's runs."""
-    mark, found = f"{process.MARK_VARIABLE}={process.compute_mark(lab.folder)}".encode(), []
+    mark, found = (
+        f"{process.MARK_VARIABLE}={process.compute_mark(lab.folder)}".encode(),
+        [],
+    )
     for name in os.listdir("/proc"):
         if name.isdigit():
             try:
@@ -118,7 +123,11 @@ def guests_of(lab: Lab) -> list[int]:
 
 def trains(lab: Lab, title: str) -> bool:
     """Whether a run of this title is in hand (and not only the probe of the cage)."""
-    return lab.live_status_path.exists() and title in lab.live_status_path.read_text() and bool(guests_of(lab))
+    return (
+        lab.live_status_path.exists()
+        and title in lab.live_status_path.read_text()
+        and bool(guests_of(lab))
+    )
 
 
 def kill(process: subprocess.Popen) -> None:

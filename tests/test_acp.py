@@ -11,7 +11,7 @@ import pytest
 from autoresearch.errors import LabError
 from autoresearch.lab.program import Program
 from autoresearch.proposers.agents import acp, process
-from autoresearch.proposers.registry import examined, named
+from autoresearch.proposers.registry import check_proposers, load_proposers
 from autoresearch.proposers.toolkit import desk_of
 from autoresearch.records.ledger import Ledger
 from tests import nights
@@ -214,7 +214,7 @@ def test_the_names_in_the_table_are_started_by_their_own_flag():
 
 
 def test_check_asks_it_once(lab):
-    states = examined((spec("greets"), spec("locked")), Program(), lab.folder)
+    states = check_proposers((spec("greets"), spec("locked")), Program(), lab.folder)
 
     assert [
         words.split()[0].strip(",.")
@@ -224,4 +224,4 @@ def test_check_asks_it_once(lab):
 
 def test_an_acp_agent_that_is_not_there_is_said_before_the_night(lab):
     with pytest.raises(LabError, match="not on the PATH"):
-        named(('acp:"no-such-agent"',), Program(), lab.folder, 0)
+        load_proposers(('acp:"no-such-agent"',), Program(), lab.folder, 0)

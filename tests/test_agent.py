@@ -11,8 +11,8 @@ from autoresearch.errors import LabError
 from autoresearch.lab.program import Program
 from autoresearch.proposers.agents import process
 from autoresearch.proposers.agents.acp import Bill
-from autoresearch.proposers.registry import examined as named_states
-from autoresearch.proposers.registry import named
+from autoresearch.proposers.registry import check_proposers as named_states
+from autoresearch.proposers.registry import load_proposers
 from autoresearch.proposers.toolkit import desk_of
 from autoresearch.records.ledger import Ledger
 from autoresearch.sandbox import command
@@ -321,9 +321,9 @@ def test_costs_are_what_its_json_lines_say_or_unknown():
 def test_a_command_that_is_not_there_says_how_to_get_it(lab, monkeypatch):
     monkeypatch.setenv("PATH", os.devnull)
     with pytest.raises(LabError, match="npm install -g @openai/codex"):
-        named(("codex",), Program(), lab.folder, 0)
+        load_proposers(("codex",), Program(), lab.folder, 0)
     with pytest.raises(LabError, match="no command"):
-        named(('cmd:"x',), Program(), lab.folder, 0)
+        load_proposers(('cmd:"x',), Program(), lab.folder, 0)
 
 
 def test_every_row_says_how_a_person_logs_in_once():

@@ -95,7 +95,9 @@ def test_without_any_difference_from_the_reference_draws_are_even():
     scored = np.ones((3, 4), dtype=bool)
     claims = np.full((3, 4), 2.0, dtype="<f4")
 
-    assert audit.compute_draw_probabilities(claims, scored, claims) == pytest.approx(1 / 12)
+    assert audit.compute_draw_probabilities(claims, scored, claims) == pytest.approx(
+        1 / 12
+    )
 
 
 @given(
@@ -118,5 +120,9 @@ def test_no_position_takes_more_than_one_draw(weights, count):
 def test_longer_texts_and_gpus_are_asked_more():
     assert audit.compute_sample_size(100, "cpu") == 512
     assert audit.compute_sample_size(100, "cuda") == 1024
-    assert audit.compute_sample_size(4000, "cpu") == audit.compute_sample_size(4000, "cuda") == 1320
+    assert (
+        audit.compute_sample_size(4000, "cpu")
+        == audit.compute_sample_size(4000, "cuda")
+        == 1320
+    )
     assert audit.compute_sample_size(10**6, "cpu") == audit.MAX_POSITIONS

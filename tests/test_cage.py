@@ -17,11 +17,11 @@ from autoresearch.errors import RunStopped
 from autoresearch.experiment import Device
 from autoresearch.sandbox import process, supervisor
 from autoresearch.sandbox.process import (
-    ProcessExited,
-    SandboxedProcess,
-    ResourceLimits,
     CappedLog,
     LimitExceeded,
+    ProcessExited,
+    ResourceLimits,
+    SandboxedProcess,
     SandboxSpec,
     StopFlag,
     sweep,
@@ -79,7 +79,10 @@ def lab(tmp_path):
 
 def survivors(lab: Path) -> set[int]:
     """Processes alive that carry the lab's mark, wardens too."""
-    mark, found = f"\0{process.MARK_VARIABLE}={process.compute_mark(lab)}".encode(), set()
+    mark, found = (
+        f"\0{process.MARK_VARIABLE}={process.compute_mark(lab)}".encode(),
+        set(),
+    )
     for name in os.listdir("/proc"):
         if name.isdigit():
             try:
@@ -287,7 +290,9 @@ def test_the_environment_is_the_allow_list_and_nothing_else(lab, monkeypatch):
 
 def test_a_slot_says_which_gpu_and_how_many_threads():
     def seen_by(slot):
-        return process.build_environment(SandboxSpec(Path("/x"), Path("/lab"), slot, ResourceLimits(1.0)))
+        return process.build_environment(
+            SandboxSpec(Path("/x"), Path("/lab"), slot, ResourceLimits(1.0))
+        )
 
     seen = seen_by(Device("cuda", 3, threads=5))
 

@@ -240,7 +240,10 @@ def test_closing_twice_is_fine_and_closes_descriptors_nobody_took(pair):
 
 def test_descriptors_travel_with_their_message_and_are_not_inherited(pair):
     here, there = pair
-    first, second = sealed_memory.seal_bytes(b"weights"), sealed_memory.seal_bytes(b"probe")
+    first, second = (
+        sealed_memory.seal_bytes(b"weights"),
+        sealed_memory.seal_bytes(b"probe"),
+    )
 
     here.send({"say": "submit"}, first, second)
     message, (one, two) = there.receive(1)
@@ -419,7 +422,9 @@ class TestSealedMemory:
 @linux_only
 @pytest.mark.parametrize("writer", [True, False])
 def test_shared_memory_keeps_its_size_whoever_holds_it(writer):
-    descriptor, mapping = sealed_memory.create_shared_memory(4096, "both", writer=writer)
+    descriptor, mapping = sealed_memory.create_shared_memory(
+        4096, "both", writer=writer
+    )
 
     for size in (0, 4095, 8192):
         with pytest.raises(PermissionError):
@@ -430,7 +435,9 @@ def test_shared_memory_keeps_its_size_whoever_holds_it(writer):
 
 @linux_only
 def test_shared_memory_for_reading_shows_changes_but_takes_none():
-    descriptor, mapping = sealed_memory.create_shared_memory(4096, "questions", writer=False)
+    descriptor, mapping = sealed_memory.create_shared_memory(
+        4096, "questions", writer=False
+    )
     theirs = mmap.mmap(descriptor, 4096, mmap.MAP_SHARED, mmap.PROT_READ)
 
     mapping[:5] = b"asked"
@@ -445,7 +452,9 @@ def test_shared_memory_for_reading_shows_changes_but_takes_none():
 
 @linux_only
 def test_shared_memory_for_writing_carries_answers_back():
-    descriptor, mapping = sealed_memory.create_shared_memory(4096, "answers", writer=True)
+    descriptor, mapping = sealed_memory.create_shared_memory(
+        4096, "answers", writer=True
+    )
     theirs = mmap.mmap(descriptor, 4096)
 
     theirs[:4] = b"done"

@@ -97,7 +97,9 @@ USUAL = (1.14e6, 1.15e6, 1.16e6)
 
 
 def void(samples, ours, rate, usual):
-    return void_runs.find_void_reason(nvml.find_interference(samples, ours), rate, usual)
+    return void_runs.find_void_reason(
+        nvml.find_interference(samples, ours), rate, usual
+    )
 
 
 def test_a_hot_and_slow_run_is_void():
@@ -194,13 +196,17 @@ def test_a_night_runs_on_gpus_of_one_kind_and_says_which_it_leaves_out(names, us
 
     assert [gpu.index for gpu in same] == used
     assert sorted(gpu.index for gpu in (*same, *others)) == list(range(len(names)))
-    for gpu, words in zip(others, session.left_out(same, others), strict=True):
+    for gpu, words in zip(
+        others, session.list_left_out_gpus(same, others), strict=True
+    ):
         assert words.startswith(f"GPU {gpu.index} ({gpu.name}) is left out")
         assert f"CUDA_VISIBLE_DEVICES={gpu.index}" in words
 
 
 def test_one_name_with_two_sizes_of_memory_is_two_kinds():
-    same, others = discovery.partition_same_model([card(0, "A100", 40.0), card(1, "A100", 80.0)])
+    same, others = discovery.partition_same_model(
+        [card(0, "A100", 40.0), card(1, "A100", 80.0)]
+    )
 
     assert ([gpu.index for gpu in same], [gpu.index for gpu in others]) == ([1], [0])
 

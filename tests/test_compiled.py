@@ -67,7 +67,9 @@ def test_a_persons_compiled_code_reaches_every_run_and_a_candidates_none(lab):
     assert [row.decision for row in rows[:1]] == ["keep"]
     assert found(lab, 0) == [[], ["own"], ["own"]]
     assert all(names == ["own"] for n in (1, 2) for names in found(lab, n))
-    assert [p.name for p in compile_cache.cache_folder(lab, "train").iterdir()] == ["own"]
+    assert [p.name for p in compile_cache.cache_folder(lab, "train").iterdir()] == [
+        "own"
+    ]
 
 
 def test_links_and_too_much_are_not_kept(tmp_path):
@@ -82,7 +84,9 @@ def test_links_and_too_much_are_not_kept(tmp_path):
 
     (scratch / ".compiled" / "code").write_text("x")
     compile_cache.store_compiled(lab, OWN, scratch, "train")
-    assert [p.name for p in compile_cache.cache_folder(lab, "train").iterdir()] == ["code"]
+    assert [p.name for p in compile_cache.cache_folder(lab, "train").iterdir()] == [
+        "code"
+    ]
 
 
 def test_what_is_kept_belongs_to_one_file_of_the_persons(tmp_path):
@@ -98,7 +102,9 @@ def test_what_is_kept_belongs_to_one_file_of_the_persons(tmp_path):
         compile_cache.store_compiled(lab, own, scratch, "train", took)
         seconds.append(compile_cache.load_note(lab, "train").seconds)
 
-    found = sorted(path.name for path in compile_cache.cache_folder(lab, "train").iterdir())
+    found = sorted(
+        path.name for path in compile_cache.cache_folder(lab, "train").iterdir()
+    )
     assert found == ["z"]
     assert seconds == [50.0, 50.0, 9.0]
     (note,) = compile_cache.cache_folder(lab, "train").parent.glob("*.json")
@@ -109,7 +115,7 @@ def test_what_is_kept_belongs_to_one_file_of_the_persons(tmp_path):
 def test_check_compiles_for_the_night_and_forecasts_with_its_second_run(
     lab, monkeypatch
 ):
-    monkeypatch.setattr(session, "wait_here", lambda *_: True)
+    monkeypatch.setattr(session, "uses_warm_pool", lambda *_: True)
 
     said = check.check(lab, ["search"], 1.0)
     rows = run(lab)
@@ -162,7 +168,7 @@ def test_a_champion_checked_in_a_clone_lends_nothing_after_rebuild(lab, tmp_path
 
 
 def test_what_a_checked_file_compiled_does_not_reach_a_changed_one(lab, monkeypatch):
-    monkeypatch.setattr(session, "wait_here", lambda *_: True)
+    monkeypatch.setattr(session, "uses_warm_pool", lambda *_: True)
     check.check(lab, ["search"], 1.0)
     source = lab.read("train.py").replace('"own"', '"edited"')
     lab.path("train.py").write_text(source)
@@ -184,7 +190,9 @@ def test_after_the_first_night_a_check_keeps_nothing(lab):
 
     assert said.first_startup_seconds is None
     assert compile_cache.load_note(lab, "train") == before
-    assert [p.name for p in compile_cache.cache_folder(lab, "train").iterdir()] == ["own"]
+    assert [p.name for p in compile_cache.cache_folder(lab, "train").iterdir()] == [
+        "own"
+    ]
 
 
 def test_nobody_elses_is_ever_kept(tmp_path):

@@ -26,7 +26,9 @@ def night(path, *changes, values=(1.0,), facts=()):
     """A ledger with a baseline and these (title, source, value or None)."""
     ledger = Ledger(path)
     ledger.begin_session("s", "{}", 0, "{}")
-    first = ledger.admit_proposal(Proposal(0, "b", SOURCE, "", "human"), compute_blob_id(SOURCE), "c")
+    first = ledger.admit_proposal(
+        Proposal(0, "b", SOURCE, "", "human"), compute_blob_id(SOURCE), "c"
+    )
     ledger.record_verdict(
         Verdict("keep", "", tuple(scored(first, v, facts) for v in values), None),
         commit=None,
@@ -129,7 +131,10 @@ def test_lines_tell_what_changed_without_parsing(tmp_path):
     assert source_diff.trim_common_ends("a\nb\nc\n", "a\nx\nc\n") == (["b"], ["x"])
     assert source_diff.trim_common_ends("a\nb\n", "a\nb\nc\n") == ([""], ["c", ""])
     assert source_diff.trim_common_ends("aa\n", "aaa\n") == (["aa"], ["aaa"])
-    assert source_diff.trim_common_ends("x\n", "x\n")[0] == source_diff.trim_common_ends("x\n", "x\n")[1]
+    assert (
+        source_diff.trim_common_ends("x\n", "x\n")[0]
+        == source_diff.trim_common_ends("x\n", "x\n")[1]
+    )
 
 
 def test_a_champion_that_was_taken_back_is_not_called_kept(tmp_path):

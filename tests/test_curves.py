@@ -47,7 +47,9 @@ def test_a_run_that_may_still_win_goes_on():
 
 
 def test_it_is_off_until_there_is_enough_history():
-    assert asked(curve(2.0, 0.3), night(early_stopping.MIN_FINISHED_RUNS - 1), 1.0) is None
+    assert (
+        asked(curve(2.0, 0.3), night(early_stopping.MIN_FINISHED_RUNS - 1), 1.0) is None
+    )
     assert asked(curve(2.0, 0.3), [], 1.0) is None
 
 
@@ -123,7 +125,9 @@ def test_whatever_train_py_reports_is_a_curve_or_left_out(points):
 def test_a_flood_of_reports_is_thinned_out():
     points = [(n / 100_000, 1.0) for n in range(100_000)]
 
-    assert len(early_stopping.normalize_curve(points)) <= early_stopping.MAX_CURVE_POINTS
+    assert (
+        len(early_stopping.normalize_curve(points)) <= early_stopping.MAX_CURVE_POINTS
+    )
 
 
 @pytest.mark.parametrize(
@@ -161,7 +165,9 @@ def test_the_spared_tenth_estimates_the_truth_without_bias():
     """With a rule so bad that there is something to estimate."""
     made = simulation.CurveModel(hidden=1.0, schedule=0.8)
     effects = simulation.spike_and_slab_sampler(0.3, 2.0, 0.4, 3.0)
-    nights = [simulation.simulate_pruning(effects, made, seed, 60) for seed in range(20)]
+    nights = [
+        simulation.simulate_pruning(effects, made, seed, 60) for seed in range(20)
+    ]
     truth = sum(n.false for n in nights) / max(1, sum(n.killed for n in nights))
     spared = [won for n in nights for won in n.spared_won]
 
@@ -172,7 +178,10 @@ def test_the_spared_tenth_estimates_the_truth_without_bias():
 
 def test_ending_runs_early_saves_time_and_seldom_errs():
     effects = simulation.spike_and_slab_sampler(0.15, 1.0, 0.55, 6.0)
-    nights = [simulation.simulate_pruning(effects, simulation.CurveModel(), n) for n in range(12)]
+    nights = [
+        simulation.simulate_pruning(effects, simulation.CurveModel(), n)
+        for n in range(12)
+    ]
 
     assert fmean(n.saved for n in nights) > 0.05
     assert sum(n.false for n in nights) <= 0.05 * sum(n.killed for n in nights)

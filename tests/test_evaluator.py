@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from autoresearch.errors import ExperimentFailed
-from autoresearch.experiment import Candidate, Proposal, Device
+from autoresearch.experiment import Candidate, Device, Proposal
 from autoresearch.git import Repository, compute_blob_id
 from autoresearch.lab import apparatus
 from autoresearch.lab.folder import Lab

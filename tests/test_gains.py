@@ -86,7 +86,11 @@ def test_what_a_seed_gave_the_baseline_is_not_taken_off_a_champion_in_full():
 def test_a_baseline_run_late_tells_how_far_the_machine_moved():
     late = champion((1, 1.0), (2, 1.01), (3, 0.99), hours=(9.8, 9.9, 10))
     moved = told(
-        0, "first", "", [*FIRST.seed_scores, (4, 1.04), (5, 1.05)], (0.1, 0.2, 0.3, 9.7, 9.8)
+        0,
+        "first",
+        "",
+        [*FIRST.seed_scores, (4, 1.04), (5, 1.05)],
+        (0.1, 0.2, 0.3, 9.7, 9.8),
     )
 
     assert claim(moved, late).gain > claim(FIRST, late).gain + 0.01
@@ -196,7 +200,9 @@ def recorded_night():
         ).fetchone()
         row = Scored(number, blob, parent, tuple(v for _, v, _ in made), decision)
         rows.append(
-            MeasuredExperiment(row, tuple((s, v) for s, v, _ in made), tuple(t for *_, t in made))
+            MeasuredExperiment(
+                row, tuple((s, v) for s, v, _ in made), tuple(t for *_, t in made)
+            )
         )
     last = max(one.row.number for one in rows if one.row.decision == "keep")
     rows.sort(key=lambda one: one.row.number == last)

@@ -434,7 +434,9 @@ def test_the_smallest_gpu_decides_the_profile(memories_gb, profile):
 
 
 def test_a_search_over_the_flagship_changes_what_it_says(monkeypatch):
-    changed = constants.replace_constants(SOURCE, {"MATRIX_LR": 0.05, "TOTAL_BATCH": 2**12})
+    changed = constants.replace_constants(
+        SOURCE, {"MATRIX_LR": 0.05, "TOTAL_BATCH": 2**12}
+    )
 
     assert "MATRIX_LR = 0.05  # 0.003 .. 0.3, log" in changed
     assert "TOTAL_BATCH = 2**12  #" in changed

@@ -281,7 +281,9 @@ def test_a_changed_constant_is_carried_over_beside_another_changed_line(thinking
 
 def test_one_fast_proposer_is_itself_and_several_are_a_bandit(lab):
     def kind(*specs):
-        return type(proposer_registry.named(specs, Program(), lab.folder, 0)).__name__
+        return type(
+            proposer_registry.load_proposers(specs, Program(), lab.folder, 0)
+        ).__name__
 
     assert kind("search") == "Search"
     assert kind("search", "mailbox") == "Hybrid"

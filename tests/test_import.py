@@ -8,7 +8,7 @@ import pytest
 
 from autoresearch.commands import import_results, replay
 from autoresearch.errors import LabError, NotReady
-from autoresearch.policies.registry import named
+from autoresearch.policies.registry import load_policy
 from autoresearch.records import hash_chain
 from autoresearch.records.ledger import Ledger
 from autoresearch.reporting import format, report_json, report_text
@@ -71,7 +71,9 @@ def test_every_row_becomes_an_experiment_that_is_claimed(ledger, theirs):
 
 
 def test_a_claim_is_never_champion_and_nobody_who_decides_sees_it(ledger, theirs):
-    import_results.insert_claims(ledger, import_results.read_results_file(theirs.write(*NIGHT)))
+    import_results.insert_claims(
+        ledger, import_results.read_results_file(theirs.write(*NIGHT))
+    )
 
     assert ledger.champion is None
     assert ledger.last_keep() is None
@@ -86,7 +88,9 @@ def test_a_claim_is_never_champion_and_nobody_who_decides_sees_it(ledger, theirs
 def test_the_chain_of_rows_stays_whole_and_shows_a_claim_that_was_changed(
     ledger, theirs
 ):
-    import_results.insert_claims(ledger, import_results.read_results_file(theirs.write(*NIGHT)))
+    import_results.insert_claims(
+        ledger, import_results.read_results_file(theirs.write(*NIGHT))
+    )
     before = list(hash_chain.find_chain_problems(ledger.db))
     ledger.db.execute("update experiment set value = 0.9 where number = 2")
 
@@ -151,7 +155,9 @@ def test_a_file_that_is_not_there_is_refused_in_one_sentence(tmp_path):
 
 def test_hostile_words_lose_their_escapes_and_their_length(ledger, theirs):
     line = f"\x1b[31mabc\t0.9\t1.0\tkeep\t\x1b[2J<script>{'x' * 1000}"
-    import_results.insert_claims(ledger, import_results.read_results_file(theirs.write(line)))
+    import_results.insert_claims(
+        ledger, import_results.read_results_file(theirs.write(line))
+    )
 
     (row,) = ledger.claimed()
     assert "\x1b" not in row.title + row.why
@@ -228,7 +234,9 @@ def test_a_rebuilt_ledger_takes_the_file_once_more(lab, theirs):
 
 
 def test_the_report_counts_no_claim(lab, theirs, ledger):
-    import_results.insert_claims(ledger, import_results.read_results_file(theirs.write(*NIGHT)))
+    import_results.insert_claims(
+        ledger, import_results.read_results_file(theirs.write(*NIGHT))
+    )
     built = report_text.build_report(
         ledger, metric="mse", lab_name="lab", facts={}, notices=()
     )  # fmt: skip
@@ -244,11 +252,13 @@ def test_the_report_counts_no_claim(lab, theirs, ledger):
 
 
 def policy(name):
-    return named(name, lower_is_better=True, gain_per_20_added_lines=0.001)
+    return load_policy(name, lower_is_better=True, gain_per_20_added_lines=0.001)
 
 
 def test_greedy_says_of_a_greedy_night_what_was_recorded(ledger, theirs):
-    import_results.insert_claims(ledger, import_results.read_results_file(theirs.write(*NIGHT)))
+    import_results.insert_claims(
+        ledger, import_results.read_results_file(theirs.write(*NIGHT))
+    )
 
     found = replay.replay(ledger, policy("greedy"), "greedy", None)
 
@@ -260,7 +270,9 @@ def test_greedy_says_of_a_greedy_night_what_was_recorded(ledger, theirs):
 
 
 def test_one_run_each_resolves_nothing_for_who_knows_noise(ledger, theirs):
-    import_results.insert_claims(ledger, import_results.read_results_file(theirs.write(*NIGHT)))
+    import_results.insert_claims(
+        ledger, import_results.read_results_file(theirs.write(*NIGHT))
+    )
 
     found = replay.replay(ledger, policy("noise-aware"), "noise-aware", "claimed:")
     lines = replay.format_replay(found)
@@ -277,7 +289,9 @@ def test_a_policy_that_knows_the_noise_keeps_what_stands_out_of_it(ledger, their
     rng = random.Random(1)
     lines = [f"b\t{rng.gauss(1, 1e-4):.6f}\t1.0\tkeep\tbaseline"]
     lines += [f"c{n}\t{rng.gauss(1.01, 1e-4):.6f}\t1.0\tdiscard\tno" for n in range(9)]
-    import_results.insert_claims(ledger, import_results.read_results_file(theirs.write(*lines)))
+    import_results.insert_claims(
+        ledger, import_results.read_results_file(theirs.write(*lines))
+    )
 
     found = replay.replay(ledger, policy("noise-aware"), "noise-aware", None)
 
@@ -288,7 +302,9 @@ def test_a_policy_that_knows_the_noise_keeps_what_stands_out_of_it(ledger, their
 def test_a_series_is_chosen_by_how_its_name_begins(ledger, theirs):
     with pytest.raises(NotReady, match="nothing was decided"):
         replay.replay(ledger, policy("greedy"), "greedy", None)
-    import_results.insert_claims(ledger, import_results.read_results_file(theirs.write(*NIGHT)))
+    import_results.insert_claims(
+        ledger, import_results.read_results_file(theirs.write(*NIGHT))
+    )
 
     with pytest.raises(LabError, match="names 0 series"):
         replay.replay(ledger, policy("greedy"), "greedy", "nothing-like-it")
@@ -313,7 +329,9 @@ def test_replay_is_a_command_with_json(lab):
 
 
 def test_replaying_changes_nothing_in_the_ledger(ledger, theirs):
-    import_results.insert_claims(ledger, import_results.read_results_file(theirs.write(*NIGHT)))
+    import_results.insert_claims(
+        ledger, import_results.read_results_file(theirs.write(*NIGHT))
+    )
     before = ledger.chain_head
     replay.replay(ledger, policy("islands"), "islands", None)
 
@@ -327,7 +345,9 @@ def test_a_replay_compares_scores_without_the_luck_of_their_seeds(ledger, theirs
         f"c\t{value}\t1.0\t{status}\tx"
         for value, status in ((1.17, "keep"), (2.17, "discard"), (1.49, "discard"))
     ]
-    import_results.insert_claims(ledger, import_results.read_results_file(theirs.write(*lines)))
+    import_results.insert_claims(
+        ledger, import_results.read_results_file(theirs.write(*lines))
+    )
     (series,) = {row.series for row in ledger.claimed()}
     ledger.db.execute("delete from run")
     runs = {1: (1.0, 1.5, 1.01), 2: (2.0, 2.51, 2.0)}

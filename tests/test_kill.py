@@ -36,4 +36,6 @@ def test_a_kill_in_the_middle_of_a_run_leaves_no_process(tmp_path):
     nights.kill(night)
 
     nights.wait_for(lambda: not nights.guests_of(lab), what="the end of the guests")
-    assert [p.title for p in Ledger(lab.ledger_path).load_open_proposals()] == ["sleeps"]
+    assert [p.title for p in Ledger(lab.ledger_path).load_open_proposals()] == [
+        "sleeps"
+    ]

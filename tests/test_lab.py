@@ -13,7 +13,7 @@ from autoresearch.atomic_file import write_whole
 from autoresearch.errors import LabBusy, LabError
 from autoresearch.git import compute_blob_id
 from autoresearch.lab import folder as lab_module
-from autoresearch.lab.folder import LARGEST_FILE_BYTES, LAB_FILES, Lab
+from autoresearch.lab.folder import LAB_FILES, LARGEST_FILE_BYTES, Lab
 
 HOLD = """
 import sys, time
@@ -207,7 +207,10 @@ def holder(folder):
 def test_a_lab_in_use_says_by_whom_and_what_to_type(folder, holder):
     lab = Lab.find(folder)
 
-    with pytest.raises(LabBusy, match=rf"process {holder.pid}\).*Next:"), lab.hold_lock():
+    with (
+        pytest.raises(LabBusy, match=rf"process {holder.pid}\).*Next:"),
+        lab.hold_lock(),
+    ):
         pytest.fail("two runs held one lab")
     assert lab.find_lock_holder() == holder.pid
 

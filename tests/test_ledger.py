@@ -678,7 +678,9 @@ def test_lines_added_one_by_one_make_the_table_written_at_once(ledger, tmp_path)
         how = (keep, discard, fail)[n % 3]
         row = how(ledger, proposal, *(() if how is fail else (1.0,)))
         results_tsv.append_result(one_by_one, row)
-    results_tsv.append_result(one_by_one, fail(ledger, propose(ledger, source="R"), "refused"))
+    results_tsv.append_result(
+        one_by_one, fail(ledger, propose(ledger, source="R"), "refused")
+    )
     results_tsv.write_results(at_once, "val_bpb", ledger.rows())
 
     assert one_by_one.read_bytes() == at_once.read_bytes()

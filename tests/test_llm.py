@@ -175,7 +175,7 @@ def test_a_paid_model_is_never_asked_without_leave(lab, monkeypatch):
 def test_a_key_in_the_environment_names_nobody(lab, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "k")
 
-    found = proposer_registry.named(("search",), Program(), lab.folder, 0)
+    found = proposer_registry.load_proposers(("search",), Program(), lab.folder, 0)
 
     assert found.name == "search"
 
@@ -217,7 +217,7 @@ def test_the_grammar_says_where_a_model_is(spec, url, local):
 
 def test_an_unknown_provider_names_the_known_ones(lab):
     with pytest.raises(LabError, match="providers are anthropic"):
-        proposer_registry.named(("nobody:model",), Program(), lab.folder, 0)
+        proposer_registry.load_proposers(("nobody:model",), Program(), lab.folder, 0)
 
 
 def test_a_model_drives_a_night_from_end_to_end(tmp_path):
@@ -260,7 +260,7 @@ def test_a_model_drives_a_night_from_end_to_end(tmp_path):
 )
 def test_check_says_how_a_model_does_before_the_night(lab, step, state):
     with ModelServer(step) as server:
-        found = proposer_registry.examined((server.spec,), Program(), lab.folder)
+        found = proposer_registry.check_proposers((server.spec,), Program(), lab.folder)
 
     assert state in found[server.spec].state
     assert len(server.prompts[0]) > 60_000
@@ -352,10 +352,10 @@ def test_calls_under_way_at_once_cannot_spend_the_same_dollars(lab):
     ],
 )
 def test_a_server_that_is_not_there_is_said_with_what_starts_it(lab, spec, said):
-    found = proposer_registry.examined((spec,), Program(), lab.folder)[spec]
+    found = proposer_registry.check_proposers((spec,), Program(), lab.folder)[spec]
 
     assert said in found.state
-    assert not found.ready
+    assert not found.is_ready
 
 
 def test_check_ends_with_not_yet_where_nobody_who_was_named_can_propose(lab):
@@ -380,7 +380,9 @@ def test_a_model_on_the_gpu_that_trains_costs_the_forecast_what_it_takes(
     assert "asked between runs" in found.proposers[server.spec].state
     assert 0.25 < found.waiting_seconds < 10  # half of the proposals wait for it
     assert "of waiting for ideas" in "\n".join(found.to_lines())
-    without = replace(found, proposers={"search": proposer_registry.Examined("ok")})
+    without = replace(
+        found, proposers={"search": proposer_registry.ProposerState("ok")}
+    )
     assert found.experiment_count < without.experiment_count
 
 
@@ -397,17 +399,19 @@ def test_every_reply_that_is_taken_gets_one_verdict_in_a_night(tmp_path_factory,
     lab = nights.line_lab(tmp_path_factory.mktemp("night") / "lab")
     plan = [text.encode(errors="replace").decode() for text in said]
     with ModelServer(*plan) as server:
-        asked = session.Options(experiments=8, proposers=(server.spec,), seed=1)
-        with session.opened(lab, asked, StopFlag()) as (opened, _):
+        asked = session.SessionOptions(experiments=8, proposers=(server.spec,), seed=1)
+        with session.open_session(lab, asked, StopFlag()) as (opened, _):
             list(research(opened))
-            ledger = opened.books.ledger
+            ledger = opened.recorder.ledger
             rows, waiting = ledger.load_rows(), ledger.load_open_proposals()
 
     numbers = [row.number for row in rows]
     assert len(numbers) == len(set(numbers))
     assert not waiting
     by_model = sum(row.author == server.spec for row in rows)
-    came = sum(asking.blob != "" for asking in Ledger(lab.ledger_path).load_proposer_calls())
+    came = sum(
+        asking.blob != "" for asking in Ledger(lab.ledger_path).load_proposer_calls()
+    )
     assert by_model <= came
     for row in rows:
         assert row.decision in ("keep", "discard", "failed")

@@ -11,7 +11,7 @@ from dataclasses import replace
 import pytest
 
 from autoresearch.errors import LabError
-from autoresearch.experiment import HARNESS_AUTHOR, Candidate, Proposal, Device
+from autoresearch.experiment import HARNESS_AUTHOR, Candidate, Device, Proposal
 from autoresearch.git import Repository, parse_trailers
 from autoresearch.lab import constants
 from autoresearch.loop import research
@@ -20,7 +20,7 @@ from autoresearch.measure.worker import Worker
 from autoresearch.pools.local import LocalPool
 from autoresearch.records.ledger import Ledger
 from autoresearch.run import session
-from autoresearch.run.seeds import seed_of
+from autoresearch.run.seeds import compute_seed
 from autoresearch.sandbox.process import StopFlag
 from tests import nights
 from tests.nights import (
@@ -124,14 +124,14 @@ def test_a_second_night_goes_on_without_a_second_baseline(lab):
 
 def test_two_devices_work_at_the_same_time_and_every_verdict_is_recorded_once(lab):
     proposals = [rate(0.0001 * n) for n in range(1, 9)]
-    asked = session.Options(proposers=(script(lab, *proposals),), seed=1)
-    with session.opened(lab, asked, StopFlag()) as (opened, now):
+    asked = session.SessionOptions(proposers=(script(lab, *proposals),), seed=1)
+    with session.open_session(lab, asked, StopFlag()) as (opened, now):
         busy = []
         now.listener = lambda *_: busy.append(len(now._runs))
-        local = LocalPool(Worker(opened.bench), [Device(), Device()])
+        local = LocalPool(Worker(opened.workbench), [Device(), Device()])
         rows = []
         for row in research(replace(opened, pool=local)):
-            now.done(row.number)
+            now.finish_experiment(row.number)
             rows.append(row)
 
     assert sorted(row.number for row in rows) == list(range(9))
@@ -141,8 +141,8 @@ def test_two_devices_work_at_the_same_time_and_every_verdict_is_recorded_once(la
 
 
 def test_a_baseline_runs_first_alone_and_then_on_several_devices(lab):
-    asked = session.Options(proposers=(script(lab),), seed=1, experiments=0)
-    with session.opened(lab, asked, StopFlag()) as (opened, now):
+    asked = session.SessionOptions(proposers=(script(lab),), seed=1, experiments=0)
+    with session.open_session(lab, asked, StopFlag()) as (opened, now):
         at_once = []
         folders = lab.state / "runs"
         shown = []
@@ -152,9 +152,9 @@ def test_a_baseline_runs_first_alone_and_then_on_several_devices(lab):
             shown.append(len(now._runs))
 
         now.listener = look
-        local = LocalPool(Worker(opened.bench), [Device(), Device(), Device()])
+        local = LocalPool(Worker(opened.workbench), [Device(), Device(), Device()])
         rows = list(research(replace(opened, pool=local)))
-        seeds = [seed_of(opened.seed, run) for run in range(3)]
+        seeds = [compute_seed(opened.seed, run) for run in range(3)]
 
     assert at_once[0] == {f"0-{seeds[0]}"}
     assert {f"0-{seed}" for seed in seeds[1:]} in at_once  # three runs in all
@@ -166,7 +166,7 @@ def test_a_baseline_runs_first_alone_and_then_on_several_devices(lab):
 
 
 def test_what_finished_with_one_experiment_is_not_counted_with_the_next(tmp_path):
-    now = session.Now(tmp_path / "now.json")
+    now = session.LiveStatus(tmp_path / "now.json")
     champion = Candidate(Proposal(0, "champion", "", "", HARNESS_AUTHOR), "b")
 
     def runs(count):
@@ -176,7 +176,7 @@ def test_what_finished_with_one_experiment_is_not_counted_with_the_next(tmp_path
         return [run["finished"] for run in now._runs.values()]
 
     assert runs(2) == [1]
-    now.done(5)
+    now.finish_experiment(5)
 
     assert runs(1) == [0]
 
@@ -184,16 +184,18 @@ def test_what_finished_with_one_experiment_is_not_counted_with_the_next(tmp_path
 def test_a_baseline_that_fails_on_one_device_only_is_no_baseline(tmp_path):
     lab = line_lab(tmp_path / "lab")
     begin = "run = prepare.begin(build_model)"
-    unlucky = f"{begin}\nassert run.seed != {seed_of(1, 2)}"
+    unlucky = f"{begin}\nassert run.seed != {compute_seed(1, 2)}"
     lab.file_path("train.py").write_text(train_py(lab, begin, unlucky))
-    asked = session.Options(proposers=(script(lab),), seed=1)
-    with session.opened(lab, asked, StopFlag()) as (opened, _):
+    asked = session.SessionOptions(proposers=(script(lab),), seed=1)
+    with session.open_session(lab, asked, StopFlag()) as (opened, _):
         slots = tuple(Device(index=index) for index in range(3))
         with pytest.raises(LabError) as told:
             list(
                 research(
                     replace(
-                        opened, pool=LocalPool(Worker(opened.bench), slots), slots=slots
+                        opened,
+                        pool=LocalPool(Worker(opened.workbench), slots),
+                        devices=slots,
                     )
                 )
             )
@@ -231,7 +233,9 @@ def test_the_optimiser_runs_a_night_by_itself(lab):
         (lambda s: s + "\n# only a comment\n", "nothing"),
         (lambda s: s + "x = 1\n" * 200, "lines"),
         (
-            lambda s: constants.replace_constants(s, {"LEARNING_RATE": 0.02, "BATCH": 8}),
+            lambda s: constants.replace_constants(
+                s, {"LEARNING_RATE": 0.02, "BATCH": 8}
+            ),
             "constants",
         ),
         (

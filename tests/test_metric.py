@@ -74,7 +74,9 @@ def test_a_whole_number_of_rows_gets_no_empty_one():
 
 def test_a_text_of_one_token_or_none_has_nothing_to_score():
     for count in (0, 1):
-        _, inside = bits_per_byte.cut_rows(np.zeros(count, dtype=np.uint16), 16, filler=9)
+        _, inside = bits_per_byte.cut_rows(
+            np.zeros(count, dtype=np.uint16), 16, filler=9
+        )
         assert not inside.any()
 
 

@@ -32,7 +32,9 @@ def test_only_runs_of_the_same_candidate_are_compared():
 
 
 def test_a_score_that_is_no_number_is_no_evidence():
-    assert noise.estimate_pooled_noise([(1.0, math.nan), (2.0, 4.0)]) == noise.estimate_pooled_noise([(2.0, 4.0)])
+    assert noise.estimate_pooled_noise(
+        [(1.0, math.nan), (2.0, 4.0)]
+    ) == noise.estimate_pooled_noise([(2.0, 4.0)])
     assert noise.estimate_pooled_noise([(1.0, math.inf)]) is None
 
 
@@ -51,7 +53,9 @@ def test_the_interval_of_the_noise_holds_it_in_ninety_five_of_a_hundred_labs():
 
 
 def test_more_runs_narrow_the_interval():
-    few, many = (noise.estimate_pooled_noise(repeated(1, count, 3)) for count in (2, 50))
+    few, many = (
+        noise.estimate_pooled_noise(repeated(1, count, 3)) for count in (2, 50)
+    )
 
     assert many.high - many.low < few.high - few.low
 
@@ -62,7 +66,9 @@ def test_more_runs_narrow_the_interval():
 )
 def test_students_t_is_made_a_normal_deviate_as_in_the_tables(t, degrees, z):
     assert quantiles.normal_quantile_from_t(t, degrees) == pytest.approx(z, abs=0.03)
-    assert quantiles.normal_quantile_from_t(-t, degrees) == -quantiles.normal_quantile_from_t(t, degrees)
+    assert quantiles.normal_quantile_from_t(
+        -t, degrees
+    ) == -quantiles.normal_quantile_from_t(t, degrees)
     assert quantiles.t_quantile_from_normal(z, degrees) == pytest.approx(t, rel=0.03)
 
 
@@ -72,7 +78,9 @@ def test_a_claim_from_fresh_runs_is_unbiased_and_its_interval_holds():
         champion = [rng.gauss(1.0, 0.1) for _ in range(4)]
         baseline = [rng.gauss(1.3, 0.1) for _ in range(3)]
         known = noise.estimate_pooled_noise([champion, baseline])
-        told = noise.estimate_mean_difference(champion, baseline, known, lower_is_better=True)
+        told = noise.estimate_mean_difference(
+            champion, baseline, known, lower_is_better=True
+        )
         held += told.low <= 0.3 <= told.high
         bias.append(told.gain - 0.3)
 

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from autoresearch.errors import LabError
 from autoresearch.git import (
     TRAILERS,
-    VerdictCommit,
     GitError,
     Repository,
+    VerdictCommit,
     parse_trailers,
     shorten_title,
 )

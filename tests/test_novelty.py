@@ -23,7 +23,9 @@ def test_next_to_nothing_is_a_repeat_and_more_is_not(tmp_path, first, second, sa
     line = "RATE = 0.1  # 0.001 .. 1, log"
     ledger = night(tmp_path / "l.db", ("one", SOURCE.replace(line, first), 1.5))
 
-    found = describe_near_duplicate(ledger, SOURCE.replace(line, second), ledger.champion.blob)
+    found = describe_near_duplicate(
+        ledger, SOURCE.replace(line, second), ledger.champion.blob
+    )
 
     assert found == ("next to nothing apart from experiment 1" if same else "")
 
@@ -34,7 +36,10 @@ def test_what_was_tried_in_another_series_may_be_tried_again(tmp_path):
     blob = ledger.champion.blob
     ledger.begin_session("another budget", "{}", 0, "{}")
 
-    assert describe_near_duplicate(ledger, SOURCE.replace(line, "RATE = 0.202"), blob) == ""
+    assert (
+        describe_near_duplicate(ledger, SOURCE.replace(line, "RATE = 0.202"), blob)
+        == ""
+    )
 
 
 def test_a_near_repeat_of_a_person_costs_no_run(tmp_path):

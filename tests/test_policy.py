@@ -26,7 +26,7 @@ from autoresearch.policies.anneal import AnnealPolicy
 from autoresearch.policies.greedy import GreedyPolicy
 from autoresearch.policies.islands import IslandsPolicy
 from autoresearch.policies.noise_aware import NoiseAwarePolicy
-from autoresearch.policies.registry import named
+from autoresearch.policies.registry import load_policy
 
 CANDIDATE = Candidate(Proposal(1, "an idea", "X = 1\n", "parent", "search"), "blob")
 CHAMPION = Champion(0, "blob of the champion", (1.0,))
@@ -76,7 +76,7 @@ def line(*differences: float) -> tuple[Row, ...]:
 @pytest.fixture(params=POLICIES)
 def member(request):
     def make(*, lower_is_better=True, gain_per_20_added_lines=0.001):
-        return named(
+        return load_policy(
             request.param,
             lower_is_better=lower_is_better,
             gain_per_20_added_lines=gain_per_20_added_lines,
@@ -162,7 +162,7 @@ class TestEveryPolicy:
 
 def test_an_unknown_policy_names_those_there_are():
     with pytest.raises(LabError, match=r"noisy.*greedy"):
-        named("noisy", lower_is_better=True, gain_per_20_added_lines=0.0)
+        load_policy("noisy", lower_is_better=True, gain_per_20_added_lines=0.0)
 
 
 # -- greedy ----------------------------------------------------------------------------
@@ -209,7 +209,9 @@ def test_a_tie_is_not_called_worse_by_minus_nothing():
     ],
 )
 def test_twenty_added_lines_must_gain_a_thousandth(won, added, decision):
-    verdict = GreedyPolicy().decide(scores(1.0 - won), History(CHAMPION), CodeSizeChange(added, 0))
+    verdict = GreedyPolicy().decide(
+        scores(1.0 - won), History(CHAMPION), CodeSizeChange(added, 0)
+    )
 
     assert verdict.decision == decision
     if decision == "discard":
@@ -220,7 +222,9 @@ def test_lines_are_free_where_program_md_says_so():
     free = GreedyPolicy(gain_per_20_added_lines=0.0)
 
     assert (
-        free.decide(scores(0.999999), History(CHAMPION), CodeSizeChange(5000, 0)).decision
+        free.decide(
+            scores(0.999999), History(CHAMPION), CodeSizeChange(5000, 0)
+        ).decision
         == "keep"
     )
 
@@ -229,7 +233,10 @@ def test_the_champions_score_is_the_mean_of_its_runs_never_the_luckiest():
     rival = champion(0.8, 1.0, 1.2)
 
     assert GreedyPolicy().decide(scores(0.9), History(rival), NONE).decision == "keep"
-    assert GreedyPolicy().decide(scores(0.9, 1.2), History(rival), NONE).decision == "discard"
+    assert (
+        GreedyPolicy().decide(scores(0.9, 1.2), History(rival), NONE).decision
+        == "discard"
+    )
 
 
 @given(FINITE, FINITE)
@@ -276,7 +283,8 @@ def candidate_of(parent: str, *values: float) -> tuple[Score, ...]:
 class TestNoiseAware:
     def test_runs_the_baseline_three_times(self):
         wanted = [
-            NOISE_AWARE.choose_next_run(scores(*THREE[:n]), History(None)) for n in range(4)
+            NOISE_AWARE.choose_next_run(scores(*THREE[:n]), History(None))
+            for n in range(4)
         ]
 
         assert wanted == ["candidate"] * 3 + ["nothing"]
@@ -291,7 +299,9 @@ class TestNoiseAware:
 
         assert NOISE_AWARE.choose_next_run(scores(0.9970), early) == "candidate"
         assert NOISE_AWARE.choose_next_run(scores(1.01), early) == "nothing"
-        assert NOISE_AWARE.choose_next_run(scores(0.98), early) == "nothing"  # far beyond that
+        assert (
+            NOISE_AWARE.choose_next_run(scores(0.98), early) == "nothing"
+        )  # far beyond that
 
     def test_a_winner_beyond_all_luck_needs_no_second_run(self):
         assert NOISE_AWARE.choose_next_run(scores(0.98), LATER) == "nothing"
@@ -515,6 +525,8 @@ def test_islands_give_up_the_line_that_is_furthest_behind():
     rows = [Row(0, "0", "", THREE, "keep"), Row(1, "1", "0", (0.95,))]
     rows += [Row(n, str(n), "1", (1.1,)) for n in range(2, 91)]
 
-    heads = {IslandsPolicy().choose_parent(seen(*rows[:n]), rows[:n]) for n in range(88, 91)}
+    heads = {
+        IslandsPolicy().choose_parent(seen(*rows[:n]), rows[:n]) for n in range(88, 91)
+    }
 
     assert heads == {"1"}

@@ -12,7 +12,11 @@ from autoresearch.guest import dry_run
 from autoresearch.lab import apparatus
 from autoresearch.lab.folder import Lab
 from autoresearch.measure import preflight
-from autoresearch.measure.preflight import DryRunReport, find_contract_fault, shrink_source
+from autoresearch.measure.preflight import (
+    DryRunReport,
+    find_contract_fault,
+    shrink_source,
+)
 from autoresearch.measure.workbench import Workbench
 from autoresearch.records.ledger import Ledger
 from autoresearch.run import session
@@ -91,12 +95,14 @@ def test_a_sound_edit_passes(lab, flight, name):
 
 def test_a_lab_without_tensors_is_rehearsed_as_well(tmp_path):
     lab = nights.line_lab(tmp_path / "lab")
-    asked = session.Options(proposers=("mailbox",))
-    with session.opened(lab, asked, StopFlag()) as (opened, _):
-        flight = preflight.Preflight(opened.bench, opened.books.ledger)
+    asked = session.SessionOptions(proposers=("mailbox",))
+    with session.open_session(lab, asked, StopFlag()) as (opened, _):
+        flight = preflight.Preflight(opened.workbench, opened.recorder.ledger)
         good = flight.dry_run(lab.read_file("train.py"))
         bad = flight.dry_run(
-            lab.read_file("train.py").replace("speed_w = speed_b = 0.0", "speed_w = 0.0")
+            lab.read_file("train.py").replace(
+                "speed_w = speed_b = 0.0", "speed_w = 0.0"
+            )
         )
 
     assert good.fault == ""
@@ -108,11 +114,11 @@ def test_a_model_hears_at_once_what_a_run_would_have_found(tmp_path):
 
     lab = nights.line_lab(tmp_path / "lab")
     nights.run(lab, nights.rate(0.02))
-    asked = session.Options(proposers=("mailbox",))
-    with session.opened(lab, asked, StopFlag()) as (opened, _):
-        ledger = opened.books.ledger
+    asked = session.SessionOptions(proposers=("mailbox",))
+    with session.open_session(lab, asked, StopFlag()) as (opened, _):
+        ledger = opened.recorder.ledger
         desk = desk_of(lab.folder, lab.load_program())
-        desk.check = preflight.Preflight(opened.bench, ledger)
+        desk.check = preflight.Preflight(opened.workbench, ledger)
         source, before = ledger.load_source(ledger.champion.blob), ledger.run_count
         bad = source.replace("BATCH)\n", "BATCHES)\n", 1)
         said = desk.fault(ledger, Proposal(None, "x", bad, ledger.champion.blob, "m"))
@@ -127,11 +133,13 @@ def test_where_the_champion_cannot_be_rehearsed_nothing_is_refused(
 ):
     lab = nights.line_lab(tmp_path / "lab")
     nights.run(lab, nights.rate(0.02))
-    asked = session.Options(proposers=("mailbox",))
-    with session.opened(lab, asked, StopFlag()) as (opened, _):
-        flight = preflight.Preflight(opened.bench, opened.books.ledger)
+    asked = session.SessionOptions(proposers=("mailbox",))
+    with session.open_session(lab, asked, StopFlag()) as (opened, _):
+        flight = preflight.Preflight(opened.workbench, opened.recorder.ledger)
         monkeypatch.setattr(preflight, "LIMIT_SECONDS", 0.01)
-        source = opened.books.ledger.load_source(opened.books.ledger.champion.blob)
+        source = opened.recorder.ledger.load_source(
+            opened.recorder.ledger.champion.blob
+        )
         said = flight(Proposal(None, "x", source.replace("0.5", "z"), "", "m"))
 
     assert said == ""
@@ -165,9 +173,9 @@ def test_a_forged_answer_is_read_as_what_it_is():
 def small_flight(tmp_path):
     """Preflight of lab line: (it, a file that passes)."""
     lab = nights.line_lab(tmp_path / "lab")
-    asked = session.Options(proposers=("mailbox",))
-    with session.opened(lab, asked, StopFlag()) as (opened, _):
-        flight = preflight.Preflight(opened.bench, opened.books.ledger)
+    asked = session.SessionOptions(proposers=("mailbox",))
+    with session.open_session(lab, asked, StopFlag()) as (opened, _):
+        flight = preflight.Preflight(opened.workbench, opened.recorder.ledger)
         yield flight, lab.read_file("train.py")
         flight.close()
 
@@ -206,7 +214,9 @@ def test_a_night_that_is_over_leaves_nobody_waiting(small_flight):
 
 
 def test_numbers_that_a_file_writes_down_are_not_changed_under_it():
-    found = dry_run.find_integer_literals("a = 2**13\nb = 1 << 9\nc = nn.Embedding(4096, 8)\n")
+    found = dry_run.find_integer_literals(
+        "a = 2**13\nb = 1 << 9\nc = nn.Embedding(4096, 8)\n"
+    )
 
     assert {8192, 512, 4096, 8} <= found
     assert len(dry_run.find_integer_literals("x = 9 ** 9 ** 9 ** 9\n")) == 2  # and ends

@@ -129,7 +129,10 @@ def test_windows_line_endings_and_a_byte_order_mark_change_nothing():
     ("seconds", "tolerance"), [(300, 15), (3600, 15), (100, 5), (60, 3), (10, 2)]
 )
 def test_a_short_budget_has_a_narrower_tolerance(seconds, tolerance):
-    assert parse_program(fenced(f"budget_seconds = {seconds}")).tolerance_seconds == tolerance
+    assert (
+        parse_program(fenced(f"budget_seconds = {seconds}")).tolerance_seconds
+        == tolerance
+    )
 
 
 # -- what is wrong, and where ----------------------------------------------------------

@@ -74,7 +74,9 @@ def test_a_champion_that_fails_on_every_fresh_seed_ends_it(tmp_path):
     lab = line_lab(tmp_path / "moody", 'budget_tokens = 2000\npolicy = "greedy"')
     (row,) = run(lab)
     (seed,) = {m.seed for m in Ledger(lab.ledger_path).load_run_records(row.number)}
-    moody = lab.read_file("train.py").replace("LEARNING_RATE = 0.01", "LEARNING_RATE = 0.02")
+    moody = lab.read_file("train.py").replace(
+        "LEARNING_RATE = 0.01", "LEARNING_RATE = 0.02"
+    )
     moody = moody.replace(
         "model = build_model()\n",
         f"if run.seed != {seed}:\n    raise SystemExit('moody')\n"
@@ -97,9 +99,15 @@ def test_every_change_is_taken_out_alone_and_measured_on_seeds(greedy):
 
     assert set(found) == {1, 2}
     ledger = Ledger(greedy.ledger)
-    assert "LEARNING_RATE = 0.01" in ledger.load_source(ledger.load_row(found[1].experiment).blob)
-    assert "MOMENTUM = 0.7" in ledger.load_source(ledger.load_row(found[1].experiment).blob)
-    assert "MOMENTUM = 0.5" in ledger.load_source(ledger.load_row(found[2].experiment).blob)
+    assert "LEARNING_RATE = 0.01" in ledger.load_source(
+        ledger.load_row(found[1].experiment).blob
+    )
+    assert "MOMENTUM = 0.7" in ledger.load_source(
+        ledger.load_row(found[1].experiment).blob
+    )
+    assert "MOMENTUM = 0.5" in ledger.load_source(
+        ledger.load_row(found[2].experiment).blob
+    )
     assert found[1].worth > 0
     assert found[1].low < found[1].worth < found[1].high
     assert found[1].runs == 3

@@ -11,8 +11,8 @@ import pytest
 from autoresearch.experiment import (
     Candidate,
     Failure,
-    PruneDecision,
     Proposal,
+    PruneDecision,
     Run,
     Score,
     Verdict,
@@ -305,7 +305,9 @@ def test_the_noise_comes_with_interval_and_degrees_of_freedom(careful):
 
     assert found["degrees"] == 2  # seven runs, less two train.py and three seeds
     assert found["low"] < found["sd"] < found["high"]
-    assert "2 degrees of freedom" in "\n".join(report_text.format_headline(careful.report()))
+    assert "2 degrees of freedom" in "\n".join(
+        report_text.format_headline(careful.report())
+    )
 
 
 def test_near_misses_and_ended_runs_are_counted_apart_from_discards(careful):

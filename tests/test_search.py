@@ -50,7 +50,11 @@ def test_constants_are_read_with_what_may_be_tried():
         "LR", "BATCH", "BETA", "DEPTH", "EPS", "BIG", "SHIFT", "USE_GATE", "PATTERN",
         "SEED", "HEAD",
     }  # fmt: skip
-    assert (found["LR"].low, found["LR"].high, found["LR"].is_log_scale) == (0.001, 1, True)
+    assert (found["LR"].low, found["LR"].high, found["LR"].is_log_scale) == (
+        0.001,
+        1,
+        True,
+    )
     assert (found["BATCH"].value, found["BATCH"].low) == (2**18, 2**14)
     assert found["BETA"].high < 1
     assert found["PATTERN"].choices == ("SSSL", "SL", "L")
@@ -106,14 +110,20 @@ def test_an_unknown_constant_names_the_known_ones():
     ],
 )
 def test_rules_refuse_with_one_line(change, why):
-    said = constraints.find_violation(change(SOURCE), SOURCE, constraints.ChangeLimits())
+    said = constraints.find_violation(
+        change(SOURCE), SOURCE, constraints.ChangeLimits()
+    )
 
     assert said is None if why is None else why in said
 
 
 def test_added_lines_are_code_only():
-    assert constraints.compare_code_size("a = 1\n", "# why\n\na = 1\nb = 2\n") == CodeSizeChange(1, 0)
-    assert constraints.compare_code_size("a = 1\nb = 2\n", "a = 1\n") == CodeSizeChange(0, 1)
+    assert constraints.compare_code_size(
+        "a = 1\n", "# why\n\na = 1\nb = 2\n"
+    ) == CodeSizeChange(1, 0)
+    assert constraints.compare_code_size("a = 1\nb = 2\n", "a = 1\n") == CodeSizeChange(
+        0, 1
+    )
 
 
 # -- the proposer on a real ledger -----------------------------------------------------
@@ -158,7 +168,9 @@ class Bench:
         for _ in range(count):
             proposal = proposer.propose(self.ledger)
             code = constraints.fingerprint_code(proposal.source)
-            proposal = self.ledger.admit_proposal(proposal, compute_blob_id(proposal.source), code)
+            proposal = self.ledger.admit_proposal(
+                proposal, compute_blob_id(proposal.source), code
+            )
             seen.append((proposal.title, code, proposal.parent))
             failure = fails(constants.constant_values(proposal.source))
             self.decide(proposal, None, self.ledger.champion, failure)
@@ -236,7 +248,9 @@ def test_a_failure_is_infeasible_and_not_a_bad_number(tmp_path):
     bench.night(Search(seed=5), 60, fails=lambda values: values["DEPTH"] > 6)
 
     assert (
-        constants.constant_values(bench.ledger.load_source(bench.ledger.champion.blob))["DEPTH"]
+        constants.constant_values(bench.ledger.load_source(bench.ledger.champion.blob))[
+            "DEPTH"
+        ]
         <= 6
     )
     assert bench.ledger.champion.values[0] < 1.01
@@ -251,7 +265,9 @@ def test_a_constant_that_a_model_named_is_tuned_by_the_optimiser(tmp_path):
     start = bench.ledger.champion
     named = bench.ledger.load_source(start.blob) + "GATE = 0.8  # 0 .. 1\n"
     idea = Proposal(None, "a gate", named, start.blob, "ollama:x")
-    idea = bench.ledger.admit_proposal(idea, compute_blob_id(named), constraints.fingerprint_code(named))
+    idea = bench.ledger.admit_proposal(
+        idea, compute_blob_id(named), constraints.fingerprint_code(named)
+    )
     bench.decide(idea, None, start)
     assert bench.ledger.champion.number == idea.number  # kept
 

@@ -34,7 +34,10 @@ def test_shared_luck_is_found_and_taken_out():
     for seed in (1, 2, 3):
         assert found.by_seed[seed] == pytest.approx(truth[seed] - centre, abs=0.15)
     assert found.noise.sd == pytest.approx(0.1, rel=0.6)
-    assert found.noise.sd < noise.estimate_pooled_noise([[v for _, v in r] for r in told]).sd / 3
+    assert (
+        found.noise.sd
+        < noise.estimate_pooled_noise([[v for _, v in r] for r in told]).sd / 3
+    )
 
 
 def test_where_seeds_explain_nothing_scores_stay_nearly_as_they_are():
@@ -66,7 +69,9 @@ def test_a_repeatable_lab_without_seeds_has_no_noise():
 def test_nothing_that_ran_once_teaches_anything():
     assert seed_effects.estimate_seed_effects([((1, 2.0),), ((1, 5.0),)]).noise is None
     both = seed_effects.estimate_seed_effects([((1, 2.0), (2, 2.2))])
-    assert seed_effects.estimate_seed_effects([((1, 2.0), (2, 2.2)), ((1, 99.0),)]) == both
+    assert (
+        seed_effects.estimate_seed_effects([((1, 2.0), (2, 2.2)), ((1, 99.0),)]) == both
+    )
 
 
 def test_experiments_on_other_seeds_are_islands_of_their_own():
@@ -121,7 +126,10 @@ def test_whatever_was_measured_the_answer_is_finite(told):
 @given(experiments, st.floats(-100, 100))
 def test_adding_a_constant_to_every_score_changes_no_luck(told, more):
     moved = [tuple((seed, value + more) for seed, value in runs) for runs in told]
-    one, other = seed_effects.estimate_seed_effects(told), seed_effects.estimate_seed_effects(moved)
+    one, other = (
+        seed_effects.estimate_seed_effects(told),
+        seed_effects.estimate_seed_effects(moved),
+    )
 
     for seed, luck in one.by_seed.items():
         assert other.by_seed.get(seed, 0.0) == pytest.approx(luck, abs=1e-3)

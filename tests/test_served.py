@@ -146,9 +146,13 @@ def test_questions_asked_ahead_are_answered_in_order_and_each_in_its_half(device
         .numpy()
         for part in text
     ]
-    asks, question = sealed_memory.create_shared_memory(2 * text[:2].size, "inputs", writer=False)
+    asks, question = sealed_memory.create_shared_memory(
+        2 * text[:2].size, "inputs", writer=False
+    )
     floats = ROWS * VOCABULARY
-    says, answer = sealed_memory.create_shared_memory(2 * 4 * floats, "outputs", writer=True)
+    says, answer = sealed_memory.create_shared_memory(
+        2 * 4 * floats, "outputs", writer=True
+    )
     inputs = np.frombuffer(question, "<u2").reshape(2, ROWS, CONTEXT + 1)
     outputs = np.frombuffer(answer, "<f4").reshape(2, floats)
     ours, theirs = map(Channel, socket.socketpair())

@@ -37,8 +37,8 @@ def running(lab):
     ready = threading.Event()
 
     def work():
-        asked = session.Options(proposers=("mailbox",), seed=1)
-        with session.opened(lab, asked, stop) as (opened, _):
+        asked = session.SessionOptions(proposers=("mailbox",), seed=1)
+        with session.open_session(lab, asked, stop) as (opened, _):
             ready.set()
             for _ in research(opened):
                 pass

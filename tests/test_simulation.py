@@ -7,22 +7,29 @@ from statistics import fmean, stdev
 import pytest
 
 from autoresearch.lab.program import POLICIES
-from autoresearch.policies.registry import named
+from autoresearch.policies.registry import load_policy
 from autoresearch.policies.replay import replay_verdicts
 from autoresearch.stats import posterior
 from benchmarks import simulation
-from benchmarks.simulation import SimulatedNoise, simulate_session, fixed_effect_sampler, spike_and_slab_sampler
+from benchmarks.simulation import (
+    SimulatedNoise,
+    fixed_effect_sampler,
+    simulate_session,
+    spike_and_slab_sampler,
+)
 
 NOTHING = fixed_effect_sampler(0.0, 0.0)
 
 
 def policy(name, *, lower=True):
-    return named(name, lower_is_better=lower, gain_per_20_added_lines=0.0)
+    return load_policy(name, lower_is_better=lower, gain_per_20_added_lines=0.0)
 
 
 @pytest.mark.parametrize("name", POLICIES)
 def test_every_policy_spends_its_runs_and_no_more(name):
-    done = simulate_session(policy(name), spike_and_slab_sampler(0.2, 0.001), SimulatedNoise(), 1, runs=60)
+    done = simulate_session(
+        policy(name), spike_and_slab_sampler(0.2, 0.001), SimulatedNoise(), 1, runs=60
+    )
 
     assert done.runs == 60
     assert done.experiments + 1 <= len(done.rows) <= 60  # second looks are no ideas
@@ -48,7 +55,13 @@ def test_a_night_in_the_mirror_is_the_same_night(name):
 
 @pytest.mark.parametrize("name", POLICIES)
 def test_without_noise_nothing_false_is_ever_kept(name):
-    done = simulate_session(policy(name), spike_and_slab_sampler(0.2, 1.0), SimulatedNoise(sd=0.0), 3, runs=80)
+    done = simulate_session(
+        policy(name),
+        spike_and_slab_sampler(0.2, 1.0),
+        SimulatedNoise(sd=0.0),
+        3,
+        runs=80,
+    )
 
     assert done.false_keeps == 0
     assert done.kept == done.real > 0
@@ -56,7 +69,8 @@ def test_without_noise_nothing_false_is_ever_kept(name):
 
 def test_the_same_seed_is_the_same_night():
     first, second = (
-        simulate_session(policy("noise-aware"), NOTHING, SimulatedNoise(), 4, runs=50) for _ in range(2)
+        simulate_session(policy("noise-aware"), NOTHING, SimulatedNoise(), 4, runs=50)
+        for _ in range(2)
     )
 
     assert [row.values for row in first.rows] == [row.values for row in second.rows]
@@ -65,7 +79,9 @@ def test_the_same_seed_is_the_same_night():
 def test_where_nothing_helps_greedy_is_fooled_and_noise_is_not():
     fooled, aware = (
         [
-            simulate_session(policy(n), NOTHING, SimulatedNoise(), seed, experiments=100)
+            simulate_session(
+                policy(n), NOTHING, SimulatedNoise(), seed, experiments=100
+            )
             for seed in range(25)
         ]
         for n in ("greedy", "noise-aware")
@@ -79,7 +95,11 @@ def test_where_nothing_helps_greedy_is_fooled_and_noise_is_not():
 def test_gains_of_two_standard_deviations_are_kept():
     nights = [
         simulate_session(
-            policy("noise-aware"), fixed_effect_sampler(0.15, 0.001), SimulatedNoise(), n, experiments=100
+            policy("noise-aware"),
+            fixed_effect_sampler(0.15, 0.001),
+            SimulatedNoise(),
+            n,
+            experiments=100,
         )
         for n in range(25)
     ]
@@ -90,7 +110,13 @@ def test_gains_of_two_standard_deviations_are_kept():
 
 def test_the_claim_of_a_night_is_not_too_good_to_be_true():
     nights = [
-        simulate_session(policy("noise-aware"), spike_and_slab_sampler(0.15, 0.001), SimulatedNoise(), n, runs=120)
+        simulate_session(
+            policy("noise-aware"),
+            spike_and_slab_sampler(0.15, 0.001),
+            SimulatedNoise(),
+            n,
+            runs=120,
+        )
         for n in range(40)
     ]
     claims = [simulation.estimate_simulated_gain(n) for n in nights]
@@ -134,7 +160,9 @@ def test_a_lucky_score_is_mostly_believed_to_be_luck():
 def test_a_large_score_is_believed():
     rows = recorded(("a", "", 0.0, 0.1, -0.1), ("b", "a", 30.0))
 
-    assert posterior.compute_posteriors(rows, 1.0)["b"].mean == pytest.approx(30.0, abs=1.0)
+    assert posterior.compute_posteriors(rows, 1.0)["b"].mean == pytest.approx(
+        30.0, abs=1.0
+    )
 
 
 def test_changes_that_do_nothing_measure_their_parent():
@@ -176,7 +204,13 @@ def test_failures_and_numbers_that_are_none_leave_levels_alone():
 
 
 def test_a_recorded_night_decided_by_its_own_policy_is_the_same_night():
-    done = simulate_session(policy("greedy"), spike_and_slab_sampler(0.2, 0.001), SimulatedNoise(), 5, runs=60)
+    done = simulate_session(
+        policy("greedy"),
+        spike_and_slab_sampler(0.2, 0.001),
+        SimulatedNoise(),
+        5,
+        runs=60,
+    )
 
     again = replay_verdicts(done.rows, policy("greedy"))
 
@@ -185,7 +219,9 @@ def test_a_recorded_night_decided_by_its_own_policy_is_the_same_night():
 
 def test_a_replay_says_which_keeps_do_not_hold_and_what_is_missing():
     """As a ledger begun by greedy after a baseline of three runs."""
-    done = simulate_session(policy("greedy"), NOTHING, SimulatedNoise(), 11, experiments=100)
+    done = simulate_session(
+        policy("greedy"), NOTHING, SimulatedNoise(), 11, experiments=100
+    )
     base = done.rows[0]
     three = replace(base, values=tuple(1.0 + d for d in (0, 5e-4, -5e-4)))
 

@@ -7,7 +7,7 @@ from statistics import fmean
 
 import pytest
 
-from autoresearch.experiment import Proposal, Device, Verdict
+from autoresearch.experiment import Device, Proposal, Verdict
 from autoresearch.git import Repository
 from autoresearch.loop import research
 from autoresearch.measure.worker import Worker
@@ -17,10 +17,10 @@ from autoresearch.records import queries
 from autoresearch.records.ledger import Ledger
 from autoresearch.run import session
 from autoresearch.run.baseline import measure_baseline
-from autoresearch.run.closing import CLOSING_RUNS, ClosingRuns
+from autoresearch.run.closing import MAX_CLOSING_RUNS, ClosingRuns
 from autoresearch.run.dispatcher import Dispatcher, open_trial
-from autoresearch.run.seeds import ChampionSeeds, seed_of
-from autoresearch.run.verdicts import record
+from autoresearch.run.seeds import ChampionSeeds, compute_seed
+from autoresearch.run.verdicts import record_trial
 from autoresearch.sandbox.process import StopFlag
 from autoresearch.stats.early_stopping import LOOK_SHARES, FinishedRun, is_exempt
 from tests.nights import command, line_lab, rate, run, script
@@ -81,8 +81,8 @@ class Told:
 
 def told_night(lab, policy, *proposals, change=None):
     """A night of these proposals under this policy; its rows and notices."""
-    asked = session.Options(proposers=(script(lab, *proposals),), seed=1)
-    with session.opened(lab, asked, StopFlag()) as (opened, now):
+    asked = session.SessionOptions(proposers=(script(lab, *proposals),), seed=1)
+    with session.open_session(lab, asked, StopFlag()) as (opened, now):
         if change:
             opened = change(opened)
         return list(research(replace(opened, policy=policy))), list(now.notices)
@@ -114,7 +114,9 @@ def test_the_holdout_is_scored_for_baseline_and_champions_and_shown_to_nobody(la
 
     assert [row.decision for row in rows] == ["keep", "keep", "discard"]
     ledger = Ledger(lab.ledger)
-    scored = [[m.holdout is not None for m in ledger.load_run_records(r.number)] for r in rows]
+    scored = [
+        [m.holdout is not None for m in ledger.load_run_records(r.number)] for r in rows
+    ]
     assert all(scored[0])
     assert all(scored[1])
     assert not any(scored[2])
@@ -128,13 +130,17 @@ def test_the_holdout_is_scored_for_baseline_and_champions_and_shown_to_nobody(la
 def test_a_discard_that_may_be_better_is_a_near_miss_that_policies_see(lab):
     run(lab, rate(0.02), rate(0.021), rate(0.0001))
 
-    with session.opened(lab, session.Options(proposers=("mailbox",)), StopFlag()) as (
+    with session.open_session(
+        lab, session.SessionOptions(proposers=("mailbox",)), StopFlag()
+    ) as (
         found,
         _,
     ):
-        ledger = found.books.ledger
+        ledger = found.recorder.ledger
         history = queries.load_evidence(ledger).build_history()
-        unresolved = [r.number for r in ledger.load_rows() if r.why.startswith("unresolved")]
+        unresolved = [
+            r.number for r in ledger.load_rows() if r.why.startswith("unresolved")
+        ]
     assert list(history.near_misses) == unresolved
     assert history.experiment_count == 3
 
@@ -151,7 +157,9 @@ def test_runs_of_the_champion_join_its_score_everywhere(lab):
     assert baseline.value == pytest.approx(fmean(baseline.values))
     assert ledger.champion.values == baseline.values
     assert ledger.champion.fresh == 2
-    fair = {row.number: row.value for row in queries.load_evidence(ledger).adjust_rows()}
+    fair = {
+        row.number: row.value for row in queries.load_evidence(ledger).adjust_rows()
+    }
     assert rows[1].delta == pytest.approx(fair[1] - fair[0])
     measured = ledger.load_run_records(0)
     assert [m.occasion for m in measured] == ["verdict", "champion", "champion"]
@@ -159,7 +167,9 @@ def test_runs_of_the_champion_join_its_score_everywhere(lab):
     assert all(m.holdout is not None for m in measured)
     assert f"{baseline.value:.6f}" in lab.results.read_text().splitlines()[1]
     book = Repository(lab.folder)
-    assert "Remeasured: 0 at " in book.run_git("log", "-1", "--format=%B", rows[1].commit)
+    assert "Remeasured: 0 at " in book.run_git(
+        "log", "-1", "--format=%B", rows[1].commit
+    )
     verified(lab)
 
     before = baseline.values
@@ -174,7 +184,7 @@ def test_a_champion_that_fails_again_is_said_and_spoils_no_verdict(lab):
         "if run.seed != FIRST:\n    raise SystemExit('moody')\nmodel = build_model()\n",
     )
     ledger_seed = 1
-    first = seed_of(ledger_seed, 0)
+    first = compute_seed(ledger_seed, 0)
     moody = moody.replace("BATCH = 4", f"FIRST = {first}\nBATCH = 4")
     policy = Told(("candidate", "champion"), keeps=("moody",))
     plain = {"title": "plain", "source": lab.read("train.py").replace("0.5", "0.4")}
@@ -186,7 +196,7 @@ def test_a_champion_that_fails_again_is_said_and_spoils_no_verdict(lab):
 
 
 def test_a_failure_on_a_further_seed_tells_the_scores_before_it(lab):
-    first = seed_of(1, 0)
+    first = compute_seed(1, 0)
     moody = lab.read("train.py").replace(
         "model = build_model()\n",
         f"if run.seed != {first}:\n    raise SystemExit(3)\nmodel = build_model()\n",
@@ -201,21 +211,23 @@ def test_a_failure_on_a_further_seed_tells_the_scores_before_it(lab):
 
 def test_two_trials_never_run_the_champion_on_the_same_seed(lab):
     run(lab, rate(0.02))
-    with session.opened(lab, session.Options(proposers=("mailbox",)), StopFlag()) as (
+    with session.open_session(
+        lab, session.SessionOptions(proposers=("mailbox",)), StopFlag()
+    ) as (
         found,
         _,
     ):
-        known = found.books.ledger.load_used_seeds(0)
-        seeds = ChampionSeeds(found.books.ledger, found.seed)
+        known = found.recorder.ledger.load_used_seeds(0)
+        seeds = ChampionSeeds(found.recorder.ledger, found.seed)
         given = [seeds.draw(0) for _ in range(4)]
     assert len(set(given)) == 4
     assert not known & set(given)
 
 
 def test_a_night_stopped_in_a_run_of_the_champion_loses_no_verdict(lab):
-    asked = session.Options(proposers=(script(lab, rate(0.02)),), seed=1)
+    asked = session.SessionOptions(proposers=(script(lab, rate(0.02)),), seed=1)
     stop = StopFlag()
-    with session.opened(lab, asked, stop) as (opened, now):
+    with session.open_session(lab, asked, stop) as (opened, now):
         seen = []
 
         def listen(candidate, progress):
@@ -271,14 +283,18 @@ def test_a_night_killed_between_ledger_and_branch_takes_back_at_the_next_start(l
     policy = Told(keeps=("rate 0.02",))
     told_night(lab, policy, rate(0.02))
     before = Repository(lab.folder).run_git("show", "HEAD^:train.py") + "\n"
-    with session.opened(lab, session.Options(proposers=("mailbox",)), StopFlag()) as (
+    with session.open_session(
+        lab, session.SessionOptions(proposers=("mailbox",)), StopFlag()
+    ) as (
         found,
         _,
     ):
-        made, ledger = found.books, found.books.ledger
+        made, ledger = found.recorder, found.recorder.ledger
         now, former = ledger.champion, ledger.load_champions()[0]
         entry = made.build_reversion_commit(now, former, "killed", AT)
-        commit = made.repository.create_commit(entry, former.blob, made.repository.head_commit())
+        commit = made.repository.create_commit(
+            entry, former.blob, made.repository.head_commit()
+        )
         ledger.record_reversion(former, now, "killed", commit, AT)  # and then: kill -9
 
     told_night(lab, Told())
@@ -311,10 +327,10 @@ class Closing(Told):
 
 
 def test_a_second_look_is_an_experiment_of_its_own_on_seeds_of_its_own(lab):
-    asked = session.Options(
+    asked = session.SessionOptions(
         proposers=(script(lab, rate(0.02), rate(0.03)),), seed=1, experiments=1
     )
-    with session.opened(lab, asked, StopFlag()) as (opened, _):
+    with session.open_session(lab, asked, StopFlag()) as (opened, _):
         policy = Closing(keeps=("again: rate 0.02",))
         rows = list(research(replace(opened, policy=policy)))
 
@@ -333,15 +349,17 @@ def test_the_last_runs_of_a_night_make_its_claim_surer(lab):
     ledger = Ledger(lab.ledger)
     runs = [m for number in (0, 1) for m in ledger.load_run_records(number)]
     closing = [m for m in runs if m.occasion == "champion"]
-    assert 0 < len(closing) <= CLOSING_RUNS
+    assert 0 < len(closing) <= MAX_CLOSING_RUNS
     assert all(m.holdout is not None for m in closing)
     assert len(ledger.load_rows()) == 2  # they are no experiments
     verified(lab)
 
 
 def test_the_last_runs_of_a_night_are_made_on_several_devices_at_once(lab):
-    asked = session.Options(proposers=(script(lab, rate(0.02)),), seed=1, experiments=1)
-    with session.opened(lab, asked, StopFlag()) as (opened, now):
+    asked = session.SessionOptions(
+        proposers=(script(lab, rate(0.02)),), seed=1, experiments=1
+    )
+    with session.open_session(lab, asked, StopFlag()) as (opened, now):
         at_once = set()
         folders = lab.state / "runs"
         now.listener = lambda *_: at_once.add(
@@ -350,7 +368,11 @@ def test_the_last_runs_of_a_night_are_made_on_several_devices_at_once(lab):
         slots = (Device(), Device())
         rows = list(
             research(
-                replace(opened, pool=LocalPool(Worker(opened.bench), slots), slots=slots)
+                replace(
+                    opened,
+                    pool=LocalPool(Worker(opened.workbench), slots),
+                    devices=slots,
+                )
             )
         )
 
@@ -359,7 +381,7 @@ def test_the_last_runs_of_a_night_are_made_on_several_devices_at_once(lab):
     ledger = Ledger(lab.ledger)
     runs = {number: ledger.load_run_records(number) for number in (0, 1)}
     closing = [m for one in runs.values() for m in one if m.occasion == "champion"]
-    assert 2 <= len(closing) <= CLOSING_RUNS
+    assert 2 <= len(closing) <= MAX_CLOSING_RUNS
     assert all(len({m.seed for m in one}) == len(one) for one in runs.values())
     verified(lab)
 
@@ -370,22 +392,27 @@ def test_the_last_runs_of_a_night_are_made_on_several_devices_at_once(lab):
 )
 def test_the_last_runs_begin_while_there_is_time_for_them(lab, left, over, wanted):
     run(lab, rate(0.02))
-    with session.opened(lab, session.Options(seed=1), StopFlag()) as (opened, _):
-        pool = LocalPool(Worker(opened.bench), (Device(),) * 8)
+    with session.open_session(lab, session.SessionOptions(seed=1), StopFlag()) as (
+        opened,
+        _,
+    ):
+        pool = LocalPool(Worker(opened.workbench), (Device(),) * 8)
         end = replace(opened, runs_left=lambda: left, pool=pool)
-        blobs = ClosingRuns(end, Dispatcher(end), before=-99).choose(is_over=over)
+        blobs = ClosingRuns(end, Dispatcher(end), before=-99).choose_runs(is_over=over)
 
     assert bool(blobs) == bool(wanted)
     assert len(blobs) <= wanted
 
 
 def test_the_hours_that_are_left_are_told_in_runs(lab):
-    asked = session.Options(proposers=("mailbox",), seed=1, hours=1)
-    with session.opened(lab, asked, StopFlag()) as (opened, _):
-        assert opened.runs_left() == math.inf  # nobody knows yet what a run takes
+    asked = session.SessionOptions(proposers=("mailbox",), seed=1, hours=1)
+    with session.open_session(lab, asked, StopFlag()) as (opened, _):
+        assert (
+            opened.estimate_runs_left() == math.inf
+        )  # nobody knows yet what a run takes
         measure_baseline(opened, Dispatcher(opened))
 
-        assert 1 < opened.runs_left() < math.inf
+        assert 1 < opened.estimate_runs_left() < math.inf
 
 
 def test_a_night_whose_proposers_have_nothing_left_does_not_linger(lab):
@@ -424,7 +451,11 @@ def test_a_near_miss_names_what_it_stands_on_wherever_it_is_shown(lab):
     policy.starts.append(more[0].blob)
     last, _ = told_night(lab, policy, {"title": "y", "set": {"WARMDOWN": 0.4}})
 
-    assert (rows[1].unproven_ancestors, more[0].unproven_ancestors, last[0].unproven_ancestors) == ((), (1,), (1, 2))
+    assert (
+        rows[1].unproven_ancestors,
+        more[0].unproven_ancestors,
+        last[0].unproven_ancestors,
+    ) == ((), (1,), (1, 2))
     named = "y (on top of 1 and 2)"
     for words in (("log",), ("status",), ("show", "3")):
         assert named in command(lab, *words).stdout
@@ -472,7 +503,10 @@ def hopeless_lab(tmp_path):
     assert "sleep" in source
     past = tuple(
         FinishedRun(
-            tuple((look, 1 + n / 100) for look in LOOK_SHARES), 0.07 + n / 1e4, False, 0.07
+            tuple((look, 1 + n / 100) for look in LOOK_SHARES),
+            0.07 + n / 1e4,
+            False,
+            0.07,
         )
         for n in range(20)
     )
@@ -481,17 +515,19 @@ def hopeless_lab(tmp_path):
 
 def ended(lab, slow, past, *, spare):
     """Its row, after a trial that meets this past and this coin."""
-    asked = session.Options(proposers=("mailbox",), seed=1)
-    with session.opened(lab, asked, StopFlag()) as (opened, _):
+    asked = session.SessionOptions(proposers=("mailbox",), seed=1)
+    with session.open_session(lab, asked, StopFlag()) as (opened, _):
         coin = next(s for s in range(999) if is_exempt(s, 1) == spare)
         opened = replace(opened, policy=Told(), seed=coin)
         measure_baseline(opened, Dispatcher(opened))
-        blob = opened.books.ledger.champion.blob
+        blob = opened.recorder.ledger.champion.blob
         made = Proposal(None, slow["title"], slow["source"], blob, "human:t")
-        candidate = opened.books.store_candidate(opened.books.admit_proposal(made))
+        candidate = opened.recorder.store_candidate(
+            opened.recorder.admit_proposal(made)
+        )
         trial = open_trial(opened, candidate)
-        trial.past, trial.changes_schedule = past, False
-        return record(opened, Dispatcher(opened).run_alone(trial))
+        trial.finished_runs, trial.changes_schedule = past, False
+        return record_trial(opened, Dispatcher(opened).run_alone(trial))
 
 
 def test_a_hopeless_run_is_ended_early_and_is_a_discard_without_a_score(tmp_path):
@@ -523,7 +559,9 @@ def test_a_spared_run_goes_on_and_tells_whether_it_beat_its_bar(tmp_path):
 
 def test_early_kill_can_be_switched_off(tmp_path):
     lab, slow, past = hopeless_lab(tmp_path)
-    text = lab.read_file("program.md").replace("```toml\n", "```toml\nearly_kill = false\n")
+    text = lab.read_file("program.md").replace(
+        "```toml\n", "```toml\nearly_kill = false\n"
+    )
     lab.file_path("program.md").write_text(text)
     row = ended(lab, slow, past, spare=False)
 

@@ -69,7 +69,9 @@ def test_an_honest_ledger_is_whole_also_after_another_night_and_a_rebuild(lab):
 
 def test_a_score_of_many_digits_is_the_same_in_git_and_ledger(tmp_path):
     lab = line_lab(tmp_path / "large")
-    large = lab.read_file("prepare.py").replace("/ len(answers)", "/ len(answers) * 1e9 / 7")
+    large = lab.read_file("prepare.py").replace(
+        "/ len(answers)", "/ len(answers) * 1e9 / 7"
+    )
     lab.file_path("prepare.py").write_text(large)
     who = ("-c", "user.name=t", "-c", "user.email=t")
     Repository(lab.folder).run_git(*who, "commit", "-qam", "large scores")
@@ -81,7 +83,9 @@ def test_a_score_of_many_digits_is_the_same_in_git_and_ledger(tmp_path):
 
 
 def test_commits_of_older_versions_have_six_decimals_and_agree():
-    assert verify_ledger.has_matching_scores(["3613121710.025316"], [3613121710.0253163])
+    assert verify_ledger.has_matching_scores(
+        ["3613121710.025316"], [3613121710.0253163]
+    )
     assert verify_ledger.has_matching_scores(["0.500000"], [0.5, 0.25])
     assert not verify_ledger.has_matching_scores(["0.500001"], [0.5])
     assert not verify_ledger.has_matching_scores(["0.5", "0.5"], [0.5])
@@ -137,7 +141,9 @@ def test_a_ref_that_was_moved_is_found(lab):
 
 
 def test_commits_anchor_the_chain(lab):
-    message = Repository(lab.folder).run_git("log", "-1", "--format=%B", "autoresearch/1")
+    message = Repository(lab.folder).run_git(
+        "log", "-1", "--format=%B", "autoresearch/1"
+    )
     ledger = Ledger(lab.ledger)
 
     link = message.split("Chain: ")[1].split()[0]

@@ -53,11 +53,11 @@ class Card:
 
 
 def rows_of(lab, card, *proposals):
-    asked = session.Options(proposers=(script(lab, *proposals),), seed=1)
-    with session.opened(lab, asked, StopFlag()) as (opened, now):
-        bench = replace(opened.bench, nvml=card.nvml, watch=card)
-        pool = InlinePool(Worker(bench), opened.slots)
-        return list(research(replace(opened, bench=bench, pool=pool))), now.notices
+    asked = session.SessionOptions(proposers=(script(lab, *proposals),), seed=1)
+    with session.open_session(lab, asked, StopFlag()) as (opened, now):
+        bench = replace(opened.workbench, nvml=card.nvml, watch=card)
+        pool = InlinePool(Worker(bench), opened.devices)
+        return list(research(replace(opened, workbench=bench, pool=pool))), now.notices
 
 
 def slowed(lab):
@@ -71,7 +71,9 @@ def test_a_monitor_samples_until_the_run_is_over():
     told = dict(monitor.health_summary)
     assert told["gpu_clock_mhz"] == 1650
     assert told["gpu_slowdowns"] == "software power cap"
-    assert "another process" in monitor.interference  # two of them, and none is the run's
+    assert (
+        "another process" in monitor.interference
+    )  # two of them, and none is the run's
 
 
 def test_without_a_gpu_there_is_nothing_to_tell():

@@ -9,7 +9,7 @@ import pytest
 
 from autoresearch.commands.new import LABS
 from autoresearch.errors import ExperimentFailed
-from autoresearch.experiment import HUMAN_AUTHOR, Candidate, Proposal, Device
+from autoresearch.experiment import HUMAN_AUTHOR, Candidate, Device, Proposal
 from autoresearch.git import Repository, compute_blob_id
 from autoresearch.lab import apparatus
 from autoresearch.measure import evaluator, trainer
@@ -87,12 +87,16 @@ def test_after_the_first_run_somebody_waits_to_train(bench):
     source = source.replace(start, compiles + start)
     first = Proposal(0, "baseline", source, "", HUMAN_AUTHOR)
 
-    run = trainer.train_candidate(bench, Candidate(first, compute_blob_id(source)), seed=3, slot=SLOT)
+    run = trainer.train_candidate(
+        bench, Candidate(first, compute_blob_id(source)), seed=3, slot=SLOT
+    )
 
     for thread in bench.waiting._threads:
         thread.join()
     (guest,) = bench.waiting._guests[SLOT, "train"]
-    assert [path.name for path in (guest.folder / COMPILE_CACHE_FOLDER).iterdir()] == ["kernel"]
+    assert [path.name for path in (guest.folder / COMPILE_CACHE_FOLDER).iterdir()] == [
+        "kernel"
+    ]
     trainer.discard_runs(run)
 
 
@@ -183,7 +187,7 @@ def test_what_a_run_leaves_in_its_folder_goes_with_it(bench):
 
 def test_on_a_processor_nobody_waits(tmp_path):
     lab = nights.line_lab(tmp_path / "lab")
-    options = session.Options(proposers=(nights.script(lab),), seed=1)
+    options = session.SessionOptions(proposers=(nights.script(lab),), seed=1)
 
-    with session.opened(lab, options, StopFlag()) as (opened, _):
-        assert opened.bench.waiting is None
+    with session.open_session(lab, options, StopFlag()) as (opened, _):
+        assert opened.workbench.waiting is None

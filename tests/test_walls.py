@@ -18,7 +18,12 @@ from autoresearch.lab.folder import Lab
 from autoresearch.measure.workbench import host_paths
 from autoresearch.run import session
 from autoresearch.sandbox import backends, cgroups, landlock, seccomp, selftest
-from autoresearch.sandbox.process import SandboxedProcess, ResourceLimits, Unsandboxed, StopFlag
+from autoresearch.sandbox.process import (
+    ResourceLimits,
+    SandboxedProcess,
+    StopFlag,
+    Unsandboxed,
+)
 from tests import nights
 from tests.nights import AUTORESEARCH, command, line_lab, rate, run
 
@@ -32,9 +37,13 @@ def lab(tmp_path):
 
 def level(name, lab):
     """The walls of one level, or a skip that says why there are none."""
-    if name not in (names := [w.level for w in backends.iter_available_backends((), lab.folder)]):
+    if name not in (
+        names := [w.level for w in backends.iter_available_backends((), lab.folder)]
+    ):
         pytest.skip(f"level {name} cannot be had here, only {', '.join(names)}")
-    return next(w for w in backends.iter_available_backends((), lab.folder) if w.level == name)
+    return next(
+        w for w in backends.iter_available_backends((), lab.folder) if w.level == name
+    )
 
 
 class Unlocked:
@@ -264,7 +273,9 @@ def test_each_system_that_refuses_namespaces_gets_its_own_remedy(monkeypatch):
     settings = {selftest.APPARMOR_USERNS_SETTING: "1"}
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     monkeypatch.setattr(selftest, "setting", lambda path: settings.get(path, ""))
-    assert "apparmor_parser -r /etc/apparmor.d/bwrap" in selftest.suggest_remedy("denied")
+    assert "apparmor_parser -r /etc/apparmor.d/bwrap" in selftest.suggest_remedy(
+        "denied"
+    )
 
     settings = {"/proc/sys/kernel/unprivileged_userns_clone": "0"}
     assert "kernel.unprivileged_userns_clone=1" in selftest.suggest_remedy("denied")
@@ -326,7 +337,9 @@ def test_in_a_container_an_old_kernel_and_another_user_are_a_level(
     assert [finding.shortfall for finding in found if not finding.is_reached] == []
     assert found[0].backend.level == "container"
     monkeypatch.setattr(backends, "in_container", lambda: False)
-    assert selftest.run_selftests(host_paths(open_lab), Device(), only="container") == []
+    assert (
+        selftest.run_selftests(host_paths(open_lab), Device(), only="container") == []
+    )
 
 
 @linux_only
@@ -406,9 +419,9 @@ def test_a_card_that_cannot_be_used_in_the_cage_takes_no_part_in_a_night(lab):
     said = []
     absent = Device("cuda", 0, 1, "GPU-0c2f3020")
 
-    assert session.working((Device(), absent), nights.walls(), lab, said.append) == (
-        Device(),
-    )
+    assert session.find_working_devices(
+        (Device(), absent), nights.walls(), lab, said.append
+    ) == (Device(),)
     assert said == ["GPU 0 is left out: CUDA does not find it in the cage"]
     with pytest.raises(LabError, match="CUDA finds no GPU from inside the cage"):
-        session.working((absent,), nights.walls(), lab, said.append)
+        session.find_working_devices((absent,), nights.walls(), lab, said.append)

@@ -12,7 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autoresearch.guest import safetensors_format
-from autoresearch.guest.safetensors_format import InvalidWeights, NonFiniteWeights, RawTensor
+from autoresearch.guest.safetensors_format import (
+    InvalidWeights,
+    NonFiniteWeights,
+    RawTensor,
+)
 
 FLOATS = ("F64", "F32", "F16", "BF16")
 
@@ -259,7 +263,9 @@ def test_one_number_that_is_not_finite_is_found(dtype, bad, at):
     numbers = [bits(dtype, 1.0)] * 1000
     numbers[at] = bits(dtype, bad)
 
-    file = safetensors_format.encode({"w": RawTensor(dtype, (1000,), b"".join(numbers))})
+    file = safetensors_format.encode(
+        {"w": RawTensor(dtype, (1000,), b"".join(numbers))}
+    )
 
     with pytest.raises(NonFiniteWeights, match="w"):
         safetensors_format.validate_weights(file)
@@ -305,7 +311,9 @@ def test_numbers_are_checked_without_numpy_as_with_it():
 def test_plain_floats_come_back_to_the_last_bit():
     numbers = [0.1, -0.0, 5e-324, 1.7976931348623157e308, math.pi]
 
-    file = safetensors_format.encode({"line": safetensors_format.tensor_from_floats(numbers)})
+    file = safetensors_format.encode(
+        {"line": safetensors_format.tensor_from_floats(numbers)}
+    )
 
     back = safetensors_format.tensor_to_floats(safetensors_format.decode(file)["line"])
     assert struct.pack("5d", *back) == struct.pack("5d", *numbers)

@@ -212,25 +212,28 @@ def run(
 ) -> None:
     """Propose, train, measure, keep or discard, until you say stop."""
     lab = Lab.find(Path.cwd())
-    options = session.Options(experiments, hours, proposer, seed, dollars)
+    options = session.SessionOptions(experiments, hours, proposer, seed, dollars)
     last = run_session(lab, options, as_json)
     if not as_json:
         print_line(last)
         print_next_step("autoresearch report | git log --oneline | autoresearch run")
 
 
-def run_session(lab: Lab, options: session.Options, as_json: bool) -> str:
+def run_session(lab: Lab, options: session.SessionOptions, as_json: bool) -> str:
     """Run until it is over, printing verdicts; the closing line."""
     from autoresearch.loop import research
 
     stop = StopFlag()
     screen = LiveScreen(lab, as_json)
-    with stop_session_on_signals(stop, screen), session.opened(lab, options, stop) as (opened, now):
-        books = opened.books
+    with (
+        stop_session_on_signals(stop, screen),
+        session.open_session(lab, options, stop) as (opened, now),
+    ):
+        books = opened.recorder
         screen.print_session_start(books.ledger, now, options)
         now.listener, now.reader = screen.show_progress, screen.print_notice
         for row in research(opened):
-            now.done(row.number)
+            now.finish_experiment(row.number)
             screen.print_verdict(row)
         counts = books.ledger.count_experiments()
         books.write_results()  # with the intervals that the whole night tells
@@ -250,10 +253,12 @@ class LiveScreen:
         self._lab = lab
         self._log = lab.state_folder / "run.log"
 
-    def print_session_start(self, ledger: Ledger, now: session.Now, options: session.Options) -> None:
+    def print_session_start(
+        self, ledger: Ledger, now: session.LiveStatus, options: session.SessionOptions
+    ) -> None:
         """How the night starts."""
-        if now.until is not None:
-            until = time.strftime("%H:%M", time.localtime(now.until))
+        if now.ends_at is not None:
+            until = time.strftime("%H:%M", time.localtime(now.ends_at))
             words = f"until {until}"
         else:
             most = options.experiments
@@ -284,8 +289,12 @@ class LiveScreen:
         """How long the run in hand will still train, as far as it says."""
         if self._progress is None:
             return ""
-        left = status_view.estimate_seconds_left(self._progress.seconds, self._progress.share)
-        return "" if left is None else f", about {format.format_seconds(left)} of training"
+        left = status_view.estimate_seconds_left(
+            self._progress.seconds, self._progress.share
+        )
+        return (
+            "" if left is None else f", about {format.format_seconds(left)} of training"
+        )
 
     def describe_lost_runs(self) -> str:
         """What stopping now loses."""
@@ -316,7 +325,9 @@ class LiveScreen:
         if self._json:
             click.echo(line, err=True)
             return
-        self._write_to_terminal(f"\r\x1b[2K{line}\n{self._progress_line}" if self._live else f"{line}\n")
+        self._write_to_terminal(
+            f"\r\x1b[2K{line}\n{self._progress_line}" if self._live else f"{line}\n"
+        )
 
     def _append_to_log(self, line: str) -> None:
         with self._log.open("a") as file:
@@ -427,7 +438,9 @@ def resume() -> None:
     lab.require_writable()
     lab.pause_path.unlink(missing_ok=True)
     runs = lab.find_lock_holder() is not None
-    print_line("the night goes on" if runs else "not paused any more; nothing runs here now")
+    print_line(
+        "the night goes on" if runs else "not paused any more; nothing runs here now"
+    )
     print_next_step("autoresearch status --follow" if runs else "autoresearch run")
 
 
@@ -469,8 +482,12 @@ def mcp(folder: Path, by: str, port: int | None) -> None:
         return
     serving.load_or_create_token(lab)
     serving.require_free_port(port)
-    print_line(f"http://127.0.0.1:{port}/mcp, token in {lab.state_folder / 'mcp-token'}")
-    print_next_step("in your client, that address and the header Authorization: Bearer TOKEN")
+    print_line(
+        f"http://127.0.0.1:{port}/mcp, token in {lab.state_folder / 'mcp-token'}"
+    )
+    print_next_step(
+        "in your client, that address and the header Authorization: Bearer TOKEN"
+    )
     serving.serve_http(lab, by, port)
 
 
@@ -512,7 +529,9 @@ def show(which: str, wait: float, as_json: bool) -> None:
     ledger = open_ledger(lab)
     deadline = time.monotonic() + wait
     while (
-        which.isdigit() and not ledger.load_row(int(which)) and time.monotonic() < deadline
+        which.isdigit()
+        and not ledger.load_row(int(which))
+        and time.monotonic() < deadline
     ):
         time.sleep(0.2)
     if which.isdigit() and not ledger.load_row(int(which)):
@@ -572,8 +591,12 @@ def try_file(
         print_line(format.format_verdict(row))
         if row.decision != "failed":  # there the line says it
             print_line(f"     {to_one_line(row.why)}")
-        print_next_step(f"autoresearch show {number} | the next idea: autoresearch try ...")
-    code = {"keep": EXIT_OK, "discard": EXIT_DISCARDED, "failed": EXIT_FAILED}[row.status]
+        print_next_step(
+            f"autoresearch show {number} | the next idea: autoresearch try ..."
+        )
+    code = {"keep": EXIT_OK, "discard": EXIT_DISCARDED, "failed": EXIT_FAILED}[
+        row.status
+    ]
     click.get_current_context().exit(code)
 
 
@@ -591,7 +614,9 @@ def report(as_json: bool) -> None:
     for line in lines:
         print_line(line)
     print_program_faults(lab)
-    print_next_step(" | ".join(["autoresearch run", *report_text.list_champion_commands(built)]))
+    print_next_step(
+        " | ".join(["autoresearch run", *report_text.list_champion_commands(built)])
+    )
 
 
 def write_report(lab: Lab) -> tuple["Report", list[str]]:
@@ -629,7 +654,7 @@ def replay(name: str | None, series: str | None, as_json: bool) -> None:
     name = name or program.policy
     from autoresearch.policies import registry as policy_registry
 
-    judge = policy_registry.named(
+    judge = policy_registry.load_policy(
         name,
         lower_is_better=read_lower_is_better(lab),
         gain_per_20_added_lines=program.gain_per_20_added_lines,
@@ -691,7 +716,9 @@ def replicate(pairs: int, as_json: bool) -> None:
                 continue
             first, best = pair.scores
             gained = f"{format_exact(first.value)} -> {format_exact(best.value)}"
-            print_line(f"seed {pair.seed}  {gained}   {format.format_seconds(each)} a pair")
+            print_line(
+                f"seed {pair.seed}  {gained}   {format.format_seconds(each)} a pair"
+            )
     found = replication.load_certificate(lab)
     if found is None:
         raise NotReady("no pair was finished. Next: autoresearch replicate")
@@ -763,9 +790,13 @@ def rebuild() -> None:
         queue.move_ledger_aside(lab.ledger_path)
         ledger = Ledger(lab.ledger_path)
         count = rebuild_view.rebuild_ledger(lab, ledger)
-        session.lend_own_code_only(lab, ledger)
-        results_tsv.write_results(lab.results_path, read_metric(lab), ledger.load_rows())
-    print_line(f"{count} experiments came back from git, with every score of their verdicts")
+        session.forget_foreign_code(lab, ledger)
+        results_tsv.write_results(
+            lab.results_path, read_metric(lab), ledger.load_rows()
+        )
+    print_line(
+        f"{count} experiments came back from git, with every score of their verdicts"
+    )
     print_line(f"not in git, so not here any more: {rebuild_view.NOT_IN_GIT}")
     print_next_step("autoresearch log | autoresearch run")
 
@@ -813,10 +844,16 @@ def demo(folder: Path, experiments: int) -> None:
         print_line(f"     {line}")
     print_line(f"     cage        {walls.level}" + (f"; {missed}" if missed else ""))
     lab = Lab.find(folder)
-    print_line("2/4  prepare: Python's own source code, a BPE tokenizer, three sealed splits")
+    print_line(
+        "2/4  prepare: Python's own source code, a BPE tokenizer, three sealed splits"
+    )
     load_apparatus(lab, Repository(lab.folder)).prepare_data(ProgressBar())
-    print_line(f"3/4  the loop: a baseline, then {experiments} experiments of the optimiser")
-    run_session(lab, session.Options(experiments=experiments, seed=1), as_json=False)
+    print_line(
+        f"3/4  the loop: a baseline, then {experiments} experiments of the optimiser"
+    )
+    run_session(
+        lab, session.SessionOptions(experiments=experiments, seed=1), as_json=False
+    )
     print_line("4/4  the morning after")
     print_line()
     print_line("$ git log --oneline")

@@ -26,14 +26,14 @@ from autoresearch.experiment import (
 )
 from autoresearch.lab import constraints
 from autoresearch.lab.folder import Lab
-from autoresearch.policies import Policy, NextRun
+from autoresearch.policies import NextRun, Policy
 from autoresearch.proposers.prefetch import carried_over
 from autoresearch.records import queries
 from autoresearch.records.ledger import Ledger
 from autoresearch.run import session
 from autoresearch.run.dispatcher import Dispatcher, open_trial
 from autoresearch.run.session import Session
-from autoresearch.run.verdicts import record, refused_trial
+from autoresearch.run.verdicts import record_trial, trial_from_refusal
 from autoresearch.sandbox.process import StopFlag
 from autoresearch.stats import noise
 from autoresearch.text import format_exact, to_one_line
@@ -76,7 +76,9 @@ class MinimumRunsPolicy:
             return "candidate"
         return self.policy.choose_next_run(scores, history)
 
-    def decide(self, scores: Scores, history: History, change: CodeSizeChange) -> Verdict:
+    def decide(
+        self, scores: Scores, history: History, change: CodeSizeChange
+    ) -> Verdict:
         """As the policy."""
         return self.policy.decide(scores, history, change)
 
@@ -95,7 +97,9 @@ class MinimumRunsPolicy:
 
 def ablate(lab: Lab, runs: int, stop: StopFlag) -> Iterator[AblationResult]:
     """Take each change out alone, the newest first; one result at a time."""
-    with session.opened(lab, session.Options(proposers=("mailbox",)), stop) as (
+    with session.open_session(
+        lab, session.SessionOptions(proposers=("mailbox",)), stop
+    ) as (
         found,
         _,
     ):
@@ -105,7 +109,7 @@ def ablate(lab: Lab, runs: int, stop: StopFlag) -> Iterator[AblationResult]:
 
 def ablate_steps(found: Session, runs: int) -> Iterator[AblationResult]:
     """The same in an open session. A new champion is gone on from."""
-    ledger, done, dispatcher = found.books.ledger, set[int](), Dispatcher(found)
+    ledger, done, dispatcher = found.recorder.ledger, set[int](), Dispatcher(found)
     while (step := find_next_step(ledger, done)) is not None:
         done.add(step.number)
         proposal = build_removal(ledger, step)
@@ -116,19 +120,21 @@ def ablate_steps(found: Session, runs: int) -> Iterator[AblationResult]:
         before, twin = ledger.champion, find_measured_twin(ledger, proposal)
         assert before is not None, "what is ablated is the champion"
         if twin is not None and min(twin.runs, len(before.values)) >= runs:
-            yield replace(estimate_worth(ledger, step, before.number, twin), decision=None)
+            yield replace(
+                estimate_worth(ledger, step, before.number, twin), decision=None
+            )
             continue
-        proposal = found.books.admit_proposal(proposal)
+        proposal = found.recorder.admit_proposal(proposal)
         try:
-            candidate = found.books.store_candidate(proposal, again=twin is not None)
+            candidate = found.recorder.store_candidate(proposal, again=twin is not None)
         except ExperimentFailed as failed:
-            row = record(found, refused_trial(proposal, failed.failure))
+            row = record_trial(found, trial_from_refusal(proposal, failed.failure))
             yield build_unmeasured(step, row.why, row)
             continue
         trial = open_trial(found, candidate)
-        trial.past = ()  # every run goes to its end
+        trial.finished_runs = ()  # every run goes to its end
         try:
-            row = record(found, dispatcher.run_alone(trial))
+            row = record_trial(found, dispatcher.run_alone(trial))
         except RunStopped:
             return
         yield estimate_worth(ledger, step, before.number, row)
@@ -189,7 +195,9 @@ def build_unmeasured(step: Row, why: str, row: Row | None = None) -> AblationRes
     return AblationResult(step.number, step.title, number, *(None,) * 3, 0, None, why)
 
 
-def estimate_worth(ledger: Ledger, step: Row, champion: int, row: Row) -> AblationResult:
+def estimate_worth(
+    ledger: Ledger, step: Row, champion: int, row: Row
+) -> AblationResult:
     """What a change is worth: the champion's mean against the mean without it."""
     if not row.values:
         return build_unmeasured(step, row.why, row)

@@ -11,7 +11,14 @@ from functools import partial
 
 from autoresearch.devices import discovery
 from autoresearch.errors import ExperimentFailed, LabError
-from autoresearch.experiment import HUMAN_AUTHOR, Candidate, Proposal, Run, Score, Device
+from autoresearch.experiment import (
+    HUMAN_AUTHOR,
+    Candidate,
+    Device,
+    Proposal,
+    Run,
+    Score,
+)
 from autoresearch.git import Repository, compute_blob_id
 from autoresearch.lab import apparatus, constants
 from autoresearch.lab.folder import Lab
@@ -20,7 +27,7 @@ from autoresearch.measure import evaluator, trainer
 from autoresearch.measure.warm_pool import WarmPool, sets_environment
 from autoresearch.measure.workbench import Workbench, list_usable_devices
 from autoresearch.proposers import registry as proposer_registry
-from autoresearch.proposers.registry import Examined
+from autoresearch.proposers.registry import ProposerState
 from autoresearch.reporting.format import format_rate, format_seconds
 from autoresearch.run import session
 from autoresearch.sandbox import selftest
@@ -54,13 +61,15 @@ class CheckResult:
     program: Program
     cage_facts: dict[str, object]
     score: Score
-    proposers: dict[str, Examined]  # and how each does
+    proposers: dict[str, ProposerState]  # and how each does
     constant_count: int
     hours: float
     run_seconds: float  # one whole run, forecast
     device_count: int
     text_tokens: int  # of training text; 0 where the lab has none
-    is_cold_start: bool = False  # no process of this train.py can have torch imported ahead
+    is_cold_start: bool = (
+        False  # no process of this train.py can have torch imported ahead
+    )
     first_startup_seconds: float | None = None  # where it ran twice: of the first run
 
     @property
@@ -120,7 +129,7 @@ class CheckResult:
     @property
     def has_ready_proposer(self) -> bool:
         """Whether anybody who was named will propose."""
-        return any(found.ready for found in self.proposers.values())
+        return any(found.is_ready for found in self.proposers.values())
 
     @property
     def waiting_seconds(self) -> float:
@@ -137,7 +146,7 @@ class CheckResult:
     @property
     def baseline_seconds(self) -> float:
         """Before the first idea is tried."""
-        return self.run_seconds * session.first_runs(self.program)
+        return self.run_seconds * session.count_baseline_runs(self.program)
 
     @property
     def runs_per_experiment(self) -> float:
@@ -230,7 +239,7 @@ class CheckResult:
             f"{self.runs_per_experiment:.3g} runs, {self.run_duration} each"
             + self.waiting_note,
             f"at least   {format_seconds(self.baseline_seconds)}: the baseline's "
-            f"{session.first_runs(program)} runs come before the first idea",
+            f"{session.count_baseline_runs(program)} runs come before the first idea",
         ]
 
     @property
@@ -273,11 +282,11 @@ def check(lab: Lab, specs: Sequence[str], hours: float) -> CheckResult:
     program = lab.load_program()
     slots = list_usable_devices(found)
     named = tuple(specs or program.proposers)
-    states = proposer_registry.examined(named, program, lab.folder)
+    states = proposer_registry.check_proposers(named, program, lab.folder)
     with lab.hold_lock():
-        session.leave_nothing_behind(lab)
+        session.clean_up_killed_session(lab)
         bench = Workbench.open(lab, found=found, device=slots[0])
-        ahead = session.wait_here(found, slots[0], bench.walls)
+        ahead = session.uses_warm_pool(found, slots[0], bench.walls)
         scores = score_short_runs(bench, program, slots[0], twice=ahead)
     score, share = scores[-1], compute_budget_share(program)
     trained = program.budget_seconds or score.run.seconds / share
@@ -324,7 +333,9 @@ def score_short_runs(
     source = lab.read_file("train.py")
     # Where there are no books yet it may be what the lab begins with: its code is kept.
     author = "check" if lab.ledger_path.exists() else HUMAN_AUTHOR
-    candidate = Candidate(Proposal(0, "check", source, "", author), compute_blob_id(source))
+    candidate = Candidate(
+        Proposal(0, "check", source, "", author), compute_blob_id(source)
+    )
     if not twice:
         return [score_short_run(bench, candidate, slot)]
     waiting = WarmPool(partial(trainer.start_warm_process, bench))

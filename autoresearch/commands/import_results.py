@@ -33,7 +33,11 @@ MAX_FILE_BYTES = 4 << 20
 MAX_TEXT_CHARACTERS = 200
 MAX_SKIPPED_SHOWN = 20  # lines named one by one on a terminal
 FIRST_COLUMN, LAST_COLUMNS = "commit", ("memory_gb", "status", "description")
-DECISION_BY_STATUS: dict[str, Decision] = {"keep": "keep", "discard": "discard", "crash": "failed"}
+DECISION_BY_STATUS: dict[str, Decision] = {
+    "keep": "keep",
+    "discard": "discard",
+    "crash": "failed",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +102,9 @@ def read_results_file(path: Path) -> ForeignResults:
         raise LabError(f"{path} has no row that can be read{first}")
     digest = hashlib.sha256(body).hexdigest()
     metric = to_one_line(head[1])[:MAX_TEXT_CHARACTERS]
-    return ForeignResults(to_one_line(path.name)[:MAX_TEXT_CHARACTERS], digest, metric, claims, odd)
+    return ForeignResults(
+        to_one_line(path.name)[:MAX_TEXT_CHARACTERS], digest, metric, claims, odd
+    )
 
 
 def parse_lines(lines: list[str]) -> Iterator[ClaimedResult | SkippedLine]:
@@ -122,7 +128,9 @@ def parse_claim(number: int, cells: list[str]) -> ClaimedResult:
         to_one_line(cell).strip() for cell in cells[:5]
     )
     if status not in DECISION_BY_STATUS:
-        raise ValueError(f"status {status[:20]!r} is none of {', '.join(DECISION_BY_STATUS)}")
+        raise ValueError(
+            f"status {status[:20]!r} is none of {', '.join(DECISION_BY_STATUS)}"
+        )
     value = None
     if status != "crash":
         value = parse_finite(score, "score")
@@ -130,7 +138,9 @@ def parse_claim(number: int, cells: list[str]) -> ClaimedResult:
             raise ValueError(f"a score of 0, and yet {status}")
     gigabytes = parse_finite(memory or "0", "memory_gb")
     words = title[:MAX_TEXT_CHARACTERS] or "(no description)"
-    return ClaimedResult(number, commit[:40], value, gigabytes, DECISION_BY_STATUS[status], words)
+    return ClaimedResult(
+        number, commit[:40], value, gigabytes, DECISION_BY_STATUS[status], words
+    )
 
 
 def parse_finite(cell: str, what: str) -> float:
@@ -167,7 +177,9 @@ def insert_claims(ledger: Ledger, file: ForeignResults) -> list[int]:
         best: tuple[int, float] | None = None  # the last keep: (experiment, its score)
         numbers: list[int] = []
         for place, claim in enumerate(file.claims, 1):
-            insert_claim(ledger, file, claim, number + place, (sequence or 0) + place, best)
+            insert_claim(
+                ledger, file, claim, number + place, (sequence or 0) + place, best
+            )
             numbers.append(number + place)
             if claim.decision == "keep" and claim.value is not None:
                 best = number + place, claim.value
@@ -235,7 +247,10 @@ def format_import(file: ForeignResults, numbers: list[int], metric: str) -> list
         f"{len(numbers)} claimed experiments ({kept} kept) in series {file.series}, "
         f"numbers {numbers[0]} to {numbers[-1]}"
     ]
-    said += [f"line {odd.line} left out: {odd.why}" for odd in file.skipped[:MAX_SKIPPED_SHOWN]]
+    said += [
+        f"line {odd.line} left out: {odd.why}"
+        for odd in file.skipped[:MAX_SKIPPED_SHOWN]
+    ]
     if len(file.skipped) > MAX_SKIPPED_SHOWN:
         said.append(f"... {len(file.skipped) - MAX_SKIPPED_SHOWN} more lines left out")
     if file.metric != metric:

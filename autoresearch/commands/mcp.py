@@ -31,7 +31,7 @@ from autoresearch.lab.folder import Lab
 from autoresearch.proposers import agent_guide, context
 from autoresearch.records.ledger import Ledger
 from autoresearch.reporting import format, show, status
-from autoresearch.text import to_one_line, strip_invisible
+from autoresearch.text import strip_invisible, to_one_line
 
 MAX_WAIT_SECONDS = 100.0  # clients give up on a call after about two minutes
 MAX_ROWS = 200
@@ -51,8 +51,12 @@ class LabTools:
         """Everything you need to propose: program.md, the champion's train.py, what
         was tried and what came of it, and the rules. Read it before each proposal."""
         with open_ledger(self._lab) as ledger:
-            said = "".join(f"Note: {words}\n\n" for words in status.find_program_faults(self._lab))
-            return said + context.build(ledger, build_context_request(self._lab, ledger))
+            said = "".join(
+                f"Note: {words}\n\n" for words in status.find_program_faults(self._lab)
+            )
+            return said + context.build(
+                ledger, build_context_request(self._lab, ledger)
+            )
 
     def propose(self, title: str, change: str, reason: str = "", by: str = "") -> str:
         """Queue one change to train.py as the next experiment. `change` is either
@@ -97,7 +101,9 @@ class LabTools:
         while True:
             with open_ledger(self._lab) as ledger:
                 row = ledger.load_row(experiment)
-                known = any(p.number == experiment for p in ledger.load_open_proposals())
+                known = any(
+                    p.number == experiment for p in ledger.load_open_proposals()
+                )
             if row is not None:
                 said = context.data("verdict", verdict_to_json(row))
                 return f"{said}\nGo on: read_context, then propose the next."
@@ -158,7 +164,9 @@ def open_ledger(lab: Lab) -> Iterator[Ledger]:
     """The lab's ledger for one call; each call may come in a thread of its own."""
     if not lab.ledger_path.exists():
         raise NotReady(f"{lab.folder} has no ledger yet. Next: autoresearch run")
-    better = constants.read_literal(lab.read_file("prepare.py"), "LOWER_IS_BETTER", True)
+    better = constants.read_literal(
+        lab.read_file("prepare.py"), "LOWER_IS_BETTER", True
+    )
     ledger = Ledger(lab.ledger_path, lower_is_better=bool(better))
     try:
         yield ledger
@@ -169,7 +177,9 @@ def open_ledger(lab: Lab) -> Iterator[Ledger]:
 def build_context_request(lab: Lab, ledger: Ledger) -> context.Asked:
     """What a client's context is built for."""
     found = status.load_active_program(lab, ledger)
-    metric = str(constants.read_literal(lab.read_file("prepare.py"), "METRIC", "the score"))
+    metric = str(
+        constants.read_literal(lab.read_file("prepare.py"), "METRIC", "the score")
+    )
     titles = tuple(sorted(p.title for p in ledger.load_open_proposals()))
     words = context.Asked(
         found.text, metric, agent_guide.limits(found.program), underway=titles

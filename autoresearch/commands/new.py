@@ -47,7 +47,9 @@ def create_lab(
     if cage != "full":
         files["program.md"] = set_cage_level(files["program.md"], cage)
     for name, value in written.items():
-        files = {path: replace_literal(body, name, value) for path, body in files.items()}
+        files = {
+            path: replace_literal(body, name, value) for path, body in files.items()
+        }
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, body in files.items():
@@ -162,7 +164,9 @@ def describe_files(files: dict[str, str], profile: str) -> list[str]:
     vocabulary = constants.read_literal(prepare, "VOCABULARY", None)
     context = constants.read_literal(prepare, "CONTEXT", None)
     better = (
-        "lower" if constants.read_literal(prepare, "LOWER_IS_BETTER", True) else "higher"
+        "lower"
+        if constants.read_literal(prepare, "LOWER_IS_BETTER", True)
+        else "higher"
     )
     sizes = f", vocabulary {vocabulary}, context {context}" if vocabulary else ""
     count = len(constants.parse_constants(train))

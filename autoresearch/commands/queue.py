@@ -35,7 +35,8 @@ def find_nearest_base(ledger: Ledger, source: str) -> Champion | None:
     if champion is None or start is None or start.blob == champion.blob:
         return champion
     return min(
-        (champion, start), key=lambda one: count_changed_lines(ledger.load_source(one.blob), source)
+        (champion, start),
+        key=lambda one: count_changed_lines(ledger.load_source(one.blob), source),
     )
 
 

@@ -57,18 +57,24 @@ class ReplayResult:
         return {**asdict(self), "changed": [asdict(one) for one in self.changed]}
 
 
-def replay(ledger: Ledger, policy: Policy, name: str, series: str | None) -> ReplayResult:
+def replay(
+    ledger: Ledger, policy: Policy, name: str, series: str | None
+) -> ReplayResult:
     """Decide a series again; the present one when none is named."""
     chosen, rows = select_series(ledger, series)
     scored = [row for row in rows if row.values]
     if not scored:
-        raise NotReady(f"nothing in series {chosen} has a score. Next: autoresearch run")
+        raise NotReady(
+            f"nothing in series {chosen} has a score. Next: autoresearch run"
+        )
     known = Evidence(tuple(scored), ())
     told = replay_verdicts(known.adjust_rows(), policy, known.effects.noise)
     before = [row.decision for row in scored]
     after = [one.decision for one in told]
     changed = tuple(
-        ChangedVerdict(row.number, to_one_line(row.title), was, now, one.reason, one.missing)
+        ChangedVerdict(
+            row.number, to_one_line(row.title), was, now, one.reason, one.missing
+        )
         for row, one, was, now in zip(scored, told, before, after, strict=True)
         if was != now
     )

@@ -22,7 +22,7 @@ from autoresearch.records import queries
 from autoresearch.records.ledger import Ledger
 from autoresearch.run import session
 from autoresearch.run.dispatcher import Dispatcher
-from autoresearch.run.seeds import seed_of
+from autoresearch.run.seeds import compute_seed
 from autoresearch.run.session import Session
 from autoresearch.sandbox.process import StopFlag
 from autoresearch.stats.paired import Certificate
@@ -51,29 +51,37 @@ class SeedPair:
 
 def replicate(lab: Lab, pairs: int, stop: StopFlag) -> Iterator[SeedPair]:
     """Run until so many pairs are in the ledger; each as it comes."""
-    with session.opened(lab, session.Options(proposers=("mailbox",)), stop) as (
+    with session.open_session(
+        lab, session.SessionOptions(proposers=("mailbox",)), stop
+    ) as (
         found,
         _,
     ):
-        ledger = found.books.ledger
+        ledger = found.recorder.ledger
         baseline, champion = load_baseline_and_champion(ledger)
-        both = ComparedCandidates(load_candidate(ledger, baseline), load_candidate(ledger, champion))
+        both = ComparedCandidates(
+            load_candidate(ledger, baseline), load_candidate(ledger, champion)
+        )
         yield from run_pairs(found, both, pairs)
-        found.books.write_results()
+        found.recorder.write_results()
 
 
-def run_pairs(found: Session, rivals: ComparedCandidates, pairs: int) -> Iterator[SeedPair]:
+def run_pairs(
+    found: Session, rivals: ComparedCandidates, pairs: int
+) -> Iterator[SeedPair]:
     """The same in an open session."""
-    ledger, dispatcher = found.books.ledger, Dispatcher(found)
+    ledger, dispatcher = found.recorder.ledger, Dispatcher(found)
     numbers = [c.proposal.number or 0 for c in (rivals.champion, rivals.baseline)]
     done = len(queries.load_pairs(ledger, *numbers))
     used = ledger.load_used_seeds(numbers[0]) | ledger.load_used_seeds(numbers[1])
-    fresh = (s for n in count() if (s := seed_of(found.seed, n)) not in used)
+    fresh = (s for n in count() if (s := compute_seed(found.seed, n)) not in used)
     ended: deque[SeedPair] = deque()
     failed = started = under_way = 0
     while done < pairs and failed < MAX_FAILED_PAIRS:
         while (
-            dispatcher.free and done + under_way < pairs and not found.bench.stop.soon
+            dispatcher.free_count
+            and done + under_way < pairs
+            and not found.workbench.stop.soon
         ):
             order = [rivals.baseline, rivals.champion]
             order = order[::-1] if started % 2 else order
@@ -112,12 +120,12 @@ def run_pair(
             return
         scores[ended.request.candidate.blob] = ended.outcome
         if len(scores) < len(order):
-            dispatcher.run(order[1], seed, hear)
+            dispatcher.start_run(order[1], seed, hear)
             return
         one, other = (scores[c.blob] for c in order)
         finish(SeedPair(seed, (one, other) if order[0] is baseline else (other, one)))
 
-    dispatcher.run(order[0], seed, hear)
+    dispatcher.start_run(order[0], seed, hear)
 
 
 def load_baseline_and_champion(ledger: Ledger) -> tuple[Row, Row]:
@@ -160,7 +168,9 @@ def format_replication(metric: str, found: Certificate) -> list[str]:
         f"  {metric:<12} gain {format_mean_interval(found.gain, found.low, found.high)}",
     ]
     if found.holdout_gain is not None:
-        words = format_mean_interval(found.holdout_gain, found.holdout_low, found.holdout_high)
+        words = format_mean_interval(
+            found.holdout_gain, found.holdout_low, found.holdout_high
+        )
         said.append(f"  {'holdout':<12} gain {words}")
     if found.gap is not None:
         words = format_mean_interval(found.gap, found.gap_low, found.gap_high)

@@ -20,7 +20,7 @@ from autoresearch.measure.workbench import Workbench, list_usable_devices
 from autoresearch.records import hash_chain
 from autoresearch.records.ledger import Ledger
 from autoresearch.run import session
-from autoresearch.run.seeds import seed_of
+from autoresearch.run.seeds import compute_seed
 from autoresearch.text import format_exact
 
 
@@ -83,7 +83,9 @@ def verify(lab: Lab, again: int | None) -> VerificationResult:
         ledger.close()
 
 
-def find_commit_problems(book: Repository, ledger: Ledger, rows: list[Row]) -> Iterator[str]:
+def find_commit_problems(
+    book: Repository, ledger: Ledger, rows: list[Row]
+) -> Iterator[str]:
     """Verdicts whose commit is not what the ledger says, or that only git knows."""
     mine = {row.number for row in rows}
     for number, _, _ in book.list_verdict_commits():
@@ -160,10 +162,10 @@ def remeasure_experiment(lab: Lab, ledger: Ledger, number: int) -> Remeasurement
             "Next: autoresearch log   (numbers with a value)"
         )
     ledger.series = row.series
-    seed = seed_of(ledger.base_seed, 0)
+    seed = compute_seed(ledger.base_seed, 0)
     proposal = Proposal(number, row.title, ledger.load_source(row.blob), "", row.author)
     with lab.hold_lock():
-        session.leave_nothing_behind(lab)
+        session.clean_up_killed_session(lab)
         bench, slot = Workbench.open(lab, found=found), list_usable_devices(found)[0]
         candidate = Candidate(proposal, row.blob)
         try:

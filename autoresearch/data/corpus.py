@@ -61,8 +61,11 @@ class Recipe:
 
     def resolve_source(self) -> Source:
         """Where the text comes from."""
-        return registry.named(
-            self.text, self.packages, cache_root(), self.maximum_bytes or DEFAULT_HUB_BYTES
+        return registry.load_source(
+            self.text,
+            self.packages,
+            cache_root(),
+            self.maximum_bytes or DEFAULT_HUB_BYTES,
         )
 
 
@@ -155,7 +158,9 @@ def prepare(recipe: Recipe, show: ShowProgress) -> Sealed:
             seal_folder(beside, folder)
         finally:
             shutil.rmtree(beside, ignore_errors=True)
-    write_whole(index_path(recipe), json.dumps(build_index_entry(recipe, source, fingerprint)))
+    write_whole(
+        index_path(recipe), json.dumps(build_index_entry(recipe, source, fingerprint))
+    )
     sealed = open_sealed(folder)
     sealed.verify()
     return sealed
@@ -168,7 +173,9 @@ def find(recipe: Recipe) -> Sealed | None:
         return None
     said = json.loads(path.read_text())
     if said != json.loads(
-        json.dumps(build_index_entry(recipe, recipe.resolve_source(), said["fingerprint"]))
+        json.dumps(
+            build_index_entry(recipe, recipe.resolve_source(), said["fingerprint"])
+        )
     ):
         return None
     folder = cache_root() / said["fingerprint"]
@@ -209,7 +216,12 @@ def collect_versions() -> dict[str, str]:
     """What else decides how a text comes out."""
     packages = {name: package_version(name) for name in ("rustbpe", "tiktoken")}
     python = platform.python_version()
-    return {"format": str(FORMAT_VERSION), "tool": __version__, **packages, "python": python}
+    return {
+        "format": str(FORMAT_VERSION),
+        "tool": __version__,
+        **packages,
+        "python": python,
+    }
 
 
 def compute_fingerprint(recipe: Recipe, description: Mapping[str, object]) -> str:
@@ -225,7 +237,9 @@ def index_path(recipe: Recipe) -> Path:
     return folder / f"{compute_digest(asdict(recipe))}.json"
 
 
-def build_index_entry(recipe: Recipe, source: Source, fingerprint: str) -> dict[str, object]:
+def build_index_entry(
+    recipe: Recipe, source: Source, fingerprint: str
+) -> dict[str, object]:
     """What must be unchanged for a fingerprint to hold without reading the text."""
     facts = {"source": source.collect_quick_facts(), "versions": collect_versions()}
     return {"fingerprint": fingerprint, "facts": compute_digest(facts)}
@@ -246,7 +260,9 @@ def hash_file(path: Path) -> str:
 
 def require_packages() -> None:
     """LabError when the training extra is not installed."""
-    missing = [n for n in ("numpy", "rustbpe", "tiktoken") if package_version(n) == "absent"]
+    missing = [
+        n for n in ("numpy", "rustbpe", "tiktoken") if package_version(n) == "absent"
+    ]
     if missing:
         raise LabError(
             f"preparing text needs {', '.join(missing)}. "
@@ -362,7 +378,9 @@ def train_tokenizer(
 
     show(f"tokenizer of {vocabulary}", 0, 1)
     trainer = rustbpe.Tokenizer()
-    trainer.train_from_iterator(sample_texts(texts), vocabulary - 1, pattern=PRETOKENIZER_PATTERN)
+    trainer.train_from_iterator(
+        sample_texts(texts), vocabulary - 1, pattern=PRETOKENIZER_PATTERN
+    )
     pairs = sorted(trainer.get_mergeable_ranks(), key=lambda pair: pair[1])
     ranks = [bytes(token) for token, _ in pairs]
     if len(ranks) != vocabulary - 1:
@@ -426,7 +444,9 @@ def pack_split(
     with (folder / f"{name}.u16").open("wb") as file:
         for at in range(0, len(texts), BATCH_DOCUMENTS):
             part = list(texts[at : at + BATCH_DOCUMENTS])
-            for ids in encoding.encode_ordinary_batch(part, num_threads=available_cpu_count()):
+            for ids in encoding.encode_ordinary_batch(
+                part, num_threads=available_cpu_count()
+            ):
                 packed = np.array([mark, *ids], dtype="<u2")
                 counted += int(width[packed].sum())
                 tokens += len(packed)

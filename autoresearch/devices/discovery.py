@@ -21,7 +21,11 @@ from autoresearch.experiment import Device
 
 GIB = 1 << 30
 # Which limit a user to some AMD GPUs; the first that is set counts.
-AMD_VISIBLE_VARIABLES = ("ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES")
+AMD_VISIBLE_VARIABLES = (
+    "ROCR_VISIBLE_DEVICES",
+    "HIP_VISIBLE_DEVICES",
+    "CUDA_VISIBLE_DEVICES",
+)
 
 
 def discover_devices() -> tuple[Device, ...]:
@@ -42,7 +46,11 @@ def discover_devices() -> tuple[Device, ...]:
 def list_visible_gpus() -> tuple[Gpu, ...]:
     """The GPUs that this user may take."""
     found = list_gpus()
-    names = AMD_VISIBLE_VARIABLES if found and found[0].device_file else ("CUDA_VISIBLE_DEVICES",)
+    names = (
+        AMD_VISIBLE_VARIABLES
+        if found and found[0].device_file
+        else ("CUDA_VISIBLE_DEVICES",)
+    )
     said = (os.environ[name] for name in names if name in os.environ)
     return filter_visible(found, next(said, None))
 
@@ -52,7 +60,9 @@ def list_gpus() -> tuple[Gpu, ...]:
     return rocm.list_amd_gpus() if rocm.has_rocm_torch() else nvidia()
 
 
-def partition_same_model(gpus: Sequence[Gpu]) -> tuple[tuple[Gpu, ...], tuple[Gpu, ...]]:
+def partition_same_model(
+    gpus: Sequence[Gpu],
+) -> tuple[tuple[Gpu, ...], tuple[Gpu, ...]]:
     """Those of the kind that has most memory together, and the others.
 
     A budget of seconds is more text on a faster card: scores of two kinds of GPU do not
@@ -152,7 +162,11 @@ def collect_machine_facts(slot: Device) -> dict[str, str]:
         gpu = next(gpu for gpu in list_gpus() if gpu.index == (slot.index or 0))
         card = {"device": gpu.name, "driver": gpu.driver}
         return {**card, "torch": torch, "python": python}
-    device = f"{cpu_model_name()}, {slot.threads} threads" if slot.device_type == "cpu" else cpu_model_name()
+    device = (
+        f"{cpu_model_name()}, {slot.threads} threads"
+        if slot.device_type == "cpu"
+        else cpu_model_name()
+    )
     return {"device": device, "torch": torch, "python": python}
 
 

@@ -60,7 +60,9 @@ class Gpu:
     name: str
     driver: str
     memory_gb: float
-    device_file: str = ""  # the device file that opens an AMD GPU; NVIDIA's go by their index
+    device_file: str = (
+        ""  # the device file that opens an AMD GPU; NVIDIA's go by their index
+    )
 
 
 def peak_flops(name: str) -> float | None:

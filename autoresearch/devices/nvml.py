@@ -65,7 +65,9 @@ def as_integer(answer: NvmlAnswer) -> int | None:
     return answer if isinstance(answer, int) else None
 
 
-def find_interference(samples: Sequence[GpuHealth], ours: Collection[int]) -> str | None:
+def find_interference(
+    samples: Sequence[GpuHealth], ours: Collection[int]
+) -> str | None:
     """What may have slowed a run down that is not its own doing, or None.
 
     ours: all processes the run ever had. Where the driver counts processes in another

@@ -16,7 +16,9 @@ from autoresearch.devices.gpu_specs import Gpu
 
 KFD_NODES = Path("/sys/class/kfd/kfd/topology/nodes")
 DRM_DEVICES = Path("/sys/class/drm")
-DRIVER_VERSION = Path("/sys/module/amdgpu/version")  # absent where it came with the kernel
+DRIVER_VERSION = Path(
+    "/sys/module/amdgpu/version"
+)  # absent where it came with the kernel
 VRAM_HEAP_TYPES = (1, 2)  # heaps of a card's own memory, all visible to the host or not
 
 
@@ -39,7 +41,8 @@ def read_gpu(index: int, folder: Path, drm: Path) -> Gpu:
     return Gpu(
         index,
         f"GPU-{unique:016x}" if unique else "",  # as ROCR_VISIBLE_DEVICES takes it
-        read_sysfs_text(drm / render / "device" / "product_name") or gfx_target_name(node),
+        read_sysfs_text(drm / render / "device" / "product_name")
+        or gfx_target_name(node),
         read_sysfs_text(DRIVER_VERSION) or platform.release(),
         sum(heap.get("size_in_bytes", 0) for heap in own) / 1e9,
         f"/dev/dri/{render}",
@@ -60,7 +63,9 @@ def torch_libraries() -> Path | None:
 
 def read_properties(folder: Path) -> dict[str, int]:
     """The numbers of a folder's `properties`; none where it may not be read."""
-    lines = (line.split() for line in read_sysfs_text(folder / "properties").splitlines())
+    lines = (
+        line.split() for line in read_sysfs_text(folder / "properties").splitlines()
+    )
     return {
         words[0]: int(words[1])
         for words in lines

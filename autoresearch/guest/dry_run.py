@@ -146,7 +146,9 @@ class DryRunTraining:
         import torch
 
         if rows < 1 or context < 1:
-            raise DryRunFault(f"run.batches({rows}, {context}) has no rows or no tokens")
+            raise DryRunFault(
+                f"run.batches({rows}, {context}) has no rows or no tokens"
+            )
         if context + 1 > TOKEN_COUNT:
             raise DryRunFault(f"run.batches asks for {context} tokens a row")
         self.batch_tokens = rows * context
@@ -171,7 +173,9 @@ class DryRunTraining:
             if isinstance(value, float) and not math.isfinite(value):
                 continue  # only shown
             if not isinstance(value, int | float | str):
-                raise DryRunFault(f"submit({name}=...) is {type(value).__name__}, no number")
+                raise DryRunFault(
+                    f"submit({name}=...) is {type(value).__name__}, no number"
+                )
         if self._causal:
             check_submission(model, self._build, self._prepare)
         else:
@@ -179,7 +183,9 @@ class DryRunTraining:
         raise DryRunUnwound
 
 
-def check_submission(model: "nn.Module", build: Callable[[], Any], prepare: Any) -> None:
+def check_submission(
+    model: "nn.Module", build: Callable[[], Any], prepare: Any
+) -> None:
     """Served again from its weights: same shape, same logits, nothing from later."""
     import torch
 
@@ -187,12 +193,19 @@ def check_submission(model: "nn.Module", build: Callable[[], Any], prepare: Any)
 
     for name, parameter in torch_model.iter_named_tensors(model):
         if parameter.is_floating_point() and not torch.isfinite(parameter).all():
-            raise DryRunFault(f"{torch_model.strip_wrapper_prefixes(name)} is not finite after a few steps")
+            raise DryRunFault(
+                f"{torch_model.strip_wrapper_prefixes(name)} is not finite after a few steps"
+            )
     fresh = build()
     if not isinstance(fresh, torch.nn.Module):
-        raise DryRunFault(f"build_model() gives {type(fresh).__name__}, no torch module")
+        raise DryRunFault(
+            f"build_model() gives {type(fresh).__name__}, no torch module"
+        )
     file = torch_model.export_state(model)
-    mine = {torch_model.strip_wrapper_prefixes(name): t for name, t in torch_model.iter_named_tensors(fresh)}
+    mine = {
+        torch_model.strip_wrapper_prefixes(name): t
+        for name, t in torch_model.iter_named_tensors(fresh)
+    }
     if odd := sorted(set(mine) ^ set(file)):
         raise DryRunFault(
             f"build_model() and the submitted model differ in {', '.join(odd[:4])}"
@@ -220,7 +233,9 @@ def check_logits(logits: Any, ids: "Tensor", vocabulary: int) -> None:
     import torch
 
     if not isinstance(logits, torch.Tensor):
-        raise DryRunFault(f"model(ids) gives {type(logits).__name__}, not logits (B, T, V)")
+        raise DryRunFault(
+            f"model(ids) gives {type(logits).__name__}, not logits (B, T, V)"
+        )
     good = logits.ndim == 3 and logits.shape[:2] == ids.shape
     if not good or logits.shape[2] < vocabulary:
         raise DryRunFault(
@@ -285,7 +300,10 @@ def check_on_meta_device(build: Callable[[], Any], prepare: Any) -> dict[str, ob
         raise DryRunFault(
             f"model(ids) gives {tuple(logits.shape)} for ids {tuple(ids.shape)}"
         )
-    return {"parameters": count, "bytes_per_token": measure_activation_bytes(build, prepare)}
+    return {
+        "parameters": count,
+        "bytes_per_token": measure_activation_bytes(build, prepare),
+    }
 
 
 def measure_activation_bytes(build: Callable[[], Any], prepare: Any) -> float:
@@ -356,7 +374,9 @@ def wait_for_source(link: Channel) -> None:
         os._exit(0)  # it was never needed
 
 
-def run_both_passes(hello: Message, give_up: Callable[[str], None]) -> dict[str, object]:
+def run_both_passes(
+    hello: Message, give_up: Callable[[str], None]
+) -> dict[str, object]:
     """Both passes; Found or any error of train.py says what is wrong."""
     sys.argv = ["train.py"]
     sys.path.insert(0, os.getcwd())
@@ -422,7 +442,9 @@ def run_meta_pass(prepare: Any) -> dict[str, object]:
 
     def begin(build: Callable[[], Any]) -> NoReturn:
         if not callable(build) or is_torch_module(build):
-            raise DryRunFault("prepare.begin takes build_model itself, not what it builds")
+            raise DryRunFault(
+                "prepare.begin takes build_model itself, not what it builds"
+            )
         found.update(check_on_meta_device(build, prepare))
         raise DryRunUnwound
 

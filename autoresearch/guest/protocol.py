@@ -28,7 +28,10 @@ class TrainingHost(Protocol):
         ...
 
     def submit_weights(
-        self, state: "ModelState", facts: Mapping[str, object], probe: "ConsistencyAnswer"
+        self,
+        state: "ModelState",
+        facts: Mapping[str, object],
+        probe: "ConsistencyAnswer",
     ) -> None:
         """Hand in the weights; does not return to a guest of the harness."""
         ...

@@ -30,7 +30,12 @@ if TYPE_CHECKING:
 
     from autoresearch.guest.safetensors_format import ModelState
 
-from autoresearch.guest.protocol import BuildModel, TrainingHost, ConsistencyAnswer, TrainingTerms
+from autoresearch.guest.protocol import (
+    BuildModel,
+    ConsistencyAnswer,
+    TrainingHost,
+    TrainingTerms,
+)
 
 REPORT_EVERY_SECONDS = 0.5
 
@@ -122,7 +127,9 @@ class Training:
         """Hand in the trained model, and the configuration it was resolved to."""
         from autoresearch.guest import safetensors_format
 
-        facts.setdefault("mfu_percent", self._estimate_mfu(facts.get("flops_per_token")))
+        facts.setdefault(
+            "mfu_percent", self._estimate_mfu(facts.get("flops_per_token"))
+        )
         state, probe = export_for_submission(model)
         width = safetensors_format.DTYPE_BYTES
         self._host.submit_weights(
@@ -171,7 +178,9 @@ def iter_shuffled_batches(
             yield tokens[starts[at : at + rows, None] + span]
 
 
-def copy_to_device(batch: "np.ndarray[Any, Any]", device: str) -> "tuple[Tensor, Tensor]":
+def copy_to_device(
+    batch: "np.ndarray[Any, Any]", device: str
+) -> "tuple[Tensor, Tensor]":
     """uint16 (B, T+1) on the host -> x, y int64 (B, T) on the device."""
     import torch
 
@@ -191,7 +200,9 @@ def export_for_submission(model: Any) -> "tuple[ModelState, ConsistencyAnswer]":
     if is_torch_model(model):
         from autoresearch.guest import torch_model
 
-        return torch_model.export_state(model), lambda row: torch_model.answer_consistency_row(model, row)
+        return torch_model.export_state(
+            model
+        ), lambda row: torch_model.answer_consistency_row(model, row)
     state = {
         name: safetensors_format.tensor_from_floats(v)
         for name, v in model.state_dict().items()
@@ -231,19 +242,25 @@ class HarnessHost:
     def report_progress(self, message: Message) -> None:
         self._link.send(message)
 
-    def submit_weights(self, state: "ModelState", facts: Mapping[str, object], probe: ConsistencyAnswer) -> None:
+    def submit_weights(
+        self, state: "ModelState", facts: Mapping[str, object], probe: ConsistencyAnswer
+    ) -> None:
         from autoresearch.guest import safetensors_format
 
         sys.stdout.flush()
         sys.stderr.flush()
-        file = sealed_memory.seal_parts(safetensors_format.encode_parts(state), "weights")
+        file = sealed_memory.seal_parts(
+            safetensors_format.encode_parts(state), "weights"
+        )
         self._link.send({"say": "submit", "facts": dict(facts)}, file)
         # The clock has stopped. A text lab now asks the trained model for its losses
         # on a text it has not seen; the served model will have to give the same.
         try:
             _, (descriptor,) = self._link.receive()
             answer = probe(sealed_memory.map_read_only(descriptor))
-            self._link.send({"say": "probed"}, sealed_memory.seal_bytes(answer, "probe"))
+            self._link.send(
+                {"say": "probed"}, sealed_memory.seal_bytes(answer, "probe")
+            )
         except ipc.ChannelClosed:
             pass  # there was nothing to ask
         os._exit(0)
@@ -290,7 +307,9 @@ def serve_model(link: Channel, hello: Message, build: BuildModel) -> NoReturn:
         if is_torch_model(model):
             from autoresearch.guest import torch_model
 
-            torch_model.load_state(model, safetensors_format.decode(file), hello["device"])
+            torch_model.load_state(
+                model, safetensors_format.decode(file), hello["device"]
+            )
             torch_model.serve_requests(link, hello, model, _descriptors[1:])
         else:
             tensors = safetensors_format.decode(file)
@@ -311,7 +330,9 @@ def serve_json_outputs(link: Channel, model: Callable[[Any], Any]) -> NoReturn:
     while True:
         _, (descriptor,) = link.receive()
         outputs = model(json.loads(bytes(sealed_memory.map_read_only(descriptor))))
-        link.send({"say": "done"}, sealed_memory.seal_bytes(json.dumps(outputs).encode()))
+        link.send(
+            {"say": "done"}, sealed_memory.seal_bytes(json.dumps(outputs).encode())
+        )
 
 
 _link: Channel | None = None  # None: nobody but a person started this

@@ -141,7 +141,10 @@ def evaluate_in_process(lab: Any, model: Any, device: str) -> float:
         for at in range(0, len(rows), size):
             batch = torch.from_numpy(rows[at : at + size].astype(np.int64)).to(device)
             found = (
-                torch_model.claim_losses(model, batch, lab.VOCABULARY).double().cpu().numpy()
+                torch_model.claim_losses(model, batch, lab.VOCABULARY)
+                .double()
+                .cpu()
+                .numpy()
             )
             nats += float(found[width[at : at + size] > 0].sum())
     value = bits_per_byte.bits_per_byte(nats, int(width.sum()))

@@ -43,7 +43,9 @@ def export_state(model: nn.Module) -> dict[str, RawTensor]:
     for name, tensor in iter_named_tensors(model):
         whole = tensor.detach().cpu().contiguous()
         raw = memoryview(whole.reshape(-1).view(torch.uint8).numpy())
-        state[strip_wrapper_prefixes(name)] = RawTensor(DTYPE_NAMES[whole.dtype], tuple(whole.shape), raw)
+        state[strip_wrapper_prefixes(name)] = RawTensor(
+            DTYPE_NAMES[whole.dtype], tuple(whole.shape), raw
+        )
     return state
 
 
@@ -75,10 +77,14 @@ def load_state(model: nn.Module, state: ModelState, device: str) -> None:
     model.to(device).eval()
 
 
-def restore_tensor(name: str, old: torch.Tensor, saved: RawTensor, device: str) -> torch.Tensor:
+def restore_tensor(
+    name: str, old: torch.Tensor, saved: RawTensor, device: str
+) -> torch.Tensor:
     """The saved tensor, as what stood in its place: a parameter or a buffer."""
     if tuple(old.shape) != saved.shape:
-        exit_mismatched(f"{name} is {tuple(old.shape)} in build_model(), {saved.shape} trained")
+        exit_mismatched(
+            f"{name} is {tuple(old.shape)} in build_model(), {saved.shape} trained"
+        )
     if not len(saved.raw):  # a buffer of no elements is fine, for all but `frombuffer`
         new = torch.empty(saved.shape, dtype=DTYPE_BY_NAME[saved.dtype], device=device)
     else:
@@ -98,12 +104,16 @@ def exit_mismatched(reason: str) -> NoReturn:
     raise SystemExit(3)
 
 
-def compute_logits(model: nn.Module, ids: torch.Tensor, vocabulary: int) -> torch.Tensor:
+def compute_logits(
+    model: nn.Module, ids: torch.Tensor, vocabulary: int
+) -> torch.Tensor:
     """ids (B, T) -> logits (B, T, V) in float32."""
     with torch.inference_mode():
         logits = model(ids)
     if logits.shape[:2] != ids.shape or logits.shape[2] < vocabulary:
-        exit_mismatched(f"model(ids) gave {tuple(logits.shape)} for ids {tuple(ids.shape)}")
+        exit_mismatched(
+            f"model(ids) gave {tuple(logits.shape)} for ids {tuple(ids.shape)}"
+        )
     return logits[..., :vocabulary].float()
 
 
@@ -150,7 +160,9 @@ def answer_consistency_row(model: nn.Module, row: memoryview) -> bytes:
     model.eval()
     # Eager: one odd-shaped batch would recompile a compiled model, on the clock.
     with torch.inference_mode(), torch.compiler.set_stance("force_eager"):
-        found = claim_losses(model, torch.from_numpy(tokens)[None].to(device), vocabulary)
+        found = claim_losses(
+            model, torch.from_numpy(tokens)[None].to(device), vocabulary
+        )
     model.train(training)
     return bytes(found.cpu().numpy().astype("<f4").tobytes())
 
@@ -166,7 +178,9 @@ def read_lab_shape() -> tuple[int, int]:
 ROUNDING_NATS, BIAS_NATS = 0.03, 0.001
 
 
-def try_compile(model: nn.Module, batch: torch.Tensor, vocabulary: int) -> ClaimFunction | None:
+def try_compile(
+    model: nn.Module, batch: torch.Tensor, vocabulary: int
+) -> ClaimFunction | None:
     """Compile a model that knows how, on this batch; what its claims are made by then.
 
     Knowing how is a `compile` of its own: torch's compiles a model whole, which takes
@@ -177,8 +191,12 @@ def try_compile(model: nn.Module, batch: torch.Tensor, vocabulary: int) -> Claim
         return None
     before = [(module, ModuleSnapshot(module)) for module in model.modules()]
     eager = claim_losses(model, batch, vocabulary)
-    ways: list[ClaimFunction] = [claim_model_losses] if hasattr(type(model), "losses") else []
-    ways.append(partial(claim_losses, losses=torch.compile(compute_losses, dynamic=False)))
+    ways: list[ClaimFunction] = (
+        [claim_model_losses] if hasattr(type(model), "losses") else []
+    )
+    ways.append(
+        partial(claim_losses, losses=torch.compile(compute_losses, dynamic=False))
+    )
     try:
         model.compile()
         for way in ways:
@@ -188,8 +206,12 @@ def try_compile(model: nn.Module, batch: torch.Tensor, vocabulary: int) -> Claim
         print(f"not compiled: {error}", file=sys.stderr, flush=True)
     for module, contents in before:
         contents.restore(module)
-    if not torch.allclose(claim_losses(model, batch, vocabulary), eager, atol=TOLERANCE_NATS):
-        exit_mismatched("compile() changed the model for good")  # another guest is asked
+    if not torch.allclose(
+        claim_losses(model, batch, vocabulary), eager, atol=TOLERANCE_NATS
+    ):
+        exit_mismatched(
+            "compile() changed the model for good"
+        )  # another guest is asked
     return None
 
 
@@ -234,7 +256,9 @@ class ModuleSnapshot:
             self._held[name].update(table)
 
 
-LENGTH_MULTIPLE = 32  # rows are cut to multiples of this: few shapes, and some kernels like it
+LENGTH_MULTIPLE = (
+    32  # rows are cut to multiples of this: few shapes, and some kernels like it
+)
 TOLERANCE_NATS = 1e-4
 MODEL_ERRORS = (RuntimeError, ValueError, TypeError, LookupError, AssertionError)
 
@@ -249,7 +273,9 @@ class LastLogits:
 
     def __init__(self, model: nn.Module, vocabulary: int, device: str) -> None:
         self._model, self._vocabulary = model, vocabulary
-        self._can_cut: bool | None = None if device == "cpu" else False  # None: not tried
+        self._can_cut: bool | None = (
+            None if device == "cpu" else False
+        )  # None: not tried
 
     def compute_at(self, ids: torch.Tensor, positions: list[int]) -> torch.Tensor:
         """ids (B, T) -> logits (B, V) at positions[i] of row i."""
@@ -257,7 +283,9 @@ class LastLogits:
         at = torch.tensor(positions, device=ids.device)
         upto = -(-(max(positions) + 1) // LENGTH_MULTIPLE) * LENGTH_MULTIPLE
         if self._can_cut:
-            return compute_logits(self._model, ids[:, :upto], self._vocabulary)[lines, at]
+            return compute_logits(self._model, ids[:, :upto], self._vocabulary)[
+                lines, at
+            ]
         whole = compute_logits(self._model, ids, self._vocabulary)[lines, at]
         if self._can_cut is None and upto < ids.shape[1]:
             self._can_cut = self._matches_whole_rows(ids[:, :upto], whole, lines, at)
@@ -297,7 +325,9 @@ def serve_requests(
     """
     rows, context, vocabulary = hello["rows"], hello["context"], hello["vocabulary"]
     device = hello["device"]
-    inputs = np.frombuffer(map_shared_memory(descriptors[0], mmap.PROT_READ), dtype="<u2")
+    inputs = np.frombuffer(
+        map_shared_memory(descriptors[0], mmap.PROT_READ), dtype="<u2"
+    )
     inputs = inputs[: 2 * rows * (context + 1)].reshape(2, rows, context + 1)
     both_ways = mmap.PROT_READ | mmap.PROT_WRITE
     outputs = np.frombuffer(map_shared_memory(descriptors[1], both_ways), dtype="<f4")
@@ -318,13 +348,18 @@ def serve_requests(
             found = last.compute_at(batch[:, :-1], message["positions"])
         # Whoever compiled has a long text before it; a short one gains nothing.
         late = quick is not None and found.is_cuda
-        before, coming = coming, PendingResult(found.reshape(-1), outputs[half], late=late)
+        before, coming = (
+            coming,
+            PendingResult(found.reshape(-1), outputs[half], late=late),
+        )
         if before is not None:
             before.write_output()
             link.send({"say": "done"})
 
 
-def receive_next(link: Channel, coming: "PendingResult | None") -> tuple[Message, "PendingResult | None"]:
+def receive_next(
+    link: Channel, coming: "PendingResult | None"
+) -> tuple[Message, "PendingResult | None"]:
     """The next message, and what is still on its way by then."""
     while coming is not None:
         if coming.is_ready():

@@ -18,8 +18,18 @@ from autoresearch.errors import LabError
 from autoresearch.git import Repository
 from autoresearch.lab.folder import Lab
 
-MAX_CONSISTENCY_ROWS, MAX_WITHHELD_SHARE = 64, 0.02  # rows kept back, and at most this share of the text
-REQUIRED_OFFERS = ("METRIC", "LOWER_IS_BETTER", "CAUSAL", "prepare", "fingerprint", "training")
+MAX_CONSISTENCY_ROWS, MAX_WITHHELD_SHARE = (
+    64,
+    0.02,
+)  # rows kept back, and at most this share of the text
+REQUIRED_OFFERS = (
+    "METRIC",
+    "LOWER_IS_BETTER",
+    "CAUSAL",
+    "prepare",
+    "fingerprint",
+    "training",
+)
 TEXT_OFFERS = ("VOCABULARY", "CONTEXT", "text")
 OUTPUT_OFFERS = ("inputs", "score")
 
@@ -97,7 +107,9 @@ class Apparatus:
         if not self.causal:
             return 0
         row_bytes = 2 * (self.context + 1)
-        return row_bytes * min(MAX_CONSISTENCY_ROWS, int(MAX_WITHHELD_SHARE * size_bytes) // row_bytes)
+        return row_bytes * min(
+            MAX_CONSISTENCY_ROWS, int(MAX_WITHHELD_SHARE * size_bytes) // row_bytes
+        )
 
     def draw_consistency_row(self) -> bytes:
         """A row of tokens, uint16 (T+1), that no run has seen; b"" without a text.

@@ -26,7 +26,9 @@ from autoresearch.errors import LabError
 Value = int | float | bool | str
 
 NUMBER_PATTERN = r"[-+]?(?:\d[\d_]*\.?\d*|\.\d+)(?:e[-+]?\d+)?(?:\s*\*\*\s*\d+)?"
-RANGE_COMMENT = re.compile(rf"({NUMBER_PATTERN})\s*\.\.\s*({NUMBER_PATTERN})", re.IGNORECASE)
+RANGE_COMMENT = re.compile(
+    rf"({NUMBER_PATTERN})\s*\.\.\s*({NUMBER_PATTERN})", re.IGNORECASE
+)
 CHOICES_COMMENT = re.compile(r"one of:\s*(.+)")
 FIXED_COMMENT = re.compile(r"\bfixed\b")
 LOG_COMMENT = re.compile(r",\s*log\b")
@@ -104,7 +106,9 @@ def evaluate_literal(node: ast.expr) -> Value | None:
             inner = evaluate_literal(operand)
             return None if inner is None or isinstance(inner, str | bool) else -inner
         case ast.BinOp(left=left, op=op, right=right):
-            return evaluate_arithmetic(evaluate_literal(left), op, evaluate_literal(right))
+            return evaluate_arithmetic(
+                evaluate_literal(left), op, evaluate_literal(right)
+            )
     return None
 
 
@@ -171,7 +175,11 @@ def infer_range(value: int | float) -> tuple[float, float, bool]:
     if value < 0:
         return value * 2, 0.0, False
     if isinstance(value, int):
-        return max(1.0, math.ceil(value / DEFAULT_RANGE_FACTOR)), value * DEFAULT_RANGE_FACTOR, value > 8
+        return (
+            max(1.0, math.ceil(value / DEFAULT_RANGE_FACTOR)),
+            value * DEFAULT_RANGE_FACTOR,
+            value > 8,
+        )
     if 0.5 < value < 1:  # betas and shares: what counts is the distance to one
         return max(0.0, 1 - 8 * (1 - value)), 1 - (1 - value) / 8, False
     high = value * DEFAULT_RANGE_FACTOR
@@ -188,7 +196,11 @@ def replace_constants(source: str, values: Mapping[str, Value]) -> str:
                 f"train.py has no constant {name!r}; it has: {', '.join(sorted(known))}"
             )
         old = known[name]
-        words = old.spelling if values[name] == old.value else format_value(values[name], old)
+        words = (
+            old.spelling
+            if values[name] == old.value
+            else format_value(values[name], old)
+        )
         body = body[: old.start] + words.encode() + body[old.end :]
     changed = body.decode()
     now = {constant.name: constant.value for constant in parse_constants(changed)}

@@ -36,10 +36,15 @@ def find_violation(source: str, parent: str, limits: ChangeLimits) -> str | None
         return why
     if fingerprint_code(source) == fingerprint_code(parent):
         return "nothing changed but comments and layout"
-    if fingerprint_code(source, seedless=True) == fingerprint_code(parent, seedless=True):
+    if fingerprint_code(source, seedless=True) == fingerprint_code(
+        parent, seedless=True
+    ):
         return "only a seed changed, and the seed is the harness's"
     if constants.blank_constants(source) == constants.blank_constants(parent):
-        before, after = constants.constant_values(parent), constants.constant_values(source)
+        before, after = (
+            constants.constant_values(parent),
+            constants.constant_values(source),
+        )
         names = [name for name in after if after[name] != before.get(name)]
         if len(names) > limits.max_constants:
             return (
@@ -68,7 +73,9 @@ def find_python_fault(source: str) -> str | None:
         return "it does not compress like code; data has no place in train.py"
     try:
         if measure_nesting_depth(parse_without_warnings(source)) > MAX_NESTING_DEPTH:
-            return f"not Python that can be read: nested deeper than {MAX_NESTING_DEPTH}"
+            return (
+                f"not Python that can be read: nested deeper than {MAX_NESTING_DEPTH}"
+            )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             compile(source, "train.py", "exec")

@@ -30,10 +30,16 @@ def find_near_duplicate(
     for number, theirs in siblings:
         was, now = source_diff.trim_common_ends(parent, theirs)
         if moved:
-            constants = changed_constants(source_diff.parse_assignments(was), source_diff.parse_assignments(now))
+            constants = changed_constants(
+                source_diff.parse_assignments(was), source_diff.parse_assignments(now)
+            )
             same = constants is not None and are_nearly_equal(moved, constants)
         else:
-            same = bool(added) and added == strip_comments(now) and strip_comments(old) == strip_comments(was)
+            same = (
+                bool(added)
+                and added == strip_comments(now)
+                and strip_comments(old) == strip_comments(was)
+            )
         if same:
             return number
     return None

@@ -65,12 +65,20 @@ def parse_reply(reply: str) -> ParsedReply:
             f"{LARGEST_REPLY_CHARACTERS} are read. Send search/replace blocks"
         )
     if not is_plain_text(reply):
-        raise ReplyRejected("the reply holds null bytes or half characters; send plain text")
+        raise ReplyRejected(
+            "the reply holds null bytes or half characters; send plain text"
+        )
     found = parse_json_reply(reply) or parse_text_reply(reply)
-    if not all(is_plain_text(text) for text in (found.whole, *map(block_text, found.blocks))):
-        raise ReplyRejected("its edits hold null bytes or half characters; send plain text")
+    if not all(
+        is_plain_text(text) for text in (found.whole, *map(block_text, found.blocks))
+    ):
+        raise ReplyRejected(
+            "its edits hold null bytes or half characters; send plain text"
+        )
     if len(found.blocks) > MAX_BLOCKS:
-        raise ReplyRejected(f"{len(found.blocks)} blocks; one idea has at most {MAX_BLOCKS}")
+        raise ReplyRejected(
+            f"{len(found.blocks)} blocks; one idea has at most {MAX_BLOCKS}"
+        )
     return found
 
 
@@ -141,7 +149,9 @@ def parse_fence(lines: Sequence[str], at: int, mark: str) -> tuple[FenceContent,
         return FenceContent(tuple(parse_blocks(body)), ""), end + 1
     if language in ("diff", "patch") or any(line.startswith("@@ ") for line in body):
         return FenceContent(tuple(parse_diff_hunks(body)), ""), end + 1
-    if language in ("python", "py", "", TRAIN_FILE) and any(line.strip() for line in body):
+    if language in ("python", "py", "", TRAIN_FILE) and any(
+        line.strip() for line in body
+    ):
         return FenceContent((), "\n".join(body)), end + 1
     return FenceContent((), ""), end + 1
 
@@ -221,7 +231,9 @@ def build_reply(
         wholes = [max(wholes, key=len)]
     title = to_one_line(heads.get("TITLE", ""))[:MAX_TITLE_LETTERS]
     if not title:
-        raise ReplyRejected("the reply has no TITLE line; say in a few words what is new")
+        raise ReplyRejected(
+            "the reply has no TITLE line; say in a few words what is new"
+        )
     reason = to_one_line(heads.get("REASON", ""))[:MAX_REASON_LETTERS]
     expected = find_number(heads.get("EXPECTED", ""))
     return ParsedReply(
@@ -306,7 +318,9 @@ def find_number(text: str) -> float | None:
 def replace_block(source: str, block: EditBlock, number: int) -> str:
     """The file with one block replaced, or Refused."""
     if not block.search.strip():
-        raise ReplyRejected(f"block {number} has an empty SEARCH; quote the lines to replace")
+        raise ReplyRejected(
+            f"block {number} has an empty SEARCH; quote the lines to replace"
+        )
     lines, wanted = source.split("\n"), block.search.split("\n")
     for same in (keep_line, str.rstrip, str.strip):
         places = find_matches(lines, wanted, same)
@@ -318,7 +332,9 @@ def replace_block(source: str, block: EditBlock, number: int) -> str:
         if places:
             new = block.replace.split("\n") if block.replace else []
             if same is str.strip:
-                new = shift_indentation(new, wanted, lines[places[0] : places[0] + len(wanted)])
+                new = shift_indentation(
+                    new, wanted, lines[places[0] : places[0] + len(wanted)]
+                )
             return "\n".join(
                 lines[: places[0]] + new + lines[places[0] + len(wanted) :]
             )
@@ -347,12 +363,18 @@ def shift_indentation(new: list[str], wanted: list[str], found: list[str]) -> li
     pairs = [(w, f) for w, f in zip(wanted, found, strict=True) if w.strip()]
     apart = {measure_indentation(f) - measure_indentation(w) for w, f in pairs}
     if len(apart) != 1:
-        raise ReplyRejected("its SEARCH is indented unlike the file; quote it as it stands")
+        raise ReplyRejected(
+            "its SEARCH is indented unlike the file; quote it as it stands"
+        )
     by = apart.pop()
     if any(line.strip() and measure_indentation(line) + by < 0 for line in new):
-        raise ReplyRejected("its REPLACE is indented unlike the file; indent it as the file")
+        raise ReplyRejected(
+            "its REPLACE is indented unlike the file; indent it as the file"
+        )
     return [
-        (" " * (measure_indentation(line) + by) + line.lstrip()) if line.strip() else line
+        (" " * (measure_indentation(line) + by) + line.lstrip())
+        if line.strip()
+        else line
         for line in new
     ]
 

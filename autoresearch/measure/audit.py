@@ -84,7 +84,10 @@ def compute_draw_probabilities(claims: Array, scored: Array, reference: Array) -
     uniform = scored / scored.sum()
     said = claims[scored].astype("float64")
     odd = np.zeros(scored.shape)
-    odd[scored] = np.maximum(0.0, compute_reference_excess(said, reference[scored])) ** EXCESS_POWER
+    odd[scored] = (
+        np.maximum(0.0, compute_reference_excess(said, reference[scored]))
+        ** EXCESS_POWER
+    )
     if odd.sum() <= 0:
         return np.asarray(uniform)
     return np.asarray(UNIFORM_SHARE * uniform + (1 - UNIFORM_SHARE) * odd / odd.sum())
@@ -102,7 +105,9 @@ def compute_reference_excess(claims: Array, reference: Array) -> Array:
     return np.asarray(reference - np.interp(claims, middles, usual))
 
 
-def draw_audit_positions(chance: Array, count: int, rng: np.random.Generator) -> AuditSample:
+def draw_audit_positions(
+    chance: Array, count: int, rng: np.random.Generator
+) -> AuditSample:
     """Draw positions by their chances."""
     return StratifiedSampler(chance, count).draw_positions(rng)
 
@@ -146,7 +151,11 @@ def cap_probabilities(chance: Array, count: int) -> Array:
 
 
 def estimate_correction(
-    drawn: AuditSample, differences: Array, scored: int, text_bytes: int, far_nats: float
+    drawn: AuditSample,
+    differences: Array,
+    scored: int,
+    text_bytes: int,
+    far_nats: float,
 ) -> AuditEstimate:
     """Differences (audit - claim) at the drawn places -> the correction."""
     weighted = np.repeat(differences * drawn.weights, drawn.counts)

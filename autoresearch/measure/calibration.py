@@ -88,7 +88,11 @@ class CalibrationFile:
             return None
 
     def save_calibration(
-        self, far_nats: float, probe_nats: float, startup_seconds: float, pace: ServingTimes
+        self,
+        far_nats: float,
+        probe_nats: float,
+        startup_seconds: float,
+        pace: ServingTimes,
     ) -> None:
         """Write down what this run showed, for all later ones."""
         close = min(CONSISTENCY_NATS, max(CONSISTENCY_NATS_CALIBRATED, 4 * probe_nats))

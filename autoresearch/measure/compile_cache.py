@@ -27,7 +27,11 @@ from autoresearch.atomic_file import write_whole
 from autoresearch.experiment import HUMAN_AUTHOR, Proposal
 from autoresearch.git import compute_blob_id
 from autoresearch.lab.folder import Lab
-from autoresearch.sandbox.process import COMPILE_CACHE_FOLDER, ProcessRole, remove_folder
+from autoresearch.sandbox.process import (
+    COMPILE_CACHE_FOLDER,
+    ProcessRole,
+    remove_folder,
+)
 
 LARGEST_BYTES = 1 << 30
 MAX_FILES = 50_000
@@ -39,7 +43,9 @@ def cache_folder(lab: Lab, task: ProcessRole) -> Path:
         name = version("torch")
     except PackageNotFoundError:
         name = "none"
-    return lab.state_folder / "compiled" / (name if task == "train" else f"{name}-{task}")
+    return (
+        lab.state_folder / "compiled" / (name if task == "train" else f"{name}-{task}")
+    )
 
 
 def create_compile_folder(scratch: Path) -> None:

@@ -29,14 +29,18 @@ from typing import TYPE_CHECKING, Any
 
 from autoresearch import sealed_memory
 from autoresearch.devices import gpu_specs
-from autoresearch.experiment import Kind, Run, Score, Device
+from autoresearch.experiment import Device, Kind, Run, Score
 from autoresearch.lab.folder import Lab
 from autoresearch.measure import compile_cache
-from autoresearch.measure.calibration import CONSISTENCY_NATS, ServingTimes, CalibrationFile
+from autoresearch.measure.calibration import (
+    CONSISTENCY_NATS,
+    CalibrationFile,
+    ServingTimes,
+)
 from autoresearch.measure.model_process import expect_message, run_failure, serve_model
 from autoresearch.measure.outputs_task import score_outputs_task
 from autoresearch.measure.workbench import RunProgress, Workbench
-from autoresearch.sandbox.process import ProcessExited, SandboxedProcess, LimitExceeded
+from autoresearch.sandbox.process import LimitExceeded, ProcessExited, SandboxedProcess
 from autoresearch.sealed_memory import ProtocolError
 
 if TYPE_CHECKING:
@@ -105,7 +109,9 @@ def add_holdout_score(bench: Workbench, found: Score, *, slot: Device) -> Score:
 # -- text: claim and audit -------------------------------------------------------------
 
 
-def score_text_task(bench: Workbench, run: Run, slot: Device, split: str) -> tuple[float, float]:
+def score_text_task(
+    bench: Workbench, run: Run, slot: Device, split: str
+) -> tuple[float, float]:
     """(bits per byte, standard error of its correction)."""
     import numpy as np
 
@@ -118,13 +124,17 @@ def score_text_task(bench: Workbench, run: Run, slot: Device, split: str) -> tup
     allowed = known.serving_limits if known else ServingTimes()
     # Who calibrates compiles from nothing: others may have to.
     lends = known is not None
-    claims, on_probe, pace = collect_claims(bench, run, slot, sheet, allowed, lends=lends)
+    claims, on_probe, pace = collect_claims(
+        bench, run, slot, sheet, allowed, lends=lends
+    )
     if not ((claims >= -1e-6) & (claims < LARGEST_CLAIM)).all():
         raise ProtocolError("losses that are negative, not finite or absurd")
     rng = np.random.default_rng(int.from_bytes(os.urandom(16), "little"))
     reference = load_reference_losses(bench, sheet, split)
     chance = audit.compute_draw_probabilities(claims, sheet.scored_mask, reference)
-    drawn = audit.draw_audit_positions(chance, audit.compute_sample_size(len(claims), slot.device_type), rng)
+    drawn = audit.draw_audit_positions(
+        chance, audit.compute_sample_size(len(claims), slot.device_type), rng
+    )
     truth = audit_losses(bench, run, slot, sheet, drawn.positions, allowed)
     said = claims.ravel()[drawn.positions].astype("float64")
     far_nats = known.far_nats if known else audit.FAR_NATS
@@ -135,7 +145,9 @@ def score_text_task(bench: Workbench, run: Run, slot: Device, split: str) -> tup
         raise run_failure(run, "cheat", why)
     off_nats = compute_trained_distance(run, on_probe)
     if not off_nats <= (known.probe_nats if known else CONSISTENCY_NATS):
-        raise run_failure(run, "not the model you trained", NOT_TRAINED.format(off_nats))
+        raise run_failure(
+            run, "not the model you trained", NOT_TRAINED.format(off_nats)
+        )
     if known is None:
         far_nats = audit.calibrate_far_nats(found.largest_nats)
         cold = compile_cache.load_note(bench.lab, "train").seconds
@@ -187,12 +199,18 @@ def serve_with_buffers(
 
     context = sheet.rows.shape[1] - 1
     shape = (2, sheet.per_batch, context + 1)
-    asks, question = sealed_memory.create_shared_memory(2 * math.prod(shape), "inputs", writer=False)
-    says, answer = sealed_memory.create_shared_memory(2 * 4 * floats, "outputs", writer=True)
+    asks, question = sealed_memory.create_shared_memory(
+        2 * math.prod(shape), "inputs", writer=False
+    )
+    says, answer = sealed_memory.create_shared_memory(
+        2 * 4 * floats, "outputs", writer=True
+    )
     hello = {"rows": sheet.per_batch, "context": context}
     hello["vocabulary"] = sheet.vocabulary
     try:
-        with serve_model(bench, run, slot, hello, allowed, asks, says, lends=lends) as guest:
+        with serve_model(
+            bench, run, slot, hello, allowed, asks, says, lends=lends
+        ) as guest:
             guest.has_seen_held_out = True
             inputs = np.frombuffer(question, dtype="<u2").reshape(shape)
             outputs = np.frombuffer(answer, dtype="<f4").reshape(2, floats)
@@ -203,7 +221,13 @@ def serve_with_buffers(
 
 
 def collect_claims(
-    bench: Workbench, run: Run, slot: Device, sheet: EvaluationRows, allowed: ServingTimes, *, lends: bool
+    bench: Workbench,
+    run: Run,
+    slot: Device,
+    sheet: EvaluationRows,
+    allowed: ServingTimes,
+    *,
+    lends: bool,
 ) -> tuple["Array", "Array", ServingTimes]:
     """(claims float32 (R, T), claims on the probe (T,) or (0,), how long it took).
 
@@ -219,9 +243,13 @@ def collect_claims(
     whole, most = replace(sheet, rows=rows), LONG_SECONDS.get(slot.device_type)
     lends = lends and most is not None
     try:
-        claims, took = request_claims(bench, run, slot, whole, allowed, most, lends=lends)
+        claims, took = request_claims(
+            bench, run, slot, whole, allowed, most, lends=lends
+        )
     except CompilationFailed:
-        claims, took = request_claims(bench, run, slot, whole, allowed, None, lends=False)
+        claims, took = request_claims(
+            bench, run, slot, whole, allowed, None, lends=False
+        )
     if not len(probe):
         return claims, np.empty(0, dtype="<f4"), took
     return np.delete(claims, at, axis=0), claims[at], took
@@ -258,7 +286,9 @@ def request_claims(
         )
         if compiled_it:
             guest.kill()
-            compile_cache.store_compiled(bench.lab, run.candidate.proposal, guest.folder, "serve")
+            compile_cache.store_compiled(
+                bench.lab, run.candidate.proposal, guest.folder, "serve"
+            )
     return claims, ServingTimes(ready, pace[0], median(pace))
 
 
@@ -291,7 +321,9 @@ def stream_claims(
     left, asked_at = allowed.first_seconds, time.monotonic()
     for start in range(0, len(rows), size):
         half, after = start // size % 2, start + size
-        now = start == TIMED_BATCHES * size and is_worth_compiling(rows[after:], size, pace, long_seconds)
+        now = start == TIMED_BATCHES * size and is_worth_compiling(
+            rows[after:], size, pace, long_seconds
+        )
         if after < len(rows) and not now:
             ask(after)
         expect_message(guest, "done", left)
@@ -363,7 +395,12 @@ def batch_audit_cuts(drawn: list[tuple[int, int]], size: int) -> Iterator[list[i
 
 
 def audit_losses(
-    bench: Workbench, run: Run, slot: Device, sheet: EvaluationRows, places: "Array", allowed: ServingTimes
+    bench: Workbench,
+    run: Run,
+    slot: Device,
+    sheet: EvaluationRows,
+    places: "Array",
+    allowed: ServingTimes,
 ) -> "Array":
     """Losses at flat positions, float64 (K,), out of a second guest's whole logits."""
     import numpy as np
@@ -373,7 +410,9 @@ def audit_losses(
     size, context = sheet.per_batch, sheet.rows.shape[1] - 1
     vocabulary = sheet.vocabulary
     drawn = [(int(at) // context, int(at) % context + 1) for at in places]
-    text = np.frombuffer(sealed_memory.map_read_only(bench.apparatus.seal_training_data()), dtype="<u2")
+    text = np.frombuffer(
+        sealed_memory.map_read_only(bench.apparatus.seal_training_data()), dtype="<u2"
+    )
     found = np.empty(len(drawn))
     rng = np.random.default_rng(int.from_bytes(os.urandom(16), "little"))
     with serve_with_buffers(bench, run, slot, sheet, size * vocabulary, allowed) as (
@@ -398,7 +437,9 @@ def audit_losses(
             copy = says.copy().reshape(size, vocabulary)
             targets = np.array([int(sheet.rows[drawn[i]]) for i in batch])
             try:
-                found[batch] = bits_per_byte.compute_token_losses(copy[: len(batch)], targets)
+                found[batch] = bits_per_byte.compute_token_losses(
+                    copy[: len(batch)], targets
+                )
             except bits_per_byte.InvalidLogits as odd:
                 raise ProtocolError(str(odd)) from None
     return found
@@ -412,7 +453,9 @@ def locate_calibration(bench: Workbench, slot: Device) -> CalibrationFile:
     return CalibrationFile(bench.lab, bench.apparatus.blob, bench.walls.level, slot)
 
 
-def load_reference_losses(bench: Workbench, sheet: EvaluationRows, split: str) -> "Array":
+def load_reference_losses(
+    bench: Workbench, sheet: EvaluationRows, split: str
+) -> "Array":
     """What to compare claims with, like `sheet.scored`: the champion's, if known."""
     import numpy as np
 
@@ -423,7 +466,9 @@ def load_reference_losses(bench: Workbench, sheet: EvaluationRows, split: str) -
         found = np.fromfile(path, dtype="<f2")
         if found.size == sheet.scored_mask.size:
             return np.asarray(found.reshape(sheet.scored_mask.shape).astype("float64"))
-    text = np.frombuffer(sealed_memory.map_read_only(bench.apparatus.seal_training_data()), dtype="<u2")
+    text = np.frombuffer(
+        sealed_memory.map_read_only(bench.apparatus.seal_training_data()), dtype="<u2"
+    )
     few = text[: 1 << 22]
     return audit.compute_unigram_losses(few, sheet.rows[:, 1:], sheet.vocabulary)
 

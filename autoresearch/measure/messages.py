@@ -9,7 +9,7 @@ or a person has to hear comes back in the result.
 
 from dataclasses import dataclass
 
-from autoresearch.experiment import Candidate, Failure, Score, Device
+from autoresearch.experiment import Candidate, Device, Failure, Score
 from autoresearch.measure.workbench import RunTerms
 from autoresearch.stats.early_stopping import Pruner
 

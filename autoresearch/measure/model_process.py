@@ -8,7 +8,7 @@ from typing import Any
 
 from autoresearch import sealed_memory
 from autoresearch.errors import ExperimentFailed
-from autoresearch.experiment import Failure, Kind, Run, Device
+from autoresearch.experiment import Device, Failure, Kind, Run
 from autoresearch.measure import trainer
 from autoresearch.measure.calibration import ServingTimes
 from autoresearch.measure.workbench import Workbench
@@ -35,7 +35,9 @@ def serve_model(
     proposal = run.candidate.proposal
     file = sealed_memory.seal_file(run.weights, "weights")
     try:
-        with trainer.enter_process(bench, slot, "serve", proposal, lends=lends) as guest:
+        with trainer.enter_process(
+            bench, slot, "serve", proposal, lends=lends
+        ) as guest:
             greeting = {"mode": "serve", "device": slot.device_type, **hello}
             try:
                 trainer.send_greeting(guest, greeting, proposal.source, file, *shared)

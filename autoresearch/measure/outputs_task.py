@@ -6,7 +6,7 @@ import time
 from typing import Any
 
 from autoresearch import sealed_memory
-from autoresearch.experiment import Run, Device
+from autoresearch.experiment import Device, Run
 from autoresearch.measure.calibration import ServingTimes
 from autoresearch.measure.model_process import serve_model
 from autoresearch.measure.workbench import Workbench
@@ -41,7 +41,9 @@ def score_outputs_task(bench: Workbench, run: Run, slot: Device, split: str) -> 
 def read_outputs(descriptor: int) -> Any:
     """The outputs a model guest sealed."""
     try:
-        return json.loads(bytes(sealed_memory.map_verified(descriptor, LARGEST_OUTPUT_BYTES)))
+        return json.loads(
+            bytes(sealed_memory.map_verified(descriptor, LARGEST_OUTPUT_BYTES))
+        )
     except (ValueError, RecursionError):
         raise ProtocolError("outputs that are not JSON") from None
     finally:

@@ -20,13 +20,13 @@ import time
 from dataclasses import dataclass, replace
 
 from autoresearch.errors import LabError, RunStopped
-from autoresearch.experiment import Champion, Proposal, Device
+from autoresearch.experiment import Champion, Device, Proposal
 from autoresearch.lab import constants, constraints
 from autoresearch.measure import trainer
 from autoresearch.measure.workbench import Workbench
 from autoresearch.records.ledger import Ledger
 from autoresearch.sandbox import process
-from autoresearch.sandbox.process import ProcessExited, LimitExceeded, StopFlag
+from autoresearch.sandbox.process import LimitExceeded, ProcessExited, StopFlag
 from autoresearch.sealed_memory import ProtocolError
 from autoresearch.text import to_one_line
 
@@ -119,7 +119,9 @@ class Preflight:
         finally:
             ledger.close()
 
-    def _find_memory_fault(self, found: DryRunReport, champion: Champion, base: DryRunReport) -> str:
+    def _find_memory_fault(
+        self, found: DryRunReport, champion: Champion, base: DryRunReport
+    ) -> str:
         """Whether it would run out of memory, judged by what the champion took."""
         ledger = Ledger(self._path, lower_is_better=self._lower_is_better)
         try:
@@ -192,18 +194,25 @@ class DryRunWorker:
     def dry_run_source(self, source: str, deadline: float) -> DryRunReport:
         """What becomes of a file. Raises TimeoutError and Stopped."""
         guest = self._guest
-        for name, text in zip(DRY_RUN_FILES, (source, shrink_source(source)), strict=True):
+        for name, text in zip(
+            DRY_RUN_FILES, (source, shrink_source(source)), strict=True
+        ):
             (self._folder / name).write_text(text)
         try:
             guest.send({"say": "go"})
             return parse_report(guest.receive_message(deadline))
         except ProcessExited as gone:
             guest.kill()
-            words = trainer.last_error_line(guest.log.join_kept()) or f"exit code {gone.exit_code}"
+            words = (
+                trainer.last_error_line(guest.log.join_kept())
+                or f"exit code {gone.exit_code}"
+            )
             return DryRunReport(f"ended without a word: {words}")
         except LimitExceeded as over:
             # Memory of a miniature says little about the card; anything else does.
-            return DryRunReport("" if over.resource == "memory" else str(over), is_in_time=False)
+            return DryRunReport(
+                "" if over.resource == "memory" else str(over), is_in_time=False
+            )
         except ProtocolError as junk:
             return DryRunReport(f"spoke out of turn: {junk}")
 
@@ -260,7 +269,9 @@ def shrink_source(source: str) -> str:
     """The file with its sizes turned down, where constants name them."""
     wanted = {}
     for knob in constants.parse_constants(source):
-        caps = [SMALL_SIZES[word] for word in knob.name.split("_") if word in SMALL_SIZES]
+        caps = [
+            SMALL_SIZES[word] for word in knob.name.split("_") if word in SMALL_SIZES
+        ]
         if not caps or isinstance(knob.value, bool | str) or knob.is_fixed:
             continue
         low = knob.low if knob.low is not None else 1

@@ -25,13 +25,13 @@ from autoresearch.devices.monitor import GpuMonitor
 from autoresearch.errors import ExperimentFailed
 from autoresearch.experiment import (
     Candidate,
+    Device,
     Facts,
     Failure,
-    PruneDecision,
     Kind,
     Proposal,
+    PruneDecision,
     Run,
-    Device,
 )
 from autoresearch.guest import safetensors_format
 from autoresearch.measure import compile_cache
@@ -39,13 +39,13 @@ from autoresearch.measure.calibration import CONSISTENCY_SECONDS, CalibrationFil
 from autoresearch.measure.workbench import RunProgress, RunTerms, Workbench
 from autoresearch.sandbox.ipc import Message
 from autoresearch.sandbox.process import (
-    ProcessExited,
-    SandboxedProcess,
     LimitExceeded,
+    ProcessExited,
     ProcessRole,
+    SandboxedProcess,
     remove_folder,
 )
-from autoresearch.sealed_memory import ProtocolError, seal_bytes, map_verified
+from autoresearch.sealed_memory import ProtocolError, map_verified, seal_bytes
 from autoresearch.stats.early_stopping import Pruner
 from autoresearch.text import to_one_line
 
@@ -63,8 +63,12 @@ SERVING_IMPORTS = (
     "autoresearch.guest.torch_model",
 )
 COMPILING_IMPORTS = (*SERVING_IMPORTS, "torch._inductor.compile_fx")
-MAX_WARM_SERVERS = 4  # processes: two for each split, and what is kept is scored on both
-OUT_OF_MEMORY_OUTPUT = re.compile(rb"OutOfMemoryError|out of memory|MemoryError|bad_alloc")
+MAX_WARM_SERVERS = (
+    4  # processes: two for each split, and what is kept is scored on both
+)
+OUT_OF_MEMORY_OUTPUT = re.compile(
+    rb"OutOfMemoryError|out of memory|MemoryError|bad_alloc"
+)
 
 
 def train_candidate(
@@ -86,7 +90,9 @@ def train_candidate(
         compile_cache.discard_other_blobs(bench.lab, candidate.blob)
     with enter_process(bench, slot, "train", proposal) as guest:
         try:
-            run = supervise_training(bench, candidate, guest, seed, slot, folder, outlook)
+            run = supervise_training(
+                bench, candidate, guest, seed, slot, folder, outlook
+            )
         finally:
             guest.kill()
             run_log_path(bench, folder).write_bytes(guest.log.join_kept())
@@ -99,7 +105,12 @@ def train_candidate(
 
 @contextmanager
 def enter_process(
-    bench: Workbench, slot: Device, task: ProcessRole, proposal: Proposal, *, lends: bool = False
+    bench: Workbench,
+    slot: Device,
+    task: ProcessRole,
+    proposal: Proposal,
+    *,
+    lends: bool = False,
 ) -> Iterator[SandboxedProcess]:
     """A guest to `greet`, which may have waited; its folder goes when it does.
 
@@ -109,7 +120,9 @@ def enter_process(
     if bench.waiting is not None:
         guest = bench.waiting.take_process(slot, task, proposal.source)
     if guest is None:
-        folder = create_task_folder(bench, task, own=compile_cache.is_human_baseline(proposal))
+        folder = create_task_folder(
+            bench, task, own=compile_cache.is_human_baseline(proposal)
+        )
         guest = start_process(bench, folder, slot)
     try:
         if task == "serve" and lends:  # before it has read a word of train.py
@@ -126,13 +139,17 @@ def refill_warm_pool(bench: Workbench, slot: Device) -> None:
         bench.waiting.refill(slot, MAX_WARM_SERVERS)
 
 
-def start_warm_process(bench: Workbench, slot: Device, task: ProcessRole) -> SandboxedProcess | None:
+def start_warm_process(
+    bench: Workbench, slot: Device, task: ProcessRole
+) -> SandboxedProcess | None:
     """A guest that will wait; None where what it is to be lent is not there yet."""
     compiles = compile_cache.cache_folder(bench.lab, task).is_dir()
     if task == "train" and not compiles:
         return None
     folder = create_task_folder(bench, task, own=False)
-    return start_process(bench, folder, slot, COMPILING_IMPORTS if compiles else SERVING_IMPORTS)
+    return start_process(
+        bench, folder, slot, COMPILING_IMPORTS if compiles else SERVING_IMPORTS
+    )
 
 
 def start_process(
@@ -150,7 +167,9 @@ def start_process(
     )
 
 
-def send_greeting(guest: SandboxedProcess, message: Message, source: str, *descriptors: int) -> None:
+def send_greeting(
+    guest: SandboxedProcess, message: Message, source: str, *descriptors: int
+) -> None:
     """Tell a guest its terms, and what train.py is."""
     file = seal_bytes(source.encode(), "train.py")
     guest.send({**message, "source": True}, file, *descriptors)
@@ -200,9 +219,13 @@ def supervise_training(
     """Hand over the data, keep the clock, take the weights."""
     terms, begun, log = bench.terms, time.monotonic(), run_log_path(bench, folder)
     place = CalibrationFile(bench.lab, bench.apparatus.blob, bench.walls.level, slot)
-    stage = RunStage("start-up", place.compute_startup_limit(terms.budget_seconds or 0.0))
+    stage = RunStage(
+        "start-up", place.compute_startup_limit(terms.budget_seconds or 0.0)
+    )
     with translate_failures(candidate, guest, stage, log):
-        send_greeting(guest, build_greeting(terms, seed, slot), candidate.proposal.source)
+        send_greeting(
+            guest, build_greeting(terms, seed, slot), candidate.proposal.source
+        )
         bench.watch(candidate, RunProgress("starting", 0.0, 0.0))
         message = guest.receive_message(begun + stage.seconds)
         if message.get("say") != "start":
@@ -211,7 +234,9 @@ def supervise_training(
         started = time.monotonic()
         guest.send({"say": "go"}, bench.apparatus.seal_training_data())
         refill_warm_pool(bench, slot)
-        with GpuMonitor(bench.nvml(slot), partial(list_own_pids, bench, guest)) as monitor:
+        with GpuMonitor(
+            bench.nvml(slot), partial(list_own_pids, bench, guest)
+        ) as monitor:
             submitted, descriptors = wait_for_weights(
                 bench, candidate, guest, started, started + stage.seconds, outlook
             )
@@ -236,7 +261,10 @@ def supervise_training(
     if outlook is None:
         return run
     return replace(
-        run, curve=outlook.curve, schedule=outlook.touches_schedule, spared=outlook.exempted
+        run,
+        curve=outlook.curve,
+        schedule=outlook.touches_schedule,
+        spared=outlook.exempted,
     )
 
 
@@ -262,7 +290,9 @@ def build_greeting(terms: RunTerms, seed: int, slot: Device) -> Message:
     }
 
 
-def request_consistency_losses(bench: Workbench, guest: SandboxedProcess) -> tuple[bytes, memoryview]:
+def request_consistency_losses(
+    bench: Workbench, guest: SandboxedProcess
+) -> tuple[bytes, memoryview]:
     """Ask the trained model about a text that nobody has seen: (tokens, losses).
 
     It has handed in its weights and cannot tell them what was asked.
@@ -308,10 +338,14 @@ def translate_failures(
     try:
         yield
     except TimeoutError:
-        detail = f"killed: {stage.name} went past {stage.seconds:.0f} s{stage.limit_detail}"
+        detail = (
+            f"killed: {stage.name} went past {stage.seconds:.0f} s{stage.limit_detail}"
+        )
         raise ExperimentFailed(Failure(candidate, "timeout", detail, log)) from None
     except ProcessExited as gone:
-        raise ExperimentFailed(explain_exit(candidate, guest, gone, stage.name, log)) from None
+        raise ExperimentFailed(
+            explain_exit(candidate, guest, gone, stage.name, log)
+        ) from None
     except LimitExceeded as over:
         kind: Kind = "out of memory" if over.resource == "memory" else "crash"
         raise ExperimentFailed(Failure(candidate, kind, str(over), log)) from None
@@ -362,7 +396,10 @@ def wait_for_weights(
 
 def parse_progress(message: Message, seconds: float) -> RunProgress:
     """What a run says of itself, with nonsense left out."""
-    share, loss = parse_message_number(message, "progress"), parse_message_number(message, "loss")
+    share, loss = (
+        parse_message_number(message, "progress"),
+        parse_message_number(message, "loss"),
+    )
     tokens = message.get("tokens")
     return RunProgress(
         "training",
@@ -382,7 +419,11 @@ def parse_message_number(message: Message, key: str) -> float | None:
 
 
 def explain_exit(
-    candidate: Candidate, guest: SandboxedProcess, gone: ProcessExited, phase: str, log: Path
+    candidate: Candidate,
+    guest: SandboxedProcess,
+    gone: ProcessExited,
+    phase: str,
+    log: Path,
 ) -> Failure:
     """Why a guest that left without submitting left."""
     printed = guest.log.join_kept()
@@ -399,7 +440,11 @@ def explain_exit(
     if OUT_OF_MEMORY_OUTPUT.search(printed[-4096:]):
         return Failure(candidate, "out of memory", last_error_line(printed), log)
     words = last_error_line(printed) or "no output"
-    how = f"signal {-gone.exit_code}" if gone.exit_code < 0 else f"exit code {gone.exit_code}"
+    how = (
+        f"signal {-gone.exit_code}"
+        if gone.exit_code < 0
+        else f"exit code {gone.exit_code}"
+    )
     return Failure(candidate, "crash", f"{words} ({how}, in {phase})", log)
 
 
@@ -427,7 +472,9 @@ def receive_weights(
     path = folder / "model.safetensors"
     try:
         if len(descriptors) != 1:
-            raise ProtocolError(f"{len(descriptors)} files where one of weights belongs")
+            raise ProtocolError(
+                f"{len(descriptors)} files where one of weights belongs"
+            )
         file = map_verified(descriptors[0], LARGEST_WEIGHTS_BYTES)
         safetensors_format.validate_weights(file)
     except safetensors_format.NonFiniteWeights as odd:
@@ -469,6 +516,8 @@ def last_error_line(printed: bytes) -> str:
 
     Compilers print advice after their errors.
     """
-    lines = [to_one_line(line) for line in printed.decode(errors="replace").splitlines()]
+    lines = [
+        to_one_line(line) for line in printed.decode(errors="replace").splitlines()
+    ]
     errors = [line for line in lines[-ADVICE_LINES:] if ERROR_LINE.match(line)]
     return next((line[:300] for line in reversed(errors or lines) if line), "")

@@ -15,7 +15,7 @@ import threading
 from collections.abc import Callable
 
 from autoresearch.experiment import Device
-from autoresearch.sandbox.process import SandboxedProcess, ProcessRole
+from autoresearch.sandbox.process import ProcessRole, SandboxedProcess
 
 # What torch reads when it is imported, a train.py may want to set before.
 SETS_ENVIRONMENT = re.compile(r"\b(?:environ(?!\.get\()|putenv|setenv)\b")
@@ -29,7 +29,9 @@ def sets_environment(source: str) -> bool:
 class WarmPool:
     """Guests in waiting, by slot and task."""
 
-    def __init__(self, start: Callable[[Device, ProcessRole], SandboxedProcess | None]) -> None:
+    def __init__(
+        self, start: Callable[[Device, ProcessRole], SandboxedProcess | None]
+    ) -> None:
         """start: makes one that imports ahead; None: not now."""
         self._start = start
         self._guests: dict[tuple[Device, ProcessRole], list[SandboxedProcess]] = {}
@@ -52,7 +54,9 @@ class WarmPool:
         wanted: tuple[tuple[ProcessRole, int], ...] = (("serve", serving), ("train", 1))
         with self._filling:
             for task, count in wanted:
-                while self._is_short_of(slot, task, count) and self._start_one(slot, task):
+                while self._is_short_of(slot, task, count) and self._start_one(
+                    slot, task
+                ):
                     pass
 
     def _start_one(self, slot: Device, task: ProcessRole) -> bool:
@@ -71,7 +75,9 @@ class WarmPool:
             waiting = [g for g in self._guests.get((slot, task), []) if g.is_running]
             return not self._closed and len(waiting) < wanted
 
-    def take_process(self, slot: Device, task: ProcessRole, source: str) -> SandboxedProcess | None:
+    def take_process(
+        self, slot: Device, task: ProcessRole, source: str
+    ) -> SandboxedProcess | None:
         """One that waits for this; None: there is none that this train.py could use."""
         if sets_environment(source):
             return None

@@ -17,7 +17,7 @@ from autoresearch.lab.folder import Lab
 from autoresearch.lab.program import Program
 from autoresearch.measure.warm_pool import WarmPool
 from autoresearch.sandbox import selftest
-from autoresearch.sandbox.process import ResourceLimits, StopFlag, SandboxBackend
+from autoresearch.sandbox.process import ResourceLimits, SandboxBackend, StopFlag
 from autoresearch.sandbox.selftest import HostPaths
 
 FIRST_WALL_SECONDS = 3600.0  # of a token budget, until the champion says more
@@ -74,7 +74,9 @@ class Workbench:
     stop: StopFlag
     watch: ProgressCallback
     walls: SandboxBackend
-    nvml: Callable[[Device], NvmlQuery | None] = discovery.open_device_nvml  # None: no GPU to ask
+    nvml: Callable[[Device], NvmlQuery | None] = (
+        discovery.open_device_nvml
+    )  # None: no GPU to ask
     waiting: WarmPool | None = None  # None: every guest starts when it is needed
 
     @classmethod
@@ -117,7 +119,9 @@ def list_usable_devices(found: Apparatus) -> tuple[Device, ...]:
     return discovery.discover_devices() if found.causal else (Device(),)
 
 
-def terms_from_program(program: Program, readonly: tuple[tuple[str, bytes], ...]) -> RunTerms:
+def terms_from_program(
+    program: Program, readonly: tuple[tuple[str, bytes], ...]
+) -> RunTerms:
     """What program.md grants every run."""
     most = program.max_memory_gb
     return RunTerms(
@@ -125,7 +129,9 @@ def terms_from_program(program: Program, readonly: tuple[tuple[str, bytes], ...]
         program.budget_tokens,
         program.tolerance_seconds,
         FIRST_WALL_SECONDS,
-        ResourceLimits(memory_gb=discovery.default_memory_limit_gb() if most is None else most),
+        ResourceLimits(
+            memory_gb=discovery.default_memory_limit_gb() if most is None else most
+        ),
         readonly,
     )
 

@@ -9,7 +9,7 @@ made again before anything knows what it would have scored (`void_runs`).
 from dataclasses import dataclass, replace
 
 from autoresearch.errors import ExperimentFailed
-from autoresearch.experiment import Run, Score, Device
+from autoresearch.experiment import Device, Run, Score
 from autoresearch.measure import evaluator, trainer, void_runs
 from autoresearch.measure.messages import Notice, RunRequest, RunResult
 from autoresearch.measure.workbench import Workbench

@@ -34,7 +34,9 @@ class Policy(Protocol):
         """
         ...
 
-    def decide(self, scores: Scores, history: History, change: CodeSizeChange) -> Verdict:
+    def decide(
+        self, scores: Scores, history: History, change: CodeSizeChange
+    ) -> Verdict:
         """Scores -> Verdict; `unresolved` where it may be better but is not proven."""
         ...
 

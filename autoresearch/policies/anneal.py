@@ -17,7 +17,14 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from autoresearch.experiment import Champion, CodeSizeChange, History, Row, Scores, Verdict
+from autoresearch.experiment import (
+    Champion,
+    CodeSizeChange,
+    History,
+    Row,
+    Scores,
+    Verdict,
+)
 from autoresearch.policies import NextRun
 from autoresearch.policies.noise_aware import NoiseAwarePolicy, compute_noise_unit
 from autoresearch.stats import posterior
@@ -43,7 +50,9 @@ class AnnealPolicy:
         """As noise-aware."""
         return self.verdict_policy.choose_next_run(scores, history)
 
-    def decide(self, scores: Scores, history: History, change: CodeSizeChange) -> Verdict:
+    def decide(
+        self, scores: Scores, history: History, change: CodeSizeChange
+    ) -> Verdict:
         """As noise-aware."""
         return self.verdict_policy.decide(scores, history, change)
 
@@ -58,7 +67,11 @@ class AnnealPolicy:
     def choose_parent(self, history: History, rows: Sequence[Row]) -> str | None:
         """Where the walk stands."""
         unit = compute_noise_unit(history, lower_is_better=self.lower_is_better)
-        return replay_walk(rows, posterior.compute_posteriors(rows, unit)) if unit else None
+        return (
+            replay_walk(rows, posterior.compute_posteriors(rows, unit))
+            if unit
+            else None
+        )
 
 
 def replay_walk(rows: Sequence[Row], known: posterior.Posteriors) -> str | None:
@@ -69,7 +82,9 @@ def replay_walk(rows: Sequence[Row], known: posterior.Posteriors) -> str | None:
         if row.blob not in known:
             continue
         since += 1
-        if head is None or (row.parent == head and is_metropolis_accepted(row, head, known, place)):
+        if head is None or (
+            row.parent == head and is_metropolis_accepted(row, head, known, place)
+        ):
             head = row.blob
         if summit is None or known[row.blob].mean > known[summit].mean:
             summit, since = row.blob, 0
@@ -78,7 +93,9 @@ def replay_walk(rows: Sequence[Row], known: posterior.Posteriors) -> str | None:
     return head
 
 
-def is_metropolis_accepted(row: Row, head: str, known: posterior.Posteriors, place: int) -> bool:
+def is_metropolis_accepted(
+    row: Row, head: str, known: posterior.Posteriors, place: int
+) -> bool:
     """Metropolis' rule, with a coin that belongs to the experiment."""
     rise = known[row.blob].mean - known[head].mean
     temperature = INITIAL_TEMPERATURE * 0.5 ** (place / TEMPERATURE_HALF_LIFE)

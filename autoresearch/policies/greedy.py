@@ -7,7 +7,14 @@ near the end of a night is luck (measured elsewhere, see docs/how-it-works.md).
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from autoresearch.experiment import Champion, CodeSizeChange, History, Row, Scores, Verdict
+from autoresearch.experiment import (
+    Champion,
+    CodeSizeChange,
+    History,
+    Row,
+    Scores,
+    Verdict,
+)
 from autoresearch.policies import NextRun, compute_gain
 
 
@@ -22,7 +29,9 @@ class GreedyPolicy:
         """One run settles it."""
         return "nothing" if scores else "candidate"
 
-    def decide(self, scores: Scores, history: History, change: CodeSizeChange) -> Verdict:
+    def decide(
+        self, scores: Scores, history: History, change: CodeSizeChange
+    ) -> Verdict:
         """Keep a gain that is positive and pays for the lines it adds."""
         champion, added = history.champion, change.added_lines
         if champion is None:

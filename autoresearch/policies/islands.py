@@ -14,7 +14,14 @@ costs gain (how much: benchmarks/verdicts.py).
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from autoresearch.experiment import Champion, CodeSizeChange, History, Row, Scores, Verdict
+from autoresearch.experiment import (
+    Champion,
+    CodeSizeChange,
+    History,
+    Row,
+    Scores,
+    Verdict,
+)
 from autoresearch.policies import NextRun
 from autoresearch.policies.noise_aware import NoiseAwarePolicy, compute_noise_unit
 from autoresearch.stats import posterior
@@ -39,7 +46,9 @@ class IslandsPolicy:
         """As noise-aware."""
         return self.verdict_policy.choose_next_run(scores, history)
 
-    def decide(self, scores: Scores, history: History, change: CodeSizeChange) -> Verdict:
+    def decide(
+        self, scores: Scores, history: History, change: CodeSizeChange
+    ) -> Verdict:
         """As noise-aware."""
         return self.verdict_policy.decide(scores, history, change)
 
@@ -54,7 +63,11 @@ class IslandsPolicy:
     def choose_parent(self, history: History, rows: Sequence[Row]) -> str | None:
         """The head of the line whose turn it is."""
         unit = compute_noise_unit(history, lower_is_better=self.lower_is_better)
-        heads = replay_islands(rows, posterior.compute_posteriors(rows, unit)) if unit else []
+        heads = (
+            replay_islands(rows, posterior.compute_posteriors(rows, unit))
+            if unit
+            else []
+        )
         return heads[len(rows) % ISLAND_COUNT] if heads else None
 
 
@@ -72,7 +85,9 @@ def replay_islands(rows: Sequence[Row], known: posterior.Posteriors) -> list[str
         if mine is not None and known[row.blob].mean > known[heads[mine]].mean:
             heads[mine] = row.blob
         if place % MIGRATION_INTERVAL == 0:
-            ranked = sorted(range(ISLAND_COUNT), key=lambda line: known[heads[line]].mean)
+            ranked = sorted(
+                range(ISLAND_COUNT), key=lambda line: known[heads[line]].mean
+            )
             heads[ranked[0]] = heads[ranked[-1]]
     return heads
 

@@ -35,7 +35,12 @@ from autoresearch.experiment import (
     Scores,
     Verdict,
 )
-from autoresearch.policies import NextRun, compute_gain, has_earlier_runs, estimate_score_noise
+from autoresearch.policies import (
+    NextRun,
+    compute_gain,
+    estimate_score_noise,
+    has_earlier_runs,
+)
 from autoresearch.policies.greedy import GreedyPolicy
 from autoresearch.stats import noise, posterior, quantiles
 from autoresearch.stats.posterior import Posterior
@@ -104,25 +109,35 @@ class NoiseAwarePolicy:
         if champion is None:
             return "candidate" if len(scores) < BASELINE_RUNS else "nothing"
         if not scores:
-            return "champion" if is_remeasurement_due(champion, history) else "candidate"
+            return (
+                "champion" if is_remeasurement_due(champion, history) else "candidate"
+            )
         if not all(math.isfinite(score.value) for score in scores):
             return "nothing"
         known = estimate_score_noise(history)
         if known is None:  # one run of everything so far: learn what a run is worth
-            better = compute_gain(scores, champion, lower_is_better=self.lower_is_better) > 0
+            better = (
+                compute_gain(scores, champion, lower_is_better=self.lower_is_better) > 0
+            )
             return "champion" if better and len(champion.values) == 1 else "nothing"
         if known.sd == 0 or len(scores) >= MAX_CANDIDATE_RUNS:
             return "nothing"
         return self.choose_further_run(scores, history, known)
 
-    def choose_further_run(self, scores: Scores, history: History, known: Noise) -> NextRun:
+    def choose_further_run(
+        self, scores: Scores, history: History, known: Noise
+    ) -> NextRun:
         """The same, for a candidate that has runs and where noise is known."""
         champion = history.champion
         assert champion is not None
-        price = self.compute_required_gain(history.change or CodeSizeChange(0, 0), known)
+        price = self.compute_required_gain(
+            history.change or CodeSizeChange(0, 0), known
+        )
         standing = self.compute_standing(scores, history, known, price)
         runs = len(scores)
-        unlearned = runs == 1 < len(champion.values) and known.degrees < MIN_NOISE_DEGREES
+        unlearned = (
+            runs == 1 < len(champion.values) and known.degrees < MIN_NOISE_DEGREES
+        )
         if unlearned and SINGLE_RUN_Z <= standing.test_z < EARLY_SINGLE_RUN_Z:
             return "candidate"
         again = has_earlier_runs(scores, history)
@@ -133,12 +148,16 @@ class NoiseAwarePolicy:
         elif price < 0:
             lost = not standing.posterior_z >= PROMISING_REMOVAL_Z
         else:
-            lost = not (standing.posterior_z >= self.promising_z and standing.stake >= MIN_STAKE)
+            lost = not (
+                standing.posterior_z >= self.promising_z and standing.stake >= MIN_STAKE
+            )
         if lost:
             return "nothing"
         return "candidate" if len(champion.values) >= runs else "champion"
 
-    def decide(self, scores: Scores, history: History, change: CodeSizeChange) -> Verdict:
+    def decide(
+        self, scores: Scores, history: History, change: CodeSizeChange
+    ) -> Verdict:
         """Keep what is proven better than the champion by more than its lines cost."""
         champion = history.champion
         known = estimate_score_noise(history)
@@ -191,7 +210,9 @@ class NoiseAwarePolicy:
         start = found.get(scores[0].run.candidate.proposal.parent, reigning)
         before = found.get(scores[0].run.candidate.blob)
         if before is None:
-            candidate = posterior.update_on_child_runs(start, fmean(values), len(values), shares)[1]
+            candidate = posterior.update_on_child_runs(
+                start, fmean(values), len(values), shares
+            )[1]
             voting = values[1:] or values
         else:  # a second look: all of its runs are fresh
             candidate = before.with_runs(fmean(values), len(values))
@@ -204,7 +225,9 @@ class NoiseAwarePolicy:
         first = next(iter(found.values()), reigning)
         gained = max(reigning.mean, start.mean) - first.mean
         runs = sum(map(len, history.replicates))
-        rate = (max(0.0, gained) + PRIOR_GAIN_RATE * PRIOR_RATE_RUNS) / (runs + PRIOR_RATE_RUNS)
+        rate = (max(0.0, gained) + PRIOR_GAIN_RATE * PRIOR_RATE_RUNS) / (
+            runs + PRIOR_RATE_RUNS
+        )
         return CandidateStanding(
             quantiles.normal_quantile_from_t(z, known.degrees + PRIOR_DEGREES),
             ahead / spread,
@@ -247,7 +270,11 @@ class NoiseAwarePolicy:
     def choose_parent(self, history: History, rows: Sequence[Row]) -> str | None:
         """The train.py that is believed best."""
         unit = compute_noise_unit(history, lower_is_better=self.lower_is_better)
-        return posterior.find_best_blob(posterior.compute_posteriors(rows, unit)) if unit else None
+        return (
+            posterior.find_best_blob(posterior.compute_posteriors(rows, unit))
+            if unit
+            else None
+        )
 
 
 def decide_without_noise(won: float, scores: Scores, champion: Champion) -> Verdict:
@@ -268,14 +295,21 @@ def compute_noise_unit(history: History, *, lower_is_better: bool) -> float | No
 
 def is_proven(standing: CandidateStanding, runs: int) -> bool:
     """Whether fresh runs, or one run beyond all luck, put it above the champion."""
-    bar = SINGLE_RUN_Z if runs == 1 else SEQUENTIAL_BOUNDARIES_Z[min(runs - 1, len(SEQUENTIAL_BOUNDARIES_Z)) - 1]
+    bar = (
+        SINGLE_RUN_Z
+        if runs == 1
+        else SEQUENTIAL_BOUNDARIES_Z[min(runs - 1, len(SEQUENTIAL_BOUNDARIES_Z)) - 1]
+    )
     return standing.test_z >= bar
 
 
 def has_stale_champion(history: History) -> bool:
     """Whether scores drift and the champion was not run side by side with this one."""
     champion = history.champion
-    if champion is None or noise.detect_drift(history.replicates, history.end_times) is None:
+    if (
+        champion is None
+        or noise.detect_drift(history.replicates, history.end_times) is None
+    ):
         return False
     others = [
         max(times)

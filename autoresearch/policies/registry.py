@@ -19,7 +19,7 @@ POLICIES: dict[str, Callable[[bool, float], Policy]] = {
 }
 
 
-def named(
+def load_policy(
     name: str, *, lower_is_better: bool, gain_per_20_added_lines: float
 ) -> Policy:
     """The policy that program.md names; LabError for an unknown name."""

@@ -86,5 +86,14 @@ def replay_verdicts(
 
 
 def build_score(candidate: Candidate, seed: int, value: float) -> Score:
-    run = Run(candidate, seed, PLACEHOLDER_RUN_SECONDS, 0.0, 0.0, PLACEHOLDER_PATH, (), PLACEHOLDER_PATH)
+    run = Run(
+        candidate,
+        seed,
+        PLACEHOLDER_RUN_SECONDS,
+        0.0,
+        0.0,
+        PLACEHOLDER_PATH,
+        (),
+        PLACEHOLDER_PATH,
+    )
     return Score(run, value, 0.0, 0.0)

@@ -6,7 +6,7 @@ What the worker raises, `next` raises.
 
 from typing import Protocol
 
-from autoresearch.experiment import Score, Device
+from autoresearch.experiment import Device, Score
 from autoresearch.measure.messages import RunLost, RunRequest, RunResult
 
 

@@ -3,7 +3,7 @@
 from collections import deque
 from collections.abc import Sequence
 
-from autoresearch.experiment import Score, Device
+from autoresearch.experiment import Device, Score
 from autoresearch.measure.messages import RunRequest, RunResult
 from autoresearch.pools import RunWorker
 

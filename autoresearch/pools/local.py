@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 
-from autoresearch.experiment import Score, Device
+from autoresearch.experiment import Device, Score
 from autoresearch.measure.messages import RunRequest, RunResult
 from autoresearch.pools import RunWorker
 

@@ -11,10 +11,12 @@ from autoresearch.pools.inline import InlinePool
 from autoresearch.pools.local import LocalPool
 
 
-def named(name: str, work: RunWorker, devices: tuple[Device, ...]) -> Pool:
+def load_pool(name: str, work: RunWorker, devices: tuple[Device, ...]) -> Pool:
     """The pool that config.toml names; LabError for an unknown name."""
     if name == "local":
-        return InlinePool(work, devices) if len(devices) == 1 else LocalPool(work, devices)
+        return (
+            InlinePool(work, devices) if len(devices) == 1 else LocalPool(work, devices)
+        )
     make = plugins.load_plugin("pools", name)
     if make is None:
         known = ", ".join(("local", *plugins.plugin_names("pools")))

@@ -116,7 +116,10 @@ class Hybrid:
 
 def gains_of(rows: Sequence[Row], sign: float) -> dict[int, float]:
     """What each experiment gained; nothing is lost by a bad idea but its time."""
-    return {number: max(0.0, sign * by) for number, by in compute_change_effects(rows).items()}
+    return {
+        number: max(0.0, sign * by)
+        for number, by in compute_change_effects(rows).items()
+    }
 
 
 def histories(

@@ -21,11 +21,15 @@ from statistics import fmean
 from autoresearch.errors import NotReady
 from autoresearch.experiment import Champion, Curve, Row
 from autoresearch.lab import constants
-from autoresearch.lab.source_diff import parse_spelling, parse_assignments, trim_common_ends
+from autoresearch.lab.source_diff import (
+    parse_assignments,
+    parse_spelling,
+    trim_common_ends,
+)
 from autoresearch.records.ledger import Ledger
 from autoresearch.records.queries import adjusted_rows, load_evidence
 from autoresearch.stats.history import compute_change_effects
-from autoresearch.text import to_one_line, strip_invisible
+from autoresearch.text import strip_invisible, to_one_line
 
 BYTES_PER_TOKEN = 2.2  # of the history, which is mostly numbers
 # Tokenizers in use cut text into words, up to three digits, and single signs; a word of
@@ -363,7 +367,11 @@ def told(change: Change, noise: float | None, *, reason: bool = False) -> str:
     if row.delta is not None:
         outcome += f" {row.delta:+.2g}{interval(row, noise)}"
     who = to_one_line(row.author)[:24]
-    also = f" (on top of {', '.join(map(str, row.unproven_ancestors[-4:]))})" if row.unproven_ancestors else ""
+    also = (
+        f" (on top of {', '.join(map(str, row.unproven_ancestors[-4:]))})"
+        if row.unproven_ancestors
+        else ""
+    )
     line = f"{row.number} {outcome}: {to_one_line(row.title)[:110]}{also} [{who}]"
     if row.decision == "failed":
         line += f" ({to_one_line(row.why.partition(': ')[2])[:140]})"

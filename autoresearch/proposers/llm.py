@@ -34,8 +34,8 @@ from autoresearch.experiment import Proposal
 from autoresearch.git import compute_blob_id
 from autoresearch.proposers import context
 from autoresearch.proposers.toolkit import Desk, proposal_of
-from autoresearch.records.ledger import ProposerCall, Ledger
-from autoresearch.text import to_one_line, strip_invisible
+from autoresearch.records.ledger import Ledger, ProposerCall
+from autoresearch.text import strip_invisible, to_one_line
 
 if TYPE_CHECKING:
     from pydantic_ai.messages import ModelMessage, ModelResponse

@@ -179,9 +179,9 @@ def carried_over(ledger: Ledger, proposal: Proposal, blob: str) -> Proposal | No
     base, ours = ledger.load_source(proposal.parent), ledger.load_source(blob)
     merged = same_constants(ours, base, proposal.source)
     merged = merged or merge(ours, base, proposal.source)
-    if merged is None or constraints.fingerprint_code(merged) == constraints.fingerprint_code(
-        ours
-    ):
+    if merged is None or constraints.fingerprint_code(
+        merged
+    ) == constraints.fingerprint_code(ours):
         return None
     return replace(proposal, source=merged, parent=blob)
 
@@ -194,7 +194,10 @@ def same_constants(ours: str, base: str, theirs: str) -> str | None:
     try:
         if constants.blank_constants(base) != constants.blank_constants(theirs):
             return None
-        before, after = constants.constant_values(base), constants.constant_values(theirs)
+        before, after = (
+            constants.constant_values(base),
+            constants.constant_values(theirs),
+        )
         changed = {n: v for n, v in after.items() if before[n] != v}
         now = constants.constant_values(ours)
         if any(now.get(name) != before[name] for name in changed):

@@ -27,7 +27,7 @@ MODEL = re.compile(
 )
 
 
-def named(
+def load_proposers(
     specs: Sequence[str],
     program: Program,
     folder: Path,
@@ -42,32 +42,34 @@ def named(
     from autoresearch.proposers.toolkit import desk_of
 
     desk = desk or desk_of(folder, program)
-    found = [one(spec, program, desk, seed) for spec in dict.fromkeys(specs)]
-    thinking = [proposer for proposer in found if slow(proposer.name)]
+    found = [load_proposer(spec, program, desk, seed) for spec in dict.fromkeys(specs)]
+    thinking = [proposer for proposer in found if is_slow(proposer.name)]
     if len(found) == 1 and not thinking:
         return found[0]
     from autoresearch.proposers.bandit import Hybrid
 
-    spare = standing_in(program, seed) if thinking and "search" not in specs else None
-    return Hybrid(found, seed, spare=spare, closing=partial(dismiss, found, desk))
+    spare = load_stand_in(program, seed) if thinking and "search" not in specs else None
+    return Hybrid(
+        found, seed, spare=spare, closing=partial(close_proposers, found, desk)
+    )
 
 
 @dataclass(frozen=True, slots=True)
-class Examined:
+class ProposerState:
     """How a proposer does, asked once before the night."""
 
     state: str  # `ok ...`, `limit until HH:MM`, or what is wrong and what to type
     waiting_seconds: float = 0.0  # at least, that the GPU waits for each of its ideas
 
     @property
-    def ready(self) -> bool:
+    def is_ready(self) -> bool:
         """Whether the night will hear of it without anybody doing anything."""
         return self.state.startswith(("ok", "limit until"))
 
 
-def examined(
+def check_proposers(
     specs: Sequence[str], program: Program, folder: Path
-) -> dict[str, Examined]:
+) -> dict[str, ProposerState]:
     """Each proposer and how it does; LabError for one that cannot be.
 
     Asks models and agents once, so it may take a minute and some money.
@@ -78,25 +80,25 @@ def examined(
 
     desk, found = desk_of(folder, program), {}
     for spec in dict.fromkeys(specs):
-        proposer = one(spec, program, desk, seed=0)
+        proposer = load_proposer(spec, program, desk, seed=0)
         match proposer:
             case Ahead(inner=thinker):
-                found[spec] = Examined(thinker.examine())
+                found[spec] = ProposerState(thinker.examine())
             case LLM() as model:  # asked between two runs
                 begun = time.monotonic()
                 state = model.examine()
-                found[spec] = Examined(state, time.monotonic() - begun)
+                found[spec] = ProposerState(state, time.monotonic() - begun)
             case _:
-                found[spec] = Examined("ok")
+                found[spec] = ProposerState("ok")
     return found
 
 
-def slow(spec: str) -> bool:
+def is_slow(spec: str) -> bool:
     """Whether this proposer thinks, which takes a while."""
     return bool(AGENT.fullmatch(spec) or MODEL.fullmatch(spec))
 
 
-def standing_in(program: Program, seed: int) -> Proposer | None:
+def load_stand_in(program: Program, seed: int) -> Proposer | None:
     """The optimiser, where it is installed."""
     from autoresearch.proposers.search import Search
 
@@ -106,7 +108,7 @@ def standing_in(program: Program, seed: int) -> Proposer | None:
         return None
 
 
-def dismiss(proposers: Sequence[Proposer], desk: Desk) -> None:
+def close_proposers(proposers: Sequence[Proposer], desk: Desk) -> None:
     """The night is over: nobody thinks on."""
     from autoresearch.proposers.prefetch import Ahead
 
@@ -116,7 +118,7 @@ def dismiss(proposers: Sequence[Proposer], desk: Desk) -> None:
             proposer.close()
 
 
-def one(spec: str, program: Program, desk: Desk, seed: int) -> Proposer:
+def load_proposer(spec: str, program: Program, desk: Desk, seed: int) -> Proposer:
     """The proposer that one word names."""
     word, _, rest = spec.partition(":")
     if spec == "search":

@@ -66,7 +66,9 @@ class Script:
         self._next += 1
         source, refused = ledger.load_source(start.blob), ""
         try:
-            source = line.get("source") or constants.replace_constants(source, line["set"])
+            source = line.get("source") or constants.replace_constants(
+                source, line["set"]
+            )
         except (KeyError, TypeError, ValueError, AssertionError) as odd:
             refused = f"{self.name}: a value in set does not fit train.py ({odd})"
         return Proposal(

@@ -77,7 +77,9 @@ class Search:
             return None
         source = ledger.load_source(start.blob)
         rows = adjusted_rows(ledger)
-        taken = {constraints.fingerprint_code(p.source) for p in ledger.load_open_proposals()}
+        taken = {
+            constraints.fingerprint_code(p.source) for p in ledger.load_open_proposals()
+        }
         rng = random.Random(f"{self._seed}:{len(rows)}:{len(taken)}:{start.blob}")
         knobs = {c.name: c for c in constants.parse_constants(source) if not c.is_fixed}
         history = self._history(ledger, start.blob, knobs, rows)
@@ -91,7 +93,11 @@ class Search:
                 text = constants.replace_constants(source, changed)
                 code = constraints.fingerprint_code(text)
                 known = ledger.find_same_code(code, start.blob, None) is not None
-                if known or code in taken or code == constraints.fingerprint_code(source):
+                if (
+                    known
+                    or code in taken
+                    or code == constraints.fingerprint_code(source)
+                ):
                     continue
                 title = ", ".join(worded(knobs[n], v) for n, v in changed.items())
                 return Proposal(None, title, text, start.blob, self.name, reason)
@@ -128,7 +134,9 @@ class Search:
                 if len(apart) == 1 and apart[0] in history:
                     history[apart[0]].points.append((there[apart[0]], row.value))
         # What waits, or runs on another device, is being tried as well.
-        for waiting in (proposal for proposal in ledger.load_open_proposals() if proposal.parent):
+        for waiting in (
+            proposal for proposal in ledger.load_open_proposals() if proposal.parent
+        ):
             there, _ = self._constants(ledger, compute_blob_id(waiting.source))
             before, _ = self._constants(ledger, waiting.parent)
             for name in (name for name in there if name in history):

@@ -18,7 +18,7 @@ from autoresearch.lab.folder import Lab
 from autoresearch.lab.program import Program
 from autoresearch.proposers import agent_guide, context
 from autoresearch.records import queries
-from autoresearch.records.ledger import ProposerCall, Ledger
+from autoresearch.records.ledger import Ledger, ProposerCall
 from autoresearch.text import to_one_line
 
 Check = Callable[[Proposal], str]  # what is wrong with a proposal; "" when nothing is
@@ -126,7 +126,9 @@ class Desk:
         """What the lab measures, read without running prepare.py."""
         for line in self.lab.read_file("prepare.py").splitlines():
             if line.startswith("METRIC"):
-                return to_one_line(line.partition("=")[2].partition("#")[0]).strip("\"' ")
+                return to_one_line(line.partition("=")[2].partition("#")[0]).strip(
+                    "\"' "
+                )
         return "the score"
 
     def fault(self, ledger: Ledger, proposal: Proposal) -> str:
@@ -136,7 +138,9 @@ class Desk:
     def quick_fault(self, ledger: Ledger, proposal: Proposal) -> str:
         """The same without running anything of it."""
         settings, _ = self.program()
-        limits = constraints.ChangeLimits(settings.max_constants, settings.max_changed_lines)
+        limits = constraints.ChangeLimits(
+            settings.max_constants, settings.max_changed_lines
+        )
         parent = ledger.load_source(proposal.parent)
         if why := constraints.find_violation(proposal.source, parent, limits):
             return why
@@ -146,7 +150,9 @@ class Desk:
             return f"the same code as experiment {twin}"
         return queries.describe_near_duplicate(ledger, proposal.source, proposal.parent)
 
-    def record(self, ledger: Ledger, asking: ProposerCall, at_most: float = 0.0) -> None:
+    def record(
+        self, ledger: Ledger, asking: ProposerCall, at_most: float = 0.0
+    ) -> None:
         """Put an asking on record and its cost on the bill.
 
         `at_most`: what it may have cost, where that is unknown but bounded.

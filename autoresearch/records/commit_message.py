@@ -43,7 +43,9 @@ def format_remeasured_runs(again: Scores) -> str:
     """The champion's new runs, as a trailer: its experiment, their scores and seeds."""
     if not again:
         return ""
-    scores = " ".join(f"{format_all_digits(score.value)}/{score.run.seed}" for score in again)
+    scores = " ".join(
+        f"{format_all_digits(score.value)}/{score.run.seed}" for score in again
+    )
     return f"{again[0].run.candidate.proposal.number} at {scores}"
 
 

@@ -25,18 +25,29 @@ from autoresearch.experiment import (
     Champion,
     Curve,
     Failure,
-    RunRecord,
     Occasion,
     Proposal,
     Row,
+    RunRecord,
     Score,
     Scores,
     Verdict,
     status_from_decision,
 )
 from autoresearch.records import hash_chain
-from autoresearch.records.row_query import ROW_QUERY, UNPROVEN_ANCESTORS_QUERY, parse_facts_column, parse_number_list, row_from_columns
-from autoresearch.records.schema import open_database, damaged_ledger_error, insert_source, decompress_source
+from autoresearch.records.row_query import (
+    ROW_QUERY,
+    UNPROVEN_ANCESTORS_QUERY,
+    parse_facts_column,
+    parse_number_list,
+    row_from_columns,
+)
+from autoresearch.records.schema import (
+    damaged_ledger_error,
+    decompress_source,
+    insert_source,
+    open_database,
+)
 from autoresearch.stats import early_stopping
 
 LEDGER_ONLY_KINDS = ("refused", "duplicate")  # no train.py of theirs ever ran
@@ -94,7 +105,9 @@ class Ledger:
 
     # -- writing, in the order of an experiment ----------------------------------------
 
-    def begin_session(self, series: str, facts: str, seed: int | None, options: str) -> None:
+    def begin_session(
+        self, series: str, facts: str, seed: int | None, options: str
+    ) -> None:
         """Open a session in a series.
 
         A new series gets the seed it is given, or one that follows from its name, so
@@ -156,7 +169,11 @@ class Ledger:
                 " (select coalesce(max(sequence), 0) + 1 from experiment)"
                 " where number = ? and decision is null",
                 (
-                    *(status_from_decision(verdict.decision), verdict.decision, verdict.reason),
+                    *(
+                        status_from_decision(verdict.decision),
+                        verdict.decision,
+                        verdict.reason,
+                    ),
                     failure and failure.kind,
                     *(value, delta, against and against.number, at, self._session),
                     *(self.series, failure and failure.log and failure.log.name),
@@ -295,13 +312,17 @@ class Ledger:
             " where sequence is null order by number"
         )
         return tuple(
-            Proposal(number, title, decompress_source(text), parent, author, reason, program)
+            Proposal(
+                number, title, decompress_source(text), parent, author, reason, program
+            )
             for number, title, text, parent, author, reason, program in (
                 self.db.execute(query)
             )
         )
 
-    def load_proposer_calls(self, author: str | None = None) -> tuple[ProposerCall, ...]:
+    def load_proposer_calls(
+        self, author: str | None = None
+    ) -> tuple[ProposerCall, ...]:
         """What was asked of one proposer, or of all, oldest first."""
         found = self.db.execute(
             "select author, asked_at, seconds, dollars, tokens_in, tokens_out, outcome,"
@@ -377,7 +398,10 @@ class Ledger:
         found = self.db.execute(
             "select facts, seconds from run where experiment = ? order by id", (number,)
         )
-        told = ((dict(parse_facts_column(facts)).get("tokens"), took) for facts, took in found)
+        told = (
+            (dict(parse_facts_column(facts)).get("tokens"), took)
+            for facts, took in found
+        )
         return tuple(
             float(tokens) / took
             for tokens, took in told
@@ -466,7 +490,9 @@ class Ledger:
             f"{ROW_QUERY} where e.sequence >= ? and e.evidence = 'measured'"
             " group by e.number order by e.sequence"
         )
-        return tuple(row_from_columns(line) for line in self.db.execute(query, (since,)))
+        return tuple(
+            row_from_columns(line) for line in self.db.execute(query, (since,))
+        )
 
     def find_first_keep(self, series: str) -> int | None:
         """The experiment a series started from; None before it did."""

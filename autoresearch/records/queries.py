@@ -31,7 +31,9 @@ def load_pairs(ledger: Ledger, champion: int, baseline: int) -> tuple[PairedGain
     return paired.pair_by_seed(*runs, lower_is_better=ledger.lower_is_better)
 
 
-def load_certificate(ledger: Ledger, champion: int, baseline: int) -> Certificate | None:
+def load_certificate(
+    ledger: Ledger, champion: int, baseline: int
+) -> Certificate | None:
     """The certificate of two experiments; None: no seed was replicated by both."""
     pairs = load_pairs(ledger, champion, baseline)
     return paired.compute_certificate(champion, baseline, pairs)
@@ -52,5 +54,7 @@ def load_siblings(ledger: Ledger, parent: str) -> Iterator[tuple[int, str]]:
 def describe_near_duplicate(ledger: Ledger, source: str, parent: str) -> str:
     """What a train.py nearly repeats, in a few words; "" when it is new."""
     before = ledger.load_source(parent)
-    number = near_duplicates.find_near_duplicate(source, before, load_siblings(ledger, parent))
+    number = near_duplicates.find_near_duplicate(
+        source, before, load_siblings(ledger, parent)
+    )
     return "" if number is None else f"next to nothing apart from experiment {number}"

@@ -42,7 +42,9 @@ def rebuild_ledger(lab: Lab, ledger: Ledger) -> int:
         for sequence, (number, commit, message) in enumerate(entries, 1):
             tell = git.parse_trailers(message)
             try:
-                restore_experiment(ledger, book, number, commit, message, tell, sequence)
+                restore_experiment(
+                    ledger, book, number, commit, message, tell, sequence
+                )
             except (KeyError, ValueError, GitError) as error:
                 raise LabError(
                     f"refs/autoresearch/{number} is no verdict of ours ({error}). "
@@ -141,7 +143,12 @@ def restore_experiment(
         (
             *(number, title, entry.body, tell["Proposed-by"]),
             *(find_parent_blob(db, book, commit, against, tell), tell["Ran"]),
-            *(constraints.fingerprint_code(source), tell.get("Program", ""), at, sequence),
+            *(
+                constraints.fingerprint_code(source),
+                tell.get("Program", ""),
+                at,
+                sequence,
+            ),
             *(tell["Series"], decision, why, what, score, delta, against, at, commit),
             share,
         ),

@@ -24,22 +24,22 @@ from autoresearch.experiment import (
     Scores,
     Verdict,
 )
-from autoresearch.git import VerdictCommit, Repository, compute_blob_id
+from autoresearch.git import Repository, VerdictCommit, compute_blob_id
 from autoresearch.lab import constraints, program
 from autoresearch.lab.apparatus import Apparatus
 from autoresearch.lab.folder import Lab
 from autoresearch.lab.program import Program
 from autoresearch.records import queries, results_tsv
 from autoresearch.records.commit_message import (
-    format_rival,
-    format_all_digits,
-    format_ended_share,
     commit_from_message,
-    is_ledger_only,
     compute_mean,
     escape_reason,
-    format_remeasured_runs,
+    format_all_digits,
     format_decision_trailer,
+    format_ended_share,
+    format_remeasured_runs,
+    format_rival,
+    is_ledger_only,
     list_run_seeds,
 )
 from autoresearch.records.ledger import Ledger, Reversion
@@ -128,7 +128,9 @@ class Recorder:
         if twin is not None:
             detail = f"the same code as experiment {twin}"
             raise ExperimentFailed(Failure(proposal, "duplicate", detail))
-        if near := queries.describe_near_duplicate(self.ledger, proposal.source, proposal.parent):
+        if near := queries.describe_near_duplicate(
+            self.ledger, proposal.source, proposal.parent
+        ):
             raise ExperimentFailed(Failure(proposal, "duplicate", near))
 
     # -- verdict -> ledger, git, results.tsv -------------------------------------------
@@ -165,7 +167,9 @@ class Recorder:
         if row.decision == "keep":
             why = f"experiment {row.number} was kept"
             rename = partial(self.ledger.rename_verdict_commit, row.number)
-            commit = self._advance_branch(commit, row.author, row.decided_at, rename, why)
+            commit = self._advance_branch(
+                commit, row.author, row.decided_at, rename, why
+            )
         self.repository.set_experiment_ref(row.number, commit)
         self.ledger.mark_verdict_published(row.number)
 
@@ -173,7 +177,9 @@ class Recorder:
         """Put the champion before back in its place: in git, then in the ledger."""
         at = float(int(time.time()))
         entry = self.build_reversion_commit(champion, former, why, at)
-        commit = self.repository.create_commit(entry, former.blob, self.repository.head_commit())
+        commit = self.repository.create_commit(
+            entry, former.blob, self.repository.head_commit()
+        )
         self.ledger.record_reversion(former, champion, why, commit, at)
         self.publish_reversion(self.ledger.load_reversions()[-1])
         self._notify(
@@ -185,7 +191,9 @@ class Recorder:
         """Make git know of it. Doing it twice is fine."""
         why = f"experiment {back.reverted_number} was taken back"
         rename = partial(self.ledger.rename_reversion_commit, back.reverted_number)
-        commit = self._advance_branch(back.commit, "autoresearch", back.reverted_at, rename, why)
+        commit = self._advance_branch(
+            back.commit, "autoresearch", back.reverted_at, rename, why
+        )
         self.repository.set_reverted_ref(back.reverted_number, commit)
         self.ledger.mark_reversion_published(back.reverted_number)
 
@@ -204,7 +212,9 @@ class Recorder:
                 message = book.run_git("log", "-1", "--format=%B", commit)
                 file = book.read_file_at(commit, "train.py")
                 assert file is not None, "every commit of ours has a train.py"
-                commit = book.create_commit(commit_from_message(message, author, at), file[0], head)
+                commit = book.create_commit(
+                    commit_from_message(message, author, at), file[0], head
+                )
                 rename(commit)
             book.advance_branch(branch, commit, head)
         if not book.update_working_file(f"{commit}^", commit):
@@ -231,7 +241,9 @@ class Recorder:
 
     def write_results(self) -> None:
         """Write results.tsv anew."""
-        results_tsv.write_results(self.lab.results_path, self.apparatus.metric, self.ledger.load_rows())
+        results_tsv.write_results(
+            self.lab.results_path, self.apparatus.metric, self.ledger.load_rows()
+        )
 
     def notify_once(self, words: str, about: str) -> None:
         """Tell the human something that would be true again at every verdict."""
@@ -241,7 +253,9 @@ class Recorder:
 
     # -- the text of a verdict ---------------------------------------------------------
 
-    def build_verdict_commit(self, verdict: Verdict, at: float, again: Scores = ()) -> VerdictCommit:
+    def build_verdict_commit(
+        self, verdict: Verdict, at: float, again: Scores = ()
+    ) -> VerdictCommit:
         """What the commit of a verdict says."""
         proposal, against = verdict.proposal, verdict.against
         scores = " ".join(map(format_all_digits, verdict.values))
@@ -280,7 +294,10 @@ class Recorder:
         trailers = (
             ("Taken-back", str(champion.number)),
             ("Verdict", f"taken back: {why}"),
-            ("Instead", f"{former.number} at {format_all_digits(compute_mean(former.values))}"),
+            (
+                "Instead",
+                f"{former.number} at {format_all_digits(compute_mean(former.values))}",
+            ),
             ("Ran", former.blob),
             ("Series", self.ledger.series),
             ("Chain", self.ledger.chain_head),
@@ -303,7 +320,9 @@ class Recorder:
         else:
             delta = verdict.delta
             if delta is None:
-                delta = compute_mean(verdict.values) - compute_mean(verdict.against.values)
+                delta = compute_mean(verdict.values) - compute_mean(
+                    verdict.against.values
+                )
             outcome = f"Δ{metric}={format_delta(delta)}"
             if before := self.load_unproven_ancestors(verdict):
                 outcome += f", {len(before) + 1} changes"
@@ -321,7 +340,9 @@ class Recorder:
         """(train.py to measure first, why): the human's, or a champion of before."""
         last = self.ledger.find_last_keep()
         if last is None:
-            return self.lab.read_file("train.py"), "the train.py of this lab, as it stands"
+            return self.lab.read_file(
+                "train.py"
+            ), "the train.py of this lab, as it stands"
         old = self.ledger.load_series_facts(last.series)
         new = self.ledger.load_series_facts(self.ledger.series)
         changed = [

@@ -19,7 +19,15 @@ from autoresearch.records.ledger import LEDGER_ONLY_KINDS
 from autoresearch.stats import noise, quantiles
 from autoresearch.text import format_exact, format_number, to_one_line
 
-EXTRA_COLUMNS = ["experiment", "runs", "kind", "delta", "delta_low", "delta_high", "proposed_by"]
+EXTRA_COLUMNS = [
+    "experiment",
+    "runs",
+    "kind",
+    "delta",
+    "delta_low",
+    "delta_high",
+    "proposed_by",
+]
 STATUS_WORDS = {"keep": "keep", "discard": "discard", "failed": "crash"}
 
 
@@ -95,7 +103,10 @@ def compute_delta_intervals(rows: Sequence[Row]) -> Mapping[int, DeltaInterval]:
     by_series: dict[str, list[Sequence[float]]] = {}
     for row in rows:
         by_series.setdefault(row.series, []).append(row.values)
-    noises = {series: noise.estimate_pooled_noise(values) for series, values in by_series.items()}
+    noises = {
+        series: noise.estimate_pooled_noise(values)
+        for series, values in by_series.items()
+    }
     by_number = {row.number: row for row in rows}
     found = {}
     for row in rows:

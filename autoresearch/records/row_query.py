@@ -68,7 +68,9 @@ ROW_QUERY = """
     from experiment e left join run r on r.experiment = e.number
 """.replace(
     "/* way */",
-    UNPROVEN_ANCESTORS_QUERY.format(parent="e.parent", series="e.series", before="e.sequence"),
+    UNPROVEN_ANCESTORS_QUERY.format(
+        parent="e.parent", series="e.series", before="e.sequence"
+    ),
 )
 
 

@@ -257,7 +257,9 @@ def migrate(db: sqlite3.Connection) -> None:
     while (version := hash_chain.read_format_version(db)) < len(MIGRATIONS):
         db.execute("begin immediate")
         try:
-            if hash_chain.read_format_version(db) == version:  # else another process was faster
+            if (
+                hash_chain.read_format_version(db) == version
+            ):  # else another process was faster
                 apply_migration(db, version)
             db.execute("commit")
         except sqlite3.Error:

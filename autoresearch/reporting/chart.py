@@ -16,7 +16,7 @@ from html import escape
 from autoresearch.experiment import Noise, Row
 from autoresearch.records.results_tsv import format_ancestors, format_decision
 from autoresearch.stats import quantiles
-from autoresearch.text import format_delta, to_one_line, format_score
+from autoresearch.text import format_delta, format_score, to_one_line
 
 WIDTH, HEIGHT = 1000, 380
 LEFT, RIGHT, TOP, BOTTOM = 64, 16, 18, 46
@@ -44,10 +44,16 @@ def draw_progress_chart(
     if not values:
         return ""
     kept = [row.value for row in mine if row.decision == "keep"]
-    low, high = compute_axis_limits(values, [value for value in kept if value is not None])
+    low, high = compute_axis_limits(
+        values, [value for value in kept if value is not None]
+    )
     place = ChartScale(len(mine), low, high)
     reigned = [row if row.number not in back else None for row in mine]
-    parts = [draw_grid(place), draw_best_line(reigned, place), draw_error_bars(mine, place, known)]
+    parts = [
+        draw_grid(place),
+        draw_best_line(reigned, place),
+        draw_error_bars(mine, place, known),
+    ]
     step = max(1, len(mine) // MAX_DOTS)
     for at, row in enumerate(mine):
         if row.decision == "keep" or at % step == 0:
@@ -87,7 +93,9 @@ class ChartScale:
         return HEIGHT - BOTTOM - share * (HEIGHT - TOP - BOTTOM)
 
 
-def compute_axis_limits(values: Sequence[float], kept: Sequence[float]) -> tuple[float, float]:
+def compute_axis_limits(
+    values: Sequence[float], kept: Sequence[float]
+) -> tuple[float, float]:
     """An axis that shows every kept score and the middle four fifths of the others."""
     ordered = sorted(values)
     tenth = len(ordered) // 10
@@ -120,7 +128,10 @@ def draw_error_bars(rows: Sequence[Row], place: ChartScale, known: Noise | None)
     for at, row in enumerate(rows if known is not None and known.sd > 0 else ()):
         if known is None or row.decision != "keep" or row.value is None:
             continue
-        half = quantiles.t_quantile_from_normal(quantiles.NORMAL_95, known.degrees) * known.sd
+        half = (
+            quantiles.t_quantile_from_normal(quantiles.NORMAL_95, known.degrees)
+            * known.sd
+        )
         half /= math.sqrt(max(1, row.runs))
         top, floor = place.to_y(place.high), place.to_y(place.low)
         ends = [place.to_y(row.value + side * half) for side in (-1, 1)]
@@ -146,7 +157,9 @@ def draw_best_line(rows: Sequence[Row | None], place: ChartScale) -> str:
     return f"<polyline class=best points='{' '.join(points)}' />"
 
 
-def draw_experiment(at: int, row: Row, place: ChartScale, *, taken_back: bool = False) -> str:
+def draw_experiment(
+    at: int, row: Row, place: ChartScale, *, taken_back: bool = False
+) -> str:
     """One experiment; hovering says what it was."""
     x, floor = place.to_x(at), HEIGHT - BOTTOM
     said = format_decision(row, taken_back=taken_back)
@@ -186,7 +199,11 @@ def draw_labels(rows: Sequence[Row], place: ChartScale) -> str:
             continue
         taken.append((x, y))
         words = to_one_line(row.title)
-        words = words if len(words) <= MAX_LABEL_CHARACTERS else words[: MAX_LABEL_CHARACTERS - 1] + "…"
+        words = (
+            words
+            if len(words) <= MAX_LABEL_CHARACTERS
+            else words[: MAX_LABEL_CHARACTERS - 1] + "…"
+        )
         side = "end" if x > WIDTH - 220 else "start"
         shift = -9 if side == "end" else 9
         parts.append(

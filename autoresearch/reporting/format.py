@@ -103,4 +103,8 @@ def format_duration(seconds: float) -> str:
 
 def format_seconds(seconds: float) -> str:
     """4.2 s, 12:05, 7:31:00."""
-    return f"{seconds:.1f} s" if seconds < DECIMAL_BELOW_SECONDS else format_duration(seconds)
+    return (
+        f"{seconds:.1f} s"
+        if seconds < DECIMAL_BELOW_SECONDS
+        else format_duration(seconds)
+    )

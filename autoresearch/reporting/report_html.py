@@ -15,22 +15,22 @@ from autoresearch.reporting import chart
 from autoresearch.reporting.report_text import (
     MAX_NEAR_MISSES_SHOWN,
     Report,
-    format_reverted,
     format_certificate,
-    format_imported,
+    format_change_count,
     format_clock,
-    format_experiment_counts,
     format_early_stopping,
+    format_experiment_counts,
     format_holdout,
-    format_shrinkage,
+    format_imported,
+    format_interval,
     format_noise,
+    format_reverted,
+    format_shrinkage,
     format_training_share,
     list_champion_commands,
     list_unknowns,
-    format_change_count,
-    format_interval,
 )
-from autoresearch.text import format_delta, format_number, to_one_line, format_score
+from autoresearch.text import format_delta, format_number, format_score, to_one_line
 
 MAX_TABLE_ROWS = 10_000
 MAX_TEXT_CHARACTERS = 200
@@ -51,16 +51,22 @@ def render_html(report: Report) -> str:
         f"<header><h1>{escape_text(report.lab_name)}</h1>{render_summary(report)}</header>",
         *(f"<p class=note>{escape_text(words)}</p>" for words in report.notices),
         f"<section>{plot}</section>",
-        render_section("How sure that is", render_bullets(collect_evidence_lines(report))),
+        render_section(
+            "How sure that is", render_bullets(collect_evidence_lines(report))
+        ),
         render_kept_changes(report),
         render_section("Near misses", render_near_misses(report)),
         render_section("Experiments", render_experiments(report)),
         render_failures(report),
         render_section("Who and what brought it", render_sources(report)),
-        render_section("Who was asked", render_bullets(report.proposer_lines)) if report.proposer_lines else "",
+        render_section("Who was asked", render_bullets(report.proposer_lines))
+        if report.proposer_lines
+        else "",
         render_section("What it ran on", render_facts(report)),
         render_section("Take the champion away", render_commands(report)),
-        render_section("What this report does not know", render_bullets(list_unknowns(report))),
+        render_section(
+            "What this report does not know", render_bullets(list_unknowns(report))
+        ),
     ]
     style = resources.files("autoresearch.reporting").joinpath("report.css").read_text()
     body = "\n".join(part for part in parts if part)
@@ -105,21 +111,25 @@ def render_summary(report: Report) -> str:
             str(len(report.kept_changes)),
             f"kept of {len(report.rows)} experiments in {report.run_count} runs",
         ),
-        (format_clock(report.wall_seconds), f"trained {format_training_share(report)} of it"),
+        (
+            format_clock(report.wall_seconds),
+            f"trained {format_training_share(report)} of it",
+        ),
     ]
     cells = "".join(
-        f"<div><b>{escape_text(a)}</b><span>{escape_text(b)}</span></div>" for a, b in tiles
+        f"<div><b>{escape_text(a)}</b><span>{escape_text(b)}</span></div>"
+        for a, b in tiles
     )
-    return (
-        f"<div class=tiles>{cells}</div><p class=lead>{escape_text(format_experiment_counts(report))}</p>"
-    )
+    return f"<div class=tiles>{cells}</div><p class=lead>{escape_text(format_experiment_counts(report))}</p>"
 
 
 def build_gain_tile(report: Report) -> tuple[str, str]:
     """The gain and what it rests on, short."""
     claim = report.summary.gain_estimate
     if claim is not None:
-        return format_score(claim.gain), f"gain, {format_interval(claim.low, claim.high)}"
+        return format_score(
+            claim.gain
+        ), f"gain, {format_interval(claim.low, claim.high)}"
     why = report.summary.no_estimate_reason
     return format_score(report.raw_gain) or "0", f"plain difference; {why}"
 
@@ -138,7 +148,9 @@ def render_near_misses(report: Report) -> str:
     near = report.summary.near_misses
     if not near:
         return ""
-    rows = "".join(render_table_row(report, row) for row in near[:MAX_NEAR_MISSES_SHOWN])
+    rows = "".join(
+        render_table_row(report, row) for row in near[:MAX_NEAR_MISSES_SHOWN]
+    )
     more = len(near) - MAX_NEAR_MISSES_SHOWN
     rest = f"<p>{more} more are in the table below.</p>" if more > 0 else ""
     return f"<div class=scroll><table>{render_table_head(report)}{rows}</table></div>{rest}"
@@ -187,7 +199,9 @@ def render_experiments(report: Report) -> str:
     """Every experiment."""
     if not report.rows:
         return ""
-    rows = "".join(render_table_row(report, row) for row in report.rows[-MAX_TABLE_ROWS:])
+    rows = "".join(
+        render_table_row(report, row) for row in report.rows[-MAX_TABLE_ROWS:]
+    )
     buttons = "".join(
         f"<label><input type=radio name=f id=f-{word}{first}>{word}</label>"
         for word, first in (
@@ -220,7 +234,9 @@ def render_table_row(report: Report, row: Row) -> str:
     if any(kept.row.number == row.number for kept in report.kept_changes):
         title = f"<a href='#e{row.number}'>{title}</a>"
     millions = [
-        format_number(float(n) / 1e6, ".2f") if isinstance(n := facts.get(key), int) else ""
+        format_number(float(n) / 1e6, ".2f")
+        if isinstance(n := facts.get(key), int)
+        else ""
         for key in ("parameters", "tokens")
     ]
     cells = [
@@ -289,7 +305,9 @@ def render_facts(report: Report) -> str:
     facts = {**report.series_facts, "series": report.series}
     facts["training"] = format_clock(report.trained_seconds)
     facts["scoring"] = format_clock(report.scored_seconds)
-    rows = "".join(f"<tr><td>{escape_text(k)}<td>{escape_text(v)}" for k, v in facts.items())
+    rows = "".join(
+        f"<tr><td>{escape_text(k)}<td>{escape_text(v)}" for k, v in facts.items()
+    )
     return f"<table class=small>{rows}</table>"
 
 

@@ -28,11 +28,16 @@ def report_to_json(report: Report) -> dict[str, Any]:
         "holdout": None if found.holdout is None else asdict(found.holdout),
         "counts": dict(report.counts),
         "kept": [
-            {**change_to_json(kept.row), "changes": kept.change_count} for kept in report.kept_changes
+            {**change_to_json(kept.row), "changes": kept.change_count}
+            for kept in report.kept_changes
         ],
         "near_misses": [change_to_json(row) for row in found.near_misses],
         "taken_back": [
-            {"experiment": back.reverted_number, "instead": back.restored_number, "why": back.why}
+            {
+                "experiment": back.reverted_number,
+                "instead": back.restored_number,
+                "why": back.why,
+            }
             for back in found.reverted
         ],
         "early_kill": asdict(found.early_stopping),

@@ -15,16 +15,23 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from autoresearch.experiment import Row
-from autoresearch.records.ledger import ProposerCall, Ledger
-from autoresearch.records.results_tsv import CLOCK_RESOLUTION_SECONDS, format_ancestors, format_decision
+from autoresearch.records.ledger import Ledger, ProposerCall
+from autoresearch.records.results_tsv import (
+    CLOCK_RESOLUTION_SECONDS,
+    format_ancestors,
+    format_decision,
+)
 from autoresearch.reporting import summary
 from autoresearch.reporting.format import format_counts
 from autoresearch.reporting.summary import SeriesSummary
 from autoresearch.stats.paired import Certificate
-from autoresearch.text import format_delta, to_one_line, format_score
+from autoresearch.text import format_delta, format_score, to_one_line
 
 MAX_DIFF_LINES = 400
-IDEA_OUTCOMES = ("proposed", "refused")  # how the outcome of an asking begins that had an idea
+IDEA_OUTCOMES = (
+    "proposed",
+    "refused",
+)  # how the outcome of an asking begins that had an idea
 LONG_RUN_FACTOR = 100  # times the budget: a champion trained to be used
 MAX_OUTAGES_SHOWN = 12  # times that a proposer was away, named one by one
 MAX_NEAR_MISSES_SHOWN = 12  # near misses that are named one by one
@@ -59,7 +66,9 @@ class Report:
     counts: Mapping[str, int]  # of every series, as `Ledger.counts`
     unpriced_answers: int  # of models and agents
     dollars: float  # that the others are known to have cost
-    proposer_lines: tuple[str, ...]  # who was asked, what it cost, and when they were away
+    proposer_lines: tuple[
+        str, ...
+    ]  # who was asked, what it cost, and when they were away
 
     @property
     def run_count(self) -> int:
@@ -163,7 +172,9 @@ def format_proposer_calls(ledger: Ledger) -> list[str]:
             at = time.strftime("%H:%M", time.localtime(asking.asked_at))
             lines.append(f"  from {at}: {to_one_line(asking.outcome)[:120]}")
         if len(away) > MAX_OUTAGES_SHOWN:
-            lines.append(f"  and {pluralize(len(away) - MAX_OUTAGES_SHOWN, 'time')} before that")
+            lines.append(
+                f"  and {pluralize(len(away) - MAX_OUTAGES_SHOWN, 'time')} before that"
+            )
     return lines
 
 
@@ -184,7 +195,9 @@ def build_kept_changes(
             continue
         rival = by_number.get(row.against)
         before = row.parent if rival is None else rival.blob
-        kept.append(KeptChange(row, build_bounded_diff(ledger, before, row.blob), changes))
+        kept.append(
+            KeptChange(row, build_bounded_diff(ledger, before, row.blob), changes)
+        )
     return tuple(kept)
 
 
@@ -263,7 +276,9 @@ def format_gain(report: Report) -> str:
     runs = report.champion.runs if report.champion else 0
     if found.noise is None:
         how = "one run each" if runs < 2 else f"{runs} runs"
-        return f"gain {format_score(found.raw_gain)}   ({how}: the noise is not measured)"
+        return (
+            f"gain {format_score(found.raw_gain)}   ({how}: the noise is not measured)"
+        )
     return f"gain {format_score(found.raw_gain)}   (no interval: {found.no_estimate_reason})"
 
 
@@ -274,8 +289,12 @@ def format_shrinkage(report: Report) -> list[str]:
         return []
     part = f" ({100 * luck / raw:.0f} %)" if raw > 0 and luck > 0 else ""
     if luck > 0:
-        return [f"luck     plain difference {format_delta(raw)}, {format_score(luck)}{part} is luck"]
-    return [f"luck     plain difference {format_delta(raw)}: none of it is taken for luck"]
+        return [
+            f"luck     plain difference {format_delta(raw)}, {format_score(luck)}{part} is luck"
+        ]
+    return [
+        f"luck     plain difference {format_delta(raw)}: none of it is taken for luck"
+    ]
 
 
 def format_noise(report: Report) -> list[str]:
@@ -389,7 +408,11 @@ def format_near_misses(report: Report) -> list[str]:
         f"{row.number}{format_ancestors(row.unproven_ancestors)} ({format_delta(row.delta)})"
         for row in near[:MAX_NEAR_MISSES_SHOWN]
     )
-    more = f" and {len(near) - MAX_NEAR_MISSES_SHOWN} more" if len(near) > MAX_NEAR_MISSES_SHOWN else ""
+    more = (
+        f" and {len(near) - MAX_NEAR_MISSES_SHOWN} more"
+        if len(near) > MAX_NEAR_MISSES_SHOWN
+        else ""
+    )
     return [f"near     {len(near)} near misses: {first}{more}"]
 
 
@@ -482,7 +505,10 @@ def list_holdout_unknowns(report: Report) -> list[str]:
 
 def list_other_unknowns(report: Report) -> list[str]:
     """What no night of this kind can know, and what this one did not ask."""
-    early, level = report.summary.early_stopping, report.series_facts.get("cage", "none")
+    early, level = (
+        report.summary.early_stopping,
+        report.series_facts.get("cage", "none"),
+    )
     said = []
     if early.ended and early.false_kills is None:
         said.append("How many runs were ended falsely: none was spared yet.")

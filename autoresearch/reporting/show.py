@@ -12,7 +12,7 @@ from autoresearch.experiment import Row
 from autoresearch.lab.folder import Lab
 from autoresearch.records.ledger import Ledger
 from autoresearch.reporting.format import format_verdict
-from autoresearch.reporting.status import load_champion_row, load_baseline_row
+from autoresearch.reporting.status import load_baseline_row, load_champion_row
 from autoresearch.text import format_exact, format_number, to_one_line
 
 STALE_SECONDS = 20.0  # a note of what runs, with nobody writing it
@@ -107,7 +107,11 @@ def format_experiment(lab: Lab, ledger: Ledger, row: Row, metric: str) -> Iterab
     if changed := diff_from_parent(ledger, row):
         yield ""
         yield from (strip_control_characters(line) for line in changed.splitlines())
-    if row.unproven_ancestors and row.against is not None and (rival := ledger.load_row(row.against)):
+    if (
+        row.unproven_ancestors
+        and row.against is not None
+        and (rival := ledger.load_row(row.against))
+    ):
         yield ""
         yield f"--- all {len(row.unproven_ancestors) + 1} changes since experiment {row.against} ---"
         whole = diff_sources(ledger, rival.blob, row.blob)

@@ -15,7 +15,12 @@ from autoresearch.lab.program import Program
 from autoresearch.records import results_tsv
 from autoresearch.records.ledger import Ledger
 from autoresearch.reporting import format
-from autoresearch.reporting.format import row_to_json, format_rate, format_seconds, load_reverted_champions
+from autoresearch.reporting.format import (
+    format_rate,
+    format_seconds,
+    load_reverted_champions,
+    row_to_json,
+)
 from autoresearch.text import format_delta, to_one_line
 
 MIN_SHARE_FOR_ESTIMATE = 0.05  # of a run, from which on its pace says when it ends
@@ -34,7 +39,10 @@ def read_live_status(lab: Lab) -> dict[str, Any] | None:
 
 def build_status(lab: Lab, ledger: Ledger) -> dict[str, Any]:
     """How the lab stands, as `status --json` shows it."""
-    rows = {"baseline": load_baseline_row(ledger), "champion": load_champion_row(ledger)}
+    rows = {
+        "baseline": load_baseline_row(ledger),
+        "champion": load_champion_row(ledger),
+    }
     back = load_reverted_champions(ledger)
     return {
         **ledger.count_experiments(),
@@ -99,7 +107,9 @@ def estimate_seconds_left(seconds: float, share: float) -> float | None:
 
     The first step compiles and warms up: a run of 4 s seemed to need 24 minutes.
     """
-    return seconds * (1 - share) / share if MIN_SHARE_FOR_ESTIMATE <= share < 1 else None
+    return (
+        seconds * (1 - share) / share if MIN_SHARE_FOR_ESTIMATE <= share < 1 else None
+    )
 
 
 def format_run(run: Mapping[str, Any]) -> str:

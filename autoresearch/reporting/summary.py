@@ -16,13 +16,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 
-from autoresearch.experiment import RunRecord, Noise, Row
+from autoresearch.experiment import Noise, Row, RunRecord
 from autoresearch.records import queries
 from autoresearch.records.ledger import Ledger, Reversion
 from autoresearch.stats import early_stopping, gain, noise, quantiles
 from autoresearch.stats.early_stopping import FalsePruneRate
 from autoresearch.stats.history import Evidence
-from autoresearch.stats.noise import GainEstimate, Drift
+from autoresearch.stats.noise import Drift, GainEstimate
 from autoresearch.stats.paired import Certificate
 
 
@@ -65,7 +65,9 @@ class SeriesSummary:
     drift: Drift | None  # None: none beyond doubt
     near_misses: tuple[Row, ...]  # near misses, the best first
     reverted: tuple[Reversion, ...]
-    champion_steps: tuple[tuple[int, int], ...]  # (champion, changes since the one before)
+    champion_steps: tuple[
+        tuple[int, int], ...
+    ]  # (champion, changes since the one before)
     early_stopping: EarlyStoppingSavings
     holdout: HoldoutComparison | None  # None: baseline or champion was not scored there
     certificate: Certificate | None  # None: nobody ran `replicate`
@@ -96,7 +98,9 @@ def summarize_series(ledger: Ledger) -> SeriesSummary:
     raw = None
     if before is not None and after is not None:
         raw = before - after if ledger.lower_is_better else after - before
-    claim, why = estimate_gain(tonight, baseline, champion, known, ledger.lower_is_better)
+    claim, why = estimate_gain(
+        tonight, baseline, champion, known, ledger.lower_is_better
+    )
     sign = 1 if ledger.lower_is_better else -1
     better = [
         r for r in rows if r.decision == "unresolved" and sign * (r.delta or 0.0) < 0
@@ -110,7 +114,11 @@ def summarize_series(ledger: Ledger) -> SeriesSummary:
         noise.has_heavy_tails(replicates),
         noise.detect_drift(replicates, [row.when for row in scored]),
         tuple(near),
-        tuple(back for back in ledger.load_reversions() if back.reverted_number in by_number),
+        tuple(
+            back
+            for back in ledger.load_reversions()
+            if back.reverted_number in by_number
+        ),
         count_champion_steps(rows, [champion.number for champion in champions]),
         summarize_early_stopping(ledger, series, rows),
         compare_holdout_gain(ledger, rows, baseline, champion),
@@ -139,7 +147,9 @@ def drop_replicate_runs(ledger: Ledger, row: Row) -> Row:
 
 def load_session_runs(ledger: Ledger, number: int) -> list[RunRecord]:
     """An experiment's runs in the night itself."""
-    return [run for run in ledger.load_run_records(number) if run.occasion != "replicate"]
+    return [
+        run for run in ledger.load_run_records(number) if run.occasion != "replicate"
+    ]
 
 
 def find_row_mean(rows: Sequence[Row], wanted: Row | None) -> float | None:
@@ -167,12 +177,17 @@ def estimate_gain(
     if known.sd == 0:
         return None, "runs of the same train.py do not differ: the difference is exact"
     found = gain.estimate_champion_gain(
-        tonight.measured_experiments, champion.blob, baseline.blob, lower_is_better=lower_is_better
+        tonight.measured_experiments,
+        champion.blob,
+        baseline.blob,
+        lower_is_better=lower_is_better,
     )
     return found, "" if found else "baseline or champion has no score here"
 
 
-def count_champion_steps(rows: Sequence[Row], champions: Sequence[int]) -> tuple[tuple[int, int], ...]:
+def count_champion_steps(
+    rows: Sequence[Row], champions: Sequence[int]
+) -> tuple[tuple[int, int], ...]:
     """How many experiments lie between two champions on the line, itself included.
 
     What was tried step by step on the way to a champion is one kept change, of several.
@@ -191,14 +206,18 @@ def count_champion_steps(rows: Sequence[Row], champions: Sequence[int]) -> tuple
     return tuple(found)
 
 
-def summarize_early_stopping(ledger: Ledger, series: str, rows: Sequence[Row]) -> EarlyStoppingSavings:
+def summarize_early_stopping(
+    ledger: Ledger, series: str, rows: Sequence[Row]
+) -> EarlyStoppingSavings:
     """What ending hopeless runs saved, as if each had taken what others take."""
     shares = ledger.load_pruned_shares(series)
     runs, seconds = sum(row.runs for row in rows), sum(row.seconds for row in rows)
     each = seconds / runs if runs else 0.0
     saved = each * sum(1 - share for share in shares)
     whole = seconds + each * len(shares)
-    won = [beaten for _, beaten in ledger.load_finished_runs(series) if beaten is not None]
+    won = [
+        beaten for _, beaten in ledger.load_finished_runs(series) if beaten is not None
+    ]
     return EarlyStoppingSavings(
         len(shares),
         saved,
@@ -218,16 +237,23 @@ def compare_holdout_gain(
     """
     if baseline is None or champion is None or baseline.number == champion.number:
         return None
-    first, last = (load_holdout_runs(ledger, row.number) for row in (baseline, champion))
+    first, last = (
+        load_holdout_runs(ledger, row.number) for row in (baseline, champion)
+    )
     if not first or not last:
         return None
     sign = 1 if ledger.lower_is_better else -1
     gain = sign * (fmean(r.value for r in first) - fmean(r.value for r in last))
-    held = sign * (fmean(h for _, h in pair_scores(first)) - fmean(h for _, h in pair_scores(last)))
+    held = sign * (
+        fmean(h for _, h in pair_scores(first)) - fmean(h for _, h in pair_scores(last))
+    )
     gap = gain - held
     kept = [row.number for row in rows if row.decision == "keep"]
     scatter = noise.estimate_pooled_noise(
-        [[value - h for value, h in pair_scores(load_holdout_runs(ledger, n))] for n in kept]
+        [
+            [value - h for value, h in pair_scores(load_holdout_runs(ledger, n))]
+            for n in kept
+        ]
     )
     low = high = None
     if scatter is not None:

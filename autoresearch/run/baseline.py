@@ -5,7 +5,7 @@ from autoresearch.experiment import HARNESS_AUTHOR, HUMAN_AUTHOR, Proposal, Row
 from autoresearch.run.dispatcher import Dispatcher
 from autoresearch.run.session import Session
 from autoresearch.run.trial import Trial
-from autoresearch.run.verdicts import record, refused_trial
+from autoresearch.run.verdicts import record_trial, trial_from_refusal
 
 
 def measure_baseline(session: Session, dispatcher: Dispatcher) -> Row:
@@ -15,14 +15,14 @@ def measure_baseline(session: Session, dispatcher: Dispatcher) -> Row:
     one time where there are several devices: two of a kind are not quite as fast as
     each other, and the noise that verdicts know has to hold that.
     """
-    books = session.books
+    books = session.recorder
     source, why = books.choose_start_source()
     fresh = books.ledger.find_last_keep() is None
     title = "baseline" if fresh else "champion again"
     number = 0 if fresh and books.ledger.load_row(0) is None else None
     author = HUMAN_AUTHOR if fresh else HARNESS_AUTHOR
     proposal = books.admit_proposal(Proposal(number, title, source, "", author, why))
-    row = record(session, run_baseline(session, dispatcher, proposal))
+    row = record_trial(session, run_baseline(session, dispatcher, proposal))
     if row.decision == "failed":
         raise LabError(
             f"{title} failed, and without it nothing can be compared: {row.why}. "
@@ -35,7 +35,7 @@ def measure_baseline(session: Session, dispatcher: Dispatcher) -> Row:
 def run_baseline(session: Session, dispatcher: Dispatcher, proposal: Proposal) -> Trial:
     """All runs of the baseline."""
     try:
-        candidate = session.books.store_candidate(proposal)
+        candidate = session.recorder.store_candidate(proposal)
     except ExperimentFailed as failed:
-        return refused_trial(proposal, failed.failure, is_baseline=True)
+        return trial_from_refusal(proposal, failed.failure, is_baseline=True)
     return dispatcher.run_alone(Trial(candidate, is_baseline=True))

@@ -24,8 +24,8 @@ from autoresearch.experiment import (
 from autoresearch.lab import constraints
 from autoresearch.measure.messages import RunLost, RunRequest, RunResult
 from autoresearch.records import queries
-from autoresearch.run.seeds import ChampionSeeds, seed_of
-from autoresearch.run.session import Session, terms_with_wall
+from autoresearch.run.seeds import ChampionSeeds, compute_seed
+from autoresearch.run.session import Session, compute_terms
 from autoresearch.run.trial import NO_CHANGE, RunKind, Trial, plan_runs
 from autoresearch.stats.early_stopping import Pruner, is_exempt, touches_schedule
 from autoresearch.stats.history import Evidence, seed_scores_from_row
@@ -40,14 +40,14 @@ class Dispatcher:
 
     def __init__(self, session: Session) -> None:
         self._session = session
-        self._ledger = session.books.ledger
+        self._ledger = session.recorder.ledger
         self._trials: list[Trial] = []
         self._receivers: dict[int, Receiver] = {}  # by request
         self._attempts: dict[int, int] = {}
         self._finished: deque[Trial] = deque()
         self._ids = count(1)
         self.seeds = ChampionSeeds(self._ledger, session.seed)
-        self.terms = terms_with_wall(session)
+        self.terms = compute_terms(session)
 
     # -- what the loop asks ------------------------------------------------------------
 
@@ -58,7 +58,7 @@ class Dispatcher:
         return {trial.number for trial in open_trials}
 
     @property
-    def free(self) -> int:
+    def free_count(self) -> int:
         """Devices with nothing to do."""
         return self._session.pool.free_count
 
@@ -78,27 +78,27 @@ class Dispatcher:
 
     def run_alone(self, trial: Trial) -> Trial:
         """Start a trial and wait for all its runs; nothing else is under way."""
-        self.start(trial)
+        self.start_trial(trial)
         while (finished := self.take_finished()) is None:
             self.receive()
-            self.fill()
+            self.fill_free_devices()
         return finished
 
     # -- sending -----------------------------------------------------------------------
 
-    def start(self, trial: Trial) -> None:
+    def start_trial(self, trial: Trial) -> None:
         """Open a trial and send its first run."""
         self._trials.append(trial)
-        self._advance(trial)
+        self._advance_trial(trial)
 
-    def rerun(self, candidate: Candidate, receiver: Receiver) -> None:
+    def start_rerun(self, candidate: Candidate, receiver: Receiver) -> None:
         """Run an experiment that was decided once more, on a fresh seed."""
         number = candidate.proposal.number
         assert number is not None, "it was decided under a number"
         paces = self._ledger.load_tokens_per_second(number)
-        self.run(candidate, self.seeds.draw(number), receiver, paces=paces)
+        self.start_run(candidate, self.seeds.draw(number), receiver, paces=paces)
 
-    def run(
+    def start_run(
         self,
         candidate: Candidate,
         seed: int,
@@ -112,13 +112,13 @@ class Dispatcher:
         )
         self._submit(request, receiver)
 
-    def fill(self) -> None:
+    def fill_free_devices(self) -> None:
         """Give free devices to open trials that want further runs."""
         for trial in tuple(self._trials):
-            if not self.free:
+            if not self.free_count:
                 return
             if trial.scores or not trial.pending:
-                self._advance(trial)
+                self._advance_trial(trial)
 
     def _submit(self, request: RunRequest, receiver: Receiver) -> None:
         self._receivers[request.id] = receiver
@@ -143,7 +143,7 @@ class Dispatcher:
             self._run_again(ended)
             return
         for notice in ended.notices:
-            self._session.books.notify_once(notice.words, notice.about)
+            self._session.recorder.notify_once(notice.words, notice.about)
         self._receivers.pop(request.id)(ended)
 
     def _run_again(self, lost: RunLost) -> None:
@@ -161,7 +161,7 @@ class Dispatcher:
 
     def _stop_all(self) -> None:
         """End every run under way and wait for it: nothing runs on behind a session."""
-        self._session.bench.stop.now = True
+        self._session.workbench.stop.now = True
         while True:
             try:
                 if self._session.pool.next_result() is None:
@@ -171,19 +171,19 @@ class Dispatcher:
 
     # -- one trial ---------------------------------------------------------------------
 
-    def _advance(self, trial: Trial) -> None:
+    def _advance_trial(self, trial: Trial) -> None:
         """Send what a trial wants next; close it when it wants nothing more."""
         if trial.failure is None and not trial.keeps and self._sends_runs(trial):
             return
         if trial.failure is None and trial.keeps and self._sends_to_holdout(trial):
             return
         if not trial.pending:
-            self._close(trial)
+            self._close_trial(trial)
 
     def _sends_runs(self, trial: Trial) -> bool:
         """Start the runs it wants; False: it has all it needs, and `keeps` is known."""
-        evidence, change = self._evidence(trial), self._change(trial)
-        policy, free = self._session.policy, self.free
+        evidence, change = self._load_evidence(trial), self._measure_change(trial)
+        policy, free = self._session.policy, self.free_count
         plan = plan_runs(trial, policy, evidence, change, max(1, free))
         for kind in plan[:free]:
             self._start_run(trial, kind, evidence)
@@ -195,13 +195,13 @@ class Dispatcher:
             trial.keeps = verdict.decision == "keep"
         return False
 
-    def _close(self, trial: Trial) -> None:
+    def _close_trial(self, trial: Trial) -> None:
         self._trials.remove(trial)
         self._finished.append(trial)
         for score in trial.scores:
             self._session.pool.release(score)
 
-    def _evidence(self, trial: Trial) -> Evidence:
+    def _load_evidence(self, trial: Trial) -> Evidence:
         """What is known now, with the champion's runs that this trial has had."""
         evidence = queries.load_evidence(self._ledger)
         champion = evidence.champions[-1] if evidence.champions else None
@@ -210,7 +210,7 @@ class Dispatcher:
                 evidence = evidence.with_champion_run(score)
         return evidence
 
-    def _change(self, trial: Trial) -> CodeSizeChange:
+    def _measure_change(self, trial: Trial) -> CodeSizeChange:
         """How far it is from the champion of this moment."""
         champion = self._ledger.champion
         if champion is None:
@@ -223,8 +223,10 @@ class Dispatcher:
         if kind == "champion":
             champion = self._ledger.champion
             assert champion is not None, "a baseline has no rival"
-            self.rerun(
-                champion_again(self._ledger.load_source(champion.blob), champion),
+            self.start_rerun(
+                candidate_from_champion(
+                    self._ledger.load_source(champion.blob), champion
+                ),
                 lambda ended: self._hear_champion(trial, ended),
             )
             return
@@ -234,11 +236,13 @@ class Dispatcher:
         request = RunRequest(
             next(self._ids),
             trial.candidate,
-            seed_of(self._session.seed, trial.first_run + place),
+            compute_seed(self._session.seed, trial.first_run + place),
             self.terms,
             holdout=trial.is_baseline,
-            pruner=None if place else self._pruner(trial, evidence),
-            paces=() if champion is None else self._ledger.load_tokens_per_second(champion.number),
+            pruner=None if place else self._make_pruner(trial, evidence),
+            paces=()
+            if champion is None
+            else self._ledger.load_tokens_per_second(champion.number),
         )
         self._submit(request, lambda ended: self._hear_candidate(trial, place, ended))
 
@@ -252,7 +256,7 @@ class Dispatcher:
             if trial.is_baseline and self._session.pool.capacity > 1:
                 where = f"{ended.outcome.detail}, on GPU {ended.device.index}"
                 trial.failure = replace(ended.outcome, detail=where)
-        self._advance(trial)
+        self._advance_trial(trial)
 
     def _hear_champion(self, trial: Trial, ended: RunResult) -> None:
         trial.pending.remove("champion")
@@ -261,12 +265,12 @@ class Dispatcher:
         else:
             trial.champion_failed = True
             self.say_champion_failed(ended.outcome)
-        self._advance(trial)
+        self._advance_trial(trial)
 
     def say_champion_failed(self, failure: Failure) -> None:
         """Tell the person, once, that a champion failed when it was run again."""
         number = failure.proposal.number
-        self._session.books.notify_once(
+        self._session.recorder.notify_once(
             f"the champion, experiment {number}, failed when it was run again: "
             f"{failure.kind}: {failure.detail}",
             f"failed again {number}",
@@ -276,7 +280,7 @@ class Dispatcher:
         """Have every run of what will be kept scored on the holdout; False: all are."""
         left = [p for p, s in trial.runs.items() if s.holdout is None]
         for place in left:
-            if self.free and place not in trial.sent_to_holdout:
+            if self.free_count and place not in trial.sent_to_holdout:
                 trial.sent_to_holdout.add(place)
                 trial.pending.append("holdout")
                 self._submit_holdout(trial, place)
@@ -295,46 +299,53 @@ class Dispatcher:
             trial.runs[place] = ended.outcome
         else:
             trial.failure = trial.failure or ended.outcome
-        self._advance(trial)
+        self._advance_trial(trial)
 
-    def _pruner(self, trial: Trial, evidence: Evidence) -> Pruner | None:
+    def _make_pruner(self, trial: Trial, evidence: Evidence) -> Pruner | None:
         """What may end a candidate's first run early; None: nothing may."""
         champion = evidence.build_history().champion
-        if champion is None or not self._session.books.program.early_kill:
+        if champion is None or not self._session.recorder.program.early_kill:
             return None
-        seed = seed_of(self._session.seed, 0)
+        seed = compute_seed(self._session.seed, 0)
         luck = evidence.effects.by_seed.get(seed, 0.0)
         return Pruner(
-            trial.past,
+            trial.finished_runs,
             fmean(champion.values) + luck,
-            score_on_seed(evidence, trial.candidate.proposal.parent, seed),
+            find_score_on_seed(evidence, trial.candidate.proposal.parent, seed),
             schedule=trial.changes_schedule,
             spare=is_exempt(self._session.seed, trial.number),
-            lower_is_better=self._session.bench.apparatus.lower_is_better,
+            lower_is_better=self._session.workbench.apparatus.lower_is_better,
         )
 
 
 def open_trial(session: Session, candidate: Candidate) -> Trial:
     """The trial of a candidate, with what its runs need from the ledger."""
-    ledger, proposal = session.books.ledger, candidate.proposal
+    ledger, proposal = session.recorder.ledger, candidate.proposal
     trial = Trial(candidate)
-    if session.books.program.early_kill:
-        trial.past = tuple(run for run, _ in ledger.load_finished_runs(ledger.series))
-    if proposal.author == HARNESS_AUTHOR:  # a second look: on fresh seeds, and to its end
-        trial.first_run, trial.past = len(ledger.load_used_seeds(trial.number)), ()
+    if session.recorder.program.early_kill:
+        trial.finished_runs = tuple(
+            run for run, _ in ledger.load_finished_runs(ledger.series)
+        )
+    if (
+        proposal.author == HARNESS_AUTHOR
+    ):  # a second look: on fresh seeds, and to its end
+        trial.first_run, trial.finished_runs = (
+            len(ledger.load_used_seeds(trial.number)),
+            (),
+        )
     trial.changes_schedule = bool(proposal.parent) and touches_schedule(
         ledger.load_source(proposal.parent), proposal.source
     )
     return trial
 
 
-def champion_again(source: str, champion: Champion) -> Candidate:
+def candidate_from_champion(source: str, champion: Champion) -> Candidate:
     """The champion, to be run once more."""
     proposal = Proposal(champion.number, "champion", source, "", HARNESS_AUTHOR)
     return Candidate(proposal, champion.blob)
 
 
-def score_on_seed(evidence: Evidence, blob: str, seed: int) -> float | None:
+def find_score_on_seed(evidence: Evidence, blob: str, seed: int) -> float | None:
     """What a train.py scored on a seed, as measured; None: it did not run there."""
     rows = (row for row in evidence.rows if row.blob == blob)
     runs = (run for row in rows for run in seed_scores_from_row(row))

@@ -6,7 +6,7 @@ from itertools import count
 from autoresearch.records.ledger import Ledger
 
 
-def seed_of(base: int, run: int) -> int:
+def compute_seed(base: int, run: int) -> int:
     """The seed of a candidate's n-th run: the same for all candidates of a series."""
     digest = hashlib.sha256(f"{base}:{run}".encode()).digest()
     return int.from_bytes(digest[:4], "little") % 2**31
@@ -23,6 +23,8 @@ class ChampionSeeds:
         """The next fresh seed of this experiment."""
         given = self._given.setdefault(number, set())
         given |= self._ledger.load_used_seeds(number)
-        seed = next(s for n in count() if (s := seed_of(self._base, n)) not in given)
+        seed = next(
+            s for n in count() if (s := compute_seed(self._base, n)) not in given
+        )
         given.add(seed)
         return seed

@@ -34,8 +34,8 @@ from autoresearch.measure.workbench import (
     RunProgress,
     RunTerms,
     Workbench,
-    list_usable_devices,
     host_paths,
+    list_usable_devices,
     read_readonly_files,
     terms_from_program,
 )
@@ -52,7 +52,7 @@ from autoresearch.proposers.toolkit import desk_of
 from autoresearch.records.ledger import Ledger
 from autoresearch.records.recorder import Recorder
 from autoresearch.sandbox import process, selftest
-from autoresearch.sandbox.process import StopFlag, SandboxBackend
+from autoresearch.sandbox.process import SandboxBackend, StopFlag
 from autoresearch.user_config import load_config
 
 # A token budget has no clock of its own: a run may take three times what the champion
@@ -64,7 +64,7 @@ VIEWS_OF_OURS = ("results.tsv", "report.html", ".autoresearch/")
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
+class SessionOptions:
     """What was asked for on the command line, for this night only."""
 
     experiments: int | None = None  # None: what program.md says
@@ -78,15 +78,17 @@ class Options:
 class Session:
     """Everything one `autoresearch run` works with."""
 
-    books: Recorder
-    bench: Workbench
+    recorder: Recorder
+    workbench: Workbench
     proposer: Proposer
     policy: Policy
     pool: Pool
-    slots: tuple[Device, ...]  # the devices behind the pool
+    devices: tuple[Device, ...]  # the devices behind the pool
     seed: int  # what the seeds of all runs are drawn from
     is_over: Callable[[int], bool]  # given how many proposals were taken so far
-    runs_left: Callable[[], float] = lambda: math.inf  # runs, until its hours are over
+    estimate_runs_left: Callable[[], float] = lambda: (
+        math.inf
+    )  # runs, until its hours are over
 
     @property
     def width(self) -> int:
@@ -94,7 +96,7 @@ class Session:
         return self.pool.capacity
 
 
-class Now:
+class LiveStatus:
     """What is running at this moment, written where every view can read it."""
 
     def __init__(self, path: Path) -> None:
@@ -105,11 +107,11 @@ class Now:
         self._runs: dict[tuple[int, int], dict[str, object]] = {}
         self._finished: Counter[int] = Counter()  # runs of experiments in hand
         self.notices: list[str] = []
-        self.until: float | None = None  # None: no end was set
+        self.ends_at: float | None = None  # None: no end was set
         self.listener: Callable[[Candidate, RunProgress], None] | None = None
         self.reader: Callable[[str], None] | None = None
 
-    def notice(self, words: str) -> None:
+    def add_notice(self, words: str) -> None:
         """Something the human should know."""
         with self._lock:
             self.notices.append(words)
@@ -144,7 +146,7 @@ class Now:
         if self.listener is not None:
             self.listener(candidate, progress)
 
-    def done(self, number: int) -> None:
+    def finish_experiment(self, number: int) -> None:
         """An experiment has its verdict, and the champion's runs for it are over."""
         with self._lock:
             self._runs = {
@@ -159,28 +161,30 @@ class Now:
     def _write(self) -> None:
         self._written = time.monotonic()
         runs = list(self._runs.values())
-        said = {"pid": os.getpid(), "at": time.time(), "until": self.until}
+        said = {"pid": os.getpid(), "at": time.time(), "until": self.ends_at}
         write_whole(
             self._path, json.dumps({**said, "runs": runs, "notices": self.notices})
         )
 
 
 @contextmanager
-def opened(lab: Lab, options: Options, stop: StopFlag) -> Iterator[tuple[Session, Now]]:
+def open_session(
+    lab: Lab, options: SessionOptions, stop: StopFlag
+) -> Iterator[tuple[Session, LiveStatus]]:
     """A night, ready for `loop.research`; LabError says what is missing."""
     Repository(lab.folder).require_usable()
     lab.require_disk_space()
     with lab.hold_lock():
-        leave_nothing_behind(lab)
+        clean_up_killed_session(lab)
         found = apparatus.load_apparatus(lab, Repository(lab.folder))
         ledger = Ledger(lab.ledger_path, lower_is_better=found.lower_is_better)
         thinking: Proposer | None = None  # None: the night could not be put together
         waiting: WarmPool | None = None
         try:
-            lend_own_code_only(lab, ledger)
-            found_night, now = night_of(lab, options, stop, found, ledger)
+            forget_foreign_code(lab, ledger)
+            found_night, now = build_session(lab, options, stop, found, ledger)
             thinking = found_night.proposer
-            waiting = found_night.bench.waiting
+            waiting = found_night.workbench.waiting
             yield found_night, now
         finally:
             if isinstance(thinking, Hybrid):
@@ -192,13 +196,15 @@ def opened(lab: Lab, options: Options, stop: StopFlag) -> Iterator[tuple[Session
             ledger.close()
 
 
-def lend_own_code_only(lab: Lab, ledger: Ledger) -> None:
+def forget_foreign_code(lab: Lab, ledger: Ledger) -> None:
     """Drop what `check` compiled of a file that this lab did not begin with."""
-    if begun_with := {row.blob for row in ledger.load_rows() if row.author == HUMAN_AUTHOR}:
+    if begun_with := {
+        row.blob for row in ledger.load_rows() if row.author == HUMAN_AUTHOR
+    }:
         compile_cache.discard_other_blobs(lab, *begun_with)
 
 
-def leave_nothing_behind(lab: Lab) -> None:
+def clean_up_killed_session(lab: Lab) -> None:
     """End what a killed night left: processes, run folders, the note of what ran."""
     process.sweep(lab.folder)
     process.remove_folder(lab.state_folder / "runs")
@@ -207,69 +213,75 @@ def leave_nothing_behind(lab: Lab) -> None:
     Repository(lab.folder).add_excludes(*VIEWS_OF_OURS)
 
 
-def night_of(
-    lab: Lab, options: Options, stop: StopFlag, found: Apparatus, ledger: Ledger
-) -> tuple[Session, Now]:
+def build_session(
+    lab: Lab, options: SessionOptions, stop: StopFlag, found: Apparatus, ledger: Ledger
+) -> tuple[Session, LiveStatus]:
     """Put the parts of a night together."""
-    now = Now(lab.live_status_path)
-    books = Recorder(lab, found, ledger, now.notice)
+    now = LiveStatus(lab.live_status_path)
+    books = Recorder(lab, found, ledger, now.add_notice)
     program = books.program
     slots = list_usable_devices(found)
     readonly = read_readonly_files(lab, program)
     walls = selftest.require_backend(host_paths(lab), program.cage, slots[0])
-    slots = working(slots, walls, lab, now.notice)
-    series, facts = series_of(found, program, slots[0], readonly)
+    slots = find_working_devices(slots, walls, lab, now.add_notice)
+    series, facts = compute_series(found, program, slots[0], readonly)
     session = {**asdict(options), "cage": dict(selftest.collect_sandbox_facts(walls))}
     ledger.begin_session(series, json.dumps(facts), options.seed, json.dumps(session))
     books.publish_pending()
     champion = ledger.champion
     if champion and lab.read_file("train.py") != ledger.load_source(champion.blob):
-        now.notice(
+        now.add_notice(
             "train.py in your folder is not the champion's and is left alone; to have "
             'it measured: autoresearch try train.py "what is new"'
         )
     hours = options.hours if options.hours is not None else program.hours
-    now.until = None if hours is None else time.time() + 3600 * hours
-    for words in at_the_start(lab, hours, program, ledger):
-        now.notice(words)
-    bench = Workbench(lab, found, terms_from_program(program, readonly), stop, now, walls)
-    if wait_here(found, slots[0], walls):
-        bench = replace(bench, waiting=WarmPool(partial(trainer.start_warm_process, bench)))
+    now.ends_at = None if hours is None else time.time() + 3600 * hours
+    for words in list_start_notices(lab, hours, program, ledger):
+        now.add_notice(words)
+    bench = Workbench(
+        lab, found, terms_from_program(program, readonly), stop, now, walls
+    )
+    if uses_warm_pool(found, slots[0], walls):
+        bench = replace(
+            bench, waiting=WarmPool(partial(trainer.start_warm_process, bench))
+        )
     specs = options.proposers or program.proposers
     if options.dollars is not None:
         program = replace(program, dollars=options.dollars)
     desk = desk_of(lab.folder, program)
     flight = Preflight(bench, ledger)
-    desk.check, desk.closing, desk.notify = flight, flight.close, now.notice
+    desk.check, desk.closing, desk.notify = flight, flight.close, now.add_notice
     night = Session(
         books,
         bench,
-        proposer_registry.named(specs, program, lab.folder, ledger.base_seed, desk),
-        policy_registry.named(
+        proposer_registry.load_proposers(
+            specs, program, lab.folder, ledger.base_seed, desk
+        ),
+        policy_registry.load_policy(
             program.policy,
             lower_is_better=found.lower_is_better,
             gain_per_20_added_lines=program.gain_per_20_added_lines,
         ),
-        pool_registry.named(load_config().pool, Worker(bench), slots),
+        pool_registry.load_pool(load_config().pool, Worker(bench), slots),
         slots,
         ledger.base_seed,
-        over := Over(books, options, now),
-        lambda: over.left() / len(slots),
+        over := StopCondition(books, options, now),
+        lambda: over.estimate_runs_left() / len(slots),
     )
     return night, now
 
 
-def wait_here(found: Apparatus, slot: Device, walls: SandboxBackend) -> bool:
+def uses_warm_pool(found: Apparatus, slot: Device, walls: SandboxBackend) -> bool:
     """Whether processes that come next import torch while a run trains."""
     return found.causal and slot.device_type == "cuda" and walls.level == "full"
 
 
-def first_runs(program: Program) -> int:
+def count_baseline_runs(program: Program) -> int:
     """How many runs of the baseline come before the first idea."""
     return 1 if program.policy == "greedy" else BASELINE_RUNS
 
 
-def at_the_start(
+def list_start_notices(
     lab: Lab, hours: float | None, program: Program, ledger: Ledger
 ) -> Iterator[str]:
     """What a human should know before anything runs."""
@@ -277,7 +289,7 @@ def at_the_start(
         yield "this lab is paused; to begin: autoresearch resume"
     if hours is None or program.budget_seconds is None or ledger.champion is not None:
         return
-    runs = first_runs(program)
+    runs = count_baseline_runs(program)
     least_seconds = runs * program.budget_seconds
     if 3600 * hours <= least_seconds:
         yield (
@@ -288,7 +300,7 @@ def at_the_start(
         )
 
 
-def left_out(same: Sequence[Gpu], others: Sequence[Gpu]) -> Iterator[str]:
+def list_left_out_gpus(same: Sequence[Gpu], others: Sequence[Gpu]) -> Iterator[str]:
     """What a human should know of GPUs that are of another kind than the rest."""
     for gpu in others:
         yield (
@@ -298,8 +310,11 @@ def left_out(same: Sequence[Gpu], others: Sequence[Gpu]) -> Iterator[str]:
         )
 
 
-def working(
-    slots: tuple[Device, ...], walls: SandboxBackend, lab: Lab, notice: Callable[[str], None]
+def find_working_devices(
+    slots: tuple[Device, ...],
+    walls: SandboxBackend,
+    lab: Lab,
+    notice: Callable[[str], None],
 ) -> tuple[Device, ...]:
     """The slots whose GPU can be used from inside the cage; LabError: none can.
 
@@ -308,7 +323,8 @@ def working(
     found = tuple(
         slot
         for slot in slots
-        if slot.device_type != "cuda" or selftest.sees_only_its_gpu(walls, host_paths(lab), slot)
+        if slot.device_type != "cuda"
+        or selftest.sees_only_its_gpu(walls, host_paths(lab), slot)
     )
     if not found:
         raise LabError(
@@ -319,55 +335,59 @@ def working(
         if slot not in found:
             notice(f"GPU {slot.index} is left out: CUDA does not find it in the cage")
     if slots[0].device_type == "cuda":
-        for words in left_out(*discovery.partition_same_model(discovery.list_visible_gpus())):
+        for words in list_left_out_gpus(
+            *discovery.partition_same_model(discovery.list_visible_gpus())
+        ):
             notice(words)
     return found
 
 
-def terms_with_wall(session: Session) -> RunTerms:
+def compute_terms(session: Session) -> RunTerms:
     """What a run is granted; a token budget's wall time fits what the champion took."""
-    terms = session.bench.terms
-    champion = session.books.ledger.champion
+    terms = session.workbench.terms
+    champion = session.recorder.ledger.champion
     if terms.budget_tokens is None or champion is None:
         return terms
-    row = session.books.ledger.load_row(champion.number)
+    row = session.recorder.ledger.load_row(champion.number)
     assert row is not None
     wall = max(SHORTEST_WALL_SECONDS, WALL_FACTOR * row.seconds / row.runs)
     return replace(terms, wall_seconds=wall)
 
 
-class Over:
+class StopCondition:
     """Whether a night has had its experiments or its hours. Read afresh each time."""
 
-    def __init__(self, books: Recorder, options: Options, now: Now) -> None:
+    def __init__(
+        self, books: Recorder, options: SessionOptions, now: LiveStatus
+    ) -> None:
         self._books = books
         self._options = options
         self._now = now
         self._began, self._runs = time.time(), books.ledger.run_count
 
-    def left(self) -> float:
+    def estimate_runs_left(self) -> float:
         """How many runs fit until the hours are over, at tonight's pace."""
         made = self._books.ledger.run_count - self._runs
-        if self._now.until is None or not made:
+        if self._now.ends_at is None or not made:
             return math.inf
         each = (time.time() - self._began) / made
-        return max(0.0, self._now.until - time.time()) / each
+        return max(0.0, self._now.ends_at - time.time()) / each
 
     def __call__(self, taken: int) -> bool:
-        most = self.experiments
+        most = self.max_experiments
         if most is not None and taken >= most:
             return True
-        return self._now.until is not None and time.time() >= self._now.until
+        return self._now.ends_at is not None and time.time() >= self._now.ends_at
 
     @property
-    def experiments(self) -> int | None:
+    def max_experiments(self) -> int | None:
         """How many this night may take; None: no end."""
         if self._options.experiments is not None:
             return self._options.experiments
         return self._books.program.experiments
 
 
-def series_of(
+def compute_series(
     found: Apparatus,
     program: Program,
     slot: Device,
@@ -384,13 +404,18 @@ def series_of(
         "metric": found.metric,
         "budget": budget,
         "cage": program.cage,
-        **(discovery.collect_machine_facts(slot) if found.causal else {"device": "any"}),
-        **{f"readonly {name}": compute_blob_id(text.decode()) for name, text in readonly},
+        **(
+            discovery.collect_machine_facts(slot) if found.causal else {"device": "any"}
+        ),
+        **{
+            f"readonly {name}": compute_blob_id(text.decode())
+            for name, text in readonly
+        },
     }
-    return digest(facts), facts
+    return hash_facts(facts), facts
 
 
-def digest(facts: Mapping[str, object]) -> str:
+def hash_facts(facts: Mapping[str, object]) -> str:
     """A short name for a set of facts."""
     text = json.dumps(facts, sort_keys=True).encode()
     return hashlib.sha256(text).hexdigest()[:12]

@@ -25,7 +25,9 @@ class Trial:
     is_baseline: bool = False  # measured alone, on both splits, against nothing
     is_closing: bool = False  # one of a session's closing runs
     first_run: int = 0  # runs of the same train.py under another number
-    past: tuple[FinishedRun, ...] = ()  # runs whose learning curves it is compared with
+    finished_runs: tuple[
+        FinishedRun, ...
+    ] = ()  # runs whose learning curves it is compared with
     changes_schedule: bool = False
     runs: dict[int, Score] = field(default_factory=dict)  # by their place in the order
     champion_runs: Scores = ()  # runs of the champion that were made on the way
@@ -53,7 +55,7 @@ class Trial:
         """The failure, where there is one; else the scores."""
         if self.failure is None:
             return self.scores
-        return with_earlier_scores(self.failure, self.scores)
+        return add_earlier_scores(self.failure, self.scores)
 
 
 def plan_runs(
@@ -71,13 +73,13 @@ def plan_runs(
         if trial.pending:
             return []
         free = min(free, 1)
-    elif wanted_run(policy, expected, scores, change) is None:
+    elif choose_run(policy, expected, scores, change) is None:
         return []  # what is under way comes in, and no more is asked for
     for kind in trial.pending:
         if kind != "holdout":
             scores, expected = add_expected(kind, scores, expected)
     while len(planned) < free:
-        wanted = wanted_run(policy, expected, scores, change)
+        wanted = choose_run(policy, expected, scores, change)
         if wanted == "champion" and trial.champion_failed:
             wanted = None if trial.scores else "candidate"
         if wanted is None:
@@ -89,11 +91,13 @@ def plan_runs(
     return planned
 
 
-def wanted_run(
+def choose_run(
     policy: Policy, evidence: Evidence, scores: Scores, change: CodeSizeChange
 ) -> RunKind | None:
     """Which run the policy wants next; None: no more."""
-    wanted = policy.choose_next_run(evidence.adjust_scores(scores), evidence.build_history(change))
+    wanted = policy.choose_next_run(
+        evidence.adjust_scores(scores), evidence.build_history(change)
+    )
     return None if wanted == "nothing" else wanted
 
 
@@ -109,7 +113,7 @@ def add_expected(
     return scores, evidence.with_champion_run(expected)
 
 
-def with_earlier_scores(failure: Failure, scores: Sequence[Score]) -> Failure:
+def add_earlier_scores(failure: Failure, scores: Sequence[Score]) -> Failure:
     """The failure of a candidate that had scores before it failed: say so."""
     if not scores:
         return failure

@@ -28,22 +28,24 @@ from autoresearch.stats import noise
 from autoresearch.text import format_exact
 
 
-def record(session: Session, trial: Trial) -> Row:
+def record_trial(session: Session, trial: Trial) -> Row:
     """Decide a trial that has all its runs, and write the verdict down.
 
     A baseline has no rival. Everything else meets the champion of this moment, which
     may have been crowned while the candidate ran.
     """
-    books, result, again = session.books, trial.result, trial.champion_runs
+    books, result, again = session.recorder, trial.result, trial.champion_runs
     if again:
         books.ledger.record_runs(again, "champion")
     rival = None if trial.is_baseline else books.ledger.champion
     if isinstance(result, Failure):
-        return settled(session, failed_verdict(result, rival), again)
+        return write_verdict(session, verdict_from_failure(result, rival), again)
     change = NO_CHANGE
     if rival is not None:
         source = trial.candidate.proposal.source
-        change = constraints.compare_code_size(books.ledger.load_source(rival.blob), source)
+        change = constraints.compare_code_size(
+            books.ledger.load_source(rival.blob), source
+        )
     known = queries.load_evidence(books.ledger)
     history, fair = known.build_history(change), known.adjust_scores(result)
     if rival is None:
@@ -51,12 +53,12 @@ def record(session: Session, trial: Trial) -> Row:
     verdict = session.policy.decide(fair, history, change)
     delta = None
     if history.champion is not None:
-        delta = mean_of(fair) - fmean(history.champion.values)
+        delta = compute_mean_score(fair) - fmean(history.champion.values)
     verdict = replace(verdict, evidence=result, against=rival, delta=delta)
-    return settled(session, verdict, again)
+    return write_verdict(session, verdict, again)
 
 
-def failed_verdict(failure: Failure, rival: Champion | None) -> Verdict:
+def verdict_from_failure(failure: Failure, rival: Champion | None) -> Verdict:
     """The verdict on a candidate without a score: failed, or ended early."""
     if failure.kind == "ended early":
         return Verdict("discard", failure.detail, failure, rival)
@@ -64,7 +66,7 @@ def failed_verdict(failure: Failure, rival: Champion | None) -> Verdict:
     return Verdict("failed", why, failure, rival)
 
 
-def refused_trial(
+def trial_from_refusal(
     proposal: Proposal, failure: Failure, *, is_baseline: bool = False
 ) -> Trial:
     """The trial of a proposal that must not run."""
@@ -77,43 +79,48 @@ def record_rerun(session: Session, ended: RunResult) -> None:
     if isinstance(ended.outcome, Failure):
         failure = ended.outcome
         number = failure.proposal.number
-        session.books.notify_once(
+        session.recorder.notify_once(
             f"the champion, experiment {number}, failed when it was run again: "
             f"{failure.kind}: {failure.detail}",
             f"failed again {number}",
         )
         return
-    session.books.ledger.record_runs((ended.outcome,), "champion")
-    session.books.write_results()
-    demote(session)
+    session.recorder.ledger.record_runs((ended.outcome,), "champion")
+    session.recorder.write_results()
+    restore_former_champion(session)
 
 
-def mean_of(scores: Scores) -> float:
+def compute_mean_score(scores: Scores) -> float:
     """The mean of a candidate's scores."""
     return fmean(score.value for score in scores)
 
 
-def settled(session: Session, verdict: Verdict, again: Scores = ()) -> Row:
+def write_verdict(session: Session, verdict: Verdict, again: Scores = ()) -> Row:
     """A verdict in the books, and what follows from it for the champion."""
-    books = session.books
+    books = session.recorder
     row = books.record_verdict(verdict, again)
-    evaluator.settle_claims(session.bench.lab, row.number, kept=row.decision == "keep")
-    notice(session, demote(session))
+    evaluator.settle_claims(
+        session.workbench.lab, row.number, kept=row.decision == "keep"
+    )
+    say_drift_and_plateau(session, restore_former_champion(session))
     return row
 
 
-def demote(session: Session) -> History:
+def restore_former_champion(session: Session) -> History:
     """Put a former champion back, if what was run since says so -> what is known."""
-    books = session.books
+    books = session.recorder
     history = queries.load_evidence(books.ledger).build_history()
-    champion, former = history.champion, session.policy.find_champion_to_restore(history)
+    champion, former = (
+        history.champion,
+        session.policy.find_champion_to_restore(history),
+    )
     if champion is None or former is None:
         return history
-    books.revert_champion(champion, former, worse_than(former, champion))
+    books.revert_champion(champion, former, explain_restoration(former, champion))
     return queries.load_evidence(books.ledger).build_history()
 
 
-def worse_than(former: Champion, champion: Champion) -> str:
+def explain_restoration(former: Champion, champion: Champion) -> str:
     """Why a champion is taken back."""
     now, then = fmean(champion.values), fmean(former.values)
     return (
@@ -122,11 +129,11 @@ def worse_than(former: Champion, champion: Champion) -> str:
     )
 
 
-def notice(session: Session, history: History) -> None:
+def say_drift_and_plateau(session: Session, history: History) -> None:
     """Tell the human of a drift, and of a plateau."""
     found = noise.detect_drift(history.replicates, history.end_times)
     if found is not None:
-        session.books.notify_once(
+        session.recorder.notify_once(
             f"the same train.py scores {found.per_hour:+.2g} an hour: something about "
             "this machine drifts (heat, a neighbour). Policies that know the noise "
             "keep nothing now that did not run side by side with the champion",
@@ -135,7 +142,7 @@ def notice(session: Session, history: History) -> None:
     champion = history.champion
     since = sum(row.number > champion.number for row in history.rows) if champion else 0
     if champion is not None and since >= PLATEAU:
-        session.books.notify_once(
+        session.recorder.notify_once(
             f"{since} experiments since the last keep: proposers are asked for "
             "something structurally different",
             f"plateau {champion.number}",

@@ -36,9 +36,9 @@ from autoresearch.sandbox.privileges import SANDBOX_USER_ID
 from autoresearch.sandbox.process import (
     COMPILE_CACHE_FOLDER,
     LaunchSpec,
-    Unsandboxed,
-    SandboxSpec,
     SandboxBackend,
+    SandboxSpec,
+    Unsandboxed,
     build_environment,
 )
 from autoresearch.sandbox.restrictions import SandboxRestrictions
@@ -47,9 +47,17 @@ SCRATCH = "/scratch"
 SHM_BYTES = 2 << 30  # of /dev/shm
 HIDDEN_FOLDERS = {"test", "tests"}
 # Of the system, without /usr/share: documents and dictionaries are text to learn from.
-SYSTEM_FOLDERS = tuple("/usr/" + name for name in ["bin", "sbin", "lib", "lib32", "lib64"])
+SYSTEM_FOLDERS = tuple(
+    "/usr/" + name for name in ["bin", "sbin", "lib", "lib32", "lib64"]
+)
 SYSTEM_FOLDERS += ("/usr/libexec", "/usr/include", "/usr/local")
-USR_MERGE_LINKS = ("/bin", "/sbin", "/lib", "/lib32", "/lib64")  # of old into /usr, or folders
+USR_MERGE_LINKS = (
+    "/bin",
+    "/sbin",
+    "/lib",
+    "/lib32",
+    "/lib64",
+)  # of old into /usr, or folders
 LOADER_FILES = tuple(
     "/etc/" + name
     for name in ["ld.so.cache", "ld.so.conf", "ld.so.conf.d", "alternatives"]
@@ -105,10 +113,26 @@ class Bubblewrap:
             paths=landlock.landlock_abi() > 0,
         )
         before = (
-            *(self.program, *self.build_namespace_arguments(), "--die-with-parent", "--new-session"),
-            *("--seccomp", str(filter_), *self.build_mount_arguments(room), "--chdir", SCRATCH, "--"),
+            *(
+                self.program,
+                *self.build_namespace_arguments(),
+                "--die-with-parent",
+                "--new-session",
+            ),
+            *(
+                "--seccomp",
+                str(filter_),
+                *self.build_mount_arguments(room),
+                "--chdir",
+                SCRATCH,
+                "--",
+            ),
         )
-        group = self.cgroup_parent.create_group(room.limits.memory_gb) if self.cgroup_parent else None
+        group = (
+            self.cgroup_parent.create_group(room.limits.memory_gb)
+            if self.cgroup_parent
+            else None
+        )
         seen = build_environment(room, SCRATCH)
         return LaunchSpec(before, seen, fenced.to_json(), (filter_,), group)
 
@@ -172,7 +196,9 @@ class Landlock:
     """
 
     readable_paths: tuple[str, ...]  # paths that may be read, with all below them
-    listable_folders: tuple[str, ...]  # folders whose names may be seen, with all below them
+    listable_folders: tuple[
+        str, ...
+    ]  # folders whose names may be seen, with all below them
     user_id: int | None  # None: the harness is not root; 0: stays root, with no power
     cgroup_parent: cgroups.CgroupParent | None
     level: str = "landlock"
@@ -197,7 +223,11 @@ class Landlock:
             identity=self.user_id,
         )
         words = sealed_memory.seal_bytes(fenced.to_json().encode(), "fence")
-        group = self.cgroup_parent.create_group(room.limits.memory_gb) if self.cgroup_parent else None
+        group = (
+            self.cgroup_parent.create_group(room.limits.memory_gb)
+            if self.cgroup_parent
+            else None
+        )
         return LaunchSpec((), build_environment(room), f"@{words}", (words,), group)
 
 
@@ -247,15 +277,25 @@ def build_view(secret: tuple[Path, ...]) -> FilesystemView:
     roots = [Path(path) for path in SYSTEM_FOLDERS if Path(path).is_dir()]
     roots += [Path(path) for path in USR_MERGE_LINKS if not Path(path).is_symlink()]
     secrets = {path.resolve() for path in secret if path.exists()}
-    for path in (*iter_interpreter_paths(), *iter_import_paths(package), *iter_library_folders()):
+    for path in (
+        *iter_interpreter_paths(),
+        *iter_import_paths(package),
+        *iter_library_folders(),
+    ):
         seen = any(is_inside(path, root) for root in roots)
         if path.exists() and (not seen or any(is_inside(path, s) for s in secrets)):
             roots.append(path)
     hidden = [s for s in secrets if any(is_inside(s, root) for root in roots)]
-    hidden += find_test_folders([*map(Path, read_isolated_sys_path()), Path(sys.base_prefix, "lib")])
+    hidden += find_test_folders(
+        [*map(Path, read_isolated_sys_path()), Path(sys.base_prefix, "lib")]
+    )
     base = Path(sysconfig.get_path("stdlib"))
     site = (base / "site-packages", base / "dist-packages")
-    hidden += [path for path in site if path.is_dir() and str(path) not in read_isolated_sys_path()]
+    hidden += [
+        path
+        for path in site
+        if path.is_dir() and str(path) not in read_isolated_sys_path()
+    ]
     kept = {path for path in hidden if path.is_dir()}
     kept -= {path for path in kept if not secrets & {path} and kept & {*path.parents}}
     shown = tuple(p for p in roots if p.exists())
@@ -387,7 +427,9 @@ def make_world_readable(folder: Path) -> None:
 # -- which walls there are -------------------------------------------------------------
 
 
-def iter_available_backends(secret: tuple[Path, ...], lab: Path) -> Iterator[SandboxBackend]:
+def iter_available_backends(
+    secret: tuple[Path, ...], lab: Path
+) -> Iterator[SandboxBackend]:
     """The walls that could stand here, the best first; each still has to be probed."""
     view = build_view(secret)
     root = os.geteuid() == 0
@@ -396,7 +438,13 @@ def iter_available_backends(secret: tuple[Path, ...], lab: Path) -> Iterator[San
         bwrap = shutil.which("bwrap")
         if bwrap:
             yield Bubblewrap(bwrap, view, root, place)
-        identity = None if not root else SANDBOX_USER_ID if is_world_reachable(view, lab) else 0
+        identity = (
+            None
+            if not root
+            else SANDBOX_USER_ID
+            if is_world_reachable(view, lab)
+            else 0
+        )
         if landlock.landlock_abi() >= landlock.REQUIRED_ABI:
             yield Landlock(*build_allowlists(view), identity, place)
         if landlock.landlock_abi() >= 1 and identity and in_container():

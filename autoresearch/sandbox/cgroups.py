@@ -83,7 +83,9 @@ class Cgroup:
         with suppress(OSError):
             words = (self._folders[0] / name).read_text().split()
             counts = dict(zip(words[::2], words[1::2], strict=True))
-            self._was_oom_killed = self._was_oom_killed or int(counts.get("oom_kill", 0)) > 0
+            self._was_oom_killed = (
+                self._was_oom_killed or int(counts.get("oom_kill", 0)) > 0
+            )
         return self._was_oom_killed
 
     def close(self) -> None:
@@ -117,14 +119,20 @@ def list_candidate_parents() -> list[CgroupParent]:
     uid = os.getuid()
     if "" in mine:
         service = f"user.slice/user-{uid}.slice/user@{uid}.service"
-        for parent in (CGROUP_MOUNT, CGROUP_MOUNT / service, CGROUP_MOUNT / mine[""].lstrip("/")):
+        for parent in (
+            CGROUP_MOUNT,
+            CGROUP_MOUNT / service,
+            CGROUP_MOUNT / mine[""].lstrip("/"),
+        ):
             with suppress(OSError):
                 if "memory" in (parent / "cgroup.subtree_control").read_text().split():
                     found.append(CgroupParent((parent,), 2))
     for where in (mine, dict.fromkeys(mine, "/")):
         if "memory" in where:
             names = [name for name in ("memory", "pids") if name in where]
-            parents = tuple(CGROUP_MOUNT / name / where[name].lstrip("/") for name in names)
+            parents = tuple(
+                CGROUP_MOUNT / name / where[name].lstrip("/") for name in names
+            )
             if all(parent.is_dir() for parent in parents):
                 found.append(CgroupParent(parents, 1))
     return found

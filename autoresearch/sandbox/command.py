@@ -31,7 +31,9 @@ MAX_OUTPUT_BYTES = 64 << 20  # more than that and it is stopped
 KEPT_OUTPUT_BYTES = 2 << 20  # of its end
 MAX_FILE_BYTES = 4 << 30
 POLL_SECONDS = 0.1
-EXIT_GRACE_SECONDS = 3.0  # for a command to end by itself when nobody talks to it any more
+EXIT_GRACE_SECONDS = (
+    3.0  # for a command to end by itself when nobody talks to it any more
+)
 TEMPORARY_FOLDER = Path("/tmp")  # noqa: S108  (programs write there, whatever TMPDIR says)
 
 
@@ -97,7 +99,10 @@ def run_command(
     begun = time.monotonic()
     with (
         said_path.open("rb") as said,
-        start_command(argv, folder, env, walls, said, subprocess.STDOUT) as (process, ours),
+        start_command(argv, folder, env, walls, said, subprocess.STDOUT) as (
+            process,
+            ours,
+        ),
     ):
         code, output = collect_output(process, ours, begun + limit_seconds, stop)
     return CommandResult(code, output, time.monotonic() - begun)
@@ -139,7 +144,11 @@ def start_command(
     program = shutil.which(argv[0], path=env.get("PATH"))
     if program is None:
         raise FileNotFoundError(argv[0])
-    command = [*build_bubblewrap_prefix(walls, folder, (program, *argv)), program, *argv[1:]]
+    command = [
+        *build_bubblewrap_prefix(walls, folder, (program, *argv)),
+        program,
+        *argv[1:],
+    ]
     ours, control = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     keep = os.open(os.devnull, os.O_RDONLY)
     try:
@@ -276,7 +285,9 @@ def wait_and_close(process: CommandProcess) -> None:
                 pipe.close()
 
 
-def build_bubblewrap_prefix(walls: FilesystemAccess, folder: Path, words: Sequence[str]) -> list[str]:
+def build_bubblewrap_prefix(
+    walls: FilesystemAccess, folder: Path, words: Sequence[str]
+) -> list[str]:
     """bubblewrap around a command; nothing where it cannot be used.
 
     /tmp is an empty one of its own, but for the folders that the command's words name.
@@ -284,7 +295,11 @@ def build_bubblewrap_prefix(walls: FilesystemAccess, folder: Path, words: Sequen
     program = find_bubblewrap()
     if not program:
         return []
-    tops = {top for word in words if (top := find_top_entry(TEMPORARY_FOLDER, word)) is not None}
+    tops = {
+        top
+        for word in words
+        if (top := find_top_entry(TEMPORARY_FOLDER, word)) is not None
+    }
     shown = [w for top in sorted(tops) for w in ("--ro-bind", str(top), str(top))]
     binds = [
         word for path in walls.writable for word in ("--bind", str(path), str(path))

@@ -25,7 +25,14 @@ ATTEMPTED_SYSCALLS: tuple[str, ...] = (
     "bpf",
     "perf_event_open",
 )
-ATTEMPTED_SYSCALLS += ("userfaultfd", "io_uring_setup", "keyctl", "unshare", "mount", "setns")
+ATTEMPTED_SYSCALLS += (
+    "userfaultfd",
+    "io_uring_setup",
+    "keyctl",
+    "unshare",
+    "mount",
+    "setns",
+)
 STANDARD_DEVICES = {
     "console",
     "core",
@@ -47,7 +54,11 @@ def main(descriptor: int, words: str) -> None:
         SandboxRestrictions.from_argument(words).apply()
     link = Channel(socket.socket(fileno=descriptor))
     asked, _ = link.receive()
-    found = [name for name, attempt in list_attempts(asked, descriptor) if has_succeeded(attempt)]
+    found = [
+        name
+        for name, attempt in list_attempts(asked, descriptor)
+        if has_succeeded(attempt)
+    ]
     link.send({"say": "found", "open": found})
     os._exit(0)
 
@@ -81,27 +92,50 @@ def has_succeeded(attempt: Callable[[], bool]) -> bool:
         return False
 
 
-def list_attempts(asked: Message, descriptor: int) -> list[tuple[str, Callable[[], bool]]]:
+def list_attempts(
+    asked: Message, descriptor: int
+) -> list[tuple[str, Callable[[], bool]]]:
     """(what would be open, how to try it)."""
     pid = asked["pid"]
-    calls = [(f"the system call {name}", lambda n=name: is_syscall_allowed(n)) for name in ATTEMPTED_SYSCALLS]
+    calls = [
+        (f"the system call {name}", lambda n=name: is_syscall_allowed(n))
+        for name in ATTEMPTED_SYSCALLS
+    ]
     return [
         ("files of the lab", lambda: bool(read_beginning(asked["canary"]))),
         ("the folder of the lab", lambda: bool(os.listdir(asked["lab"]))),
-        ("the home folder", lambda: shows_unexpected_names(asked["home"], asked["home_names"])),
-        ("the sealed data", lambda: shows_unexpected_names(asked["cache"], asked["cache_names"])),
+        (
+            "the home folder",
+            lambda: shows_unexpected_names(asked["home"], asked["home_names"]),
+        ),
+        (
+            "the sealed data",
+            lambda: shows_unexpected_names(asked["cache"], asked["cache_names"]),
+        ),
         ("tests of libraries", lambda: any(map(can_read_any_file, asked["hidden"]))),
         ("names of tests", lambda: any(map(can_list, asked["hidden"]))),
-        ("writing outside the scratch", lambda: any(map(can_create_file, asked["places"]))),
+        (
+            "writing outside the scratch",
+            lambda: any(map(can_create_file, asked["places"])),
+        ),
         ("scratch without a limit", lambda: not has_size_limit(asked["scratch_bytes"])),
         ("other processes", lambda: os.path.exists(f"/proc/{pid}/stat")),
         ("signals to the harness", lambda: can_call(os.kill, pid, 0)),
-        ("the harness's environment", lambda: bool(read_beginning(f"/proc/{pid}/environ"))),
+        (
+            "the harness's environment",
+            lambda: bool(read_beginning(f"/proc/{pid}/environ")),
+        ),
         ("the harness's memory", lambda: can_call(open, f"/proc/{pid}/mem", "rb")),
         ("TCP", lambda: can_connect(socket.AF_INET, 0, tuple(asked["tcp"]))),
-        ("MPTCP", lambda: can_connect(socket.AF_INET, IPPROTO_MPTCP, tuple(asked["tcp"]))),
+        (
+            "MPTCP",
+            lambda: can_connect(socket.AF_INET, IPPROTO_MPTCP, tuple(asked["tcp"])),
+        ),
         ("UDP", lambda: can_send_datagram(tuple(asked["udp"]))),
-        ("abstract sockets", lambda: can_connect(socket.AF_UNIX, 0, "\0" + asked["name"])),
+        (
+            "abstract sockets",
+            lambda: can_connect(socket.AF_UNIX, 0, "\0" + asked["name"]),
+        ),
         ("named sockets", lambda: can_connect(socket.AF_UNIX, 0, asked["path"])),
         ("variables", lambda: not set(os.environ) <= set(asked["variables"])),
         ("descriptors", lambda: bool(list_inherited_descriptors(descriptor))),

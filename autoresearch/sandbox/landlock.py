@@ -23,7 +23,9 @@ REQUIRED_ABI = 6  # the first that keeps signals and abstract sockets inside
 def landlock_abi() -> int:
     """The kernel's version of Landlock; 0 without one."""
     with suppress(OSError, AttributeError):
-        return call_syscall(CREATE_RULESET, None, ctypes.c_size_t(0), ctypes.c_uint32(1))
+        return call_syscall(
+            CREATE_RULESET, None, ctypes.c_size_t(0), ctypes.c_uint32(1)
+        )
     return 0
 
 
@@ -43,7 +45,9 @@ def restrict_self(
     asked += struct.pack("=Q", 3) if abi >= 4 else b""  # bind and connect over TCP
     asked += struct.pack("=Q", 3) if abi >= 6 else b""  # abstract sockets, signals
     held = ctypes.create_string_buffer(asked, len(asked))
-    rules = call_syscall(CREATE_RULESET, held, ctypes.c_size_t(len(asked)), ctypes.c_uint32(0))
+    rules = call_syscall(
+        CREATE_RULESET, held, ctypes.c_size_t(len(asked)), ctypes.c_uint32(0)
+    )
     try:
         for paths, granted in (
             (read, EXECUTE | READ | LIST),
@@ -69,6 +73,8 @@ def add_path_rule(rules: int, path: str, rights: int) -> None:
         if not stat.S_ISDIR(os.fstat(place).st_mode):
             rights &= FILE_RIGHTS
         rule = ctypes.create_string_buffer(struct.pack("=Qi", rights, place), 12)
-        call_syscall(ADD_RULE, ctypes.c_int(rules), ctypes.c_int(1), rule, ctypes.c_uint32(0))
+        call_syscall(
+            ADD_RULE, ctypes.c_int(rules), ctypes.c_int(1), rule, ctypes.c_uint32(0)
+        )
     finally:
         os.close(place)

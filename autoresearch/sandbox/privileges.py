@@ -33,7 +33,9 @@ def drop_privileges(identity: int) -> None:
         os.setresgid(identity, identity, identity)
         os.setresuid(identity, identity, identity)
     # Changing the user took them away; one that stays root has to give them up.
-    header = ctypes.create_string_buffer(struct.pack("=Ii", LINUX_CAPABILITY_VERSION_3, 0), 8)
+    header = ctypes.create_string_buffer(
+        struct.pack("=Ii", LINUX_CAPABILITY_VERSION_3, 0), 8
+    )
     none = ctypes.create_string_buffer(24)
     if LIBC.capset(header, none) < 0:
         raise OSError(ctypes.get_errno(), "capset")

@@ -46,7 +46,9 @@ ProcessRole = Literal["train", "serve"]  # what a guest is there for
 MARK_VARIABLE = "AUTORESEARCH_GUEST_OF"
 
 LOG_HEAD_BYTES, LOG_TAIL_BYTES = 32 * 1024, 64 * 1024
-COMPILE_CACHE_FOLDER = ".compiled"  # what of a run's folder it may write; see `compiled`
+COMPILE_CACHE_FOLDER = (
+    ".compiled"  # what of a run's folder it may write; see `compiled`
+)
 MAX_LOG_BYTES = 100 << 20
 MOST_MESSAGES = 100_000
 POLL_SECONDS = 0.05
@@ -57,7 +59,11 @@ MOST_FILES = 100_000  # below its folder: empty ones take no space, but time to 
 # Passed on to guests when set: where CUDA and shared libraries are found, and language.
 PASSED_VARIABLES = ("PATH", "LD_LIBRARY_PATH", "CUDA_HOME", "LANG", "LC_ALL", "TZ")
 # Threads that spin while they wait ran 8 to 16 times slower beside one busy neighbour.
-THREAD_VARIABLES = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0", "KMP_BLOCKTIME": "0"}
+THREAD_VARIABLES = {
+    "OMP_WAIT_POLICY": "PASSIVE",
+    "GOMP_SPINCOUNT": "0",
+    "KMP_BLOCKTIME": "0",
+}
 
 PYTHON_COMMAND = (sys.executable, "-I", "-B", "-u", "-c")
 RUNTIME_CODE = (
@@ -108,11 +114,15 @@ class SandboxSpec:
 class LaunchSpec:
     """How a guest is started behind walls."""
 
-    command_prefix: tuple[str, ...]  # the words of a command line that puts the walls up
+    command_prefix: tuple[
+        str, ...
+    ]  # the words of a command line that puts the walls up
     environment: Mapping[str, str]
     restrictions: str  # what the guest forbids itself; see `fence.Fence.words`
     descriptors: tuple[int, ...] = ()  # for the command; closed when it has started
-    control_group: "ControlGroup | None" = None  # what the kernel counts and limits it by
+    control_group: "ControlGroup | None" = (
+        None  # what the kernel counts and limits it by
+    )
 
 
 class ControlGroup(Protocol):
@@ -226,7 +236,13 @@ class SandboxedProcess:
         self._control, control = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         self._log_pipe, writes = os.pipe()
         os.set_blocking(self._log_pipe, False)
-        command = (*PYTHON_COMMAND, code, str(theirs.fileno()), entry.restrictions, *ahead)
+        command = (
+            *PYTHON_COMMAND,
+            code,
+            str(theirs.fileno()),
+            entry.restrictions,
+            *ahead,
+        )
         self._process = spawn_supervisor(
             room, entry, command, control.fileno(), theirs.fileno(), writes
         )
@@ -578,4 +594,6 @@ def sweep(lab: Path, folder: Path | None = None) -> int:
 def has_mark(process: psutil.Process, lab: Path, folder: Path | None) -> bool:
     """Whether a process is a guest of this lab (and of this folder), or its warden."""
     seen = process.environ().get(MARK_VARIABLE, "")
-    return seen == compute_mark(lab, folder) or (folder is None and seen.startswith(compute_mark(lab)))
+    return seen == compute_mark(lab, folder) or (
+        folder is None and seen.startswith(compute_mark(lab))
+    )

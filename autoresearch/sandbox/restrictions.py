@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from autoresearch.sandbox.landlock import restrict_self
 from autoresearch.sandbox.privileges import drop_privileges, set_no_new_privileges
-from autoresearch.sandbox.seccomp import install_filter, build_filter
+from autoresearch.sandbox.seccomp import build_filter, install_filter
 
 
 class SandboxRestrictions(NamedTuple):

@@ -21,16 +21,23 @@ import os
 import socket
 import struct
 
-from autoresearch.sandbox.privileges import SECCOMP_MODE_FILTER, PR_SET_SECCOMP, prctl
+from autoresearch.sandbox.privileges import PR_SET_SECCOMP, SECCOMP_MODE_FILTER, prctl
 
 # <linux/seccomp.h>, <linux/filter.h>, <linux/audit.h>
 RET_KILL, RET_ALLOW, RET_ERRNO = 0x8000_0000, 0x7FFF_0000, 0x0005_0000
 LOAD, JUMP_EQUAL, JUMP_AT_LEAST, JUMP_SET, RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
-NUMBER_OFFSET, ARCHITECTURE_OFFSET, ARGUMENTS_OFFSET = 0, 4, 16  # in struct seccomp_data
+NUMBER_OFFSET, ARCHITECTURE_OFFSET, ARGUMENTS_OFFSET = (
+    0,
+    4,
+    16,
+)  # in struct seccomp_data
 X32_SYSCALL_BIT = 0x4000_0000  # a second table of the same calls on x86-64
 
 CLONE_NAMESPACE_FLAGS = 0x7E02_0080  # CLONE_NEW{NS,CGROUP,UTS,IPC,USER,PID,NET,TIME}
-TERMINAL_INJECTION_IOCTLS = (0x5412, 0x541C)  # TIOCSTI, TIOCLINUX: typing for somebody else
+TERMINAL_INJECTION_IOCTLS = (
+    0x5412,
+    0x541C,
+)  # TIOCSTI, TIOCLINUX: typing for somebody else
 
 # What no training script needs: other processes' memory, mounts, namespaces, keys that
 # outlive a process, the system's clock, kernel interfaces with a history of holes, and
@@ -69,7 +76,9 @@ DENIED_SYSCALL_TABLES = {
 }
 DENIED_SYSCALL_NUMBERS = {
     machine: dict(zip(words[::2], map(int, words[1::2]), strict=True))
-    for machine, words in ((name, table.split()) for name, table in DENIED_SYSCALL_TABLES.items())
+    for machine, words in (
+        (name, table.split()) for name, table in DENIED_SYSCALL_TABLES.items()
+    )
 }
 # As the audit system names them, and calls that are refused by their arguments.
 AUDIT_ARCHITECTURES = {"x86_64": 0xC000_003E, "aarch64": 0xC000_00B7}
@@ -96,7 +105,9 @@ def build_filter(*, sockets: bool = True, lasting: bool = True) -> bytes:
     machine = os.uname().machine
     if machine not in AUDIT_ARCHITECTURES:
         raise OSError(errno.ENOSYS, f"no system call numbers for {machine}")
-    socket_, clone, clone3, ioctl, fadvise, madvise = ARGUMENT_FILTERED_SYSCALLS[machine]
+    socket_, clone, clone3, ioctl, fadvise, madvise = ARGUMENT_FILTERED_SYSCALLS[
+        machine
+    ]
     lines = [
         (LOAD, 0, 0, ARCHITECTURE_OFFSET),
         (JUMP_EQUAL, 1, 0, AUDIT_ARCHITECTURES[machine]),
@@ -106,15 +117,26 @@ def build_filter(*, sockets: bool = True, lasting: bool = True) -> bytes:
         # libc falls back to clone, whose flags a filter can see.
         *deny_if(JUMP_EQUAL, clone3, errno.ENOSYS),
     ]
-    denied = [*DENIED_SYSCALL_NUMBERS[machine].values(), *(() if lasting else PERSISTENT_IPC_SYSCALLS[machine])]
+    denied = [
+        *DENIED_SYSCALL_NUMBERS[machine].values(),
+        *(() if lasting else PERSISTENT_IPC_SYSCALLS[machine]),
+    ]
     for number in denied:
         lines += deny_if(JUMP_EQUAL, number, errno.EPERM)
     allowed = (JUMP_EQUAL, 1, 0, socket.AF_UNIX) if sockets else (JUMP_SET, 0, 0, 0)
-    lines += filter_argument(socket_, 0, [allowed, (RETURN, 0, 0, RET_ERRNO | errno.EAFNOSUPPORT)])
-    lines += filter_argument(clone, 0, deny_if(JUMP_SET, CLONE_NAMESPACE_FLAGS, errno.EPERM))
-    tricks = [part for n in TERMINAL_INJECTION_IOCTLS for part in deny_if(JUMP_EQUAL, n, 1)]
+    lines += filter_argument(
+        socket_, 0, [allowed, (RETURN, 0, 0, RET_ERRNO | errno.EAFNOSUPPORT)]
+    )
+    lines += filter_argument(
+        clone, 0, deny_if(JUMP_SET, CLONE_NAMESPACE_FLAGS, errno.EPERM)
+    )
+    tricks = [
+        part for n in TERMINAL_INJECTION_IOCTLS for part in deny_if(JUMP_EQUAL, n, 1)
+    ]
     lines += filter_argument(ioctl, 1, tricks)
-    lines += filter_argument(fadvise, 3, deny_if(JUMP_EQUAL, POSIX_FADV_DONTNEED, errno.EPERM))
+    lines += filter_argument(
+        fadvise, 3, deny_if(JUMP_EQUAL, POSIX_FADV_DONTNEED, errno.EPERM)
+    )
     lines += filter_argument(madvise, 2, deny_if(JUMP_EQUAL, MADV_PAGEOUT, errno.EPERM))
     lines.append((RETURN, 0, 0, RET_ALLOW))
     return b"".join(struct.pack("=HBBI", *line) for line in lines)
@@ -128,7 +150,9 @@ def deny_if(test: int, operand: int, error: int) -> list[BpfInstruction]:
     return [(test, 0, 1, operand), (RETURN, 0, 0, RET_ERRNO | error)]
 
 
-def filter_argument(number: int, argument: int, body: list[BpfInstruction]) -> list[BpfInstruction]:
+def filter_argument(
+    number: int, argument: int, body: list[BpfInstruction]
+) -> list[BpfInstruction]:
     """For one call: look at the low half of an argument, then allow what is left."""
     return [
         (JUMP_EQUAL, 0, len(body) + 2, number),

@@ -24,13 +24,13 @@ from autoresearch.experiment import Device
 from autoresearch.sandbox import backends, cgroups, landlock, process, seccomp
 from autoresearch.sandbox.escape_attempts import STANDARD_DEVICES
 from autoresearch.sandbox.process import (
-    ProcessExited,
-    SandboxedProcess,
-    ResourceLimits,
-    Unsandboxed,
     LimitExceeded,
-    StopFlag,
+    ProcessExited,
+    ResourceLimits,
     SandboxBackend,
+    SandboxedProcess,
+    StopFlag,
+    Unsandboxed,
 )
 from autoresearch.sealed_memory import ProtocolError
 
@@ -62,10 +62,22 @@ ACCEPTED_ESCAPES: dict[str, set[str]] = {
         *("scratch without a limit", "other processes", "devices", "capabilities"),
         *("the harness's user", "new privileges", "unfiltered system calls"),
         *("the clock", "descriptors"),
-        *(f"the system call {name}" for name in seccomp.DENIED_SYSCALL_NUMBERS["x86_64"]),
+        *(
+            f"the system call {name}"
+            for name in seccomp.DENIED_SYSCALL_NUMBERS["x86_64"]
+        ),
     },
 }
-WRITE_ATTEMPT_FOLDERS = ("/", "/usr/lib", "/usr/local", "/etc", "/dev", "/tmp", "/var/tmp", "/run")
+WRITE_ATTEMPT_FOLDERS = (
+    "/",
+    "/usr/lib",
+    "/usr/local",
+    "/etc",
+    "/dev",
+    "/tmp",
+    "/var/tmp",
+    "/run",
+)
 APPARMOR_USERNS_SETTING = "/proc/sys/kernel/apparmor_restrict_unprivileged_userns"
 APPARMOR_PROFILE_COMMAND = (
     "printf 'abi <abi/4.0>,\\nprofile bwrap /usr/bin/bwrap flags=(unconfined) "
@@ -106,7 +118,9 @@ class SelfTestResult:
     def shortfall(self) -> str:
         """What is wrong, in a few words."""
         allowed = ACCEPTED_ESCAPES.get(self.backend.level) or set()
-        return self.failure or f"it leaves open: {', '.join(set(self.escapes) - allowed)}"
+        return (
+            self.failure or f"it leaves open: {', '.join(set(self.escapes) - allowed)}"
+        )
 
 
 def require_backend(host: HostPaths, level: str, slot: Device) -> SandboxBackend:
@@ -126,10 +140,14 @@ def find_best_backend(host: HostPaths, slot: Device) -> tuple[SandboxBackend, st
     """The best walls this machine gives, and why not `full` ("" if they are)."""
     findings = run_selftests(host, slot)
     found = findings[-1].backend
-    return found, "" if found.level == "full" else explain_missed_level("full", findings)
+    return found, "" if found.level == "full" else explain_missed_level(
+        "full", findings
+    )
 
 
-def run_selftests(host: HostPaths, slot: Device, only: str | None = None) -> list[SelfTestResult]:
+def run_selftests(
+    host: HostPaths, slot: Device, only: str | None = None
+) -> list[SelfTestResult]:
     """Probe level after level, best first, until one holds; all that was found."""
     found: list[SelfTestResult] = []
     for candidate in backends.iter_available_backends(host.secret_paths, host.lab):
@@ -141,7 +159,9 @@ def run_selftests(host: HostPaths, slot: Device, only: str | None = None) -> lis
     return found
 
 
-def run_selftest(candidate: SandboxBackend, host: HostPaths, slot: Device) -> SelfTestResult:
+def run_selftest(
+    candidate: SandboxBackend, host: HostPaths, slot: Device
+) -> SelfTestResult:
     """Try to get out of one cage."""
     if isinstance(candidate, Unsandboxed):
         return SelfTestResult(candidate, ())  # it promises nothing
@@ -164,7 +184,14 @@ def run_selftest(candidate: SandboxBackend, host: HostPaths, slot: Device) -> Se
                 guest.send({**targets, **build_expectations(host, folder, slot)})
                 message = guest.receive_message(time.monotonic() + PROBE_SECONDS)
         return SelfTestResult(candidate, tuple(map(str, message["open"])))
-    except (ProcessExited, TimeoutError, LimitExceeded, ProtocolError, KeyError, OSError) as error:
+    except (
+        ProcessExited,
+        TimeoutError,
+        LimitExceeded,
+        ProtocolError,
+        KeyError,
+        OSError,
+    ) as error:
         said = guest.log.join_kept().decode(errors="replace") if guest else ""
         last = said.strip().splitlines()[-1] if said.strip() else str(error)
         # A time-out has no words, and nothing said is nothing found to be shut.
@@ -244,10 +271,17 @@ def build_expectations(host: HostPaths, folder: Path, slot: Device) -> dict[str,
         "cache": str(cache),
         "cache_names": list_visible_names(cache, view.roots),
         "hidden": [str(path) for path in view.hidden[:200]],
-        "places": [*WRITE_ATTEMPT_FOLDERS, *map(str, view.roots[-6:]), str(folder.parent)],
+        "places": [
+            *WRITE_ATTEMPT_FOLDERS,
+            *map(str, view.roots[-6:]),
+            str(folder.parent),
+        ],
         "scratch_bytes": int(SCRATCH_GB * 1e9),
         "variables": [*process.build_environment(room), "PWD", "LC_CTYPE"],
-        "devices": [*STANDARD_DEVICES, *(node.parts[2] for node in backends.list_gpu_device_files(slot))],
+        "devices": [
+            *STANDARD_DEVICES,
+            *(node.parts[2] for node in backends.list_gpu_device_files(slot)),
+        ],
     }
 
 

@@ -77,7 +77,9 @@ def raise_priority() -> None:
             pass
 
 
-def exec_command(command: list[str], keep: list[int], file_bytes: int, groups: str) -> None:
+def exec_command(
+    command: list[str], keep: list[int], file_bytes: int, groups: str
+) -> None:
     """In the child: limits, a session of its own, then the guest."""
     signal.set_wakeup_fd(-1)
     for name in (signal.SIGCHLD, signal.SIGINT, signal.SIGTERM, signal.SIGHUP):

@@ -57,7 +57,9 @@ class FinishedRun:
     curve: Curve
     score: float
     touches_schedule: bool  # whether its change touches the schedule
-    parent_score: float | None  # what its parent scored on that seed; None: nobody knows
+    parent_score: (
+        float | None
+    )  # what its parent scored on that seed; None: nobody knows
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +156,9 @@ def normalize_curve(points: Sequence[tuple[float, float]]) -> Curve:
 
 def compute_window_loss(curve: Curve, progress: float) -> float | None:
     """The mean loss over the window that ends at `progress`; None: no report in it."""
-    seen = [loss for at, loss in curve if progress - LOSS_WINDOW_SHARE <= at <= progress]
+    seen = [
+        loss for at, loss in curve if progress - LOSS_WINDOW_SHARE <= at <= progress
+    ]
     mean = fmean(seen) if seen else math.nan
     return mean if math.isfinite(mean) else None
 
@@ -173,7 +177,9 @@ def decide_pruning(
     `bar` is the score that the candidate has to beat to be of any use, `parent` that of
     the train.py it started from. None: run on.
     """
-    look = max((look for look in LOOK_SHARES if curve and look <= curve[-1][0]), default=None)
+    look = max(
+        (look for look in LOOK_SHARES if curve and look <= curve[-1][0]), default=None
+    )
     if look is None or schedule or parent is None:
         return None
     here = compute_window_loss(curve, look)
@@ -194,7 +200,10 @@ def decide_pruning(
     surprise = fit.max_overprediction if lower_is_better else fit.max_underprediction
     if error <= 0 or worse <= surprise:
         return None  # a past run was mispredicted by more than this
-    if quantiles.normal_quantile_from_t(worse / error, fit.degrees_of_freedom) < PRUNE_Z:
+    if (
+        quantiles.normal_quantile_from_t(worse / error, fit.degrees_of_freedom)
+        < PRUNE_Z
+    ):
         return None
     return PruneDecision(look, predicted, error, bar)
 
@@ -210,13 +219,17 @@ class ScoreRegression:
     residual_sd: float  # of the scatter
     count: int
     degrees_of_freedom: int
-    max_overprediction: float  # how much the luckiest past run ended below its prediction
+    max_overprediction: (
+        float  # how much the luckiest past run ended below its prediction
+    )
     max_underprediction: float  # how much one ended above it
 
     def is_predictive(self, *, lower_is_better: bool) -> bool:
         """Whether lower losses did end better, beyond doubt."""
         slope = self.slope[0] if lower_is_better else -self.slope[0]
-        return slope > PREDICTIVE_Z * self.residual_sd * math.sqrt(self.inverse_scatter[0])
+        return slope > PREDICTIVE_Z * self.residual_sd * math.sqrt(
+            self.inverse_scatter[0]
+        )
 
     def predict(self, loss: float, parent: float) -> tuple[float, float]:
         """(predicted score, standard error of one run around it)."""
@@ -227,7 +240,9 @@ class ScoreRegression:
         return predicted, self.residual_sd * math.sqrt(lever)
 
 
-def fit_least_squares(points: Sequence[tuple[float, float, float]]) -> ScoreRegression | None:
+def fit_least_squares(
+    points: Sequence[tuple[float, float, float]],
+) -> ScoreRegression | None:
     """The fit; None: all losses equal.
 
     While there was one parent only, its children differ from it as their losses do.
@@ -273,7 +288,9 @@ def is_exempt(seed: int, number: int) -> bool:
     return int.from_bytes(digest[:6], "little") < EXEMPT_SHARE * 2**48
 
 
-def estimate_false_prunes(spared_won: Sequence[bool], killed: int) -> FalsePruneRate | None:
+def estimate_false_prunes(
+    spared_won: Sequence[bool], killed: int
+) -> FalsePruneRate | None:
     """The estimate from the spared tenth: did each beat its bar after all?
 
     Unbiased, as the coin is fair. The interval is Wilson's (1927). None: none spared.
@@ -292,4 +309,6 @@ def estimate_false_prunes(spared_won: Sequence[bool], killed: int) -> FalsePrune
 def touches_schedule(parent: str, source: str) -> bool:
     """Whether a changed line names anything that shapes the schedule."""
     changed = difflib.ndiff(parent.splitlines(), source.splitlines())
-    return any(line[:2] in ("+ ", "- ") and SCHEDULE_PATTERN.search(line) for line in changed)
+    return any(
+        line[:2] in ("+ ", "- ") and SCHEDULE_PATTERN.search(line) for line in changed
+    )

@@ -38,7 +38,9 @@ SEED_INTERACTION_SHARE = 0.4
 DRIFT_SD = 2.0
 # Neither levels nor variances are exactly known (benchmarks/verdicts.py).
 INTERVAL_WIDENING = 1.0
-ENOUGH_RELATIVE_ERROR = 0.05  # standard error of a claim over the claim: no further runs are needed
+ENOUGH_RELATIVE_ERROR = (
+    0.05  # standard error of a claim over the claim: no further runs are needed
+)
 MAX_GAIN_RUNS = 6  # that a night gives for its claim
 
 
@@ -85,7 +87,11 @@ def compute_variance_components(luck: SeedEffects) -> VarianceComponents:
 
 
 def estimate_champion_gain(
-    told: Sequence[MeasuredExperiment], champion: str, baseline: str, *, lower_is_better: bool
+    told: Sequence[MeasuredExperiment],
+    champion: str,
+    baseline: str,
+    *,
+    lower_is_better: bool,
 ) -> GainEstimate | None:
     """What one blob gains over another, with its 95 % interval.
 
@@ -98,12 +104,18 @@ def estimate_champion_gain(
         return None
     if champion == baseline:
         return GainEstimate(0.0, 0.0, 0.0, 0)
-    seen = collect_observations(told, champion, baseline, lower_is_better=lower_is_better)
+    seen = collect_observations(
+        told, champion, baseline, lower_is_better=lower_is_better
+    )
     sides = {one.is_champion for one in seen}
     if len(sides) < 2:
         return None
-    gain, variance = fit_generalized_least_squares(seen, compute_variance_components(luck))
-    lucky, shrunk = estimate_selection_bias(told, champion, baseline, luck, lower_is_better)
+    gain, variance = fit_generalized_least_squares(
+        seen, compute_variance_components(luck)
+    )
+    lucky, shrunk = estimate_selection_bias(
+        told, champion, baseline, luck, lower_is_better
+    )
     half = INTERVAL_WIDENING * math.sqrt(variance * shrunk)
     half *= t_quantile_from_normal(NORMAL_95, luck.noise.degrees)
     gain -= lucky
@@ -129,7 +141,9 @@ def estimate_selection_bias(
     """
     assert luck.noise is not None, "asked where noise is known"
     unit = -luck.noise.sd if lower_is_better else luck.noise.sd
-    rows = [replace(one.row, values=luck.adjust_scores(one.seed_scores)) for one in told]
+    rows = [
+        replace(one.row, values=luck.adjust_scores(one.seed_scores)) for one in told
+    ]
     found = posterior.compute_posteriors(rows, unit)
     means, weights = [], []
     for blob in (champion, baseline):
@@ -143,7 +157,11 @@ def estimate_selection_bias(
 
 
 def collect_observations(
-    told: Sequence[MeasuredExperiment], champion: str, baseline: str, *, lower_is_better: bool
+    told: Sequence[MeasuredExperiment],
+    champion: str,
+    baseline: str,
+    *,
+    lower_is_better: bool,
 ) -> list[RunObservation]:
     """Every run of the two, with its seed and its hour."""
     times = [at for one in told for at in one.end_times if at > 0]
@@ -153,7 +171,11 @@ def collect_observations(
     for one in told:
         if one.row.blob not in (champion, baseline):
             continue
-        hours = one.end_times if len(one.end_times) == len(one.seed_scores) else (0.0,) * len(one.seed_scores)
+        hours = (
+            one.end_times
+            if len(one.end_times) == len(one.seed_scores)
+            else (0.0,) * len(one.seed_scores)
+        )
         for (seed, value), at in zip(one.seed_scores, hours, strict=True):
             share = (at - begin) / (end - begin) if end > begin and at else 0.0
             mine = one.row.blob == champion
@@ -161,10 +183,15 @@ def collect_observations(
     return found
 
 
-def fit_generalized_least_squares(seen: Sequence[RunObservation], spread: VarianceComponents) -> tuple[float, float]:
+def fit_generalized_least_squares(
+    seen: Sequence[RunObservation], spread: VarianceComponents
+) -> tuple[float, float]:
     """(champion less baseline, its variance): generalised least squares."""
     matrix = [
-        [spread.compute_covariance(a, b) + spread.residual_variance * (i == j) for j, b in enumerate(seen)]
+        [
+            spread.compute_covariance(a, b) + spread.residual_variance * (i == j)
+            for j, b in enumerate(seen)
+        ]
         for i, a in enumerate(seen)
     ]
     sides = [[float(one.is_champion == side) for one in seen] for side in (True, False)]
@@ -182,7 +209,9 @@ def fit_generalized_least_squares(seen: Sequence[RunObservation], spread: Varian
     return top - bottom, (a + d + 2 * b) / whole
 
 
-def solve_linear_system(matrix: Sequence[Sequence[float]], right: Sequence[float]) -> list[float]:
+def solve_linear_system(
+    matrix: Sequence[Sequence[float]], right: Sequence[float]
+) -> list[float]:
     """x of matrix @ x = right; the matrix is a covariance (Gauss, no pivoting)."""
     rows = [[*row, value] for row, value in zip(matrix, right, strict=True)]
     count = len(rows)
@@ -200,24 +229,39 @@ def solve_linear_system(matrix: Sequence[Sequence[float]], right: Sequence[float
 
 
 def plan_gain_runs(
-    told: Sequence[MeasuredExperiment], champion: str, baseline: str, *, lower_is_better: bool
+    told: Sequence[MeasuredExperiment],
+    champion: str,
+    baseline: str,
+    *,
+    lower_is_better: bool,
 ) -> tuple[str, ...]:
     """Whom to run until the claim is sure enough, what helps most first.
 
     Empty: it is, or there is none.
     """
     told = drop_nonfinite(told)
-    known = estimate_champion_gain(told, champion, baseline, lower_is_better=lower_is_better)
+    known = estimate_champion_gain(
+        told, champion, baseline, lower_is_better=lower_is_better
+    )
     if known is None or champion == baseline or known.gain <= 0:
         return ()
-    seen = collect_observations(told, champion, baseline, lower_is_better=lower_is_better)
-    spread = compute_variance_components(seed_effects.estimate_seed_effects([one.seed_scores for one in told]))
+    seen = collect_observations(
+        told, champion, baseline, lower_is_better=lower_is_better
+    )
+    spread = compute_variance_components(
+        seed_effects.estimate_seed_effects([one.seed_scores for one in told])
+    )
     order: list[str] = []
     while len(order) < MAX_GAIN_RUNS:
-        if math.sqrt(fit_generalized_least_squares(seen, spread)[1]) <= ENOUGH_RELATIVE_ERROR * known.gain:
+        if (
+            math.sqrt(fit_generalized_least_squares(seen, spread)[1])
+            <= ENOUGH_RELATIVE_ERROR * known.gain
+        ):
             break
         tried = [[*seen, plan_observation(seen, side)] for side in (True, False)]
-        seen = min(tried, key=lambda more: fit_generalized_least_squares(more, spread)[1])
+        seen = min(
+            tried, key=lambda more: fit_generalized_least_squares(more, spread)[1]
+        )
         order.append(champion if seen[-1].is_champion else baseline)
     return tuple(order)
 

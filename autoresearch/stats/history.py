@@ -32,7 +32,9 @@ class Evidence:
     @property
     def effects(self) -> SeedEffects:
         """What each seed adds to a score."""
-        return seed_effects.estimate_seed_effects([seed_scores_from_row(row) for row in self.rows])
+        return seed_effects.estimate_seed_effects(
+            [seed_scores_from_row(row) for row in self.rows]
+        )
 
     def adjust_rows(self) -> tuple[Row, ...]:
         """The rows with scores that can be compared with each other."""
@@ -72,7 +74,9 @@ class Evidence:
     def measured_experiments(self) -> tuple[gain.MeasuredExperiment, ...]:
         """The same for `gains`: every experiment that has a score."""
         return tuple(
-            gain.MeasuredExperiment(row, seed_scores_from_row(row), row.when) for row in self.rows if row.values
+            gain.MeasuredExperiment(row, seed_scores_from_row(row), row.when)
+            for row in self.rows
+            if row.values
         )
 
     def plan_gain_runs(self, *, lower_is_better: bool) -> tuple[str, ...]:
@@ -80,7 +84,9 @@ class Evidence:
         if len(self.champions) < 2:
             return ()
         last, first = self.champions[-1].blob, self.champions[0].blob
-        return gain.plan_gain_runs(self.measured_experiments, last, first, lower_is_better=lower_is_better)
+        return gain.plan_gain_runs(
+            self.measured_experiments, last, first, lower_is_better=lower_is_better
+        )
 
     def with_champion_run(self, score: Score) -> "Evidence":
         """The same after one more run of the champion, which the ledger has not yet."""

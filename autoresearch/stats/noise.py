@@ -16,7 +16,12 @@ from functools import lru_cache
 from statistics import fmean, median
 
 from autoresearch.experiment import Noise
-from autoresearch.stats.quantiles import NORMAL_95, normal_quantile_from_t, t_quantile_from_normal, chi_square_quantile
+from autoresearch.stats.quantiles import (
+    NORMAL_95,
+    chi_square_quantile,
+    normal_quantile_from_t,
+    t_quantile_from_normal,
+)
 
 # A drift is looked for after every verdict; about one night in a thousand cries wolf.
 DRIFT_Z = 4.0
@@ -114,7 +119,9 @@ def has_heavy_tails(replicates: Replicates) -> bool | None:
     return noise.sd > HEAVY_TAIL_RATIO * robust
 
 
-def detect_drift(replicates: Replicates, when: Sequence[Sequence[float]]) -> Drift | None:
+def detect_drift(
+    replicates: Replicates, when: Sequence[Sequence[float]]
+) -> Drift | None:
     """A slope of the same code's scores over time, if there is one beyond doubt.
 
     The first run of a candidate is left out, the baseline's excepted: it is why there

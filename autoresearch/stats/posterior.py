@@ -29,7 +29,10 @@ from autoresearch.experiment import Row
 # docs/decisions/0004-when-to-believe.md.
 HELPFUL_COMPONENTS = ((2 / 3, 1.0), (1 / 3, 7.0))
 HARMFUL_COMPONENTS = ((0.45, 1.5), (0.55, 9.0))
-PRIOR_HELPFUL_SHARE, PRIOR_HARMFUL_SHARE = 0.15, 0.45  # of all changes, as a night begins
+PRIOR_HELPFUL_SHARE, PRIOR_HARMFUL_SHARE = (
+    0.15,
+    0.45,
+)  # of all changes, as a night begins
 PRIOR_EXPERIMENTS = 10  # experiments that this beginning counts for
 # The mixture is not exact, so what a level owes to it is never quite certain.
 MODEL_VARIANCE = 0.04
@@ -38,7 +41,7 @@ MODEL_VARIANCE = 0.04
 # deviations that its own runs left.
 MAX_CHILD_SHIFT_SD = 1.5
 
-Posteriors = Mapping[str, "Level"]
+Posteriors = Mapping[str, "Posterior"]
 
 SQRT_2 = math.sqrt(2)
 SQRT_2_PI = math.sqrt(2 * math.pi)
@@ -94,7 +97,9 @@ class ChangeEffect:
     harmful_probability: float
 
 
-def compute_component_posterior(seen: float, error: float, size: float) -> tuple[float, float, float]:
+def compute_component_posterior(
+    seen: float, error: float, size: float
+) -> tuple[float, float, float]:
     """One exponential part: its likelihood, and mean and variance of the effect."""
     pull = seen - error * error / size
     z = pull / error
@@ -110,17 +115,24 @@ def compute_component_posterior(seen: float, error: float, size: float) -> tuple
     return math.exp(exponent) / size * share, mean, variance
 
 
-def estimate_change_effect(seen: float, error: float, shares: MixtureWeights) -> ChangeEffect:
+def estimate_change_effect(
+    seen: float, error: float, shares: MixtureWeights
+) -> ChangeEffect:
     """What a change is worth, given the difference seen and its standard error."""
     z = seen / error
     nothing = 1 - shares.helpful - shares.harmful
     weights = nothing * math.exp(-z * z / 2) / SQRT_2_PI / error
     mean = square = 0.0
     sums = []
-    for parts, sign, among in ((HELPFUL_COMPONENTS, 1, shares.helpful), (HARMFUL_COMPONENTS, -1, shares.harmful)):
+    for parts, sign, among in (
+        (HELPFUL_COMPONENTS, 1, shares.helpful),
+        (HARMFUL_COMPONENTS, -1, shares.harmful),
+    ):
         before = weights
         for share, size in parts:
-            likely, middle, variance = compute_component_posterior(sign * seen, error, size)
+            likely, middle, variance = compute_component_posterior(
+                sign * seen, error, size
+            )
             weight = among * share * likely
             weights += weight
             mean += sign * weight * middle
@@ -149,7 +161,10 @@ def update_on_child_runs(
     variance = max(MODEL_VARIANCE, left + shared**2 * change.variance)
     return (
         Posterior(held, variance, parent.min_mean, parent.max_mean),
-        from_runs(first + change.mean, left + (1 - shared) ** 2 * change.variance + MODEL_VARIANCE),
+        from_runs(
+            first + change.mean,
+            left + (1 - shared) ** 2 * change.variance + MODEL_VARIANCE,
+        ),
         change,
     )
 
@@ -190,13 +205,17 @@ def compute_posterior_state(rows: Sequence[Row], unit: float) -> PosteriorState:
     return _last_state
 
 
-def update_with_row(found: dict[str, Posterior], row: Row, mean: float, shares: MixtureWeights) -> MixtureWeights:
+def update_with_row(
+    found: dict[str, Posterior], row: Row, mean: float, shares: MixtureWeights
+) -> MixtureWeights:
     """Let one experiment's runs count."""
     runs = len(row.values)
     if row.blob in found:  # run again under another number
         found[row.blob] = found[row.blob].with_runs(mean, runs)
     elif row.parent in found:
-        parent, child, change = update_on_child_runs(found[row.parent], mean, runs, shares)
+        parent, child, change = update_on_child_runs(
+            found[row.parent], mean, runs, shares
+        )
         found[row.parent], found[row.blob] = parent, child
         return shares.with_change(change)
     else:  # a baseline, or from a parent that nobody measured here

@@ -23,8 +23,12 @@ def chi_square_quantile(degrees: float, z: float) -> float:
     # In the tail that is the smaller one, so that neither loses its digits.
     p = NORMAL.cdf(-abs(z))
     if z < 0:
-        return find_root_by_bisection(lambda x: regularised_incomplete_gamma(degrees / 2, x / 2)[0] - p)
-    return find_root_by_bisection(lambda x: p - regularised_incomplete_gamma(degrees / 2, x / 2)[1])
+        return find_root_by_bisection(
+            lambda x: regularised_incomplete_gamma(degrees / 2, x / 2)[0] - p
+        )
+    return find_root_by_bisection(
+        lambda x: p - regularised_incomplete_gamma(degrees / 2, x / 2)[1]
+    )
 
 
 def normal_quantile_from_t(t: float, degrees: float) -> float:
@@ -44,7 +48,9 @@ def t_quantile_from_normal(z: float, degrees: float) -> float:
     if math.isinf(degrees) or z == 0:
         return z
     p = NORMAL.cdf(-abs(z))
-    return math.copysign(find_root_by_bisection(lambda t: p - t_tail_probability(t, degrees)), z)
+    return math.copysign(
+        find_root_by_bisection(lambda t: p - t_tail_probability(t, degrees)), z
+    )
 
 
 def t_quantile_95(degrees: float) -> float:
@@ -55,7 +61,9 @@ def t_quantile_95(degrees: float) -> float:
 def t_tail_probability(t: float, degrees: float) -> float:
     """P(T > t) for t >= 0."""
     x = degrees / (degrees + t * t)
-    return 0.5 * regularised_incomplete_beta(degrees / 2, 0.5, x, t * t / (degrees + t * t))
+    return 0.5 * regularised_incomplete_beta(
+        degrees / 2, 0.5, x, t * t / (degrees + t * t)
+    )
 
 
 def regularised_incomplete_beta(a: float, b: float, x: float, rest: float) -> float:

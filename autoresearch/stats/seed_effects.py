@@ -27,7 +27,10 @@ from autoresearch.stats import noise
 # Before anything ran twice on the same seeds, half of the noise is held to be the
 # seed's. It counts as much as one difference.
 PRIOR_SEED_SHARE, PRIOR_WEIGHT = 0.5, 1.0
-MAX_ROUNDS, RELATIVE_TOLERANCE = 200, 1e-9  # of alternating least squares; the change that ends it
+MAX_ROUNDS, RELATIVE_TOLERANCE = (
+    200,
+    1e-9,
+)  # of alternating least squares; the change that ends it
 
 SeedScores = tuple[tuple[int, float], ...]  # (seed, score) of one experiment
 

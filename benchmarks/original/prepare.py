@@ -15,7 +15,7 @@ import torch
 sys.path.insert(0, os.environ["BENCHMARK_PACKAGE"])
 
 from autoresearch.data import bits_per_byte
-from autoresearch.guest.runtime import iter_shuffled_batches, copy_to_device
+from autoresearch.guest.runtime import copy_to_device, iter_shuffled_batches
 
 lab = {"__name__": "prepare"}
 with open(os.environ["BENCHMARK_PREPARE"]) as file:
@@ -38,7 +38,9 @@ class Tokenizer:
 def make_dataloader(tokenizer, rows, context, split):
     """Yield x, y, epoch; the epoch is not counted."""
     tokens = lab["sealed"]().tokens(split)
-    for batch in iter_shuffled_batches(tokens, rows, context, int(os.environ["BENCHMARK_SEED"])):
+    for batch in iter_shuffled_batches(
+        tokens, rows, context, int(os.environ["BENCHMARK_SEED"])
+    ):
         yield *copy_to_device(batch, "cuda"), 1
 
 

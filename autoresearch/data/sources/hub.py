@@ -98,7 +98,9 @@ class HubSource:
         total = sum(shard.size_bytes for shard in shards)
         done = ByteCounter(total - sum(shard.size_bytes for shard in missing))
         with ThreadPoolExecutor(PARALLEL_DOWNLOADS) as threads:
-            waiting = [threads.submit(self._download_shard, s, revision, done) for s in missing]
+            waiting = [
+                threads.submit(self._download_shard, s, revision, done) for s in missing
+            ]
             while not all(future.done() for future in waiting):
                 show(f"download {self._name}", min(done.count, total - 1), total)
                 time.sleep(0.1)
@@ -109,7 +111,9 @@ class HubSource:
     def _fetch_listing(self) -> None:
         """Ask for the revision and the shards, and keep the answer."""
         base = f"{self._endpoint}/api/datasets/{self._repository}"
-        revision = json.loads(self._get_with_retries(f"{base}/revision/main")).get("sha")
+        revision = json.loads(self._get_with_retries(f"{base}/revision/main")).get(
+            "sha"
+        )
         if not isinstance(revision, str) or not re.fullmatch("[0-9a-f]{40}", revision):
             raise LabError(f"{base} names no revision. Next: check HF_ENDPOINT")
         tree = json.loads(
@@ -119,7 +123,9 @@ class HubSource:
         if not shards:
             raise LabError(f"{base} lists no parquet files. Next: check HF_ENDPOINT")
         said = [[s.path, s.size_bytes, s.sha256] for s in shards]
-        write_whole(self._listing_path(), json.dumps({"revision": revision, "shards": said}))
+        write_whole(
+            self._listing_path(), json.dumps({"revision": revision, "shards": said})
+        )
 
     def _get_with_retries(self, url: str) -> bytes:
         """A small answer, with retries."""
@@ -156,11 +162,15 @@ class HubSource:
         """Compare a finished file with the listing; start over if it is another."""
         size_bytes = part.stat().st_size
         if size_bytes < shard.size_bytes:
-            raise ShardMismatch(f"it ended after {size_bytes} of {shard.size_bytes} bytes")
+            raise ShardMismatch(
+                f"it ended after {size_bytes} of {shard.size_bytes} bytes"
+            )
         if size_bytes > shard.size_bytes or sha256_file(part) != shard.sha256:
             part.unlink()
             done.add(-size_bytes)
-            raise ShardMismatch("it is not the file that the hub lists (size or sha256)")
+            raise ShardMismatch(
+                "it is not the file that the hub lists (size or sha256)"
+            )
 
     def _back_off_or_raise(self, error: Exception, url: str, left: int) -> None:
         """Wait before another try, or give up with one clear sentence."""

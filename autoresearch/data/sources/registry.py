@@ -9,7 +9,9 @@ from autoresearch.data.sources.hub import DATASETS, HubSource
 from autoresearch.data.sources.python import PythonSource
 
 
-def named(text: str, packages: tuple[str, ...], cache: Path, most_bytes: int) -> Source:
+def load_source(
+    text: str, packages: tuple[str, ...], cache: Path, most_bytes: int
+) -> Source:
     """The source that prepare.py's TEXT names; a path where nothing else fits.
 
     A plugin's entry point is callable as (text, cache folder, most bytes) -> Source.

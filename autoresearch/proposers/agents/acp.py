@@ -187,7 +187,10 @@ class Client:
             text = {"type": "text", "text": self._prompt}
             self._ask("session/prompt", {"sessionId": session, "prompt": [text]})
         else:
-            self.is_finished, self.ended = True, to_one_line(str(result.get("stopReason")))[:40]
+            self.is_finished, self.ended = (
+                True,
+                to_one_line(str(result.get("stopReason")))[:40],
+            )
             self._count(dict_of(result.get("usage")))
 
     def _asks(self, method: str, message: Fields) -> None:
@@ -206,7 +209,9 @@ class Client:
     def _answer(self, method: str, params: Fields) -> Fields | None:
         """The result of a request, or Refused."""
         if method not in ASKED_OF_US:
-            raise Refused(METHOD_UNKNOWN, f"there is no {to_one_line(method)[:80]} here")
+            raise Refused(
+                METHOD_UNKNOWN, f"there is no {to_one_line(method)[:80]} here"
+            )
         if not self._session or params.get("sessionId") != self._session:
             raise Refused(PARAMS_WRONG, "there is no such session")
         if method == "fs/read_text_file":

@@ -38,9 +38,9 @@ from autoresearch.lab.folder import LAB_FILES
 from autoresearch.proposers import context
 from autoresearch.proposers.agents import acp
 from autoresearch.proposers.toolkit import Desk
-from autoresearch.records.ledger import ProposerCall, Ledger
+from autoresearch.records.ledger import Ledger, ProposerCall
 from autoresearch.sandbox import command
-from autoresearch.text import to_one_line, strip_invisible
+from autoresearch.text import strip_invisible, to_one_line
 
 AGENT_SECONDS = 900.0
 CANCEL_SECONDS = (
@@ -290,7 +290,9 @@ class Agent:
             done = command.CommandResult(1, words.encode(errors="replace"), 0.0)
             return Work(done, Left("", "", ()), acp.Bill())
 
-    def _ran(self, folder: Path, prompt: str, limit_seconds: float) -> command.CommandResult:
+    def _ran(
+        self, folder: Path, prompt: str, limit_seconds: float
+    ) -> command.CommandResult:
         """By its row's argv."""
         home, words = home_of(self.name), prompt if self._kind.stdin else ""
         return command.run_command(
@@ -299,7 +301,9 @@ class Agent:
             env=environment(self._kind, home),
             words=words.encode(errors="replace"),
             limit_seconds=limit_seconds,
-            walls=command.FilesystemAccess((folder, home), hidden_of(self._desk.lab.state_folder)),
+            walls=command.FilesystemAccess(
+                (folder, home), hidden_of(self._desk.lab.state_folder)
+            ),
             stop=lambda: self._closed,
         )
 
@@ -317,7 +321,9 @@ class Agent:
                 folder=folder,
                 env=environment(self._kind, home),
                 limit_seconds=limit_seconds,
-                walls=command.FilesystemAccess((folder, home), hidden_of(self._desk.lab.state_folder)),
+                walls=command.FilesystemAccess(
+                    (folder, home), hidden_of(self._desk.lab.state_folder)
+                ),
                 stop=lambda: self._closed,
             )
         finally:
