@@ -16,7 +16,7 @@ from autoresearch.lab.program import Program
 from autoresearch.loop import research
 from autoresearch.proposers import llm
 from autoresearch.proposers import registry as proposer_registry
-from autoresearch.proposers.toolkit import Purse, desk_of
+from autoresearch.proposers.toolkit import CostBudget, open_toolkit
 from autoresearch.records.ledger import Ledger
 from autoresearch.reporting import report_text
 from autoresearch.run import session
@@ -41,7 +41,7 @@ def lab(tmp_path, monkeypatch):
 def asked(lab, server, times=1, **settings):
     """A model behind that server, asked; (model, proposals, askings)."""
     ledger = Ledger(lab.ledger)
-    model = llm.LLM(server.spec, desk_of(lab.folder, Program(**settings)))
+    model = llm.LLM(server.spec, open_toolkit(lab.folder, Program(**settings)))
     found = [model.propose(ledger) for _ in range(times)]
     return model, found, ledger.load_proposer_calls()
 
@@ -163,7 +163,7 @@ def test_orders_in_a_log_arrive_as_marked_data_and_lead_to_nothing(tmp_path):
 
 
 def test_a_paid_model_is_never_asked_without_leave(lab, monkeypatch):
-    desk = desk_of(lab.folder, Program())
+    desk = open_toolkit(lab.folder, Program())
     with pytest.raises(LabError, match="export ANTHROPIC_API_KEY"):
         llm.LLM("anthropic:claude-sonnet-4-5", desk)
 
@@ -182,7 +182,7 @@ def test_a_key_in_the_environment_names_nobody(lab, monkeypatch):
 
 def test_money_is_counted_before_it_is_spent(lab, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "k")
-    desk = desk_of(lab.folder, Program(dollars=0.0001))
+    desk = open_toolkit(lab.folder, Program(dollars=0.0001))
     model = llm.LLM("openai:gpt-5", desk)
     ledger = Ledger(lab.ledger)
 
@@ -193,10 +193,10 @@ def test_money_is_counted_before_it_is_spent(lab, monkeypatch):
 
 
 def test_a_price_is_the_list_price_or_unknown():
-    known = llm.Endpoint.read("openai:gpt-5")
-    assert 0.001 < llm.price(known, 1000, 200) < 0.01
+    known = llm.Endpoint.parse("openai:gpt-5")
+    assert 0.001 < llm.estimate_dollars(known, 1000, 200) < 0.01
     for spec in ("openai:no-such-model", "ollama:x", "openai:gpt-5@http://127.0.0.1"):
-        assert llm.price(llm.Endpoint.read(spec), 1000, 200) is None
+        assert llm.estimate_dollars(llm.Endpoint.parse(spec), 1000, 200) is None
 
 
 @pytest.mark.parametrize(
@@ -210,9 +210,9 @@ def test_a_price_is_the_list_price_or_unknown():
     ],
 )
 def test_the_grammar_says_where_a_model_is(spec, url, local):
-    endpoint = llm.Endpoint.read(spec)
+    endpoint = llm.Endpoint.parse(spec)
 
-    assert (endpoint.url, endpoint.local) == (url, local)
+    assert (endpoint.url, endpoint.is_private) == (url, local)
 
 
 def test_an_unknown_provider_names_the_known_ones(lab):
@@ -284,7 +284,7 @@ def test_any_reply_ends_in_one_outcome_and_no_traceback(lab, lines):
     with ModelServer("\n".join(lines).encode(errors="replace").decode()) as server:
         ledger = Ledger(lab.ledger)
         before = len(ledger.load_proposer_calls())
-        model = llm.LLM(server.spec, desk_of(lab.folder, Program()))
+        model = llm.LLM(server.spec, open_toolkit(lab.folder, Program()))
         found = model.propose(ledger)
 
         assert len(ledger.load_proposer_calls()) == before + 1
@@ -331,16 +331,16 @@ def test_why_an_answer_was_refused_is_told_as_data(lab):
 
 
 def test_calls_under_way_at_once_cannot_spend_the_same_dollars(lab):
-    purse = Purse(1.0)
+    purse = CostBudget(1.0)
 
-    assert purse.hold(0.6)
-    assert not purse.hold(0.6)  # what is under way may cost as much
-    purse.paid(0.1, 10)
+    assert purse.reserve(0.6)
+    assert not purse.reserve(0.6)  # what is under way may cost as much
+    purse.charge(0.1, 10)
     purse.release(0.6)
-    assert purse.hold(0.6)
-    purse.paid(None, 0, at_most=0.6)  # an answer that never came may be on the bill
+    assert purse.reserve(0.6)
+    purse.charge(None, 0, at_most=0.6)  # an answer that never came may be on the bill
     purse.release(0.6)
-    assert not purse.hold(0.6)
+    assert not purse.reserve(0.6)
     assert purse.unpriced == 1
 
 
