@@ -199,11 +199,11 @@ def test_what_looks_like_a_time_and_is_none_does_not_end_a_rest():
     now = time.time()
 
     for words in ("limit reached, request 1700000000", "usage limit, try in 1 s"):
-        assert process.parse_limit_end(words, now) == now + process.LIMIT_REST_SECONDS
-    for words in ("usage limit, try again in 999999 days", "limit until 2999999999"):
         assert (
-            process.parse_limit_end(words, now) == now + process.LONGEST_LIMIT_SECONDS
+            process.parse_limit_end(words, now) == now + process.DEFAULT_LIMIT_SECONDS
         )
+    for words in ("usage limit, try again in 999999 days", "limit until 2999999999"):
+        assert process.parse_limit_end(words, now) == now + process.MAX_LIMIT_SECONDS
 
 
 def test_both_runs_are_on_the_bill_and_the_first_change_is_not_lost(lab, tmp_path):
@@ -330,12 +330,14 @@ def test_a_command_that_is_not_there_says_how_to_get_it(lab, monkeypatch):
 
 
 def test_every_row_says_how_a_person_logs_in_once():
-    for name, kind in process.KINDS.items():
+    for name, kind in process.AGENT_COMMANDS.items():
         assert kind.login, name
         assert kind.tokens, name
         assert kind.install, name
         prompt_is_no_argument = (
-            kind.stdin or process.READ_IT in kind.argv or "{prompt}" in kind.argv
+            kind.stdin
+            or process.READ_PROMPT_FILE in kind.argv
+            or "{prompt}" in kind.argv
         )
         assert prompt_is_no_argument, name
 

@@ -32,7 +32,7 @@ GOOD = reply("deeper", "DEPTH = 4  # 1 .. 9", "DEPTH = 8  # 1 .. 9")
 @pytest.fixture
 def lab(tmp_path, monkeypatch):
     """A lab whose ledger has a baseline, and no patience."""
-    monkeypatch.setattr(llm, "PAUSES_SECONDS", (0.01, 0.01, 0.01))
+    monkeypatch.setattr(llm, "RETRY_PAUSES_SECONDS", (0.01, 0.01, 0.01))
     found = nights.line_lab(tmp_path / "lab")
     short_night(found.ledger_path).close()
     return found
@@ -336,10 +336,10 @@ def test_calls_under_way_at_once_cannot_spend_the_same_dollars(lab):
     assert purse.reserve(0.6)
     assert not purse.reserve(0.6)  # what is under way may cost as much
     purse.charge(0.1, 10)
-    purse.release(0.6)
+    purse.release_dollars(0.6)
     assert purse.reserve(0.6)
     purse.charge(None, 0, at_most=0.6)  # an answer that never came may be on the bill
-    purse.release(0.6)
+    purse.release_dollars(0.6)
     assert not purse.reserve(0.6)
     assert purse.unpriced_calls == 1
 
