@@ -158,7 +158,7 @@ def test_descriptors_of_the_last_message_still_arrive(lab):
     source = (
         LINK
         + "from autoresearch import sealed_memory\n"
-        + "link.send({'say': 'submit'}, sealed_memory.sealed(b'weights'))\nos._exit(0)\n"
+        + "link.send({'say': 'submit'}, sealed_memory.seal_bytes(b'weights'))\nos._exit(0)\n"
     )
 
     with running(lab, source) as guest:
@@ -414,10 +414,12 @@ def test_when_the_guest_leaves_by_itself_its_family_does_not_stay(lab, way):
 HARNESS = """
 import sys, time
 from pathlib import Path
-from autoresearch.experiment import Slot
-from autoresearch.sandbox.process import Guest, Limits, Stop
+from autoresearch.experiment import Device
+from autoresearch.sandbox.process import ResourceLimits, SandboxedProcess, StopFlag
 lab = Path(sys.argv[1])
-guest = Guest(lab / "guest", lab=lab, slot=Slot(), limits=Limits(4.0), stop=Stop())
+guest = SandboxedProcess(
+    lab / "guest", lab=lab, slot=Device(), limits=ResourceLimits(4.0), stop=StopFlag()
+)
 guest.channel.send({"mode": "train"})
 guest.receive(time.monotonic() + 60)
 print("up", flush=True)

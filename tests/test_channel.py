@@ -66,11 +66,11 @@ def test_a_message_that_comes_byte_by_byte_is_still_one_message(pair):
     raw = packet(json.dumps({"say": "slow"}).encode())
 
     for at in range(len(raw)):
-        assert there.take() is None
+        assert there.pop_message() is None
         here.socket.send(raw[at : at + 1])
         there.read()
 
-    assert there.take() == ({"say": "slow"}, [])
+    assert there.pop_message() == ({"say": "slow"}, [])
 
 
 def test_the_largest_message_passes_and_one_byte_more_is_refused_by_the_sender(pair):
@@ -155,7 +155,7 @@ def test_a_flood_of_messages_is_read_one_by_one_in_bounded_memory(pair):
     for number in range(count):
         message, _ = there.receive(10)
         assert message == {"number": number}
-        largest = max(largest, len(there._bytes))
+        largest = max(largest, len(there._buffer))
     sender.join()
 
     assert largest <= 2 * ipc.MAX_MESSAGE_BYTES
@@ -168,16 +168,16 @@ def test_waiting_ends_at_the_limit(pair):
 
 def test_whether_a_message_has_begun_to_come_is_seen_without_taking_it(pair):
     here, there = pair
-    before = there.waits(0.0)
+    before = there.poll(0.0)
     here.send({"say": "one"})
     here.send({"say": "two"})
-    came = there.waits(5.0)
+    came = there.poll(5.0)
     first = there.receive(5.0)[0]
-    left = there.waits(0.0)  # the second, read off the socket with the first
+    left = there.poll(0.0)  # the second, read off the socket with the first
 
     assert (before, came, left) == (False, True, True)
     assert [first, there.receive(5.0)[0]] == [{"say": "one"}, {"say": "two"}]
-    assert not there.waits(0.0)
+    assert not there.poll(0.0)
 
 
 def test_half_a_message_is_no_message_however_long_one_waits(pair):

@@ -88,8 +88,8 @@ def guest(tmp_path, lab, name, code, **limits):
     folder = tmp_path / "run"
     folder.mkdir()
     (folder / "train.py").write_text("")
-    shut = "import os, sys; from autoresearch.sandbox.restrictions import Fence\n"
-    shut += "if sys.argv[2]: Fence.of(sys.argv[2]).close()\n"
+    shut = "import os, sys; from autoresearch.sandbox.restrictions import SandboxRestrictions\n"
+    shut += "if sys.argv[2]: SandboxRestrictions.from_argument(sys.argv[2]).apply()\n"
     return SandboxedProcess(
         folder,
         lab=lab.folder,
@@ -382,10 +382,10 @@ def test_a_plain_user_reaches_the_same_level():
         "import sys; from pathlib import Path\n"
         "from autoresearch.measure.workbench import host_paths\n"
         "from autoresearch.sandbox import selftest\n"
-        "from autoresearch.experiment import Slot\n"
+        "from autoresearch.experiment import Device\n"
         "from autoresearch.lab.folder import Lab\n"
         "place = host_paths(Lab(Path(sys.argv[1])))\n"
-        "print(selftest.best(place, Slot())[0].level)\n"
+        "print(selftest.find_best_backend(place, Device())[0].level)\n"
     )
 
     done = subprocess.run(

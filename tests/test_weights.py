@@ -299,10 +299,10 @@ def test_numbers_are_checked_without_numpy_as_with_it():
         "import sys; sys.modules['numpy'] = None\n"
         "from autoresearch.guest import safetensors_format as weights\n"
         "for dtype, width in (('F64', 8), ('F32', 4), ('F16', 2), ('BF16', 2)):\n"
-        "    fine = weights.Tensor(dtype, (9,), bytes(9 * width))\n"
-        "    odd = weights.Tensor(dtype, (9,), bytes(8 * width) + b'\\xff' * width)\n"
-        "    assert weights.all_finite(fine), dtype\n"
-        "    assert not weights.all_finite(odd), dtype\n"
+        "    fine = weights.RawTensor(dtype, (9,), bytes(9 * width))\n"
+        "    odd = weights.RawTensor(dtype, (9,), bytes(8 * width) + b'\\xff' * width)\n"
+        "    assert weights.is_finite(fine), dtype\n"
+        "    assert not weights.is_finite(odd), dtype\n"
     )
 
     subprocess.run((sys.executable, "-c", blocked), check=True)
