@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 
 from autoresearch.errors import RunStopped
 from autoresearch.experiment import Device
-from autoresearch.sandbox import process, supervisor
+from autoresearch.sandbox import capped_log, process, supervisor
+from autoresearch.sandbox.capped_log import CappedLog
 from autoresearch.sandbox.process import (
-    CappedLog,
     LimitExceeded,
     ProcessExited,
     ResourceLimits,
@@ -227,7 +227,7 @@ def test_nonsense_on_the_channel_is_junk(lab, noise):
 
 
 def test_a_flood_of_messages_is_junk_in_the_end(lab, monkeypatch):
-    monkeypatch.setattr(process, "MOST_MESSAGES", 2000)
+    monkeypatch.setattr(process, "MAX_MESSAGES", 2000)
     source = LINK + "while True: link.send({'say': 'progress'})\n"
 
     with running(lab, source) as guest:
@@ -628,7 +628,7 @@ def test_a_harness_that_looks_late_at_an_exit_gets_it_whole(lab):
 
 
 def test_too_much_memory_is_noticed_also_when_it_is_a_childs(lab, monkeypatch):
-    monkeypatch.setattr(process, "LOOK_EVERY_SECONDS", 0.05)
+    monkeypatch.setattr(process, "CHECK_EVERY_SECONDS", 0.05)
     source = (
         LINK
         + "if os.fork() == 0:\n"
@@ -648,7 +648,7 @@ def test_too_much_memory_is_noticed_also_when_it_is_a_childs(lab, monkeypatch):
 
 
 def test_memory_is_measured_as_the_peak(lab, monkeypatch):
-    monkeypatch.setattr(process, "LOOK_EVERY_SECONDS", 0.02)
+    monkeypatch.setattr(process, "CHECK_EVERY_SECONDS", 0.02)
     source = (
         LINK
         + "hoard = b'x' * 150_000_000\ntime.sleep(0.4)\ndel hoard\ntime.sleep(0.2)\n"
@@ -693,7 +693,7 @@ def test_printing_beyond_the_limit_ends_the_run(lab):
 
 
 def test_writing_beyond_the_limit_ends_the_run(lab, monkeypatch):
-    monkeypatch.setattr(process, "LOOK_EVERY_SECONDS", 0.05)
+    monkeypatch.setattr(process, "CHECK_EVERY_SECONDS", 0.05)
     source = (
         LINK
         + "os.makedirs('a/b')\n"
@@ -732,17 +732,17 @@ def test_links_and_sparse_files_count_what_they_take(tmp_path):
     with (tmp_path / "sparse").open("wb") as file:
         file.truncate(1 << 40)
 
-    size_bytes, files = process.contents(tmp_path)
+    size_bytes, files = process.measure_folder(tmp_path)
 
     assert 100_000 <= size_bytes < 300_000
     assert files == 4
-    assert process.contents(tmp_path / "none") == (0, 0)
+    assert process.measure_folder(tmp_path / "none") == (0, 0)
 
 
 def test_empty_files_without_number_end_the_run(lab, monkeypatch):
     """They take no space, and a walk over a million of them takes seconds."""
-    monkeypatch.setattr(process, "LOOK_EVERY_SECONDS", 0.05)
-    monkeypatch.setattr(process, "MOST_FILES", 500)
+    monkeypatch.setattr(process, "CHECK_EVERY_SECONDS", 0.05)
+    monkeypatch.setattr(process, "MAX_FILES", 500)
     source = (
         "import os, time\n"
         "for number in range(1000):\n"
@@ -758,7 +758,7 @@ def test_empty_files_without_number_end_the_run(lab, monkeypatch):
 
 
 def test_a_look_that_takes_long_is_not_taken_where_the_wall_is_near(lab, monkeypatch):
-    monkeypatch.setattr(process, "LOOK_EVERY_SECONDS", 0.01)
+    monkeypatch.setattr(process, "CHECK_EVERY_SECONDS", 0.01)
     looks = []
 
     def slowly(folder):
@@ -766,7 +766,7 @@ def test_a_look_that_takes_long_is_not_taken_where_the_wall_is_near(lab, monkeyp
         time.sleep(0.3)
         return 0, 0
 
-    monkeypatch.setattr(process, "contents", slowly)
+    monkeypatch.setattr(process, "measure_folder", slowly)
     with running(lab, "import time; time.sleep(30)") as found:
         deadline = time.monotonic() + 2
         with pytest.raises(TimeoutError):
@@ -795,7 +795,7 @@ def test_a_folder_too_deep_for_recursion_is_removed(tmp_path):
 
 
 def test_a_guest_that_never_reads_does_not_hold_up_its_harness(lab, monkeypatch):
-    monkeypatch.setattr(process, "SEND_SECONDS", 0.2)
+    monkeypatch.setattr(process, "SEND_TIMEOUT_SECONDS", 0.2)
 
     with (
         running(lab, "import time; time.sleep(30)") as found,
@@ -818,8 +818,10 @@ def test_a_log_keeps_its_beginning_and_its_end(sizes):
     kept = log.join_kept()
 
     assert log.total_bytes == len(whole)
-    assert len(kept) <= process.LOG_HEAD_BYTES + process.LOG_TAIL_BYTES + 50_000 + 60
-    assert kept[: process.LOG_HEAD_BYTES] == whole[: process.LOG_HEAD_BYTES]
-    assert kept[-process.LOG_TAIL_BYTES :] == whole[-process.LOG_TAIL_BYTES :]
+    assert (
+        len(kept) <= capped_log.LOG_HEAD_BYTES + capped_log.LOG_TAIL_BYTES + 50_000 + 60
+    )
+    assert kept[: capped_log.LOG_HEAD_BYTES] == whole[: capped_log.LOG_HEAD_BYTES]
+    assert kept[-capped_log.LOG_TAIL_BYTES :] == whole[-capped_log.LOG_TAIL_BYTES :]
     if b"not kept" not in kept:
         assert kept == whole

@@ -68,7 +68,7 @@ def test_a_message_that_comes_byte_by_byte_is_still_one_message(pair):
     for at in range(len(raw)):
         assert there.pop_message() is None
         here.socket.send(raw[at : at + 1])
-        there.read()
+        there.fill_buffer()
 
     assert there.pop_message() == ({"say": "slow"}, [])
 

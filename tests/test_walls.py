@@ -272,7 +272,9 @@ def test_a_tiny_shared_memory_of_the_host_is_no_matter(lab):
 def test_each_system_that_refuses_namespaces_gets_its_own_remedy(monkeypatch):
     settings = {selftest.APPARMOR_USERNS_SETTING: "1"}
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
-    monkeypatch.setattr(selftest, "setting", lambda path: settings.get(path, ""))
+    monkeypatch.setattr(
+        selftest, "read_kernel_setting", lambda path: settings.get(path, "")
+    )
     assert "apparmor_parser -r /etc/apparmor.d/bwrap" in selftest.suggest_remedy(
         "denied"
     )
@@ -325,7 +327,7 @@ def test_in_a_container_an_old_kernel_and_another_user_are_a_level(
     old = (
         "from autoresearch.sandbox import landlock; landlock.landlock_abi = lambda: 4; "
     )
-    monkeypatch.setattr(selftest, "PROBE", old + selftest.PROBE)
+    monkeypatch.setattr(selftest, "SELFTEST_CODE", old + selftest.SELFTEST_CODE)
     monkeypatch.setattr(backends, "in_container", lambda: True)
     view = backends.build_view(host_paths(open_lab).secret_paths)
     others = backends.is_world_reachable(view, open_lab.folder)
@@ -346,12 +348,12 @@ def test_in_a_container_an_old_kernel_and_another_user_are_a_level(
 def test_a_probe_that_comes_to_no_end_reaches_no_level_and_has_its_reason(
     lab, monkeypatch
 ):
-    monkeypatch.setattr(selftest, "PROBE_SECONDS", 0.0)
+    monkeypatch.setattr(selftest, "SELFTEST_SECONDS", 0.0)
 
     found = selftest.run_selftest(Unlocked(), host_paths(lab), Device())
 
     assert not found.is_reached
-    assert "came to no end" in found.shortfall
+    assert "did not finish" in found.shortfall
 
 
 @linux_only
