@@ -378,7 +378,7 @@ class TestSealedMemory:
         os.ftruncate(descriptor, 1 << 45)
         fcntl.fcntl(descriptor, sealed_memory.F_ADD_SEALS, sealed_memory.ALL_SEALS)
 
-        with pytest.raises(ProtocolError, match="at most 1000"):
+        with pytest.raises(ProtocolError, match="limit is 1000"):
             sealed_memory.map_verified(descriptor, 1000)
         os.close(descriptor)
 
