@@ -176,9 +176,8 @@ class DryRunTraining:
             if isinstance(value, float) and not math.isfinite(value):
                 continue  # only displayed
             if not isinstance(value, int | float | str):
-                raise DryRunFault(
-                    f"submit({name}=...) is {type(value).__name__}, not a number or text"
-                )
+                kind = type(value).__name__
+                raise DryRunFault(f"submit({name}=...) is {kind}, not a number or text")
         if self._causal:
             check_submission(model, self._build, self._prepare)
         else:

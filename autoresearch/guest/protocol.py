@@ -10,8 +10,8 @@ if TYPE_CHECKING:
 
 
 BuildModel = Callable[[], Any]  # build_model of the lab's train.py
-# One row of tokens, uint16 (T+1) -> the trained model's loss on each next token in nats,
-# float32 (T). Both as bytes.
+# One row of tokens, uint16 (T+1) -> the trained model's loss on each next token, in
+# nats, float32 (T). Both as bytes.
 ConsistencyAnswer = Callable[[memoryview], bytes]
 
 

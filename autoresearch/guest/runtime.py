@@ -262,8 +262,8 @@ class HarnessHost:
             safetensors_format.encode_parts(state), "weights"
         )
         self._link.send({"say": "submit", "facts": dict(facts)}, file)
-        # The clock has stopped. In a text lab the harness now asks the trained model for
-        # its losses on unseen text; the served model must give the same losses.
+        # The clock has stopped. In a text lab the harness now asks the trained model
+        # for its losses on unseen text; the served model must give the same losses.
         try:
             _, (descriptor,) = self._link.receive()
             answer = probe(sealed_memory.map_read_only(descriptor))

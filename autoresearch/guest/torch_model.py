@@ -159,7 +159,7 @@ def answer_consistency_row(model: nn.Module, row: memoryview) -> bytes:
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
-    # Eager: a batch of another shape would recompile a compiled model.
+    # Eager: a batch of another shape would recompile a compiled model, which is slow.
     with torch.inference_mode(), torch.compiler.set_stance("force_eager"):
         losses = claim_losses(
             model, torch.from_numpy(tokens)[None].to(device), vocabulary

@@ -73,15 +73,24 @@ def has_succeeded(attempt: Callable[[], bool]) -> bool:
         return False
 
 
-def list_attempts(
-    targets: Message, descriptor: int
-) -> list[tuple[str, Callable[[], bool]]]:
-    """List (the name of an escape, a function that attempts it)."""
-    pid = targets["pid"]
-    calls = [
-        (f"the system call {name}", lambda n=name: is_syscall_allowed(n))
-        for name in ATTEMPTED_SYSCALLS
+Attempt = tuple[str, Callable[[], bool]]  # the name of an escape, how to attempt it
+
+
+def list_attempts(targets: Message, descriptor: int) -> list[Attempt]:
+    """All attempts, on the targets that the harness named."""
+    return [
+        *list_file_attempts(targets),
+        *list_harness_attempts(targets),
+        *list_process_attempts(targets, descriptor),
+        *(
+            (f"the system call {name}", lambda n=name: is_syscall_allowed(n))
+            for name in ATTEMPTED_SYSCALLS
+        ),
     ]
+
+
+def list_file_attempts(targets: Message) -> list[Attempt]:
+    """Attempts to read, list or write files."""
     return [
         ("files of the lab", lambda: bool(read_beginning(targets["canary"]))),
         ("the folder of the lab", lambda: bool(os.listdir(targets["lab"]))),
@@ -103,6 +112,13 @@ def list_attempts(
             "scratch without a limit",
             lambda: not has_size_limit(targets["scratch_bytes"]),
         ),
+    ]
+
+
+def list_harness_attempts(targets: Message) -> list[Attempt]:
+    """Attempts to reach the harness's process and its listeners."""
+    pid = targets["pid"]
+    return [
         ("other processes", lambda: os.path.exists(f"/proc/{pid}/stat")),
         ("signals to the harness", lambda: can_call(os.kill, pid, 0)),
         (
@@ -121,6 +137,12 @@ def list_attempts(
             lambda: can_connect(socket.AF_UNIX, 0, "\0" + targets["name"]),
         ),
         ("named sockets", lambda: can_connect(socket.AF_UNIX, 0, targets["path"])),
+    ]
+
+
+def list_process_attempts(targets: Message, descriptor: int) -> list[Attempt]:
+    """Checks of what this process was given or has kept."""
+    return [
         ("variables", lambda: not set(os.environ) <= set(targets["variables"])),
         ("descriptors", lambda: bool(list_inherited_descriptors(descriptor))),
         ("capabilities", lambda: int(read_proc_status("CapEff"), 16) != 0),
@@ -129,7 +151,6 @@ def list_attempts(
         ("the harness's user", lambda: os.getuid() == targets["uid"]),
         ("the clock", lambda: can_call(time.clock_settime, 0, time.time())),
         ("devices", lambda: not set(os.listdir("/dev")) <= set(targets["devices"])),
-        *calls,
     ]
 
 

@@ -83,9 +83,9 @@ class ProcessExited(Exception):
 class LimitExceeded(Exception):
     """The process exceeded one of its limits; the message says which."""
 
-    def __init__(self, what: str, detail: str) -> None:
+    def __init__(self, resource: str, detail: str) -> None:
         super().__init__(detail)
-        self.resource = what  # "memory" or "other"
+        self.resource = resource  # "memory" or "other"
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,13 +203,8 @@ class SandboxedProcess:
         self._control, control = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         self._log_pipe, writes = os.pipe()
         os.set_blocking(self._log_pipe, False)
-        command = (
-            *PYTHON_COMMAND,
-            code,
-            str(theirs.fileno()),
-            launch.restrictions,
-            *ahead,
-        )
+        link = str(theirs.fileno())
+        command = (*PYTHON_COMMAND, code, link, launch.restrictions, *ahead)
         self._process = spawn_supervisor(
             spec, launch, command, control.fileno(), theirs.fileno(), writes
         )
