@@ -45,7 +45,7 @@ class Arm:
     last: int = -1  # place of its last proposal among all
 
 
-class Hybrid:
+class Bandit:
     """Asks the arms in the order of what they promise; `rule` is for the benchmark."""
 
     def __init__(
@@ -81,10 +81,10 @@ class Hybrid:
         all_rows = queries.load_evidence(ledger, series).adjust_rows()
         rows = [row for row in all_rows if row.parent]
         sign = -1.0 if ledger.lower_is_better else 1.0
-        arms = histories(self.names, rows, gains_of(all_rows, sign))
+        arms = collect_results(self.names, rows, compute_gains(all_rows, sign))
         waiting = len(ledger.load_open_proposals())
         rng = random.Random(f"{self._seed}:{len(rows)}:{waiting}")
-        for place in self.order(arms, len(rows), rng):
+        for place in self.rank_arms(arms, len(rows), rng):
             proposer = self.proposers[place]
             if not proposer.exhausted and (proposal := proposer.propose(ledger)):
                 return proposal
@@ -95,14 +95,16 @@ class Hybrid:
         """One name per arm."""
         return [proposer.name for proposer in self.proposers]
 
-    def order(self, arms: Sequence[Arm], total: int, rng: random.Random) -> list[int]:
+    def rank_arms(
+        self, arms: Sequence[Arm], total: int, rng: random.Random
+    ) -> list[int]:
         """The places of the arms: who is due by the floor, then who promises most."""
-        unit = typical([gain for arm in arms for gain, _ in arm.results])
-        seconds = typical([s for arm in arms for _, s in arm.results])
+        unit = mean_positive([gain for arm in arms for gain, _ in arm.results])
+        seconds = mean_positive([s for arm in arms for _, s in arm.results])
         if self._rule == "ucb":
-            said = [bound(arm, unit, seconds, total) for arm in arms]
+            said = [compute_ucb(arm, unit, seconds, total) for arm in arms]
         else:
-            said = [drawn(arm, unit, seconds, rng) for arm in arms]
+            said = [sample_gain_rate(arm, unit, seconds, rng) for arm in arms]
         every = math.ceil(
             len(arms) / FLOOR
         )  # proposals between two of one arm, at most
@@ -114,7 +116,7 @@ class Hybrid:
         )
 
 
-def gains_of(rows: Sequence[Row], sign: float) -> dict[int, float]:
+def compute_gains(rows: Sequence[Row], sign: float) -> dict[int, float]:
     """What each experiment gained; nothing is lost by a bad idea but its time."""
     return {
         number: max(0.0, sign * by)
@@ -122,21 +124,23 @@ def gains_of(rows: Sequence[Row], sign: float) -> dict[int, float]:
     }
 
 
-def histories(
+def collect_results(
     names: Sequence[str], rows: Sequence[Row], gains: Mapping[int, float]
 ) -> list[Arm]:
     """Each arm's results; what has no score gained nothing, and took its time."""
     arms = {name: Arm() for name in names}
-    usual = typical([row.seconds + row.evaluation_seconds for row in rows])
+    usual = mean_positive([row.seconds + row.evaluation_seconds for row in rows])
     for place, row in enumerate(rows):
         arm = arms.get(row.author)
         if arm is not None:
-            arm.results.append((gains.get(row.number, 0.0), took(row, usual)))
+            arm.results.append(
+                (gains.get(row.number, 0.0), estimate_gpu_seconds(row, usual))
+            )
             arm.last = place
     return [arms[name] for name in names]
 
 
-def took(row: Row, usual: float) -> float:
+def estimate_gpu_seconds(row: Row, usual: float) -> float:
     """Seconds of the GPU; of a run without a score as far as is known."""
     if row.runs:
         return row.seconds + row.evaluation_seconds
@@ -146,22 +150,24 @@ def took(row: Row, usual: float) -> float:
     return min(between, usual) if between > 0 else usual
 
 
-def typical(numbers: Sequence[float]) -> float:
+def mean_positive(numbers: Sequence[float]) -> float:
     """The mean of what is positive; 1 where nothing is."""
     positive = [number for number in numbers if number > 0]
     return sum(positive) / len(positive) if positive else 1.0
 
 
-def weights_of(count: int) -> list[float]:
+def compute_weights(count: int) -> list[float]:
     """How much each result counts, oldest first."""
     return [0.5 ** ((count - 1 - place) / HALF_LIFE) for place in range(count)]
 
 
-def drawn(arm: Arm, unit: float, seconds: float, rng: random.Random) -> float:
+def sample_gain_rate(
+    arm: Arm, unit: float, seconds: float, rng: random.Random
+) -> float:
     """Gain per second under random weights, with one hopeful result to begin with."""
     weight = PRIOR_WEIGHT * rng.expovariate(1.0)
     gained, spent = weight * unit, weight * seconds
-    counts = weights_of(len(arm.results))
+    counts = compute_weights(len(arm.results))
     for (gain, took), count in zip(arm.results, counts, strict=True):
         weight = count * rng.expovariate(1.0)
         gained += weight * gain
@@ -169,9 +175,9 @@ def drawn(arm: Arm, unit: float, seconds: float, rng: random.Random) -> float:
     return gained / spent if spent else 0.0
 
 
-def bound(arm: Arm, unit: float, seconds: float, total: int) -> float:
+def compute_ucb(arm: Arm, unit: float, seconds: float, total: int) -> float:
     """Gain per second, plus what may be hoped for: discounted UCB."""
-    counts = weights_of(len(arm.results))
+    counts = compute_weights(len(arm.results))
     tries = PRIOR_WEIGHT + sum(counts)
     gained = PRIOR_WEIGHT * unit
     spent = PRIOR_WEIGHT * seconds

@@ -30,7 +30,7 @@ class Script:
         self._next = 0
 
     @classmethod
-    def read(cls, path: Path) -> "Script":
+    def load(cls, path: Path) -> "Script":
         """A script from its file, or LabError naming the line that is wrong."""
         try:
             if path.stat().st_size > LARGEST_SCRIPT_BYTES:
@@ -48,7 +48,7 @@ class Script:
         if not isinstance(lines, list):
             raise LabError(f"{path} is not a JSON list of proposals")
         for number, line in enumerate(lines):
-            if why := fault(line):
+            if why := find_fault(line):
                 raise LabError(f"{path}: proposal {number} {why}")
         return cls(lines, f"script:{path.name}")
 
@@ -82,7 +82,7 @@ class Script:
         )
 
 
-def fault(line: object) -> str:
+def find_fault(line: object) -> str:
     """What is wrong with a line of a script; "" when nothing is."""
     if not isinstance(line, dict) or not isinstance(line.get("title"), str):
         return "has no title"
