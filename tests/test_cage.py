@@ -1,4 +1,4 @@
-"""The cage: guests that misbehave, and what is left of them. Real processes only."""
+"""Sandboxed processes that misbehave, and what is left of them. Real processes only."""
 
 import os
 import signal
@@ -29,7 +29,7 @@ from autoresearch.sandbox.process import (
 from autoresearch.sealed_memory import ProtocolError, map_verified
 
 linux_only = pytest.mark.skipif(
-    sys.platform != "linux", reason="only Linux hands orphans to the warden"
+    sys.platform != "linux", reason="only Linux hands orphans to the supervisor"
 )
 REPOSITORY = Path(__file__).parent.parent
 SOON = 15.0  # seconds; far more than anything here takes on an idle machine
@@ -78,7 +78,7 @@ def lab(tmp_path):
 
 
 def survivors(lab: Path) -> set[int]:
-    """Processes alive that carry the lab's mark, wardens too."""
+    """Processes alive that carry the lab's mark, supervisors too."""
     mark, found = (
         f"\0{process.MARK_VARIABLE}={process.compute_mark(lab)}".encode(),
         set(),
@@ -218,7 +218,7 @@ def test_a_guest_that_says_nothing_is_waited_for_until_the_deadline(lab):
         "import socket; socket.send_fds(link.socket, [b'x'], [0] * 9)",
     ],
 )
-def test_nonsense_on_the_channel_is_junk(lab, noise):
+def test_nonsense_on_the_channel_is_a_protocol_error(lab, noise):
     with (
         running(lab, LINK + noise + "\ntime.sleep(600)\n") as guest,
         pytest.raises(ProtocolError),
@@ -226,7 +226,7 @@ def test_nonsense_on_the_channel_is_junk(lab, noise):
         hear(guest)
 
 
-def test_a_flood_of_messages_is_junk_in_the_end(lab, monkeypatch):
+def test_a_flood_of_messages_is_a_protocol_error_in_the_end(lab, monkeypatch):
     monkeypatch.setattr(process, "MAX_MESSAGES", 2000)
     source = LINK + "while True: link.send({'say': 'progress'})\n"
 
@@ -327,7 +327,7 @@ def test_no_descriptor_is_inherited_but_the_three_and_the_channel(lab):
     assert seen["1"] == seen["2"]
 
 
-def test_a_guest_cannot_speak_for_its_warden(lab):
+def test_a_guest_cannot_speak_for_its_supervisor(lab):
     source = (
         LINK
         + "for fd in range(3, 64):\n"
@@ -388,7 +388,7 @@ def test_the_harness_runs_before_its_guests_while_there_are_any(lab):
 def test_killed_at_the_wall_the_whole_family_dies(lab):
     with running(lab, FAMILY + "time.sleep(600)\n") as guest:
         assert hear(guest) == {"say": "family"}
-        assert len(survivors(lab)) == 6  # warden, guest and four more
+        assert len(survivors(lab)) == 6  # supervisor, guest and four more
         with pytest.raises(TimeoutError):
             hear(guest, 0.1)
         begun = time.monotonic()
@@ -405,7 +405,7 @@ def test_when_the_guest_leaves_by_itself_its_family_does_not_stay(lab, way):
     with running(lab, FAMILY + way) as guest:
         assert hear(guest) == {"say": "family"}
         ending(guest)
-        # Already now, before anybody said kill: only the warden may still be leaving.
+        # Already now, before anybody said kill: only the supervisor may still be leaving.
         assert len(survivors(lab)) <= 1
 
     assert not survivors(lab)
@@ -468,7 +468,7 @@ def test_when_the_harness_is_only_stopped_the_family_lives_on(lab):
 
 @linux_only
 @pytest.mark.parametrize("number", ["SIGTERM", "SIGINT", "SIGHUP"])
-def test_a_warden_shrugs_off_what_its_guest_asks_of_it(lab, number):
+def test_a_supervisor_shrugs_off_what_its_guest_asks_of_it(lab, number):
     source = FAMILY + f"os.kill(os.getppid(), signal.{number})\nraise SystemExit(7)\n"
 
     with running(lab, source) as guest:
@@ -479,7 +479,7 @@ def test_a_warden_shrugs_off_what_its_guest_asks_of_it(lab, number):
 
 
 @linux_only
-def test_a_guest_that_kills_its_warden_is_swept_with_its_family(lab):
+def test_a_guest_that_kills_its_supervisor_is_swept_with_its_family(lab):
     source = FAMILY + "os.kill(os.getppid(), signal.SIGKILL)\ntime.sleep(600)\n"
 
     with running(lab, source) as guest:
@@ -490,7 +490,7 @@ def test_a_guest_that_kills_its_warden_is_swept_with_its_family(lab):
 
 
 @linux_only
-def test_a_guest_that_stops_its_warden_is_swept_with_its_family(lab, monkeypatch):
+def test_a_guest_that_stops_its_supervisor_is_swept_with_its_family(lab, monkeypatch):
     monkeypatch.setattr(
         supervisor, "GIVE_UP_SECONDS", -4.5
     )  # the harness waits half a second
@@ -511,11 +511,11 @@ def patient_sweep(lab, folder=None):
 
 
 @linux_only
-def test_warden_and_harness_both_killed_the_next_start_sweeps_up(lab):
+def test_supervisor_and_harness_both_killed_the_next_start_sweeps_up(lab):
     with harness(
         lab, FAMILY + "os.kill(os.getppid(), 9)\ntime.sleep(600)\n"
     ) as process:
-        wait_for(lambda: len(survivors(lab)) == 5, "the death of the warden")
+        wait_for(lambda: len(survivors(lab)) == 5, "the death of the supervisor")
         process.kill()
         process.wait()
 
@@ -618,7 +618,7 @@ def test_leaving_at_the_same_moment_as_being_killed_is_no_race(lab, turn):
 def test_a_harness_that_looks_late_at_an_exit_gets_it_whole(lab):
     with running(lab, LINK + "print('words')\nlink.send({'n': 1})\n") as guest:
         # Control, channel and log are all ready and all at their end by now.
-        wait_for(lambda: guest._process.poll() is not None, "the warden's exit")
+        wait_for(lambda: guest._process.poll() is not None, "the supervisor's exit")
         assert hear(guest) == {"n": 1}
         assert ending(guest) == 0
         assert guest.log.join_kept() == b"words\n"

@@ -88,7 +88,9 @@ def test_the_largest_message_passes_and_one_byte_more_is_refused_by_the_sender(p
 
 
 @pytest.mark.parametrize("length", [ipc.MAX_MESSAGE_BYTES + 1, 2**32 - 1])
-def test_a_length_beyond_the_limit_is_junk_before_the_body_comes(pair, length):
+def test_a_length_beyond_the_limit_is_a_protocol_error_before_the_body_comes(
+    pair, length
+):
     here, there = pair
     here.socket.send(struct.pack("<I", length))
 
@@ -118,7 +120,7 @@ def test_a_length_beyond_the_limit_is_junk_before_the_body_comes(pair, length):
     ],
     ids=lambda body: repr(body[:24]),
 )
-def test_a_malformed_or_deeply_nested_message_is_junk(pair, body):
+def test_a_malformed_or_deeply_nested_message_is_a_protocol_error(pair, body):
     here, there = pair
     here.socket.send(packet(body))
 
@@ -127,7 +129,7 @@ def test_a_malformed_or_deeply_nested_message_is_junk(pair, body):
 
 
 @given(st.binary(max_size=300))
-def test_no_bytes_at_all_raise_anything_but_junk(body):
+def test_no_bytes_at_all_raise_anything_but_a_protocol_error(body):
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     here, there = Channel(ours), Channel(theirs)
     try:
@@ -257,7 +259,9 @@ def test_descriptors_travel_with_their_message_and_are_not_inherited(pair):
 
 
 @pytest.mark.parametrize("count", [5, 6, 100, 253])
-def test_too_many_descriptors_in_one_message_are_junk_and_none_leaks(pair, count):
+def test_too_many_descriptors_in_one_message_are_a_protocol_error_and_none_leaks(
+    pair, count
+):
     here, there = pair
     source = sealed_memory.seal_bytes(b"x")
     before = open_descriptors()

@@ -1,4 +1,4 @@
-"""Walls: what a hostile guest gets through, level by level, and what a human is told."""
+"""Sandbox backends: what escapes at each level, and what the user is told."""
 
 import json
 import os
@@ -36,7 +36,7 @@ def lab(tmp_path):
 
 
 def level(name, lab):
-    """The walls of one level, or a skip that says why there are none."""
+    """The backend of one level, or a skip that says why there is none."""
     if name not in (
         names := [w.level for w in backends.iter_available_backends((), lab.folder)]
     ):
@@ -47,7 +47,7 @@ def level(name, lab):
 
 
 class Unlocked:
-    """Claims to be a level and puts no walls up."""
+    """Claims to be a level and restricts nothing."""
 
     level = "full"
 
@@ -59,7 +59,7 @@ class Unlocked:
 
 
 @pytest.mark.parametrize("name", ["full", "landlock", "container", "seatbelt"])
-def test_a_probe_finds_nothing_open_that_its_level_denies(lab, name):
+def test_a_selftest_finds_nothing_open_that_its_level_denies(lab, name):
     found = selftest.run_selftest(level(name, lab), host_paths(lab), Device())
 
     if found.failure:
@@ -68,7 +68,7 @@ def test_a_probe_finds_nothing_open_that_its_level_denies(lab, name):
 
 
 @linux_only
-def test_the_same_probe_gets_through_where_there_are_no_walls(lab):
+def test_the_same_selftest_gets_through_without_a_sandbox(lab):
     found = selftest.run_selftest(Unlocked(), host_paths(lab), Device())
 
     assert not found.is_reached
@@ -77,7 +77,7 @@ def test_the_same_probe_gets_through_where_there_are_no_walls(lab):
 
 
 @linux_only
-def test_a_cage_that_reads_the_lab_is_not_reached_whatever_it_calls_itself(lab):
+def test_a_sandbox_that_reads_the_lab_is_not_reached_whatever_it_calls_itself(lab):
     assert (
         "files of the lab"
         in selftest.run_selftest(Unlocked(), host_paths(lab), Device()).shortfall
@@ -345,7 +345,7 @@ def test_in_a_container_an_old_kernel_and_another_user_are_a_level(
 
 
 @linux_only
-def test_a_probe_that_comes_to_no_end_reaches_no_level_and_has_its_reason(
+def test_a_selftest_that_does_not_finish_reaches_no_level_and_has_its_reason(
     lab, monkeypatch
 ):
     monkeypatch.setattr(selftest, "SELFTEST_SECONDS", 0.0)

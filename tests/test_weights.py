@@ -199,13 +199,13 @@ def test_a_name_of_a_million_letters_does_not_fill_the_message():
 
 
 @given(st.binary(max_size=400))
-def test_random_bytes_are_bad_weights_and_never_another_error(noise):
+def test_random_bytes_are_invalid_weights_and_never_another_error(noise):
     with pytest.raises(InvalidWeights):
         safetensors_format.validate_weights(noise)
 
 
 @given(st.binary(max_size=200), st.binary(max_size=40))
-def test_a_random_header_is_bad_weights_and_never_another_error(header, body):
+def test_a_random_header_is_invalid_weights_and_never_another_error(header, body):
     try:
         safetensors_format.validate_weights(file_of(header, body))
     except InvalidWeights:
@@ -227,7 +227,7 @@ JSON = st.recursive(
 
 
 @given(JSON, JSON, JSON, JSON, st.binary(max_size=16))
-def test_random_tables_are_bad_weights_and_never_another_error(a, b, c, d, body):
+def test_random_tables_are_invalid_weights_and_never_another_error(a, b, c, d, body):
     header = {"x": {"dtype": a, "shape": b, "data_offsets": c}, "y": d}
     with pytest.raises(InvalidWeights):
         safetensors_format.validate_weights(file_of(header, body))
