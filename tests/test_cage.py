@@ -108,7 +108,7 @@ def running(lab: Path, source: str, *, name="guest", stop=None, **limits):
     (folder / "train.py").write_text(source)
     allowed = ResourceLimits(**({"memory_gb": 4.0} | limits))
     with SandboxedProcess(
-        folder, lab=lab, slot=Device(), limits=allowed, stop=stop or StopFlag()
+        folder, lab=lab, device=Device(), limits=allowed, stop=stop or StopFlag()
     ) as guest:
         guest.channel.send({"mode": "train"})
         yield guest
@@ -418,7 +418,7 @@ from autoresearch.experiment import Device
 from autoresearch.sandbox.process import ResourceLimits, SandboxedProcess, StopFlag
 lab = Path(sys.argv[1])
 guest = SandboxedProcess(
-    lab / "guest", lab=lab, slot=Device(), limits=ResourceLimits(4.0), stop=StopFlag()
+    lab / "guest", lab=lab, device=Device(), limits=ResourceLimits(4.0), stop=StopFlag()
 )
 guest.channel.send({"mode": "train"})
 guest.receive(time.monotonic() + 60)

@@ -51,8 +51,8 @@ class Unlocked:
 
     level = "full"
 
-    def build_launch_spec(self, room):
-        return Unsandboxed().build_launch_spec(room)
+    def build_launch_spec(self, spec):
+        return Unsandboxed().build_launch_spec(spec)
 
 
 # -- what gets through -----------------------------------------------------------------
@@ -93,10 +93,10 @@ def guest(tmp_path, lab, name, code, **limits):
     return SandboxedProcess(
         folder,
         lab=lab.folder,
-        slot=Device(),
+        device=Device(),
         limits=ResourceLimits(**{"memory_gb": 1.0, "disk_gb": 0.05, **limits}),
         stop=StopFlag(),
-        walls=level(name, lab),
+        backend=level(name, lab),
         code=shut + code,
     )
 

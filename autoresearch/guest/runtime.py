@@ -353,17 +353,17 @@ _hello: Message = {}
 _descriptors: list[int] = []
 
 
-def main(descriptor: int, restrictions: str = "", *ahead: str) -> None:
+def main(descriptor: int, restrictions: str = "", *preload: str) -> None:
     """Entry point of every sandboxed process: receive the terms, then run train.py.
 
     First it applies the sandbox restrictions, before any code of train.py has run; they
-    cannot be removed. Then it imports the modules in `ahead`, which most train.py files
-    will need, and waits for the first message.
+    cannot be removed. Then it imports the modules in `preload`, which most train.py
+    files will need, and waits for the first message.
     """
     global _link, _hello, _descriptors
     if restrictions:
         SandboxRestrictions.from_argument(restrictions).apply()
-    for module in ahead:
+    for module in preload:
         with contextlib.suppress(ImportError):  # train.py may not need it
             importlib.import_module(module)
     _link = Channel(socket.socket(fileno=descriptor))

@@ -100,12 +100,12 @@ class Bubblewrap:
     def build_launch_spec(self, spec: SandboxSpec) -> LaunchSpec:
         make_world_readable(spec.folder)
         filter_ = sealed_memory.seal_bytes(seccomp.build_filter(), "filter")
-        has_gpu = spec.slot.device_type == "cuda"
+        has_gpu = spec.device.device_type == "cuda"
         restrictions = SandboxRestrictions(
             read=tuple(map(str, (*self.view.roots, *LOADER_FILES, "/proc", "/sys"))),
             # /proc shows only its own processes here; CUDA writes thread names into it.
             write=(SCRATCH, "/dev/shm", *(["/proc"] if has_gpu else [])),
-            devices=(*PLAIN_DEVICES, *map(str, list_gpu_device_files(spec.slot))),
+            devices=(*PLAIN_DEVICES, *map(str, list_gpu_device_files(spec.device))),
             identity=SANDBOX_USER_ID if self.is_root else None,
             paths=landlock.landlock_abi() > 0,
         )
@@ -155,13 +155,13 @@ class Bubblewrap:
             yield from build_parent_arguments(Path(name), made)
             yield from ("--ro-bind-try", name, name)
         yield from ("--proc", "/proc", "--dev", "/dev")
-        if spec.slot.device_type == "cuda":
+        if spec.device.device_type == "cuda":
             yield from ("--ro-bind", "/sys", "/sys")  # cuInit looks for its GPU there
         else:
             for name in CPU_TOPOLOGY_FOLDERS:
                 yield from build_parent_arguments(Path(name), made)
                 yield from ("--ro-bind-try", name, name)
-        for node in list_gpu_device_files(spec.slot):
+        for node in list_gpu_device_files(spec.device):
             yield from ("--dev-bind-try", str(node), str(node))
         yield from ("--perms", "1777", "--size", str(SHM_BYTES))
         yield from ("--tmpfs", "/dev/shm")
@@ -196,7 +196,7 @@ class Landlock:
         loader = (*LOADER_FILES, *CPU_TOPOLOGY_FOLDERS)
         proc: tuple[str, ...] = ("/proc/self", "/proc/cpuinfo", "/proc/meminfo")
         proc += ("/proc/stat",)
-        if spec.slot.device_type == "cuda":
+        if spec.device.device_type == "cuda":
             # The compilers' child processes need their own /proc/self, whose path is
             # not known yet. Environments and memory of other processes stay protected
             # (Landlock, ptrace).
@@ -205,7 +205,7 @@ class Landlock:
             read=(*self.readable_paths, *loader, *proc),
             names=self.listable_folders,
             write=(str(spec.folder), "/proc/self"),
-            devices=(*PLAIN_DEVICES, *map(str, list_gpu_device_files(spec.slot))),
+            devices=(*PLAIN_DEVICES, *map(str, list_gpu_device_files(spec.device))),
             filter=True,
             identity=self.user_id,
         )

@@ -107,7 +107,7 @@ class SandboxSpec:
 
     folder: Path
     lab: Path
-    slot: Device
+    device: Device
     limits: ResourceLimits
 
 
@@ -175,14 +175,14 @@ class SandboxedProcess:
         folder: Path,
         *,
         lab: Path,
-        slot: Device,
+        device: Device,
         limits: ResourceLimits,
         stop: "StopFlag",
-        walls: SandboxBackend | None = None,
+        backend: SandboxBackend | None = None,
         code: str = RUNTIME_CODE,
-        ahead: tuple[str, ...] = (),
+        preload: tuple[str, ...] = (),
     ) -> None:
-        """Start it. `ahead` names modules to import before the first message."""
+        """Start it. `preload` names modules to import before the first message."""
         self.folder = folder
         self.log = CappedLog()
         self.peak_memory_gb = 0.0  # of the whole tree, so far
@@ -194,8 +194,8 @@ class SandboxedProcess:
         self._check_seconds = 0.0  # how long the last check took
         self._message_count = 0
         self._exit_code: int | None = None  # None: it is running
-        spec = SandboxSpec(folder, lab, slot, limits)
-        launch = (walls or Unsandboxed()).build_launch_spec(spec)
+        spec = SandboxSpec(folder, lab, device, limits)
+        launch = (backend or Unsandboxed()).build_launch_spec(spec)
         self._control_group = launch.control_group
         self._has_launcher = bool(launch.command_prefix)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -204,7 +204,7 @@ class SandboxedProcess:
         self._log_pipe, writes = os.pipe()
         os.set_blocking(self._log_pipe, False)
         link = str(theirs.fileno())
-        command = (*PYTHON_COMMAND, code, link, launch.restrictions, *ahead)
+        command = (*PYTHON_COMMAND, code, link, launch.restrictions, *preload)
         self._process = spawn_supervisor(
             spec, launch, command, control.fileno(), theirs.fileno(), writes
         )
@@ -449,7 +449,7 @@ class StopFlag:
 
 def build_environment(spec: SandboxSpec, home: str | None = None) -> dict[str, str]:
     """Build the whole environment of a sandboxed process."""
-    device = spec.slot
+    device = spec.device
     passed = {name: os.environ[name] for name in PASSED_VARIABLES if name in os.environ}
     home = home or str(spec.folder)
     visible = device.uuid or ("" if device.index is None else str(device.index))

@@ -172,10 +172,10 @@ def run_selftest(
             sandboxed = SandboxedProcess(
                 folder / "scratch",
                 lab=host.lab,
-                slot=device,
+                device=device,
                 limits=ResourceLimits(4.0, disk_gb=SCRATCH_GB),
                 stop=StopFlag(),
-                walls=candidate,
+                backend=candidate,
                 code=SELFTEST_CODE,
             )
             with sandboxed:
@@ -206,8 +206,8 @@ def sees_only_its_gpu(
     limits, stop = ResourceLimits(4.0), StopFlag()
     try:
         with SandboxedProcess(
-            folder, lab=host.lab, slot=device, limits=limits, stop=stop,
-            walls=candidate, code=COUNT_GPUS_CODE,
+            folder, lab=host.lab, device=device, limits=limits, stop=stop,
+            backend=candidate, code=COUNT_GPUS_CODE,
         ) as sandboxed:  # fmt: skip
             message = sandboxed.receive_message(time.monotonic() + SELFTEST_SECONDS)
         return message.get("gpus") == 1
