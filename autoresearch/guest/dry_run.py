@@ -70,7 +70,7 @@ class DryRunTraining:
         self._give_up = give_up
         self._prepare = prepare
         self._causal = bool(prepare.CAUSAL)
-        self._started: float | None = None  # None: the data was not touched
+        self._started: float | None = None  # None: the data has not been read
         self._loss: float | None = None
         self._reports = 0
         self.batch_tokens = 0  # as train.py asked for, before the batch is cut
