@@ -45,13 +45,13 @@ def git(lab, *words):
 
 
 def train_py(lab, old, new):
-    source = lab.read("train.py")
+    source = lab.read_file("train.py")
     assert old in source
     return source.replace(old, new)
 
 
 def ledger_of(lab):
-    return Ledger(lab.ledger)
+    return Ledger(lab.ledger_path)
 
 
 # -- the ordinary night ----------------------------------------------------------------
@@ -95,7 +95,7 @@ def test_every_verdict_is_one_commit_that_changes_only_train_py(lab):
 def test_results_tsv_begins_with_the_five_columns_and_a_failure_is_blank(lab):
     rows = run(lab, rate(0.02), {"title": "boom", "source": "1/0\n"}, rate(0.02))
 
-    with lab.results.open() as file:
+    with lab.results_path.open() as file:
         table = list(csv.DictReader(file, delimiter="\t"))
     assert list(table[0])[:5] == ["commit", "mse", "memory_gb", "status", "description"]
     assert [line["status"] for line in table] == ["keep", "keep", "crash"]
@@ -144,7 +144,7 @@ def test_a_baseline_runs_first_alone_and_then_on_several_devices(lab):
     asked = session.SessionOptions(proposers=(script(lab),), seed=1, experiments=0)
     with session.open_session(lab, asked, StopFlag()) as (opened, now):
         at_once = []
-        folders = lab.state / "runs"
+        folders = lab.state_folder / "runs"
         shown = []
 
         def look(*_):
@@ -245,7 +245,7 @@ def test_the_optimiser_runs_a_night_by_itself(lab):
     ],
 )
 def test_program_md_refuses_before_anything_is_trained(lab, change, why):
-    source = change(lab.read("train.py"))
+    source = change(lab.read_file("train.py"))
 
     rows = run(lab, {"title": "no", "source": source})
 
@@ -316,7 +316,7 @@ def test_a_gigabyte_of_output_is_a_failure_and_not_a_full_disk(lab):
 
     assert row.kind == "crash"
     assert "printed more than" in row.why
-    assert max(path.stat().st_size for path in lab.logs.iterdir()) < 1 << 20
+    assert max(path.stat().st_size for path in lab.log_folder.iterdir()) < 1 << 20
 
 
 def test_what_a_run_prints_can_neither_score_nor_reach_the_terminal(lab):
@@ -333,7 +333,7 @@ def test_what_a_run_prints_can_neither_score_nor_reach_the_terminal(lab):
 
 
 def test_a_broken_baseline_stops_the_night_with_one_clear_sentence(lab):
-    lab.path("train.py").write_text(train_py(lab, *FAILING["crash"]))
+    lab.file_path("train.py").write_text(train_py(lab, *FAILING["crash"]))
 
     done = command(lab, "run", "--experiments", "1")
     again = command(lab, "run", "--experiments", "1")
@@ -345,11 +345,11 @@ def test_a_broken_baseline_stops_the_night_with_one_clear_sentence(lab):
 
 
 def test_after_a_broken_baseline_is_mended_the_night_begins(lab):
-    good = lab.read("train.py")
-    lab.path("train.py").write_text(train_py(lab, *FAILING["crash"]))
+    good = lab.read_file("train.py")
+    lab.file_path("train.py").write_text(train_py(lab, *FAILING["crash"]))
     with pytest.raises(LabError, match="baseline failed"):
         run(lab)
-    lab.path("train.py").write_text(good)
+    lab.file_path("train.py").write_text(good)
 
     rows = run(lab, rate(0.02))
 
@@ -361,7 +361,7 @@ def test_after_a_broken_baseline_is_mended_the_night_begins(lab):
 
 def test_edits_to_train_py_before_the_first_night_become_its_baseline(lab):
     edited = train_py(lab, "LEARNING_RATE = 0.01", "LEARNING_RATE = 0.03")
-    lab.path("train.py").write_text(edited)
+    lab.file_path("train.py").write_text(edited)
 
     rows = run(lab)
 
@@ -372,19 +372,19 @@ def test_edits_to_train_py_before_the_first_night_become_its_baseline(lab):
 
 def test_edits_to_train_py_later_are_left_alone_by_a_keep(lab):
     run(lab)
-    edited = lab.read("train.py") + "# a thought\n"
-    lab.path("train.py").write_text(edited)
+    edited = lab.read_file("train.py") + "# a thought\n"
+    lab.file_path("train.py").write_text(edited)
 
     rows = run(lab, rate(0.02))
 
     assert rows[0].decision == "keep"
-    assert lab.read("train.py") == edited
+    assert lab.read_file("train.py") == edited
     assert git(lab, "rev-parse", "HEAD") == rows[0].commit
 
 
 def test_edits_to_train_py_are_offered_as_a_try(lab):
     run(lab)
-    lab.path("train.py").write_text(lab.read("train.py") + "# a thought\n")
+    lab.file_path("train.py").write_text(lab.read_file("train.py") + "# a thought\n")
 
     said = command(lab, "run", "--proposer", script(lab)).stdout
 
@@ -400,7 +400,9 @@ def test_a_full_disk_stops_the_night_before_it_loses_anything(lab, monkeypatch):
 
 def test_a_commit_of_the_human_in_mid_night_is_built_on(lab):
     run(lab)
-    lab.path("program.md").write_text(lab.read("program.md") + "\nTry bolder rates.\n")
+    lab.file_path("program.md").write_text(
+        lab.read_file("program.md") + "\nTry bolder rates.\n"
+    )
     git(lab, "-c", "user.name=h", "-c", "user.email=h@h", "commit", "-qam", "bolder")
 
     rows = run(lab, rate(0.02))
@@ -408,14 +410,14 @@ def test_a_commit_of_the_human_in_mid_night_is_built_on(lab):
     titles = git(lab, "log", "--format=%s").splitlines()
     assert titles[0].startswith("[AutoResearch] rate 0.02")
     assert titles[1] == "bolder"
-    assert "bolder rates" in lab.read("program.md")
+    assert "bolder rates" in lab.read_file("program.md")
     assert git(lab, "diff", "--name-only", "HEAD^", "HEAD") == "train.py"
     assert rows[0].commit == git(lab, "rev-parse", "HEAD")
 
 
 def test_try_queues_a_file_and_the_next_night_takes_it_first(lab):
     run(lab)
-    mine = lab.state / "mine.py"
+    mine = lab.state_folder / "mine.py"
     mine.write_text(train_py(lab, "LEARNING_RATE = 0.01", "LEARNING_RATE = 0.02"))
 
     queued = command(lab, "try", str(mine), "my rate", "--by", "ada", "--json")
@@ -426,10 +428,12 @@ def test_try_queues_a_file_and_the_next_night_takes_it_first(lab):
 
 
 def test_try_waits_for_a_night_in_progress_and_its_exit_code_is_the_verdict(lab):
-    mine = lab.state / "mine.py"
+    mine = lab.state_folder / "mine.py"
     mine.write_text(train_py(lab, "LEARNING_RATE = 0.01", "LEARNING_RATE = 0.0001"))
     running = start(lab, "run", "--proposer", "mailbox")
-    wait_for(lambda: lab.results.exists() and "baseline" in lab.results.read_text())
+    wait_for(
+        lambda: lab.results_path.exists() and "baseline" in lab.results_path.read_text()
+    )
 
     done = command(lab, "try", str(mine), "slow", "--wait", "30")
     stopped = command(lab, "stop")
@@ -444,16 +448,16 @@ def test_try_waits_for_a_night_in_progress_and_its_exit_code_is_the_verdict(lab)
 def test_program_md_is_read_afresh_and_a_broken_one_never_stops_a_night(lab):
     run(lab)
     source = train_py(lab, "import json\n", "import json\n" + "X = 1\n" * 90)
-    lab.path("program.md").write_text(
+    lab.file_path("program.md").write_text(
         "```toml\nbudget_tokens = 2000\nmax_changed_lines = 100\n```\n"
     )
     allowed = run(lab, {"title": "long", "source": source})
 
     running = start(lab, "run", "--proposer", "mailbox")
-    wait_for(lambda: (lab.state / "run.log").exists())
-    lab.path("program.md").write_text("```toml\nmax_changed_lnes = 1\n```\n")
+    wait_for(lambda: (lab.state_folder / "run.log").exists())
+    lab.file_path("program.md").write_text("```toml\nmax_changed_lnes = 1\n```\n")
     wait_for(
-        lambda: "max_changed_lnes" in (lab.state / "run.log").read_text(),
+        lambda: "max_changed_lnes" in (lab.state_folder / "run.log").read_text(),
         what="the notice about program.md",
     )
     running.send_signal(signal.SIGINT)
@@ -476,7 +480,7 @@ def slow(lab, seconds=600):
 
 def test_one_ctrl_c_waits_for_the_run_and_a_second_loses_nothing(lab):
     run(lab)
-    mine = lab.state / "slow.py"
+    mine = lab.state_folder / "slow.py"
     mine.write_text(slow(lab))
     command(lab, "try", str(mine), "sleeps")
     running = start(lab, "run", "--proposer", "mailbox")
@@ -495,11 +499,13 @@ def test_one_ctrl_c_waits_for_the_run_and_a_second_loses_nothing(lab):
 
 def test_a_closed_terminal_ends_nothing(lab):
     running = start(lab, "run", "--proposer", "mailbox")
-    wait_for(lambda: lab.results.exists() and "baseline" in lab.results.read_text())
+    wait_for(
+        lambda: lab.results_path.exists() and "baseline" in lab.results_path.read_text()
+    )
 
     running.send_signal(signal.SIGHUP)
     running.stdout.close()
-    mine = lab.state / "mine.py"
+    mine = lab.state_folder / "mine.py"
     mine.write_text(train_py(lab, "LEARNING_RATE = 0.01", "LEARNING_RATE = 0.02"))
     done = command(lab, "try", str(mine), "after", "--wait", "30")
     command(lab, "stop")
@@ -511,7 +517,9 @@ def test_a_closed_terminal_ends_nothing(lab):
 
 def test_stop_while_idle_ends_a_night_that_waits_for_letters(lab):
     running = start(lab, "run", "--proposer", "mailbox")
-    wait_for(lambda: lab.results.exists() and "baseline" in lab.results.read_text())
+    wait_for(
+        lambda: lab.results_path.exists() and "baseline" in lab.results_path.read_text()
+    )
 
     command(lab, "stop")
     running.communicate(timeout=20)
@@ -524,7 +532,7 @@ def test_an_interrupted_experiment_is_taken_up_again_under_its_number(lab):
     run(lab)
     stop = StopFlag()
     stop.soon = stop.now = True  # as if Ctrl-C came twice before the first run
-    mine = lab.state / "mine.py"
+    mine = lab.state_folder / "mine.py"
     mine.write_text(train_py(lab, "LEARNING_RATE = 0.01", "LEARNING_RATE = 0.02"))
     command(lab, "try", str(mine), "mine")
 
@@ -540,10 +548,10 @@ def test_an_interrupted_experiment_is_taken_up_again_under_its_number(lab):
 
 def test_another_budget_is_a_new_series_and_the_champion_is_measured_again_first(lab):
     run(lab, rate(0.02))
-    text = lab.read("program.md").replace(
+    text = lab.read_file("program.md").replace(
         "budget_tokens = 2000", "budget_tokens = 4000"
     )
-    lab.path("program.md").write_text(text)
+    lab.file_path("program.md").write_text(text)
 
     rows = run(lab, rate(0.05))
 

@@ -55,18 +55,18 @@ def lab(tmp_path_factory):
 def flight(lab):
     """Preflight of that lab."""
     found = apparatus.load_apparatus(lab, Repository(lab.folder))
-    terms = session.terms_from_program(lab.program(), ())
+    terms = session.terms_from_program(lab.load_program(), ())
     bench = Workbench(
         lab, found, terms, StopFlag(), lambda candidate, progress: None, nights.walls()
     )
-    found = preflight.Preflight(bench, Ledger(lab.ledger))
+    found = preflight.Preflight(bench, Ledger(lab.ledger_path))
     yield found
     found.close()
 
 
 @pytest.mark.parametrize("name", CAUGHT)
 def test_a_broken_edit_is_caught_with_a_reason(lab, flight, name):
-    broken = dict(edits.broken_for(lab.read("train.py"), CAUGHT))
+    broken = dict(edits.broken_for(lab.read_file("train.py"), CAUGHT))
 
     if why := find_contract_fault(broken[name]):
         assert CAUGHT[name] in why
@@ -82,9 +82,9 @@ SOUND = ["as it is", "as shipped", "gated MLP", "tokens read by hand"]
 
 @pytest.mark.parametrize("name", SOUND)
 def test_a_sound_edit_passes(lab, flight, name):
-    source = lab.read("train.py")
+    source = lab.read_file("train.py")
     files = {"as it is": source, **dict(edits.sound(source))}
-    files["as shipped"] = lab.read("shipped.py")
+    files["as shipped"] = lab.read_file("shipped.py")
 
     found = flight.rehearse(files[name])
 
@@ -156,7 +156,7 @@ def test_memory_is_judged_by_what_the_champion_took():
 
 
 def test_sizes_are_turned_down_only_where_constants_name_them(lab):
-    source = lab.read("train.py").replace("DEPTH = 2", "DEPTH = 9")
+    source = lab.read_file("train.py").replace("DEPTH = 2", "DEPTH = 9")
 
     assert "\nDEPTH = 4  #" in shrink_source(source)
     assert shrink_source("x = 1\n") == "x = 1\n"

@@ -53,7 +53,7 @@ def score(bench, source, seed):
 
 
 def test_a_guest_that_waited_scores_like_one_that_did_not(bench):
-    source = bench.lab.read("train.py")
+    source = bench.lab.read_file("train.py")
 
     alone = score(replace(bench, waiting=None), source, seed=3)
     bench.waiting.want(SLOT, 2)
@@ -64,7 +64,7 @@ def test_a_guest_that_waited_scores_like_one_that_did_not(bench):
 
 
 def test_while_a_run_trains_those_after_it_get_ready(bench):
-    score(bench, bench.lab.read("train.py"), seed=3)
+    score(bench, bench.lab.read_file("train.py"), seed=3)
 
     for thread in bench.waiting._threads:
         thread.join()
@@ -83,7 +83,7 @@ def test_after_the_first_run_somebody_waits_to_train(bench):
         "_place.mkdir(exist_ok=True)\n"
         "(_place / 'kernel').write_text('x')\n"
     )
-    source = bench.lab.read("train.py")
+    source = bench.lab.read_file("train.py")
     source = source.replace(start, compiles + start)
     first = Proposal(0, "baseline", source, "", HUMAN_AUTHOR)
 
@@ -176,13 +176,13 @@ def test_who_is_started_while_the_night_closes_goes_home_too(bench):
 
 
 def test_what_a_run_leaves_in_its_folder_goes_with_it(bench):
-    source = bench.lab.read("train.py")
+    source = bench.lab.read_file("train.py")
 
     score(replace(bench, waiting=None), source, seed=3)
     with pytest.raises(ExperimentFailed):
         score(replace(bench, waiting=None), "raise SystemExit(3)", seed=3)
 
-    assert list((bench.lab.state / "runs").glob("guest-*")) == []
+    assert list((bench.lab.state_folder / "runs").glob("guest-*")) == []
 
 
 def test_on_a_processor_nobody_waits(tmp_path):
