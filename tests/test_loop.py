@@ -2,24 +2,29 @@
 
 import csv
 import json
+import pickle
 import re
 import signal
 import subprocess
 import textwrap
+import time
 from dataclasses import replace
 
 import pytest
 
+from autoresearch.commands.ablate import MinimumRunsPolicy
 from autoresearch.errors import LabError
-from autoresearch.experiment import HARNESS_AUTHOR, Candidate, Device, Proposal
+from autoresearch.experiment import HARNESS_AUTHOR, Candidate, Device, Proposal, Score
 from autoresearch.git import Repository, parse_trailers
 from autoresearch.lab import constants
 from autoresearch.loop import research
+from autoresearch.measure.messages import RunLost, RunResult
 from autoresearch.measure.workbench import RunProgress
 from autoresearch.measure.worker import Worker
+from autoresearch.pools.inline import InlinePool
 from autoresearch.pools.local import LocalPool
 from autoresearch.records.ledger import Ledger
-from autoresearch.run import session
+from autoresearch.run import dispatcher, session
 from autoresearch.run.seeds import compute_seed
 from autoresearch.sandbox.process import StopFlag
 from tests import nights
@@ -220,6 +225,212 @@ def test_the_optimiser_runs_a_night_by_itself(lab):
     assert done.returncode == 0, done.stderr
     assert [verdict["experiment"] for verdict in verdicts] == [0, 1, 2, 3, 4]
     assert {verdict["proposed_by"] for verdict in verdicts[1:]} == {"search"}
+
+
+# -- devices ---------------------------------------------------------------------------
+
+
+class UnreliablePool:
+    """A pool whose machine goes away at the end of some runs of experiment 1."""
+
+    def __init__(self, pool, losses, seconds_away=0.0):
+        self._pool, self._losses = pool, losses
+        self._seconds_away, self._back_at = seconds_away, 0.0
+        self.lost = []
+
+    def __getattr__(self, name):
+        return getattr(self._pool, name)
+
+    @property
+    def free_count(self):
+        return self._pool.free_count if time.monotonic() >= self._back_at else 0
+
+    def next_result(self):
+        ended = self._pool.next_result()
+        if not isinstance(ended, RunResult) or len(self.lost) == self._losses:
+            return ended
+        if ended.request.candidate.proposal.number != 1:
+            return ended
+        if isinstance(ended.outcome, Score):
+            self._pool.release(ended.outcome)
+        self.lost.append(ended.request)
+        self._back_at = time.monotonic() + self._seconds_away
+        return RunLost(ended.request, "unplugged")
+
+
+def open_lab(lab, *proposals, **options):
+    asked = session.SessionOptions(
+        proposers=(script(lab, *proposals),), seed=1, **options
+    )
+    return session.open_session(lab, asked, StopFlag())
+
+
+@pytest.mark.parametrize("seconds_away", [0.0, 0.7])
+def test_a_run_whose_machine_went_away_is_made_again_and_decided_once(
+    lab, monkeypatch, seconds_away
+):
+    monkeypatch.setattr(dispatcher, "NO_MACHINE_SECONDS", 0.1)
+    with open_lab(lab, rate(0.0001)) as (opened, _):
+        pool = UnreliablePool(opened.pool, 1, seconds_away)
+        rows = list(research(replace(opened, pool=pool)))
+
+    assert [row.number for row in rows] == [0, 1]
+    assert rows[1].kind is None
+    (lost,) = pool.lost
+    runs = ledger_of(lab).load_run_records(1)
+    assert [run.seed for run in runs].count(lost.seed) == 1
+    assert len(runs) == rows[1].runs
+
+
+def test_a_run_whose_machines_all_go_away_ends_the_night_with_one_sentence(lab):
+    with open_lab(lab, rate(0.02)) as (opened, _):
+        pool = UnreliablePool(opened.pool, 99)
+        with pytest.raises(LabError, match="3 machines went away during one run"):
+            list(research(replace(opened, pool=pool)))
+
+    assert len(pool.lost) == dispatcher.MAX_ATTEMPTS
+    assert [p.number for p in ledger_of(lab).load_open_proposals()] == [1]
+
+
+class LoggedPool:
+    """Writes down which experiment a run is of, when it is sent and received."""
+
+    def __init__(self, pool, log):
+        self._pool, self._log = pool, log
+
+    def __getattr__(self, name):
+        return getattr(self._pool, name)
+
+    def submit(self, request):
+        self._log.append(("sent", request.candidate.proposal.number))
+        self._pool.submit(request)
+
+    def next_result(self):
+        ended = self._pool.next_result()
+        if ended is not None:
+            number = ended.request.candidate.proposal.number
+            self._log.append(("received", number))
+        return ended
+
+
+def test_the_runs_of_a_proof_go_to_all_free_devices_at_one_time(lab):
+    log = []
+    with open_lab(lab, rate(0.02)) as (opened, _):
+        local = LocalPool(Worker(opened.workbench), [Device()] * 3)
+        policy = MinimumRunsPolicy(opened.policy, 4)
+        changed = replace(opened, pool=LoggedPool(local, log), policy=policy)
+        rows = list(research(changed))
+
+    proof = log[log.index(("sent", 1)) :]
+    assert proof[:2] == [("sent", 1), ("received", 1)]  # the first run goes alone
+    assert [what for what, _ in proof[2:5]] == ["sent"] * 3
+    assert rows[1].runs >= 4
+
+
+class EagerPool:
+    """Two devices that have made a run as soon as it is sent."""
+
+    capacity = 2
+
+    def __init__(self, worker):
+        self._worker, self._ended = worker, []
+        self.release = worker.release
+
+    @property
+    def free_count(self):
+        return self.capacity - len(self._ended)
+
+    @property
+    def has_result(self):
+        return bool(self._ended)
+
+    def submit(self, request):
+        self._ended.append(self._worker(request, Device()))
+
+    def next_result(self):
+        return self._ended.pop(0) if self._ended else None
+
+
+class LoggedProposer:
+    def __init__(self, proposer, log):
+        self._proposer, self._log = proposer, log
+
+    def __getattr__(self, name):
+        return getattr(self._proposer, name)
+
+    def propose(self, ledger):
+        self._log.append(("asked", None))
+        return self._proposer.propose(ledger)
+
+
+def test_results_are_received_before_anything_new_is_proposed(lab):
+    log = []
+    with open_lab(lab, rate(0.0001), rate(0.0002), rate(0.0003)) as (opened, _):
+        changed = replace(
+            opened,
+            pool=LoggedPool(EagerPool(Worker(opened.workbench)), log),
+            proposer=LoggedProposer(opened.proposer, log),
+        )
+        rows = list(research(changed))
+
+    assert [row.number for row in rows] == [0, 1, 2, 3]
+    under_way = 0
+    for what, _ in log:
+        under_way += {"sent": 1, "received": -1, "asked": 0}[what]
+        assert what != "asked" or under_way == 0
+    assert log.count(("asked", None)) >= 3
+
+
+class PicklingPool:
+    """A pool behind a wire: all that passes is pickled, as for another machine."""
+
+    def __init__(self, pool):
+        self._pool = pool
+
+    def __getattr__(self, name):
+        return getattr(self._pool, name)
+
+    def submit(self, request):
+        self._pool.submit(pickle.loads(pickle.dumps(request)))
+
+    def next_result(self):
+        return pickle.loads(pickle.dumps(self._pool.next_result()))
+
+
+def test_requests_and_results_survive_pickle(tmp_path):
+    proposals = (rate(0.02), rate(0.0001), {"title": "boom", "source": "1/0\n"})
+    plain = run(line_lab(tmp_path / "plain"), *proposals)
+
+    with open_lab(line_lab(tmp_path / "wire"), *proposals) as (opened, _):
+        pool = PicklingPool(InlinePool(Worker(opened.workbench), [Device()]))
+        rows = list(research(replace(opened, pool=pool)))
+
+    assert [(row.number, row.decision, row.kind) for row in rows] == [
+        (row.number, row.decision, row.kind) for row in plain
+    ]
+    assert [row.values for row in rows] == [row.values for row in plain]
+
+
+def test_when_the_loop_ends_for_any_reason_no_run_continues(lab):
+    endless = slow(lab)
+    log = []
+    with open_lab(lab, {"title": "sleeps", "source": endless}) as (opened, _):
+        local = LocalPool(Worker(opened.workbench), [Device(), Device()])
+
+        class FailingProposer:
+            exhausted = False
+
+            def propose(self, ledger):
+                if ("sent", 1) in log:
+                    raise LabError("the disk is full")
+                return opened.proposer.propose(ledger)
+
+        pool = LoggedPool(local, log)
+        with pytest.raises(LabError, match="the disk is full"):
+            list(research(replace(opened, pool=pool, proposer=FailingProposer())))
+        assert local.free_count == 2  # its child was ended, not waited for
+
+    assert guests_of(lab) == []
 
 
 # -- proposals that do not run ---------------------------------------------------------
