@@ -49,10 +49,10 @@ def bench_of(lab, tokens=20_000):
 
 def score(bench, source, keep=None, by="test"):
     candidate = Candidate(Proposal(0, "t", source, "", by), compute_blob_id(source))
-    run = trainer.train_candidate(bench, candidate, seed=7, slot=SLOT)
+    run = trainer.train_candidate(bench, candidate, seed=7, device=SLOT)
     if keep is not None:
         shutil.copy(run.weights, keep)
-    return evaluator.score_run(bench, run, slot=SLOT)
+    return evaluator.score_run(bench, run, device=SLOT)
 
 
 def test_a_nanogpt_script_needs_about_fifteen_changed_lines():

@@ -221,7 +221,7 @@ def test_a_killed_download_goes_on_in_the_next_process(tmp_path, server):
     server.slow = 0.05
     words = (
         "from pathlib import Path; from autoresearch.data.sources import hub;"
-        f"hub.Hub('tinystories', Path({str(tmp_path)!r}), 1 << 30)"
+        f"hub.HubSource('tinystories', Path({str(tmp_path)!r}), 1 << 30)"
         ".fetch(lambda *a: None)"
     )
     process = subprocess.Popen([sys.executable, "-c", words], env=dict(os.environ))

@@ -514,7 +514,7 @@ def test_the_clock_kills_the_run_and_everything_it_started(tmp_path):
     row = run(lab, {"title": "never ends", "source": source})[1]
 
     assert row.kind == "timeout"
-    assert " to hand in the weights)" in row.why
+    assert " to submit the weights)" in row.why
     assert guests_of(lab) == []
 
 

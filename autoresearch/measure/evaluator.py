@@ -1,8 +1,8 @@
 """Run -> Score: measure a model where train.py cannot reach.
 
-For text, claim and audit. A fresh guest, given only the committed weights, *claims* the
+For text, claim and audit. A fresh process, given only the committed weights, *claims* the
 loss of every next token; it has seen the answers and may lie. Then positions are drawn
-and a second fresh guest, which gets each row only up to its cut, with training text as
+and a second fresh process, which gets each row only up to its cut, with training text as
 filler, returns whole logits there; the harness does the softmax in float64. The score
 is the mean claim corrected by the mean of (audit - claim): its expectation is what the
 model can do causally and normalised, whatever was claimed (`audit`). A difference too
@@ -73,17 +73,17 @@ class EvaluationRows:
 
 
 def score_run(
-    bench: Workbench, run: Run, *, slot: Device, split: str = "validation"
+    workbench: Workbench, run: Run, *, device: Device, split: str = "validation"
 ) -> Score:
     """Run -> Score, or Failed, or Stopped. The run's files stay (`sandbox.discard`)."""
     begun = time.monotonic()
-    bench.apparatus.verify_unchanged()
-    bench.watch(run.candidate, RunProgress("scoring", 0.0, 1.0))
+    workbench.apparatus.verify_unchanged()
+    workbench.watch(run.candidate, RunProgress("scoring", 0.0, 1.0))
     try:
-        if bench.apparatus.causal:
-            value, error = score_text_task(bench, run, slot, split)
+        if workbench.apparatus.causal:
+            value, error = score_text_task(workbench, run, device, split)
         else:
-            value, error = score_outputs_task(bench, run, slot, split), 0.0
+            value, error = score_outputs_task(workbench, run, device, split), 0.0
     except TimeoutError:
         raise run_failure(run, "timeout", "the model took too long to answer") from None
     except LimitExceeded as over:
@@ -91,16 +91,16 @@ def score_run(
         raise run_failure(run, kind, f"while scoring: {over}") from None
     except ProtocolError as junk:
         raise run_failure(run, "no score", f"the model's answer: {junk}") from None
-    bench.apparatus.verify_unchanged()
+    workbench.apparatus.verify_unchanged()
     if not math.isfinite(value):
         raise run_failure(run, "no score", f"the metric came out as {value}")
     return Score(run, value, error, time.monotonic() - begun, time.time())
 
 
-def add_holdout_score(bench: Workbench, found: Score, *, slot: Device) -> Score:
+def add_holdout_score(workbench: Workbench, found: Score, *, device: Device) -> Score:
     """The same with the score on the sealed third split, which no policy ever reads."""
     begun = time.monotonic()
-    value = score_run(bench, found.run, slot=slot, split="holdout").value
+    value = score_run(workbench, found.run, device=device, split="holdout").value
     return replace(
         found, holdout=value, seconds=found.seconds + time.monotonic() - begun
     )
@@ -110,7 +110,7 @@ def add_holdout_score(bench: Workbench, found: Score, *, slot: Device) -> Score:
 
 
 def score_text_task(
-    bench: Workbench, run: Run, slot: Device, split: str
+    workbench: Workbench, run: Run, device: Device, split: str
 ) -> tuple[float, float]:
     """(bits per byte, standard error of its correction)."""
     import numpy as np
@@ -118,28 +118,32 @@ def score_text_task(
     from autoresearch.data import bits_per_byte
     from autoresearch.measure import audit
 
-    sheet = load_evaluation_rows(bench, slot, split)
-    place = locate_calibration(bench, slot)
+    evaluation = load_evaluation_rows(workbench, device, split)
+    place = locate_calibration(workbench, device)
     known = place.load_calibration()
     allowed = known.serving_limits if known else ServingTimes()
     # Who calibrates compiles from nothing: others may have to.
     lends = known is not None
     claims, on_probe, pace = collect_claims(
-        bench, run, slot, sheet, allowed, lends=lends
+        workbench, run, device, evaluation, allowed, lends=lends
     )
     if not ((claims >= -1e-6) & (claims < LARGEST_CLAIM)).all():
         raise ProtocolError("losses that are negative, not finite or absurd")
     rng = np.random.default_rng(int.from_bytes(os.urandom(16), "little"))
-    reference = load_reference_losses(bench, sheet, split)
-    chance = audit.compute_draw_probabilities(claims, sheet.scored_mask, reference)
+    reference = load_reference_losses(workbench, evaluation, split)
+    chance = audit.compute_draw_probabilities(claims, evaluation.scored_mask, reference)
     drawn = audit.draw_audit_positions(
-        chance, audit.compute_sample_size(len(claims), slot.device_type), rng
+        chance, audit.compute_sample_size(len(claims), device.device_type), rng
     )
-    truth = audit_losses(bench, run, slot, sheet, drawn.positions, allowed)
+    truth = audit_losses(workbench, run, device, evaluation, drawn.positions, allowed)
     said = claims.ravel()[drawn.positions].astype("float64")
     far_nats = known.far_nats if known else audit.FAR_NATS
     found = audit.estimate_correction(
-        drawn, truth - said, int(sheet.scored_mask.sum()), sheet.text_bytes, far_nats
+        drawn,
+        truth - said,
+        int(evaluation.scored_mask.sum()),
+        evaluation.text_bytes,
+        far_nats,
     )
     if why := audit.find_objection(found):
         raise run_failure(run, "cheat", why)
@@ -150,20 +154,22 @@ def score_text_task(
         )
     if known is None:
         far_nats = audit.calibrate_far_nats(found.largest_nats)
-        cold = compile_cache.load_note(bench.lab, "train").seconds
+        cold = compile_cache.load_note(workbench.lab, "train").seconds
         place.save_calibration(far_nats, off_nats, max(cold, run.startup_seconds), pace)
     if split == "validation":
-        save_claims(bench, run, claims)
-    nats = float(claims[sheet.scored_mask].sum(dtype="float64"))
-    score = bits_per_byte.bits_per_byte(nats, sheet.text_bytes) + found.correction
+        save_claims(workbench, run, claims)
+    nats = float(claims[evaluation.scored_mask].sum(dtype="float64"))
+    score = bits_per_byte.bits_per_byte(nats, evaluation.text_bytes) + found.correction
     return score, found.error
 
 
-def load_evaluation_rows(bench: Workbench, slot: Device, split: str) -> EvaluationRows:
+def load_evaluation_rows(
+    workbench: Workbench, device: Device, split: str
+) -> EvaluationRows:
     """Cut a held-out split into rows; marks of documents are read but not scored."""
     from autoresearch.data import bits_per_byte
 
-    apparatus = bench.apparatus
+    apparatus = workbench.apparatus
     tokens, widths = apparatus.load_text(split)
     context = apparatus.context
     rows, inside = bits_per_byte.cut_rows(tokens, context, filler=int(tokens[0]))
@@ -174,57 +180,57 @@ def load_evaluation_rows(bench: Workbench, slot: Device, split: str) -> Evaluati
         int(width.sum(dtype="int64")),
         apparatus.vocabulary,
         gpu_specs.rows_at_a_time(
-            context, apparatus.vocabulary, slot.device_type, slot.memory_gb
+            context, apparatus.vocabulary, device.device_type, device.memory_gb
         ),
     )
 
 
 @contextmanager
 def serve_with_buffers(
-    bench: Workbench,
+    workbench: Workbench,
     run: Run,
-    slot: Device,
-    sheet: EvaluationRows,
+    device: Device,
+    evaluation: EvaluationRows,
     floats: int,
     allowed: ServingTimes,
     *,
     lends: bool = False,
 ) -> Iterator[tuple[SandboxedProcess, Any, Any]]:
-    """A model guest and memory for two questions and answers of so many floats each:
+    """A model process and memory for two questions and answers of so many floats each:
 
-    (guest, uint16 (2, per_batch, T+1), float32 (2, floats)). lends: whether it is given
+    (process, uint16 (2, per_batch, T+1), float32 (2, floats)). lends: whether it is given
     what others compiled.
     """
     import numpy as np
 
-    context = sheet.rows.shape[1] - 1
-    shape = (2, sheet.per_batch, context + 1)
+    context = evaluation.rows.shape[1] - 1
+    shape = (2, evaluation.per_batch, context + 1)
     asks, question = sealed_memory.create_shared_memory(
         2 * math.prod(shape), "inputs", writer=False
     )
     says, answer = sealed_memory.create_shared_memory(
         2 * 4 * floats, "outputs", writer=True
     )
-    hello = {"rows": sheet.per_batch, "context": context}
-    hello["vocabulary"] = sheet.vocabulary
+    hello = {"rows": evaluation.per_batch, "context": context}
+    hello["vocabulary"] = evaluation.vocabulary
     try:
         with serve_model(
-            bench, run, slot, hello, allowed, asks, says, lends=lends
-        ) as guest:
-            guest.has_seen_held_out = True
+            workbench, run, device, hello, allowed, asks, says, lends=lends
+        ) as process:
+            process.has_seen_held_out = True
             inputs = np.frombuffer(question, dtype="<u2").reshape(shape)
             outputs = np.frombuffer(answer, dtype="<f4").reshape(2, floats)
-            yield guest, inputs, outputs
+            yield process, inputs, outputs
     finally:
         os.close(asks)
         os.close(says)
 
 
 def collect_claims(
-    bench: Workbench,
+    workbench: Workbench,
     run: Run,
-    slot: Device,
-    sheet: EvaluationRows,
+    device: Device,
+    evaluation: EvaluationRows,
     allowed: ServingTimes,
     *,
     lends: bool,
@@ -235,20 +241,20 @@ def collect_claims(
     """
     import numpy as np
 
-    rows = sheet.rows
+    rows = evaluation.rows
     probe, at = np.frombuffer(read_consistency_row(run), "<u2"), len(rows)
     if len(probe):
         at = int.from_bytes(os.urandom(4), "little") % (len(rows) + 1)
         rows = np.insert(rows, at, probe, axis=0)
-    whole, most = replace(sheet, rows=rows), LONG_SECONDS.get(slot.device_type)
+    whole, most = replace(evaluation, rows=rows), LONG_SECONDS.get(device.device_type)
     lends = lends and most is not None
     try:
         claims, took = request_claims(
-            bench, run, slot, whole, allowed, most, lends=lends
+            workbench, run, device, whole, allowed, most, lends=lends
         )
     except CompilationFailed:
         claims, took = request_claims(
-            bench, run, slot, whole, allowed, None, lends=False
+            workbench, run, device, whole, allowed, None, lends=False
         )
     if not len(probe):
         return claims, np.empty(0, dtype="<f4"), took
@@ -256,45 +262,50 @@ def collect_claims(
 
 
 class CompilationFailed(Exception):
-    """A guest that was told to compile has not, or not in time."""
+    """A process that was told to compile has not, or not in time."""
 
 
 def request_claims(
-    bench: Workbench,
+    workbench: Workbench,
     run: Run,
-    slot: Device,
-    sheet: EvaluationRows,
+    device: Device,
+    evaluation: EvaluationRows,
     allowed: ServingTimes,
     long_seconds: float | None,
     *,
     lends: bool,
 ) -> tuple["Array", ServingTimes]:
-    """One guest's claims on all rows. It compiles first if they take so many seconds.
+    """One process's claims on all rows. It compiles first if they take so many seconds.
 
     That gives it time of its own with text that it has seen. Another one is audited,
     and what this one leaves as compiled code only such as this one ever see.
     """
-    begun, floats = time.monotonic(), sheet.per_batch * (sheet.rows.shape[1] - 1)
-    with serve_with_buffers(bench, run, slot, sheet, floats, allowed, lends=lends) as (
-        guest,
+    begun, floats = (
+        time.monotonic(),
+        evaluation.per_batch * (evaluation.rows.shape[1] - 1),
+    )
+    with serve_with_buffers(
+        workbench, run, device, evaluation, floats, allowed, lends=lends
+    ) as (
+        process,
         asks,
         says,
     ):
         ready = time.monotonic() - begun
         claims, pace, compiled_it = stream_claims(
-            sheet.rows, guest, asks, says, allowed, long_seconds
+            evaluation.rows, process, asks, says, allowed, long_seconds
         )
         if compiled_it:
-            guest.kill()
+            process.kill()
             compile_cache.store_compiled(
-                bench.lab, run.candidate.proposal, guest.folder, "serve"
+                workbench.lab, run.candidate.proposal, process.folder, "serve"
             )
     return claims, ServingTimes(ready, pace[0], median(pace))
 
 
 def stream_claims(
     rows: "Array",
-    guest: SandboxedProcess,
+    process: SandboxedProcess,
     asks: Any,
     says: Any,
     allowed: ServingTimes,
@@ -315,7 +326,7 @@ def stream_claims(
         half, part = start // size % 2, rows[start : start + size]
         asks[half] = 0
         asks[half, : len(part)] = part
-        guest.send({"say": "claim", "half": half})
+        process.send({"say": "claim", "half": half})
 
     ask(0)
     left, asked_at = allowed.first_seconds, time.monotonic()
@@ -326,13 +337,13 @@ def stream_claims(
         )
         if after < len(rows) and not now:
             ask(after)
-        expect_message(guest, "done", left)
+        expect_message(process, "done", left)
         pace.append(time.monotonic() - asked_at)
-        # A private copy first: the guest could still be writing there.
+        # A private copy first: the process could still be writing there.
         copy = says[half].copy().reshape(size, context)
         claims[start:after] = copy[: len(rows) - start]
         if now:
-            request_compilation(guest, half)
+            request_compilation(process, half)
             compiled_it = True
             ask(after)
         left, asked_at = allowed.batch_seconds, time.monotonic()
@@ -348,11 +359,11 @@ def is_worth_compiling(
     return len(rows) / size * median(pace[1:]) > long_seconds
 
 
-def request_compilation(guest: SandboxedProcess, half: int) -> None:
-    """Wait until a guest has compiled its model on the rows of a half."""
-    guest.send({"say": "compile", "half": half})
+def request_compilation(process: SandboxedProcess, half: int) -> None:
+    """Wait until a process has compiled its model on the rows of a half."""
+    process.send({"say": "compile", "half": half})
     try:
-        expect_message(guest, "done", COMPILE_SECONDS)
+        expect_message(process, "done", COMPILE_SECONDS)
     except (TimeoutError, ProcessExited, LimitExceeded):
         raise CompilationFailed from None
 
@@ -395,28 +406,31 @@ def batch_audit_cuts(drawn: list[tuple[int, int]], size: int) -> Iterator[list[i
 
 
 def audit_losses(
-    bench: Workbench,
+    workbench: Workbench,
     run: Run,
-    slot: Device,
-    sheet: EvaluationRows,
+    device: Device,
+    evaluation: EvaluationRows,
     places: "Array",
     allowed: ServingTimes,
 ) -> "Array":
-    """Losses at flat positions, float64 (K,), out of a second guest's whole logits."""
+    """Losses at flat positions, float64 (K,), out of a second process's whole logits."""
     import numpy as np
 
     from autoresearch.data import bits_per_byte
 
-    size, context = sheet.per_batch, sheet.rows.shape[1] - 1
-    vocabulary = sheet.vocabulary
+    size, context = evaluation.per_batch, evaluation.rows.shape[1] - 1
+    vocabulary = evaluation.vocabulary
     drawn = [(int(at) // context, int(at) % context + 1) for at in places]
     text = np.frombuffer(
-        sealed_memory.map_read_only(bench.apparatus.seal_training_data()), dtype="<u2"
+        sealed_memory.map_read_only(workbench.apparatus.seal_training_data()),
+        dtype="<u2",
     )
     found = np.empty(len(drawn))
     rng = np.random.default_rng(int.from_bytes(os.urandom(16), "little"))
-    with serve_with_buffers(bench, run, slot, sheet, size * vocabulary, allowed) as (
-        guest,
+    with serve_with_buffers(
+        workbench, run, device, evaluation, size * vocabulary, allowed
+    ) as (
+        process,
         (asks, _),
         (says, _),
     ):
@@ -429,13 +443,13 @@ def audit_losses(
             positions = [0] * size
             for line, index in enumerate(batch):
                 row, cut = drawn[index]
-                asks[line, :cut] = sheet.rows[row, :cut]
+                asks[line, :cut] = evaluation.rows[row, :cut]
                 positions[line] = cut - 1
-            guest.send({"say": "audit", "half": 0, "positions": positions})
-            expect_message(guest, "done", left)
+            process.send({"say": "audit", "half": 0, "positions": positions})
+            expect_message(process, "done", left)
             left = allowed.batch_seconds
             copy = says.copy().reshape(size, vocabulary)
-            targets = np.array([int(sheet.rows[drawn[i]]) for i in batch])
+            targets = np.array([int(evaluation.rows[drawn[i]]) for i in batch])
             try:
                 found[batch] = bits_per_byte.compute_token_losses(
                     copy[: len(batch)], targets
@@ -448,35 +462,42 @@ def audit_losses(
 # -- what earlier runs leave for later ones --------------------------------------------
 
 
-def locate_calibration(bench: Workbench, slot: Device) -> CalibrationFile:
+def locate_calibration(workbench: Workbench, device: Device) -> CalibrationFile:
     """Where this device's calibration lies."""
-    return CalibrationFile(bench.lab, bench.apparatus.blob, bench.walls.level, slot)
+    return CalibrationFile(
+        workbench.lab, workbench.apparatus.blob, workbench.backend.level, device
+    )
 
 
 def load_reference_losses(
-    bench: Workbench, sheet: EvaluationRows, split: str
+    workbench: Workbench, evaluation: EvaluationRows, split: str
 ) -> "Array":
-    """What to compare claims with, like `sheet.scored`: the champion's, if known."""
+    """What to compare claims with, like `evaluation.scored`: the champion's, if known."""
     import numpy as np
 
     from autoresearch.measure import audit
 
-    path = bench.lab.state_folder / "claims" / "champion.f2"
+    path = workbench.lab.state_folder / "claims" / "champion.f2"
     if split == "validation" and path.exists():
         found = np.fromfile(path, dtype="<f2")
-        if found.size == sheet.scored_mask.size:
-            return np.asarray(found.reshape(sheet.scored_mask.shape).astype("float64"))
+        if found.size == evaluation.scored_mask.size:
+            return np.asarray(
+                found.reshape(evaluation.scored_mask.shape).astype("float64")
+            )
     text = np.frombuffer(
-        sealed_memory.map_read_only(bench.apparatus.seal_training_data()), dtype="<u2"
+        sealed_memory.map_read_only(workbench.apparatus.seal_training_data()),
+        dtype="<u2",
     )
     few = text[: 1 << 22]
-    return audit.compute_unigram_losses(few, sheet.rows[:, 1:], sheet.vocabulary)
+    return audit.compute_unigram_losses(
+        few, evaluation.rows[:, 1:], evaluation.vocabulary
+    )
 
 
-def save_claims(bench: Workbench, run: Run, claims: "Array") -> None:
+def save_claims(workbench: Workbench, run: Run, claims: "Array") -> None:
     """Keep the claims of a scored run until its verdict."""
     number = run.candidate.proposal.number
-    folder = bench.lab.state_folder / "claims"
+    folder = workbench.lab.state_folder / "claims"
     folder.mkdir(exist_ok=True)
     half = folder / f"{number}-{run.seed}.half"  # runs of one number, on two devices
     claims.astype("<f2").tofile(half)

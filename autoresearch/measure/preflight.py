@@ -71,8 +71,8 @@ class DryRunReport:
 class Preflight:
     """Called with a proposal, says what is wrong with it; "" when nothing is known."""
 
-    def __init__(self, bench: Workbench, ledger: Ledger) -> None:
-        self._bench = bench
+    def __init__(self, workbench: Workbench, ledger: Ledger) -> None:
+        self._workbench = workbench
         self._path = ledger.path
         self._lower_is_better = ledger.lower_is_better
         self._series = ledger.series
@@ -132,7 +132,7 @@ class Preflight:
         if not took_gb or not base.estimated_bytes or not found.estimated_bytes:
             return ""
         expected_gb = took_gb * found.estimated_bytes / base.estimated_bytes
-        limit_gb = self._bench.terms.limits.memory_gb
+        limit_gb = self._workbench.terms.limits.memory_gb
         if expected_gb <= max(MEMORY_TOLERANCE * limit_gb, MEMORY_TOLERANCE * took_gb):
             return ""
         return (
@@ -161,25 +161,25 @@ class Preflight:
 
     def _start_worker(self) -> "DryRunWorker":
         """A guest for the next rehearsal, just started."""
-        return DryRunWorker(silence_workbench(self._bench, self._stop))
+        return DryRunWorker(silence_workbench(self._workbench, self._stop))
 
 
 class DryRunWorker:
     """A caged guest that imports what takes time, and runs one file when it comes."""
 
-    def __init__(self, bench: Workbench) -> None:
-        self._folder = trainer.create_scratch_folder(bench)
+    def __init__(self, workbench: Workbench) -> None:
+        self._folder = trainer.create_scratch_folder(workbench)
         for name in DRY_RUN_FILES:  # made readable now, filled when they are known
             (self._folder / name).write_text("")
-        self._guest = trainer.start_process(bench, self._folder, Device())
+        self._guest = trainer.start_process(workbench, self._folder, Device())
         self._guest.send(
             {
                 "mode": "rehearse",
-                "tensors": bench.apparatus.causal,
+                "tensors": workbench.apparatus.causal,
                 "seed": 7,
                 "device": "cpu",
-                "budget_seconds": bench.terms.budget_seconds,
-                "budget_tokens": bench.terms.budget_tokens,
+                "budget_seconds": workbench.terms.budget_seconds,
+                "budget_tokens": workbench.terms.budget_tokens,
             }
         )
 
@@ -222,12 +222,12 @@ class DryRunWorker:
         process.remove_folder(self._folder)
 
 
-def silence_workbench(bench: Workbench, stop: StopFlag) -> Workbench:
-    """The same bench with a little memory and nobody watching."""
-    limits = replace(bench.terms.limits, memory_gb=MAX_MEMORY_GB)
-    terms = replace(bench.terms, limits=limits)
+def silence_workbench(workbench: Workbench, stop: StopFlag) -> Workbench:
+    """The same workbench with a little memory and nobody watching."""
+    limits = replace(workbench.terms.limits, memory_gb=MAX_MEMORY_GB)
+    terms = replace(workbench.terms, limits=limits)
     return replace(
-        bench, terms=terms, stop=stop, watch=lambda candidate, progress: None
+        workbench, terms=terms, stop=stop, watch=lambda candidate, progress: None
     )
 
 

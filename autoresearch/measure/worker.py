@@ -33,7 +33,7 @@ class Worker:
         try:
             if request.score is not None:
                 outcome = evaluator.add_holdout_score(
-                    workbench, request.score, slot=device
+                    workbench, request.score, device=device
                 )
             else:
                 outcome = train_and_score(workbench, request, device, notices)
@@ -52,9 +52,9 @@ def train_and_score(
     """Train once and score. Unless `request.holdout`, weights stay until `release`."""
     run = train_until_valid(workbench, request, device, notices)
     try:
-        score = evaluator.score_run(workbench, run, slot=device)
+        score = evaluator.score_run(workbench, run, device=device)
         if request.holdout:
-            score = evaluator.add_holdout_score(workbench, score, slot=device)
+            score = evaluator.add_holdout_score(workbench, score, device=device)
     except BaseException:
         trainer.discard_runs(run)
         raise
@@ -74,8 +74,8 @@ def train_until_valid(
             workbench,
             request.candidate,
             seed=request.seed,
-            slot=device,
-            outlook=request.pruner,
+            device=device,
+            pruner=request.pruner,
         )
         pace = run.tokens_per_second
         why = None

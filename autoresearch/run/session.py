@@ -182,7 +182,7 @@ def open_session(
             forget_foreign_code(lab, ledger)
             session, status = build_session(lab, options, stop, apparatus, ledger)
             proposer = session.proposer
-            warm_pool = session.workbench.waiting
+            warm_pool = session.workbench.warm_pool
             yield session, status
         finally:
             if isinstance(proposer, Bandit):
@@ -234,7 +234,7 @@ def build_session(
         status.add_notice(words)
     if uses_warm_pool(apparatus, devices[0], backend):
         start = partial(trainer.start_warm_process, workbench)
-        workbench = replace(workbench, waiting=WarmPool(start))
+        workbench = replace(workbench, warm_pool=WarmPool(start))
     pool = pool_registry.load_pool(load_config().pool, Worker(workbench), devices)
     is_over = StopCondition(recorder, options, status)
     session = Session(
@@ -266,7 +266,7 @@ def begin_ledger_session(
     series, facts = compute_series(
         workbench.apparatus, program, device, workbench.terms.readonly
     )
-    sandbox_facts = dict(selftest.collect_sandbox_facts(workbench.walls))
+    sandbox_facts = dict(selftest.collect_sandbox_facts(workbench.backend))
     session = json.dumps({**asdict(options), "cage": sandbox_facts})
     ledger.begin_session(series, json.dumps(facts), options.seed, session)
 
