@@ -168,7 +168,7 @@ def test_a_forged_answer_is_read_as_what_it_is():
     assert "\x1b" not in said.fault
     assert len(said.fault) <= 300
     assert said.parameters == 0
-    assert preflight.parse_report({}).fault == "said nothing"
+    assert preflight.parse_report({}).fault == "reported nothing"
 
 
 @pytest.fixture

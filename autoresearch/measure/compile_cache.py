@@ -38,7 +38,7 @@ MAX_FILES = 50_000
 
 
 def cache_folder(lab: Lab, task: ProcessRole) -> Path:
-    """Return the folder for the installed torch; caches of other versions do not fit."""
+    """Return the folder for the installed torch: other versions have their own."""
     try:
         name = version("torch")
     except PackageNotFoundError:

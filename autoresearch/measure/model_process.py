@@ -52,8 +52,8 @@ def serve_model(
 def explain_serving_failure(run: Run, process: SandboxedProcess) -> ExperimentFailed:
     """Explain why a model process exited.
 
-    Only its own reason for a mismatch is passed on, and only before it has seen held-out
-    text: anything else it prints may contain that text, and proposers read this.
+    Only its own reason for a mismatch is passed on, and only before it has seen
+    held-out text: other output may contain that text, and proposers read this.
     """
     for line in process.log.join_kept().decode(errors="replace").splitlines():
         if line.startswith("MISFIT ") and not process.has_seen_held_out:

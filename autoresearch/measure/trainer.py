@@ -145,7 +145,7 @@ def refill_warm_pool(workbench: Workbench, device: Device) -> None:
 def start_warm_process(
     workbench: Workbench, device: Device, task: ProcessRole
 ) -> SandboxedProcess | None:
-    """Start a process for the warm pool; None: there is no compiled code to lend yet."""
+    """Start a process for the warm pool; None: no compiled code to lend yet."""
     compiles = compile_cache.cache_folder(workbench.lab, task).is_dir()
     if task == "train" and not compiles:
         return None

@@ -79,7 +79,7 @@ class WarmPool:
     def take_process(
         self, device: Device, task: ProcessRole, source: str
     ) -> SandboxedProcess | None:
-        """Take a process for this task; None: none is ready that this train.py can use."""
+        """Take a process for this task; None: none that this train.py can use."""
         if sets_environment(source):
             return None
         with self._lock:
