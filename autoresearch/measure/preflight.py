@@ -107,7 +107,7 @@ class Preflight:
                 self._waiting = None
 
     def _dry_run_champion(self) -> tuple[Champion, DryRunReport] | None:
-        """Return the champion and its dry run, made once; None: there is no champion."""
+        """Return the champion and its dry run, made once; None: no champion."""
         ledger = Ledger(self._path, lower_is_better=self._lower_is_better)
         ledger.series = self._series
         try:
