@@ -283,7 +283,7 @@ def load_session_proposers(
         program = replace(program, dollars=options.dollars)
     toolkit = open_toolkit(workbench.lab.folder, program)
     preflight = Preflight(workbench, ledger)
-    toolkit.check, toolkit.closing = preflight, preflight.close
+    toolkit.check_proposal, toolkit.stop_checks = preflight, preflight.close
     toolkit.notify = status.add_notice
     return proposer_registry.load_proposers(
         options.proposers or program.proposers,
