@@ -162,11 +162,11 @@ def start_process(
     return SandboxedProcess(
         folder,
         lab=workbench.lab.folder,
-        slot=device,
+        device=device,
         limits=workbench.terms.limits,
         stop=workbench.stop,
-        walls=workbench.backend,
-        ahead=modules,
+        backend=workbench.backend,
+        preload=modules,
     )
 
 
