@@ -77,8 +77,8 @@ class Apparatus:
         """
         if self._path.read_bytes() != self.source:
             raise LabError(
-                f"{self._path} changed while the session was running; it is locked, and "
-                "later scores would not be comparable. Next: git checkout -- "
+                f"{self._path} changed while the session was running; it is locked, "
+                "and later scores would not be comparable. Next: git checkout -- "
                 "prepare.py, then: autoresearch run"
             )
         if "verify" in self._offers:
