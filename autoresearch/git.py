@@ -296,7 +296,7 @@ def isolated_environment() -> dict[str, str]:
         "GIT_TERMINAL_PROMPT": "0",
         "GIT_OPTIONAL_LOCKS": "0",
         "GIT_ATTR_NOSYSTEM": "1",
-        "GIT_NO_REPLACE_OBJECTS": "1",  # refs/replace could change what an id stands for
+        "GIT_NO_REPLACE_OBJECTS": "1",  # refs/replace could redirect an id
         "GIT_GRAFT_FILE": "/dev/null",
         "GIT_ALLOW_PROTOCOL": "",  # no remote, so none that starts a program either
         # The lab may belong to another user than this process; the path is our own.

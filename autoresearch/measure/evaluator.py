@@ -134,40 +134,32 @@ def score_text_task(
         raise ProtocolError("losses that are negative, not finite or absurd")
     rng = np.random.default_rng(int.from_bytes(os.urandom(16), "little"))
     reference = load_reference_losses(workbench, evaluation, split)
-    chance = audit.compute_draw_probabilities(claims, evaluation.scored_mask, reference)
-    drawn = audit.draw_audit_positions(
-        chance, audit.compute_sample_size(len(claims), device.device_type), rng
-    )
+    mask = evaluation.scored_mask
+    probability = audit.compute_draw_probabilities(claims, mask, reference)
+    count = audit.compute_sample_size(len(claims), device.device_type)
+    drawn = audit.draw_audit_positions(probability, count, rng)
     truth = audit_losses(workbench, run, device, evaluation, drawn.positions, limits)
     claimed = claims.ravel()[drawn.positions].astype("float64")
     far_nats = calibration.far_nats if calibration else audit.FAR_NATS
     estimate = audit.estimate_correction(
-        drawn,
-        truth - claimed,
-        int(evaluation.scored_mask.sum()),
-        evaluation.text_bytes,
-        far_nats,
+        drawn, truth - claimed, int(mask.sum()), evaluation.text_bytes, far_nats
     )
     if why := audit.find_objection(estimate):
         raise run_failure(run, "cheat", why)
     off_nats = compute_trained_distance(run, on_probe)
     if not off_nats <= (calibration.probe_nats if calibration else CONSISTENCY_NATS):
-        raise run_failure(
-            run, "not the model you trained", NOT_TRAINED.format(off_nats)
-        )
+        detail = NOT_TRAINED.format(off_nats)
+        raise run_failure(run, "not the model you trained", detail)
     if calibration is None:
         far_nats = audit.calibrate_far_nats(estimate.largest_nats)
-        cold = compile_cache.load_note(workbench.lab, "train").seconds
-        calibration_file.save_calibration(
-            far_nats, off_nats, max(cold, run.startup_seconds), pace
-        )
+        cold_seconds = compile_cache.load_note(workbench.lab, "train").seconds
+        startup_seconds = max(cold_seconds, run.startup_seconds)
+        calibration_file.save_calibration(far_nats, off_nats, startup_seconds, pace)
     if split == "validation":
         save_claims(workbench, run, claims)
-    nats = float(claims[evaluation.scored_mask].sum(dtype="float64"))
-    score = (
-        bits_per_byte.bits_per_byte(nats, evaluation.text_bytes) + estimate.correction
-    )
-    return score, estimate.error
+    nats = float(claims[mask].sum(dtype="float64"))
+    value = bits_per_byte.bits_per_byte(nats, evaluation.text_bytes)
+    return value + estimate.correction, estimate.error
 
 
 def load_evaluation_rows(
@@ -420,7 +412,7 @@ def audit_losses(
     run: Run,
     device: Device,
     evaluation: EvaluationRows,
-    places: "Array",
+    positions: "Array",
     allowed: ServingTimes,
 ) -> "Array":
     """Losses at flat positions, float64 (K,), from a second process's logits."""
@@ -430,7 +422,7 @@ def audit_losses(
 
     size, context = evaluation.per_batch, evaluation.rows.shape[1] - 1
     vocabulary = evaluation.vocabulary
-    drawn = [(int(at) // context, int(at) % context + 1) for at in places]
+    drawn = [(int(at) // context, int(at) % context + 1) for at in positions]
     text = np.frombuffer(
         sealed_memory.map_read_only(workbench.apparatus.seal_training_data()),
         dtype="<u2",
@@ -439,33 +431,29 @@ def audit_losses(
     rng = np.random.default_rng(int.from_bytes(os.urandom(16), "little"))
     with serve_with_buffers(
         workbench, run, device, evaluation, size * vocabulary, allowed
-    ) as (
-        process,
-        (asks, _),
-        (says, _),
-    ):
+    ) as (process, (question, _), (answer, _)):
         left = allowed.first_seconds
         for batch in batch_audit_cuts(drawn, size):
             starts = rng.integers(max(1, len(text) - context - 1), size=size)
-            asks[:] = text[
+            question[:] = text[
                 np.minimum(starts[:, None] + np.arange(context + 1), len(text) - 1)
             ]
-            positions = [0] * size
+            cuts = [0] * size
             for line, index in enumerate(batch):
                 row, cut = drawn[index]
-                asks[line, :cut] = evaluation.rows[row, :cut]
-                positions[line] = cut - 1
-            process.send({"say": "audit", "half": 0, "positions": positions})
+                question[line, :cut] = evaluation.rows[row, :cut]
+                cuts[line] = cut - 1
+            process.send({"say": "audit", "half": 0, "positions": cuts})
             expect_message(process, "done", left)
             left = allowed.batch_seconds
-            copy = says.copy().reshape(size, vocabulary)
+            copy = answer.copy().reshape(size, vocabulary)
             targets = np.array([int(evaluation.rows[drawn[i]]) for i in batch])
             try:
                 losses[batch] = bits_per_byte.compute_token_losses(
                     copy[: len(batch)], targets
                 )
-            except bits_per_byte.InvalidLogits as odd:
-                raise ProtocolError(str(odd)) from None
+            except bits_per_byte.InvalidLogits as error:
+                raise ProtocolError(str(error)) from None
     return losses
 
 

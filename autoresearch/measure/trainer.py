@@ -220,32 +220,25 @@ def supervise_training(
     pruner: Pruner | None,
 ) -> Run:
     """Send the data, keep the clock, receive the weights."""
-    terms, began, log = (
-        workbench.terms,
-        time.monotonic(),
-        run_log_path(workbench, folder),
-    )
+    terms, log = workbench.terms, run_log_path(workbench, folder)
+    began = time.monotonic()
     calibration = CalibrationFile(
         workbench.lab, workbench.apparatus.blob, workbench.backend.level, device
     )
-    stage = RunStage(
-        "start-up", calibration.compute_startup_limit(terms.budget_seconds or 0.0)
-    )
+    limit_seconds = calibration.compute_startup_limit(terms.budget_seconds or 0.0)
+    stage = RunStage("start-up", limit_seconds)
     with translate_failures(candidate, process, stage, log):
-        send_greeting(
-            process, build_greeting(terms, seed, device), candidate.proposal.source
-        )
+        greeting = build_greeting(terms, seed, device)
+        send_greeting(process, greeting, candidate.proposal.source)
         workbench.watch(candidate, RunProgress("starting", 0.0, 0.0))
-        message = process.receive_message(began + stage.seconds)
-        if message.get("say") != "start":
+        if process.receive_message(began + stage.seconds).get("say") != "start":
             raise ProtocolError("something else before it touched the data")
         stage.begin("training", terms.kill_after_seconds, terms.kill_after_detail)
         started = time.monotonic()
         process.send({"say": "go"}, workbench.apparatus.seal_training_data())
         refill_warm_pool(workbench, device)
-        with GpuMonitor(
-            workbench.nvml(device), partial(list_own_pids, workbench, process)
-        ) as monitor:
+        own_pids = partial(list_own_pids, workbench, process)
+        with GpuMonitor(workbench.nvml(device), own_pids) as monitor:
             submitted, descriptors = wait_for_weights(
                 workbench, candidate, process, started, started + stage.seconds, pruner
             )
@@ -254,8 +247,7 @@ def supervise_training(
         try:
             require_budget_used(candidate, terms, seconds, submitted, log)
         except ExperimentFailed:  # a descriptor may hold the whole model
-            for descriptor in descriptors:
-                os.close(descriptor)
+            close_descriptors(descriptors)
             raise
         file = receive_weights(candidate, descriptors, folder, log)
         stage.begin("the probe", CONSISTENCY_SECONDS)
@@ -263,11 +255,15 @@ def supervise_training(
     file.with_name("probe.u2").write_bytes(row)
     file.with_name("probe.f4").write_bytes(losses)
     facts = parse_facts(submitted)
-    gpu_memory_gb = float(dict(facts).get("gpu_memory_gb") or 0.0)
-    memory_gb = (
-        gpu_memory_gb if device.device_type == "cuda" else process.peak_memory_gb
-    )
+    memory_gb = process.peak_memory_gb
+    if device.device_type == "cuda":
+        memory_gb = float(dict(facts).get("gpu_memory_gb") or 0.0)
     run = Run(candidate, seed, seconds, started - began, memory_gb, file, facts, log)
+    return add_findings(run, monitor, pruner)
+
+
+def add_findings(run: Run, monitor: GpuMonitor, pruner: Pruner | None) -> Run:
+    """Add what the monitor and the pruner recorded of a run."""
     run = replace(run, health=monitor.health_summary, harm=monitor.interference)
     if pruner is None:
         return run
@@ -277,6 +273,12 @@ def supervise_training(
         schedule=pruner.touches_schedule,
         spared=pruner.exempted,
     )
+
+
+def close_descriptors(descriptors: list[int]) -> None:
+    """Close descriptors that a process sent."""
+    for descriptor in descriptors:
+        os.close(descriptor)
 
 
 def run_log_path(workbench: Workbench, folder: Path) -> Path:
@@ -327,8 +329,7 @@ def request_consistency_losses(
             raise ProtocolError("an answer to the probe of another size")
         return row, losses
     finally:
-        for descriptor in answers:
-            os.close(descriptor)
+        close_descriptors(answers)
 
 
 @dataclass(slots=True)
@@ -394,8 +395,7 @@ def wait_for_weights(
         message, descriptors = process.receive(deadline)
         if message.get("say") == "submit":
             return message, descriptors
-        for descriptor in descriptors:
-            os.close(descriptor)
+        close_descriptors(descriptors)
         if message.get("say") != "progress":
             raise ProtocolError("an unknown message")
         seconds = time.monotonic() - started
@@ -498,8 +498,7 @@ def receive_weights(
         detail = f"submitted {error}"
         raise ExperimentFailed(Failure(candidate, "no score", detail, log)) from None
     finally:
-        for descriptor in descriptors:
-            os.close(descriptor)
+        close_descriptors(descriptors)
     path.write_bytes(file)
     return path
 
