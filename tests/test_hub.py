@@ -195,7 +195,7 @@ def test_a_cut_download_goes_on_where_it_stood(tmp_path, server):
 def test_a_server_that_always_lies_ends_in_one_sentence(tmp_path, server):
     server.mischief = ["wrong bytes"] * 100
 
-    with pytest.raises(LabError, match="not the file that the hub lists"):
+    with pytest.raises(LabError, match="not the file in the hub's listing"):
         source(tmp_path).fetch(quiet)
 
     assert not list(tmp_path.rglob("*.parquet"))
