@@ -115,10 +115,10 @@ class Repository:
 
     def read_file_at(self, commit: str, name: str) -> tuple[str, bytes] | None:
         """Read (blob, bytes) of a tracked file; None: it is not in the commit."""
-        found = self.run_git("ls-tree", commit, "--", name)
-        if not found or not found.startswith("100"):
+        entry = self.run_git("ls-tree", commit, "--", name)
+        if not entry or not entry.startswith("100"):
             return None
-        blob = found.split()[2]
+        blob = entry.split()[2]
         return blob, self.run_git_bytes("cat-file", "blob", blob)
 
     def find_commit(self, number: int) -> str | None:
@@ -135,9 +135,9 @@ class Repository:
     ) -> list[tuple[int, str, str]]:
         """List (experiment, commit, raw message) of every verdict, by number."""
         form = "%(refname)%00%(objectname)%00%(contents)%01"
-        found = self.run_git("for-each-ref", f"--format={form}", under)
+        output = self.run_git("for-each-ref", f"--format={form}", under)
         entries = []
-        for record in found.split("\x01"):
+        for record in output.split("\x01"):
             name, _, rest = record.strip("\n").partition("\0")
             commit, _, message = rest.partition("\0")
             number = name.removeprefix(f"{under}/")
@@ -212,7 +212,7 @@ class Repository:
         after = self.read_file_at(new, "train.py")
         assert after is not None, "every commit of ours has a train.py"
         path = self.folder / "train.py"
-        known = [found[1] for found in (before, after) if found]
+        known = [file[1] for file in (before, after) if file]
         clean = path.is_file() and not path.is_symlink() and path.read_bytes() in known
         if clean:
             rewrite_atomically(path, after[1])
@@ -343,12 +343,12 @@ def shorten_title(title: str) -> str:
 def parse_trailers(message: str) -> dict[str, str]:
     """Parse the trailers of a verdict's message; unknown ones are left out."""
     last = message.rstrip("\n").rpartition("\n\n")[2]
-    found = {}
+    trailers = {}
     for line in last.splitlines():
         key, colon, text = line.partition(": ")
         if colon and key in TRAILERS:
-            found[key] = text
-    return found
+            trailers[key] = text
+    return trailers
 
 
 def compute_blob_id(text: str) -> str:

@@ -71,10 +71,10 @@ def test_a_broken_edit_is_caught_with_a_reason(lab, flight, name):
     if why := find_contract_fault(broken[name]):
         assert CAUGHT[name] in why
         return
-    found = flight.rehearse(broken[name])
+    found = flight.dry_run(broken[name])
 
     assert CAUGHT[name] in found.fault
-    assert found.in_time
+    assert found.is_in_time
 
 
 SOUND = ["as it is", "as shipped", "gated MLP", "tokens read by hand"]
@@ -86,7 +86,7 @@ def test_a_sound_edit_passes(lab, flight, name):
     files = {"as it is": source, **dict(edits.sound(source))}
     files["as shipped"] = lab.read_file("shipped.py")
 
-    found = flight.rehearse(files[name])
+    found = flight.dry_run(files[name])
 
     assert found.fault == ""
     assert found.parameters > 10_000
@@ -187,26 +187,26 @@ def test_no_file_runs_in_a_process_that_ran_another(small_flight):
     leaves = "import builtins\nbuiltins.mark = 1\nopen('mark', 'w').close()\n"
     looks = "import builtins, os\nassert not hasattr(builtins, 'mark')\nassert not os.path.exists('mark')\n"
 
-    assert flight.rehearse(leaves + good).fault == ""
-    assert flight.rehearse(looks + good).fault == ""
+    assert flight.dry_run(leaves + good).fault == ""
+    assert flight.dry_run(looks + good).fault == ""
 
 
 def test_a_guest_that_died_while_it_waited_is_not_the_fault_of_a_file(small_flight):
     flight, good = small_flight
-    assert flight.rehearse(good).fault == ""
+    assert flight.dry_run(good).fault == ""
 
-    for pid in flight._waiting._guest.pids():
+    for pid in flight._waiting._process.list_pids():
         os.kill(pid, signal.SIGKILL)
 
-    found = flight.rehearse(good)
+    found = flight.dry_run(good)
     assert found.fault == ""
-    assert found.in_time
+    assert found.is_in_time
 
 
 def test_a_night_that_is_over_leaves_nobody_waiting(small_flight):
     flight, good = small_flight
-    flight.rehearse(good)
-    lab = flight._bench.lab
+    flight.dry_run(good)
+    lab = flight._workbench.lab
     assert nights.guests_of(lab)
 
     flight.close()

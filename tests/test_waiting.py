@@ -125,8 +125,8 @@ def test_one_that_died_while_it_waited_is_not_given_out(bench):
     bench.warm_pool.refill(SLOT, 1)
     wait_for(bench, 2)
     (guest,) = bench.warm_pool._processes[SLOT, "serve"]
-    nights.wait_for(guest.pids, what="its first process")
-    for pid in guest.pids():
+    nights.wait_for(guest.list_pids, what="its first process")
+    for pid in guest.list_pids():
         os.kill(pid, signal.SIGKILL)
     nights.wait_for(lambda: not guest.running, what="its end")
 

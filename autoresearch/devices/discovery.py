@@ -84,15 +84,15 @@ def filter_visible(gpus: tuple[Gpu, ...], visible: str | None) -> tuple[Gpu, ...
     """
     if visible is None:
         return gpus
-    found: list[Gpu] = []
+    selected: list[Gpu] = []
     for name in visible.split(","):
         names = (g for g in gpus if name.strip() in (str(g.index), g.uuid))
         starts = (g for g in gpus if "-" in name and g.uuid.startswith(name.strip()))
         gpu = next(names, None) or next(starts, None)
         if gpu is None:
             break
-        found.append(gpu)
-    return tuple(found)
+        selected.append(gpu)
+    return tuple(selected)
 
 
 def nvidia() -> tuple[Gpu, ...]:

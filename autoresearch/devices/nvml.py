@@ -93,16 +93,16 @@ def summarize_health(samples: Sequence[GpuHealth]) -> dict[str, float | str]:
     heat = [s.temperature_celsius for s in samples if s.temperature_celsius is not None]
     if not samples:
         return {}
-    found: dict[str, float | str] = {
+    summary: dict[str, float | str] = {
         "gpu_slowdowns": ", ".join(sorted({w for s in samples for w in s.slowdowns}))
     }
     if busy:
-        found["gpu_clock_mhz"] = busy[len(busy) // 2]
+        summary["gpu_clock_mhz"] = busy[len(busy) // 2]
     if watts:
-        found["gpu_watts"] = round(sum(watts) / len(watts), 1)
+        summary["gpu_watts"] = round(sum(watts) / len(watts), 1)
     if heat:
-        found["gpu_celsius"] = max(heat)
+        summary["gpu_celsius"] = max(heat)
     ecc = [s.ecc_errors for s in samples if s.ecc_errors is not None]
     if ecc:
-        found["gpu_ecc_errors"] = ecc[-1]
-    return found
+        summary["gpu_ecc_errors"] = ecc[-1]
+    return summary

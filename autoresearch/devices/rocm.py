@@ -55,8 +55,8 @@ def has_rocm_torch() -> bool:
 
 def torch_libraries() -> Path | None:
     """Return the folder of the installed torch's libraries; None: no torch."""
-    found = find_spec("torch")
-    return Path(found.origin).parent / "lib" if found and found.origin else None
+    spec = find_spec("torch")
+    return Path(spec.origin).parent / "lib" if spec and spec.origin else None
 
 
 def read_properties(folder: Path) -> dict[str, int]:

@@ -148,13 +148,13 @@ class Apparatus:
 
 def load_apparatus(lab: Lab, repository: Repository) -> Apparatus:
     """Load the apparatus of the lab's commit; LabError if prepare.py is not locked."""
-    found = repository.read_file_at(repository.head_commit(), "prepare.py")
-    if found is None:
+    file = repository.read_file_at(repository.head_commit(), "prepare.py")
+    if file is None:
         raise LabError(
             f"{lab.file_path('prepare.py')} is not committed, so it cannot be locked. "
             "Next: git add prepare.py, git commit -m apparatus"
         )
-    blob, source = found
+    blob, source = file
     if lab.file_path("prepare.py").read_bytes() != source:
         raise LabError(
             f"{lab.file_path('prepare.py')} differs from its commit; the apparatus is "

@@ -57,7 +57,7 @@ def parse_constants(source: str) -> tuple[Constant, ...]:
     starts = [0]
     for line in lines:
         starts.append(starts[-1] + len(line))
-    found: dict[str, Constant] = {}
+    constants: dict[str, Constant] = {}
     for node in parse_ast(source).body:
         name, spot = match_assignment(node)
         if name is None or spot is None or spot.end_lineno is None:
@@ -72,8 +72,8 @@ def parse_constants(source: str) -> tuple[Constant, ...]:
         spelling = source.encode()[start:end].decode()
         constant = build_constant(name, value, spelling, start, end, comment)
         if constant is not None:
-            found[name] = constant  # assigned twice: the last assignment counts
-    return tuple(found.values())
+            constants[name] = constant  # assigned twice: the last assignment counts
+    return tuple(constants.values())
 
 
 # CPython 3.11 tracks the depth of the syntax tree under construction per interpreter,

@@ -135,9 +135,9 @@ def parse_toml(toml: str, first_line: int) -> dict[str, Any]:
     try:
         return tomllib.loads(toml)
     except tomllib.TOMLDecodeError as error:
-        found = re.search(r"at line (\d+)", str(error))
+        match = re.search(r"at line (\d+)", str(error))
         last_line = first_line + max(0, toml.count("\n") - 1)
-        line = first_line + int(found[1]) - 1 if found else last_line
+        line = first_line + int(match[1]) - 1 if match else last_line
         what = str(error).split(" (at ")[0]
         raise LabError(
             f"program.md line {line}: {what}. Next: correct that line"

@@ -120,9 +120,9 @@ def parse_text_reply(reply: str) -> ParsedReply:
             blocks.append(block)
             continue
         elif fence := FENCE.match(line):
-            found, at = parse_fence(lines, at, fence[1])
-            blocks += found.blocks
-            wholes += [found.whole] if found.whole else []
+            content, at = parse_fence(lines, at, fence[1])
+            blocks += content.blocks
+            wholes += [content.whole] if content.whole else []
             continue
         at += 1
     return build_reply(heads, blocks, wholes, reply)
@@ -157,16 +157,16 @@ def parse_fence(lines: Sequence[str], at: int, mark: str) -> tuple[FenceContent,
 
 def parse_blocks(lines: Sequence[str]) -> list[EditBlock]:
     """Parse all search/replace blocks among some lines."""
-    found, at = [], 0
+    blocks, at = [], 0
     while at < len(lines):
         if SEARCH.match(lines[at]):
             block, at = parse_block(lines, at)
-            found.append(block)
+            blocks.append(block)
             continue
         if path := PATH.match(lines[at]):
             require_train_file(path[1])
         at += 1
-    return found
+    return blocks
 
 
 def parse_block(lines: Sequence[str], at: int) -> tuple[EditBlock, int]:
@@ -189,13 +189,13 @@ def parse_block(lines: Sequence[str], at: int) -> tuple[EditBlock, int]:
 
 def parse_diff_hunks(lines: Sequence[str]) -> list[EditBlock]:
     """Parse the hunks of a unified diff as blocks; line numbers are ignored."""
-    found: list[EditBlock] = []
+    blocks: list[EditBlock] = []
     before: list[str] = []
     after: list[str] = []
 
     def close_hunk() -> None:
         if before != after:
-            found.append(EditBlock("\n".join(before), "\n".join(after)))
+            blocks.append(EditBlock("\n".join(before), "\n".join(after)))
         before.clear()
         after.clear()
 
@@ -213,7 +213,7 @@ def parse_diff_hunks(lines: Sequence[str]) -> list[EditBlock]:
             before.append(line[1:])
             after.append(line[1:])
     close_hunk()
-    return found
+    return blocks
 
 
 def build_reply(
@@ -248,19 +248,19 @@ def parse_json_reply(reply: str) -> ParsedReply | None:
     if not text.startswith("{"):
         return None
     try:
-        found = json.loads(text)
+        fields = json.loads(text)
     except (ValueError, RecursionError):
         return None
-    if not isinstance(found, dict):
+    if not isinstance(fields, dict):
         return None
     for key in ("file", "path"):
-        if isinstance(found.get(key), str):
-            require_train_file(found[key])
+        if isinstance(fields.get(key), str):
+            require_train_file(fields[key])
     return build_reply(
-        {key.upper(): str(found.get(key, "")) for key in ("title", "reason")}
-        | {"EXPECTED": str(found.get("expected", ""))},
-        [parse_json_edit(edit) for edit in as_list(found.get("edits"))],
-        [whole] if isinstance(whole := found.get("source"), str) and whole else [],
+        {key.upper(): str(fields.get(key, "")) for key in ("title", "reason")}
+        | {"EXPECTED": str(fields.get("expected", ""))},
+        [parse_json_edit(edit) for edit in as_list(fields.get("edits"))],
+        [whole] if isinstance(whole := fields.get("source"), str) and whole else [],
         reply,
     )
 
@@ -306,10 +306,10 @@ def require_train_file(path: str) -> None:
 
 def find_number(text: str) -> float | None:
     """Find the first number of a text; None: it has none."""
-    found = NUMBER.search(text)
-    if found is None:
+    match = NUMBER.search(text)
+    if match is None:
         return None
-    value = float(found[0].replace("\u2212", "-"))
+    value = float(match[0].replace("\u2212", "-"))
     return value if abs(value) < 1e9 else None
 
 
@@ -362,9 +362,11 @@ def find_matches(
     ]
 
 
-def shift_indentation(new: list[str], wanted: list[str], found: list[str]) -> list[str]:
+def shift_indentation(
+    new: list[str], wanted: list[str], matched: list[str]
+) -> list[str]:
     """Indent the new lines by the difference of the file and the reply."""
-    pairs = [(w, f) for w, f in zip(wanted, found, strict=True) if w.strip()]
+    pairs = [(w, f) for w, f in zip(wanted, matched, strict=True) if w.strip()]
     shifts = {measure_indentation(f) - measure_indentation(w) for w, f in pairs}
     if len(shifts) != 1:
         raise ReplyRejected(

@@ -20,14 +20,14 @@ def parse_spelling(spelling: str) -> float | None:
 
 def parse_assignments(lines: Sequence[str]) -> dict[str, str] | None:
     """Return NAME -> spelling if all lines assign to capital names; else None."""
-    found = {}
+    assignments = {}
     for line in lines:
         match = ASSIGNMENT.match(line)
         if match:
-            found[match[1]] = match[2][:40]
+            assignments[match[1]] = match[2][:40]
         elif line.strip() and not line.lstrip().startswith("#"):
             return None
-    return found
+    return assignments
 
 
 def trim_common_ends(before: str, after: str) -> tuple[list[str], list[str]]:

@@ -50,17 +50,17 @@ def cache_folder(lab: Lab, task: ProcessRole) -> Path:
 
 def create_compile_folder(scratch: Path) -> None:
     """Create an empty compile cache in a run's folder."""
-    place = scratch / COMPILE_CACHE_FOLDER
-    place.mkdir()
-    place.chmod(0o777)  # the process may run as another user
+    folder = scratch / COMPILE_CACHE_FOLDER
+    folder.mkdir()
+    folder.chmod(0o777)  # the process may run as another user
 
 
 def copy_to_scratch(lab: Lab, scratch: Path, task: ProcessRole) -> None:
     """Copy the cache into a run's folder, if there is one."""
-    kept, place = cache_folder(lab, task), scratch / COMPILE_CACHE_FOLDER
-    if kept.is_dir():
-        shutil.copytree(kept, place, dirs_exist_ok=True)
-        for path in (place, *place.rglob("*")):
+    cache, folder = cache_folder(lab, task), scratch / COMPILE_CACHE_FOLDER
+    if cache.is_dir():
+        shutil.copytree(cache, folder, dirs_exist_ok=True)
+        for path in (folder, *folder.rglob("*")):
             path.chmod(0o777 if path.is_dir() else 0o666)
 
 
@@ -96,22 +96,22 @@ def store_compiled(
     seconds: its start-up, which limits later ones. A run that compiles anew takes as
     long, and must not be killed because the calibrating run was lent its code.
     """
-    kept, place = cache_folder(lab, task), scratch / COMPILE_CACHE_FOLDER
-    if kept.exists() or not is_human_baseline(proposal) or not place.is_dir():
+    cache, folder = cache_folder(lab, task), scratch / COMPILE_CACHE_FOLDER
+    if cache.exists() or not is_human_baseline(proposal) or not folder.is_dir():
         return
-    files = list_regular_files(place)
+    files = list_regular_files(folder)
     if not files:
         return
-    kept.parent.mkdir(exist_ok=True)
-    half = kept.parent / f"half-{uuid.uuid4().hex}"
+    cache.parent.mkdir(exist_ok=True)
+    half = cache.parent / f"half-{uuid.uuid4().hex}"
     try:
         for file in files:
-            target = half / file.relative_to(place)
+            target = half / file.relative_to(folder)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, target, follow_symlinks=False)
         note = CacheNote(compute_blob_id(proposal.source), seconds)
         write_whole(note_path(lab, task), json.dumps(asdict(note)))
-        os.rename(half, kept)
+        os.rename(half, cache)
     except OSError:  # a full disk, or another run was first
         shutil.rmtree(half, ignore_errors=True)
 
@@ -126,8 +126,8 @@ class CacheNote:
 
 def note_path(lab: Lab, task: ProcessRole) -> Path:
     """Return the path of the note beside a cache."""
-    kept = cache_folder(lab, task)
-    return kept.with_name(f"{kept.name}.json")
+    cache = cache_folder(lab, task)
+    return cache.with_name(f"{cache.name}.json")
 
 
 def load_note(lab: Lab, task: ProcessRole) -> CacheNote:
@@ -145,10 +145,10 @@ def is_human_baseline(proposal: Proposal) -> bool:
     return proposal.author == HUMAN_AUTHOR
 
 
-def list_regular_files(place: Path) -> list[Path]:
+def list_regular_files(folder: Path) -> list[Path]:
     """List every regular file below, no links; nothing if it exceeds the limits."""
     files, total_bytes = [], 0
-    for parent, _, names in os.walk(place):
+    for parent, _, names in os.walk(folder):
         for name in names:
             status = os.lstat(path := Path(parent, name))
             if stat.S_ISREG(status.st_mode):

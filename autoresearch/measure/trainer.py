@@ -508,13 +508,13 @@ def parse_facts(message: Message) -> Facts:
     facts = message.get("facts")
     if not isinstance(facts, dict):
         return ()
-    found: list[tuple[str, float | int | str]] = []
+    kept_facts: list[tuple[str, float | int | str]] = []
     for key, value in list(facts.items())[:MAX_FACTS]:
         if isinstance(value, str):
-            found.append((to_one_line(key)[:40], to_one_line(value)[:200]))
+            kept_facts.append((to_one_line(key)[:40], to_one_line(value)[:200]))
         elif isinstance(value, bool | int | float) and is_json_safe(value):
-            found.append((to_one_line(key)[:40], value))
-    return tuple(found)
+            kept_facts.append((to_one_line(key)[:40], value))
+    return tuple(kept_facts)
 
 
 def is_json_safe(value: float | int) -> bool:
