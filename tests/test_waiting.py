@@ -128,7 +128,7 @@ def test_one_that_died_while_it_waited_is_not_given_out(bench):
     nights.wait_for(guest.list_pids, what="its first process")
     for pid in guest.list_pids():
         os.kill(pid, signal.SIGKILL)
-    nights.wait_for(lambda: not guest.running, what="its end")
+    nights.wait_for(lambda: not guest.is_running, what="its end")
 
     assert bench.warm_pool.take_process(SLOT, "serve", SOURCE) is None
 
