@@ -424,6 +424,6 @@ def test_a_card_that_cannot_be_used_in_the_cage_takes_no_part_in_a_night(lab):
     assert session.find_working_devices(
         (Device(), absent), nights.walls(), lab, said.append
     ) == (Device(),)
-    assert said == ["GPU 0 is left out: CUDA does not find it in the cage"]
-    with pytest.raises(LabError, match="CUDA finds no GPU from inside the cage"):
+    assert said == ["GPU 0 is left out: CUDA does not find it in the sandbox"]
+    with pytest.raises(LabError, match="CUDA finds no GPU inside the sandbox"):
         session.find_working_devices((absent,), nights.walls(), lab, said.append)
