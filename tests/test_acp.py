@@ -37,10 +37,10 @@ def spec(*words):
 def asked(lab, *words):
     """The agent with this trick, asked once; (agent, proposal, asking, transcript)."""
     one = process.Agent(spec(*words), open_toolkit(lab.folder, Program()))
-    ledger = Ledger(lab.ledger)
+    ledger = Ledger(lab.ledger_path)
     proposal = one.propose(ledger)
     asking = ledger.load_proposer_calls()[-1]
-    said = (lab.state / "asked" / asking.transcript).read_text()
+    said = (lab.state_folder / "asked" / asking.transcript).read_text()
     return one, proposal, asking, said
 
 
@@ -142,7 +142,7 @@ def test_who_misbehaves_is_one_failed_asking(lab, words, outcome):
     assert proposal is None
     assert outcome in asking.outcome
     assert one.resting_until > 0
-    assert len(Ledger(lab.ledger).load_proposer_calls()) == 1
+    assert len(Ledger(lab.ledger_path).load_proposer_calls()) == 1
 
 
 def test_who_dies_in_mid_turn_leaves_what_it_has_written(lab):
@@ -178,7 +178,7 @@ def test_a_night_that_ends_does_not_wait_for_it(lab):
     threading.Timer(1.0, one.close).start()
     begun = time.monotonic()
 
-    one.propose(Ledger(lab.ledger))
+    one.propose(Ledger(lab.ledger_path))
 
     assert time.monotonic() - begun < 20
     assert not sleepers("acp_agent.py")

@@ -43,7 +43,7 @@ def asked(lab, tmp_path, *lines):
     one = process.Agent(
         f'cmd:"{sys.executable} {program}"', open_toolkit(lab.folder, Program())
     )
-    ledger = Ledger(lab.ledger)
+    ledger = Ledger(lab.ledger_path)
     proposal = one.propose(ledger)
     return one, proposal, ledger.load_proposer_calls()[-1]
 
@@ -65,13 +65,13 @@ def test_the_prompt_comes_on_stdin_and_never_as_an_argument(lab, tmp_path):
     )
 
     assert proposal.title == "deeper"
-    said = (lab.state / "asked" / asking.transcript).read_text()
+    said = (lab.state_folder / "asked" / asking.transcript).read_text()
     assert "Make ONE change to train.py" in said
     assert "DEPTH = 4" in said
 
 
 def test_whatever_else_it_touched_is_reported_and_dropped(lab, tmp_path):
-    before = lab.read("prepare.py")
+    before = lab.read_file("prepare.py")
 
     _, proposal, asking = asked(
         lab, tmp_path, DEEPER, IDEA,
@@ -80,7 +80,7 @@ def test_whatever_else_it_touched_is_reported_and_dropped(lab, tmp_path):
 
     assert "DEPTH = 8" in proposal.source
     assert asking.outcome == "proposed; also touched, and dropped: extra.py, prepare.py"
-    assert lab.read("prepare.py") == before
+    assert lab.read_file("prepare.py") == before
 
 
 @pytest.mark.parametrize(
@@ -137,7 +137,7 @@ def test_a_night_that_ends_does_not_wait_for_it(lab, tmp_path):
     threading.Timer(0.5, one.close).start()
     begun = time.monotonic()
 
-    assert one.propose(Ledger(lab.ledger)) is None
+    assert one.propose(Ledger(lab.ledger_path)) is None
 
     assert time.monotonic() - begun < 20
     assert not sleepers("77.25")
@@ -151,7 +151,7 @@ def test_it_sees_no_secret_that_it_does_not_need(lab, tmp_path, monkeypatch):
         lab, tmp_path, "print(dict(os.environ))", "print('HOME', os.listdir(os.environ['HOME']))"
     )  # fmt: skip
 
-    said = (lab.state / "asked" / asking.transcript).read_text()
+    said = (lab.state_folder / "asked" / asking.transcript).read_text()
     assert "hunter2" not in said
     assert "HOME []" in said
 
@@ -163,11 +163,11 @@ def test_behind_walls_it_can_write_only_its_own_folders(lab, tmp_path):
         f"for path in ({str(lab.folder)!r} + '/prepare.py', {str(tmp_path)!r} + '/x', '/etc/x'):",
         "    try: open(path, 'a').write('x'); print('WROTE', path)",
         "    except OSError as error: print('could not', path)",
-        f"print('STATE', os.listdir({str(lab.state)!r}) if os.path.exists({str(lab.state)!r}) else [])",
+        f"print('STATE', os.listdir({str(lab.state_folder)!r}) if os.path.exists({str(lab.state_folder)!r}) else [])",
         DEEPER, IDEA,
     )  # fmt: skip
 
-    said = (lab.state / "asked" / asking.transcript).read_text()
+    said = (lab.state_folder / "asked" / asking.transcript).read_text()
     assert "WROTE" not in said
     assert "STATE []" in said
     assert proposal is not None
@@ -199,11 +199,11 @@ def test_what_looks_like_a_time_and_is_none_does_not_end_a_rest():
     now = time.time()
 
     for words in ("limit reached, request 1700000000", "usage limit, try in 1 s"):
-        assert process.parse_limit_end(words, now) == now + process.LIMIT_REST_SECONDS
-    for words in ("usage limit, try again in 999999 days", "limit until 2999999999"):
         assert (
-            process.parse_limit_end(words, now) == now + process.LONGEST_LIMIT_SECONDS
+            process.parse_limit_end(words, now) == now + process.DEFAULT_LIMIT_SECONDS
         )
+    for words in ("usage limit, try again in 999999 days", "limit until 2999999999"):
+        assert process.parse_limit_end(words, now) == now + process.MAX_LIMIT_SECONDS
 
 
 def test_both_runs_are_on_the_bill_and_the_first_change_is_not_lost(lab, tmp_path):
@@ -232,7 +232,7 @@ def test_an_agent_stops_where_its_bill_reaches_the_dollars_of_the_night(lab, tmp
     desk = open_toolkit(lab.folder, Program(dollars=0.4))
     desk.notify = said.append
     one = process.Agent(f'cmd:"{sys.executable} {program}"', desk)
-    ledger = Ledger(lab.ledger)
+    ledger = Ledger(lab.ledger_path)
 
     first, second = one.propose(ledger), one.propose(ledger)
 
@@ -248,7 +248,7 @@ def test_a_command_that_is_gone_in_the_night_is_a_rest_and_no_traceback(lab, tmp
     program.chmod(0o755)
     one = process.Agent(f"cmd:{program}", open_toolkit(lab.folder, Program()))
     program.unlink()
-    ledger = Ledger(lab.ledger)
+    ledger = Ledger(lab.ledger_path)
 
     assert one.propose(ledger) is None
 
@@ -277,7 +277,7 @@ def test_it_sees_no_other_agents_login(lab, tmp_path):
         f"print(os.path.exists({str(other)!r}), os.listdir({str(process.homes_folder())!r}))",
     )  # fmt: skip
 
-    said = (lab.state / "asked" / asking.transcript).read_text()
+    said = (lab.state_folder / "asked" / asking.transcript).read_text()
     assert said.startswith("False ['cmd-")
 
 
@@ -330,12 +330,14 @@ def test_a_command_that_is_not_there_says_how_to_get_it(lab, monkeypatch):
 
 
 def test_every_row_says_how_a_person_logs_in_once():
-    for name, kind in process.KINDS.items():
+    for name, kind in process.AGENT_COMMANDS.items():
         assert kind.login, name
         assert kind.tokens, name
         assert kind.install, name
         prompt_is_no_argument = (
-            kind.stdin or process.READ_IT in kind.argv or "{prompt}" in kind.argv
+            kind.stdin
+            or process.READ_PROMPT_FILE in kind.argv
+            or "{prompt}" in kind.argv
         )
         assert prompt_is_no_argument, name
 

@@ -35,7 +35,7 @@ class Coder:
         self._count += 1
         champion = ledger.champion
         line = f"{self.name.upper()}_{self._count} = {self._gain}  # fixed\n"
-        source = ledger.source(champion.blob) + line
+        source = ledger.load_source(champion.blob) + line
         return Proposal(None, line.strip(), source, champion.blob, self.name)
 
 
@@ -154,7 +154,7 @@ class Slow:
     def propose(self, ledger):
         self.asked += 1
         number, champion = self.asked, ledger.champion
-        source = ledger.source(champion.blob)
+        source = ledger.load_source(champion.blob)
         self.closed.wait(self._seconds)
         new = f"import x{number}\n" + source.replace(*self._change)
         return Proposal(None, f"idea {number}", new, champion.blob, self.name)
@@ -174,7 +174,7 @@ def lab(tmp_path):
 def thinking(lab):
     """(make, ledger): Ahead over a thinker, closed after the test."""
     made = []
-    ledger = Ledger(lab.ledger)
+    ledger = Ledger(lab.ledger_path)
     ledger.series = "s"
 
     def make(inner, most=6):
@@ -215,7 +215,7 @@ def new_champion(ledger, source):
     bench.ledger, bench.landscape = ledger, lambda values: 0.5
     old = ledger.champion
     proposal = Proposal(None, "other", source, old.blob, "human")
-    proposal = ledger.admit(proposal, compute_blob_id(source), source)
+    proposal = ledger.admit_proposal(proposal, compute_blob_id(source), source)
     bench.decide(proposal, "keep", old)
 
 
@@ -288,5 +288,5 @@ def test_one_fast_proposer_is_itself_and_several_are_a_bandit(lab):
         ).__name__
 
     assert kind("search") == "Search"
-    assert kind("search", "mailbox") == "Hybrid"
-    assert kind("ollama:x@http://127.0.0.1:9") == "Hybrid"
+    assert kind("search", "mailbox") == "Bandit"
+    assert kind("ollama:x@http://127.0.0.1:9") == "Bandit"

@@ -118,7 +118,7 @@ def test_a_model_hears_at_once_what_a_run_would_have_found(tmp_path):
     with session.open_session(lab, asked, StopFlag()) as (opened, _):
         ledger = opened.recorder.ledger
         desk = open_toolkit(lab.folder, lab.load_program())
-        desk.check = preflight.Preflight(opened.workbench, ledger)
+        desk.check_proposal = preflight.Preflight(opened.workbench, ledger)
         source, before = ledger.load_source(ledger.champion.blob), ledger.run_count
         bad = source.replace("BATCH)\n", "BATCHES)\n", 1)
         said = desk.find_fault(

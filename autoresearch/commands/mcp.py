@@ -184,7 +184,7 @@ def build_context_request(lab: Lab, ledger: Ledger) -> context.ContextRequest:
     words = context.ContextRequest(
         found.text, metric, agent_guide.describe_limits(found.program), underway=titles
     )
-    return replace(words, ask=agent_guide.ASK)
+    return replace(words, ask=agent_guide.CONTEXT_INSTRUCTIONS)
 
 
 # -- the protocol ----------------------------------------------------------------------

@@ -30,11 +30,11 @@ from autoresearch.records import queries
 from autoresearch.records.ledger import LEDGER_ONLY_KINDS, Ledger
 from autoresearch.stats.history import compute_change_effects
 
-HALF_LIFE = 25.0  # experiments of that arm, after which a gain counts half
-FLOOR = 0.3  # share of all proposals that is split evenly among the arms
+GAIN_HALF_LIFE = 25.0  # experiments of that arm, after which a gain counts half
+EVEN_SPLIT_SHARE = 0.3  # share of all proposals that is split evenly among the arms
 PRIOR_WEIGHT = 2.0  # gains of the typical size that every arm is credited with
-REFUSED_SHARE = 0.1  # of a run: what a proposal that never ran is counted as
-CURIOSITY = 0.5  # of UCB
+REFUSED_COST_SHARE = 0.1  # of a run: what a proposal that never ran is counted as
+UCB_EXPLORATION = 0.5  # of UCB
 
 
 @dataclass
@@ -42,7 +42,7 @@ class Arm:
     """What one proposer has brought: (gain, seconds of the GPU), oldest first."""
 
     results: list[tuple[float, float]] = field(default_factory=list)
-    last: int = -1  # place of its last proposal among all
+    last_place: int = -1  # place of its last proposal among all
 
 
 class Bandit:
@@ -61,7 +61,7 @@ class Bandit:
         self.close = closing  # ends what thinks in the background
         self._seed = seed
         self._rule = rule
-        self._spare = spare
+        self._fallback = spare
 
     @property
     def name(self) -> str:
@@ -71,7 +71,7 @@ class Bandit:
     @property
     def exhausted(self) -> bool:
         """Whether all of them are, and nobody stands in."""
-        return self._spare is None and all(
+        return self._fallback is None and all(
             proposer.exhausted for proposer in self.proposers
         )
 
@@ -81,17 +81,17 @@ class Bandit:
         all_rows = queries.load_evidence(ledger, series).adjust_rows()
         rows = [row for row in all_rows if row.parent]
         sign = -1.0 if ledger.lower_is_better else 1.0
-        arms = collect_results(self.names, rows, compute_gains(all_rows, sign))
+        arms = collect_results(self.arm_names, rows, compute_gains(all_rows, sign))
         waiting = len(ledger.load_open_proposals())
         rng = random.Random(f"{self._seed}:{len(rows)}:{waiting}")
         for place in self.rank_arms(arms, len(rows), rng):
             proposer = self.proposers[place]
             if not proposer.exhausted and (proposal := proposer.propose(ledger)):
                 return proposal
-        return self._spare.propose(ledger) if self._spare else None
+        return self._fallback.propose(ledger) if self._fallback else None
 
     @property
-    def names(self) -> list[str]:
+    def arm_names(self) -> list[str]:
         """One name per arm."""
         return [proposer.name for proposer in self.proposers]
 
@@ -106,13 +106,18 @@ class Bandit:
         else:
             said = [sample_gain_rate(arm, unit, seconds, rng) for arm in arms]
         every = math.ceil(
-            len(arms) / FLOOR
+            len(arms) / EVEN_SPLIT_SHARE
         )  # proposals between two of one arm, at most
-        due = [total - arm.last > every for arm in arms]
+        due = [total - arm.last_place > every for arm in arms]
         tie = [rng.random() for _ in arms]
         return sorted(
             range(len(arms)),
-            key=lambda i: (not due[i], arms[i].last if due[i] else 0, -said[i], tie[i]),
+            key=lambda i: (
+                not due[i],
+                arms[i].last_place if due[i] else 0,
+                -said[i],
+                tie[i],
+            ),
         )
 
 
@@ -136,7 +141,7 @@ def collect_results(
             arm.results.append(
                 (gains.get(row.number, 0.0), estimate_gpu_seconds(row, usual))
             )
-            arm.last = place
+            arm.last_place = place
     return [arms[name] for name in names]
 
 
@@ -145,7 +150,7 @@ def estimate_gpu_seconds(row: Row, usual: float) -> float:
     if row.runs:
         return row.seconds + row.evaluation_seconds
     if row.kind in LEDGER_ONLY_KINDS:
-        return REFUSED_SHARE * usual
+        return REFUSED_COST_SHARE * usual
     between = row.decided_at - row.proposed_at
     return min(between, usual) if between > 0 else usual
 
@@ -158,7 +163,7 @@ def mean_positive(numbers: Sequence[float]) -> float:
 
 def compute_weights(count: int) -> list[float]:
     """How much each result counts, oldest first."""
-    return [0.5 ** ((count - 1 - place) / HALF_LIFE) for place in range(count)]
+    return [0.5 ** ((count - 1 - place) / GAIN_HALF_LIFE) for place in range(count)]
 
 
 def sample_gain_rate(
@@ -184,5 +189,5 @@ def compute_ucb(arm: Arm, unit: float, seconds: float, total: int) -> float:
     for (gain, took), count in zip(arm.results, counts, strict=True):
         gained += count * gain
         spent += count * took
-    hope = CURIOSITY * unit * math.sqrt(math.log(total + 2) / tries)
+    hope = UCB_EXPLORATION * unit * math.sqrt(math.log(total + 2) / tries)
     return (gained / tries + hope) * tries / spent if spent else 0.0

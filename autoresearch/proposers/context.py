@@ -34,19 +34,19 @@ from autoresearch.text import strip_invisible, to_one_line
 BYTES_PER_TOKEN = 2.2  # of the history, which is mostly numbers
 # Tokenizers in use cut text into words, up to three digits, and single signs; a word of
 # code is rarely more than one token per five letters.
-PIECE = re.compile(r"([^\W\d_]+)|(\d{1,3})|(\n)|([^\S\n]{2,})|([^\w\s]|_)")
+TOKEN_PATTERN = re.compile(r"([^\W\d_]+)|(\d{1,3})|(\n)|([^\S\n]{2,})|([^\w\s]|_)")
 LETTERS_PER_TOKEN = 5
 BUDGET_TOKENS = 24_000
-MOST_PROGRAM_BYTES = 9_000
-MOST_KNOB_BYTES = 12_000
-LAST_RUNS = 4
-CURVE_AT = (0.1, 0.25, 0.5, 0.75, 0.97)  # shares of the budget at which it is shown
-CURVE_WINDOW = 0.03  # of the budget, over which the loss is averaged
-NEAR_MISSES = 8
-NEWEST = 25  # experiments shown with their reasons
-PLATEAU = 20  # experiments without a keep
+MAX_PROGRAM_BYTES = 9_000
+MAX_CONSTANTS_BYTES = 12_000
+LAST_RUNS_SHOWN = 4
+CURVE_SHARES = (0.1, 0.25, 0.5, 0.75, 0.97)  # shares of the budget at which it is shown
+CURVE_WINDOW_SHARE = 0.03  # of the budget, over which the loss is averaged
+NEAR_MISSES_SHOWN = 8
+NEWEST_SHOWN = 25  # experiments shown with their reasons
+PLATEAU_EXPERIMENTS = 20  # experiments without a keep
 
-ASK = """\
+REPLY_INSTRUCTIONS = """\
 You propose ONE change to train.py, the only file that may change. The harness trains
 it under a fixed clock, measures {metric} ({better} is better) in another process, and
 decides. Nothing in train.py can influence the score but a better model. Never wait,
@@ -77,7 +77,7 @@ class ContextRequest:
     limits: str = ""  # of one proposal, in words
     budget_tokens: int = BUDGET_TOKENS
     underway: tuple[str, ...] = ()  # titles that are being tried or written just now
-    ask: str = ASK  # how to reply; {metric}, {better} and {limits} are filled in
+    ask: str = REPLY_INSTRUCTIONS  # how to reply; {metric}, {better} and {limits} are filled in
 
 
 @dataclass
@@ -119,7 +119,7 @@ def build_context(ledger: Ledger, asked: ContextRequest) -> str:
             metric=asked.metric, better=better, limits=asked.limits or "none"
         ),
         "# program.md, the researcher's\n\n"
-        + truncate(strip_invisible(asked.program).strip(), MOST_PROGRAM_BYTES),
+        + truncate(strip_invisible(asked.program).strip(), MAX_PROGRAM_BYTES),
         format_state(ledger, asked, rows, noise),
         f"# train.py to start from\n\n{describe_start(start, champion)}\n"
         + quote_data("train.py", strip_invisible(source)),
@@ -145,7 +145,7 @@ def describe_start(start: Champion, champion: Champion) -> str:
 def estimate_tokens(text: str) -> int:
     """How many tokens a text is counted as: rather too many than too few."""
     found = 0
-    for word, *others in PIECE.findall(text):
+    for word, *others in TOKEN_PATTERN.findall(text):
         found += -(-len(word) // LETTERS_PER_TOKEN) if word else any(others)
     return found
 
@@ -190,7 +190,7 @@ def format_state(
         f"mean of {len(champion.values)} runs. Noise: {said}.",
         f"{len(rows)} experiments so far; {since} scored since the last keep.",
     ]
-    if since >= PLATEAU:
+    if since >= PLATEAU_EXPERIMENTS:
         lines.append(
             "This is a plateau: small steps on the same constants are used up. Combine "
             "near misses, remove something, or change the kind of idea."
@@ -239,7 +239,7 @@ def format_constants(
         return ""
     lines.sort(key=lambda line: -line[0])  # stable: else in the order of the file
     told = "\n".join(to_one_line(line)[:400] for _, line in lines)
-    text = truncate(told, MOST_KNOB_BYTES)
+    text = truncate(told, MAX_CONSTANTS_BYTES)
     return (
         "# Constants, and what the optimiser learned of each\n\n"
         "What gained most comes first, what nobody tried last.\n"
@@ -273,7 +273,7 @@ def summarize_constant(
 
 def format_last_runs(ledger: Ledger) -> str:
     """Where the time of the newest runs went, how their loss fell, what they said."""
-    ran = [row for row in ledger.load_rows() if row.runs][-LAST_RUNS:]
+    ran = [row for row in ledger.load_rows() if row.runs][-LAST_RUNS_SHOWN:]
     lines = []
     for row in ran:
         run = ledger.load_last_run(row.number)
@@ -299,8 +299,8 @@ def format_last_runs(ledger: Ledger) -> str:
 def format_curve(curve: Curve) -> str:
     """A curve in five numbers: the loss at shares of the budget; "" where none is."""
     shown = []
-    for share in CURVE_AT:
-        losses = [loss for at, loss in curve if abs(at - share) <= CURVE_WINDOW]
+    for share in CURVE_SHARES:
+        losses = [loss for at, loss in curve if abs(at - share) <= CURVE_WINDOW_SHARE]
         losses = [loss for loss in losses if math.isfinite(loss)]
         if losses:
             shown.append(f"{fmean(losses):.4g} at {share:.0%}")
@@ -319,7 +319,7 @@ def format_history(
     missed = [c for c in done if c.row.status == "discard"]
     scored = [c for c in missed if c.row.delta is not None]  # not: ended early
     near = sorted(scored, key=lambda c: (sign * (c.row.delta or 0.0), c.row.number))
-    newest = list(done[-NEWEST:])
+    newest = list(done[-NEWEST_SHOWN:])
     shown = {c.row.number for c in (*newest, *kept)}
     older = [c for c in reversed(done) if c.row.number not in shown]
     failed = len(done) - len(kept) - len(missed) - back
@@ -334,7 +334,7 @@ def format_history(
         ("Kept", [format_experiment(c, noise) for c in reversed(kept)], 0.25),
         (
             "Nearest misses",
-            [format_experiment(c, noise) for c in near[:NEAR_MISSES]],
+            [format_experiment(c, noise) for c in near[:NEAR_MISSES_SHOWN]],
             0.08,
         ),
         (

@@ -41,42 +41,42 @@ if TYPE_CHECKING:
     from pydantic_ai.messages import ModelMessage, ModelResponse
     from pydantic_ai.models import Model
 
-SPEC = re.compile(r"([a-z][a-z0-9_-]*):([^@\s]+)(?:@(https?://[^\s@]+))?")
+SPEC_PATTERN = re.compile(r"([a-z][a-z0-9_-]*):([^@\s]+)(?:@(https?://[^\s@]+))?")
 # Where a provider lives when no URL is given, and what its key is called.
-KEYS = {
+KEY_VARIABLES = {
     "anthropic": "ANTHROPIC_API_KEY",
     "openai": "OPENAI_API_KEY",
     "google": "GOOGLE_API_KEY",
     "openrouter": "OPENROUTER_API_KEY",
 }
-HOMES = {
+DEFAULT_URLS = {
     "ollama": "http://localhost:11434/v1",
     "vllm": "http://localhost:8000/v1",
     "llamacpp": "http://localhost:8080/v1",
     "openrouter": "https://openrouter.ai/api/v1",
 }
 # How a server of one's own is started, and how it gets a model.
-SERVERS = {
+SERVER_COMMANDS = {
     "ollama": ("ollama serve", "ollama pull {model}"),
     "vllm": ("vllm serve {model}", ""),
     "llamacpp": ("llama-server -m {model}", ""),
 }
-PROVIDERS = (*KEYS, "ollama", "vllm", "llamacpp")
+PROVIDERS = (*KEY_VARIABLES, "ollama", "vllm", "llamacpp")
 ANSWER_SECONDS = 300.0  # of one asking, tries and waits included
 CALL_SECONDS = 180.0
-MOST_TOKENS_OUT = 16_000
-LARGEST_BODY_BYTES = 2 << 20  # of one HTTP answer
-LONGEST_WAIT_SECONDS = 30.0  # for a server that asks to wait; beyond it, rest
-FIRST_REST_SECONDS = 30.0
-SHORT_REST_SECONDS = 600.0  # below it, the time until is told to the second
-LONGEST_REST_SECONDS = 900.0
-LONGEST_LIMIT_SECONDS = 7 * 86_400.0
-REFUSED_REST_SECONDS = 3600.0  # a key that is wrong, a model that is not there
-PAUSES_SECONDS = (1.0, 3.0, 8.0)
+MAX_OUTPUT_TOKENS = 16_000
+MAX_BODY_BYTES = 2 << 20  # of one HTTP answer
+MAX_RETRY_WAIT_SECONDS = 30.0  # for a server that asks to wait; beyond it, rest
+INITIAL_BACKOFF_SECONDS = 30.0
+SHORT_BACKOFF_SECONDS = 600.0  # below it, the time until is told to the second
+MAX_BACKOFF_SECONDS = 900.0
+MAX_LIMIT_SECONDS = 7 * 86_400.0
+REFUSED_BACKOFF_SECONDS = 3600.0  # a key that is wrong, a model that is not there
+RETRY_PAUSES_SECONDS = (1.0, 3.0, 8.0)
 
 
 CODEWORD = "PELARGONIUM"
-QUESTION = "Reply with the codeword from the very beginning, and nothing else."
+CODEWORD_QUESTION = "Reply with the codeword from the very beginning, and nothing else."
 WINDOW_TOKENS = 49_152  # a context, an answer, and both once more
 
 
@@ -100,9 +100,9 @@ class NoAnswer(Exception):
     ) -> None:
         super().__init__(words)
         # Servers say anything, also a thousand years.
-        self.rest_seconds = min(max(0.0, rest_seconds), LONGEST_LIMIT_SECONDS)
-        self.limit = limit  # a usage limit: nothing is wrong
-        self.lost = lost  # there may have been an answer, which is billed
+        self.backoff_seconds = min(max(0.0, rest_seconds), MAX_LIMIT_SECONDS)
+        self.is_usage_limit = limit  # a usage limit: nothing is wrong
+        self.may_be_billed = lost  # there may have been an answer, which is billed
 
 
 class ResponseTooLarge(Exception):
@@ -116,20 +116,20 @@ class Endpoint:
     provider: str
     model: str
     url: str  # "": the provider's own
-    given: bool  # whether the spec named the URL
+    has_explicit_url: bool  # whether the spec named the URL
 
     @classmethod
     def parse(cls, spec: str) -> "Endpoint":
         """`provider:model[@URL]` -> Endpoint, or LabError."""
-        found = SPEC.fullmatch(spec)
+        found = SPEC_PATTERN.fullmatch(spec)
         if found is None or found[1] not in PROVIDERS:
             raise LabError(
                 f"proposer {spec!r}: the providers are {', '.join(PROVIDERS)}. "
                 "Next: write provider:model, or provider:model@http://host:port"
             )
         provider, model, url = found[1], found[2], found[3] or ""
-        base = url or HOMES.get(provider, "")
-        if url and urlsplit(url).path in ("", "/") and provider not in KEYS:
+        base = url or DEFAULT_URLS.get(provider, "")
+        if url and urlsplit(url).path in ("", "/") and provider not in KEY_VARIABLES:
             base = url.rstrip("/") + "/v1"
         return cls(provider, model, base, bool(url))
 
@@ -153,7 +153,7 @@ class Endpoint:
     @property
     def api_key(self) -> str:
         """The key from the environment; "" where there is none."""
-        return os.environ.get(KEYS.get(self.provider, ""), "")
+        return os.environ.get(KEY_VARIABLES.get(self.provider, ""), "")
 
 
 class LLM:
@@ -162,19 +162,19 @@ class LLM:
     def __init__(self, spec: str, desk: Toolkit) -> None:
         require_pydantic_ai()
         self.name = spec
-        self._desk = desk
+        self._toolkit = desk
         self._endpoint = Endpoint.parse(spec)
         self._resting_until = 0.0  # time.time()
-        self._rest_seconds = FIRST_REST_SECONDS
-        self._broke = False
+        self._backoff_seconds = INITIAL_BACKOFF_SECONDS
+        self._is_out_of_budget = False
         # A model on the GPU that trains is asked between runs only, and unloaded.
-        self.shares_the_gpu = self._endpoint.is_local and bool(discovery.list_gpus())
+        self.shares_gpu = self._endpoint.is_local and bool(discovery.list_gpus())
         require_key_and_budget(spec, self._endpoint, desk)
 
     @property
     def exhausted(self) -> bool:
         """Whether its money is gone."""
-        return self._broke
+        return self._is_out_of_budget
 
     @property
     def resting_until(self) -> float:
@@ -184,31 +184,31 @@ class LLM:
     def propose(self, ledger: Ledger) -> Proposal | None:
         """Its next idea, judged; None while it rests or when no answer came."""
         start = ledger.starting_point
-        if start is None or self.resting_until or self._broke:
+        if start is None or self.resting_until or self._is_out_of_budget:
             return None
-        prompt = context.build_context(ledger, self._desk.build_request(ledger))
+        prompt = context.build_context(ledger, self._toolkit.build_request(ledger))
         talk = Conversation(start.blob)
         if not self._reserve_cost(talk, prompt):
             self._stop_unaffordable(ledger, talk)
             return None
         try:
-            proposal = self._converse(ledger, talk, prompt)
-            self._rest_seconds = FIRST_REST_SECONDS
+            proposal = self._request_proposal(ledger, talk, prompt)
+            self._backoff_seconds = INITIAL_BACKOFF_SECONDS
             word = f"refused: {proposal.refused}" if proposal.refused else "proposed"
             self._record_call(ledger, talk, word, compute_blob_id(proposal.source))
         except NoAnswer as none:
             self._back_off(ledger, talk, none)
             return None
         finally:
-            self._desk.budget.release(talk.held)
-            if self.shares_the_gpu:
+            self._toolkit.budget.release_dollars(talk.held)
+            if self.shares_gpu:
                 unload_ollama(self._endpoint)
         return proposal
 
     def _reserve_cost(self, talk: "Conversation", prompt: str) -> bool:
         """Put aside the most that one more call can cost, if there is as much."""
         most = self.max_call_dollars(prompt)
-        if not self._desk.budget.reserve(most):
+        if not self._toolkit.budget.reserve(most):
             return False
         talk.held += most or 0.0
         talk.most_dollars = most or 0.0
@@ -216,12 +216,14 @@ class LLM:
 
     def _stop_unaffordable(self, ledger: Ledger, talk: "Conversation") -> None:
         """It cannot pay: for good, unless calls under way leave something over."""
-        if self._desk.budget.has_reservations or self._broke:
+        if self._toolkit.budget.has_reservations or self._is_out_of_budget:
             return
-        self._broke = True
+        self._is_out_of_budget = True
         self._record_call(ledger, talk, "stopped: dollars are used up")
 
-    def _converse(self, ledger: Ledger, talk: "Conversation", prompt: str) -> Proposal:
+    def _request_proposal(
+        self, ledger: Ledger, talk: "Conversation", prompt: str
+    ) -> Proposal:
         """Ask; where the answer does not fit, say why and ask once more."""
         source = ledger.load_source(talk.blob)
         deadline = time.monotonic() + ANSWER_SECONDS
@@ -238,7 +240,7 @@ class LLM:
                     raise
                 break  # the first answer goes on record with its reason
             proposal, why = proposal_from_reply(reply, self.name, talk.blob, source)
-            why = why or self._desk.find_fault(ledger, proposal)
+            why = why or self._toolkit.find_fault(ledger, proposal)
             if not why or time.monotonic() > deadline - 5:
                 break
             if not words or not self._reserve_cost(talk, prompt + reply):
@@ -248,23 +250,27 @@ class LLM:
 
     def _back_off(self, ledger: Ledger, talk: "Conversation", none: NoAnswer) -> None:
         """Take note of a failure, and do not ask for a while."""
-        seconds = none.rest_seconds or self._rest_seconds
-        if not none.rest_seconds:
-            self._rest_seconds = min(2 * self._rest_seconds, LONGEST_REST_SECONDS)
+        seconds = none.backoff_seconds or self._backoff_seconds
+        if not none.backoff_seconds:
+            self._backoff_seconds = min(2 * self._backoff_seconds, MAX_BACKOFF_SECONDS)
         self._resting_until = time.time() + seconds
         # A rest of half a minute is not "until 03:10", which it is already.
-        form = "%H:%M:%S" if seconds < SHORT_REST_SECONDS else "%H:%M"
+        form = "%H:%M:%S" if seconds < SHORT_BACKOFF_SECONDS else "%H:%M"
         at = time.strftime(form, time.localtime(self._resting_until))
-        word = f"limit until {at}" if none.limit else f"no answer, rests until {at}"
+        word = (
+            f"limit until {at}"
+            if none.is_usage_limit
+            else f"no answer, rests until {at}"
+        )
         self._record_call(ledger, talk, f"{word}: {none}")
 
     def _record_call(
         self, ledger: Ledger, talk: "Conversation", outcome: str, blob: str = ""
     ) -> None:
         transcript = (
-            self._desk.save_transcript(talk.transcript()) if talk.messages else ""
+            self._toolkit.save_transcript(talk.transcript()) if talk.messages else ""
         )
-        self._desk.record_call(
+        self._toolkit.record_call(
             ledger,
             ProposerCall(
                 self.name,
@@ -284,7 +290,7 @@ class LLM:
     def max_call_dollars(self, prompt: str) -> float | None:
         """The most that one call with this prompt can cost; None: unknown."""
         return estimate_dollars(
-            self._endpoint, context.estimate_tokens(prompt), MOST_TOKENS_OUT
+            self._endpoint, context.estimate_tokens(prompt), MAX_OUTPUT_TOKENS
         )
 
     def close(self) -> None:
@@ -296,28 +302,30 @@ class LLM:
         Servers of local models cut a prompt that does not fit their window, from its
         beginning and without a word; so the word to repeat stands at the beginning.
         """
-        prompt = f"The codeword is {CODEWORD}.\n\n{make_filler_text()}\n\n{QUESTION}"
+        prompt = f"The codeword is {CODEWORD}.\n\n{make_filler_text()}\n\n{CODEWORD_QUESTION}"
         talk, begun = Conversation(""), time.monotonic()
         if not self._reserve_cost(talk, prompt):
             return "not asked: dollars are used up"
         try:
             reply = talk.send(self._endpoint, prompt, begun + ANSWER_SECONDS)
         except NoAnswer as none:
-            at = time.strftime("%H:%M", time.localtime(time.time() + none.rest_seconds))
-            if none.limit:
+            at = time.strftime(
+                "%H:%M", time.localtime(time.time() + none.backoff_seconds)
+            )
+            if none.is_usage_limit:
                 return f"limit until {at}"
             return f"no answer: {none}{self._explain_server_error(str(none))}"
         finally:
             tokens = (talk.tokens_in or 0) + (talk.tokens_out or 0)
-            self._desk.budget.charge(talk.dollars, tokens, talk.at_most_dollars)
-            self._desk.budget.release(talk.held)
-            if self.shares_the_gpu:
+            self._toolkit.budget.charge(talk.dollars, tokens, talk.at_most_dollars)
+            self._toolkit.budget.release_dollars(talk.held)
+            if self.shares_gpu:
                 unload_ollama(self._endpoint)
         took = time.monotonic() - begun
         if CODEWORD not in reply.upper():
             return f"loses the beginning of a long prompt. Next: {self._context_window_hint}"
         words = f"ok, read {context.BUDGET_TOKENS} tokens in {took:.1f} s"
-        if self.shares_the_gpu:
+        if self.shares_gpu:
             unloads = self._endpoint.provider == "ollama"
             words += (
                 "; on the GPU that trains, so asked between runs, which wait for it, "
@@ -328,7 +336,7 @@ class LLM:
     def _explain_server_error(self, said: str) -> str:
         """What to type where a server of one's own does not answer, or has no such
         model; "" where nobody knows."""
-        start, get = SERVERS.get(self._endpoint.provider, ("", ""))
+        start, get = SERVER_COMMANDS.get(self._endpoint.provider, ("", ""))
         model = self._endpoint.model
         if get and said.startswith("404"):
             return f". Next: {get.format(model=model)}"
@@ -377,7 +385,7 @@ class Conversation:
         self._count_usage(endpoint, response)
         text = response.text or ""
         if response.finish_reason == "length" and ">>>>>>> REPLACE" not in text:
-            raise NoAnswer(f"cut off after {MOST_TOKENS_OUT} tokens", 0.0)
+            raise NoAnswer(f"cut off after {MAX_OUTPUT_TOKENS} tokens", 0.0)
         return text
 
     def _count_lost_call(self) -> None:
@@ -419,7 +427,7 @@ def request_with_retries(
 
     `lost` hears of each call that may be billed though its answer never came.
     """
-    for pause in (*PAUSES_SECONDS, None):
+    for pause in (*RETRY_PAUSES_SECONDS, None):
         left = deadline - time.monotonic()
         if left <= 0:
             raise NoAnswer("no answer in time", 0.0)
@@ -428,14 +436,14 @@ def request_with_retries(
                 request_once(endpoint, messages, min(left, CALL_SECONDS))
             )
         except NoAnswer as none:
-            if none.lost:
+            if none.may_be_billed:
                 lost()
             raise
         except RetryLater as again:
             if again.lost:
                 lost()
             wait = pause if again.after_seconds is None else again.after_seconds
-            late = wait is None or wait > min(LONGEST_WAIT_SECONDS, left)
+            late = wait is None or wait > min(MAX_RETRY_WAIT_SECONDS, left)
             if pause is None or wait is None or late:
                 rest = again.after_seconds or 0.0
                 raise NoAnswer(str(again), rest, limit=again.limit) from None
@@ -470,7 +478,7 @@ async def request_once(
     from pydantic_ai.direct import model_request
     from pydantic_ai.settings import ModelSettings
 
-    settings = ModelSettings(max_tokens=MOST_TOKENS_OUT, timeout=limit_seconds)
+    settings = ModelSettings(max_tokens=MAX_OUTPUT_TOKENS, timeout=limit_seconds)
     try:
         async with (
             asyncio.timeout(limit_seconds),
@@ -492,7 +500,7 @@ async def request_once(
         words = f"{type(error).__name__}: {to_one_line(str(error))[:200]}"
         raise RetryLater(words, None, lost=True) from None
     except ResponseTooLarge:
-        words = f"the answer is larger than {LARGEST_BODY_BYTES >> 20} MB"
+        words = f"the answer is larger than {MAX_BODY_BYTES >> 20} MB"
         raise NoAnswer(words, 0.0, lost=True) from None
 
 
@@ -503,7 +511,7 @@ def error_from_status(error: Any) -> Exception:
     if code == 429 or code >= 500 or code == 408:
         return RetryLater(words, error.retry_after, limit=code == 429)
     if code in (401, 402, 403, 404):
-        return NoAnswer(words, REFUSED_REST_SECONDS)
+        return NoAnswer(words, REFUSED_BACKOFF_SECONDS)
     return NoAnswer(words, 0.0)
 
 
@@ -519,7 +527,7 @@ def make_http_client(limit_seconds: float) -> Any:
             total = 0
             async for chunk in self._stream:
                 total += len(chunk)
-                if total > LARGEST_BODY_BYTES:
+                if total > MAX_BODY_BYTES:
                     raise ResponseTooLarge
                 yield chunk
 
@@ -606,7 +614,7 @@ def estimate_dollars(
     endpoint: Endpoint, tokens_in: int, tokens_out: int
 ) -> float | None:
     """Dollars of a call by the provider's list price; None where nobody knows it."""
-    if endpoint.given or endpoint.provider not in KEYS:
+    if endpoint.has_explicit_url or endpoint.provider not in KEY_VARIABLES:
         return None
     from genai_prices import Usage, calc_price
 
@@ -625,8 +633,8 @@ def require_key_and_budget(spec: str, endpoint: Endpoint, desk: Toolkit) -> None
     """LabError when there is no key, or no leave to spend money."""
     if endpoint.is_private:
         return
-    if endpoint.provider in KEYS and not endpoint.api_key:
-        name = KEYS[endpoint.provider]
+    if endpoint.provider in KEY_VARIABLES and not endpoint.api_key:
+        name = KEY_VARIABLES[endpoint.provider]
         raise LabError(f"proposer {spec!r} needs a key. Next: export {name}=...")
     if desk.budget.limit_dollars <= 0:
         raise LabError(

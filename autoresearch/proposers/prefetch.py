@@ -27,9 +27,9 @@ from autoresearch.lab import constants, constraints
 from autoresearch.proposers.toolkit import Toolkit
 from autoresearch.records.ledger import Ledger
 
-MOST_UNDERWAY = 6
+MAX_UNDERWAY = 6
 JOIN_SECONDS = 10.0
-LOOK_SECONDS = 1.0  # how often an idle thread looks whether its proposer may be asked
+POLL_SECONDS = 1.0  # how often an idle thread looks whether its proposer may be asked
 
 
 class SlowProposer(Protocol):
@@ -61,49 +61,51 @@ class Prefetch:
     """The same proposer, never waited for."""
 
     def __init__(
-        self, inner: SlowProposer, desk: Toolkit, most: int = MOST_UNDERWAY
+        self, inner: SlowProposer, desk: Toolkit, most: int = MAX_UNDERWAY
     ) -> None:
         self.name = inner.name
         self.dropped = 0  # ideas that a new champion made useless
         self.inner = inner
-        self._desk = desk
-        self._most = most
-        self._wanted = 1
-        self._busy = 0
+        self._toolkit = desk
+        self._max_underway = most
+        self._target_underway = 1
+        self._busy_count = 0
         self._ready: list[Proposal] = []
         self._threads: list[threading.Thread] = []
-        self._turn = threading.Condition()
+        self._condition = threading.Condition()
         self._closed = False
-        self._went_wrong: BaseException | None = None  # in a thread; raised here
+        self._thread_error: BaseException | None = None  # in a thread; raised here
 
     @property
     def exhausted(self) -> bool:
         """Whether nothing is ready and nothing will be."""
-        with self._turn:
-            return self.inner.exhausted and not self._ready and not self._busy
+        with self._condition:
+            return self.inner.exhausted and not self._ready and not self._busy_count
 
     def propose(self, ledger: Ledger) -> Proposal | None:
         """An idea that is ready, on the present champion; None when there is none."""
         start = ledger.starting_point
         if start is None:
             return None
-        with self._turn:
-            if self._went_wrong is not None:
-                raise self._went_wrong
+        with self._condition:
+            if self._thread_error is not None:
+                raise self._thread_error
             proposal = self._take_ready(ledger, start)
             if proposal is None and not self.inner.resting_until:
-                self._wanted = min(self._most, self._wanted + 1)
+                self._target_underway = min(
+                    self._max_underway, self._target_underway + 1
+                )
             elif len(self._ready) > 1:
-                self._wanted = max(1, self._wanted - 1)
+                self._target_underway = max(1, self._target_underway - 1)
             self._start_threads(ledger)
-            self._turn.notify_all()
+            self._condition.notify_all()
         return proposal
 
     def close(self) -> None:
         """Stop thinking; wait for the threads, but not for long."""
-        with self._turn:
+        with self._condition:
             self._closed = True
-            self._turn.notify_all()
+            self._condition.notify_all()
         self.inner.close()
         deadline = time.monotonic() + JOIN_SECONDS  # for all of them together
         for thread in self._threads:
@@ -112,18 +114,20 @@ class Prefetch:
     def _take_ready(self, ledger: Ledger, start: Champion) -> Proposal | None:
         while self._ready:
             proposal = self._ready.pop(0)
-            self._desk.pending_titles.discard(proposal.title)
+            self._toolkit.pending_titles.discard(proposal.title)
             if proposal.parent == start.blob or proposal.refused:
                 return proposal
             carried = rebase_proposal(ledger, proposal, start.blob)
-            if carried is not None and not self._desk.find_quick_fault(ledger, carried):
+            if carried is not None and not self._toolkit.find_quick_fault(
+                ledger, carried
+            ):
                 return carried
             self.dropped += 1
         return None
 
     def _start_threads(self, ledger: Ledger) -> None:
         """As many threads as ideas are wanted at once."""
-        while len(self._threads) < self._wanted:
+        while len(self._threads) < self._target_underway:
             thread = threading.Thread(
                 target=self._run_thread,
                 args=(ledger.path, ledger.lower_is_better, ledger.series),
@@ -140,29 +144,29 @@ class Prefetch:
         try:
             while self._wait_for_demand():
                 proposal = self.inner.propose(ledger)
-                with self._turn:
-                    self._busy -= 1
+                with self._condition:
+                    self._busy_count -= 1
                     if proposal is not None:
                         self._enqueue(proposal)
                     elif not self._closed:
-                        self._turn.wait(LOOK_SECONDS)
+                        self._condition.wait(POLL_SECONDS)
         except BaseException as error:  # ours: shown where the night can see it
-            with self._turn:
-                self._went_wrong = error
+            with self._condition:
+                self._thread_error = error
             raise
         finally:
             ledger.close()
 
     def _wait_for_demand(self) -> bool:
         """Until an idea is wanted and may be asked for; False when it is over."""
-        with self._turn:
+        with self._condition:
             while not self._closed:
-                missing = self._wanted - len(self._ready) - self._busy
+                missing = self._target_underway - len(self._ready) - self._busy_count
                 asleep = self.inner.exhausted or self.inner.resting_until
                 if missing > 0 and not asleep:
-                    self._busy += 1
+                    self._busy_count += 1
                     return True
-                self._turn.wait(LOOK_SECONDS)
+                self._condition.wait(POLL_SECONDS)
         return False
 
     def _enqueue(self, proposal: Proposal) -> None:
@@ -173,7 +177,7 @@ class Prefetch:
         ):
             proposal = replace(proposal, refused="the same as another idea that waited")
         self._ready.append(proposal)
-        self._desk.pending_titles.add(proposal.title)
+        self._toolkit.pending_titles.add(proposal.title)
 
 
 def rebase_proposal(ledger: Ledger, proposal: Proposal, blob: str) -> Proposal | None:

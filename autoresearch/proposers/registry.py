@@ -21,8 +21,8 @@ GRAMMAR = (
     "search, mailbox, human:NAME, script:FILE, claude, codex, gemini, opencode, aider, "
     'cmd:"...", acp:"...", provider:model[@URL]'
 )
-AGENT = re.compile(r"claude|codex|gemini|opencode|aider|(?:cmd|acp):.+")
-MODEL = re.compile(
+AGENT_PATTERN = re.compile(r"claude|codex|gemini|opencode|aider|(?:cmd|acp):.+")
+MODEL_PATTERN = re.compile(
     r"(?!script:|cmd:|acp:|human:)[a-z][a-z0-9_-]*:[^@\s]+(@https?://\S+)?"
 )
 
@@ -95,7 +95,7 @@ def check_proposers(
 
 def is_slow(spec: str) -> bool:
     """Whether this proposer thinks, which takes a while."""
-    return bool(AGENT.fullmatch(spec) or MODEL.fullmatch(spec))
+    return bool(AGENT_PATTERN.fullmatch(spec) or MODEL_PATTERN.fullmatch(spec))
 
 
 def load_stand_in(program: Program, seed: int) -> Proposer | None:
@@ -112,7 +112,7 @@ def close_proposers(proposers: Sequence[Proposer], desk: Toolkit) -> None:
     """The night is over: nobody thinks on."""
     from autoresearch.proposers.prefetch import Prefetch
 
-    desk.closing()
+    desk.stop_checks()
     for proposer in proposers:
         if isinstance(proposer, Prefetch):
             proposer.close()
@@ -133,18 +133,18 @@ def load_proposer(spec: str, program: Program, desk: Toolkit, seed: int) -> Prop
         from autoresearch.proposers.script import Script
 
         return Script.load(desk.lab.folder / rest)
-    if AGENT.fullmatch(spec):
+    if AGENT_PATTERN.fullmatch(spec):
         from autoresearch.proposers.agents.process import Agent
         from autoresearch.proposers.prefetch import Prefetch
 
         # One at a time: two of one agent would share its HOME, and its database there.
         return Prefetch(Agent(spec, desk), desk, most=1)
-    if MODEL.fullmatch(spec):
+    if MODEL_PATTERN.fullmatch(spec):
         from autoresearch.proposers.llm import LLM
         from autoresearch.proposers.prefetch import Prefetch
 
         model = LLM(spec, desk)
-        return model if model.shares_the_gpu else Prefetch(model, desk)
+        return model if model.shares_gpu else Prefetch(model, desk)
     if make := plugins.load_plugin("proposers", word):
         proposer: Proposer = make(rest, desk, seed)
         return proposer

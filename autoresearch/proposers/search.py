@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     import optuna
 
 # What usually moves a training score most, first. Only an order to begin with.
-MATTERS = (
+WORDS_BY_IMPORTANCE = (
     "LR",
     "RATE",
     "BATCH",
@@ -42,10 +42,10 @@ MATTERS = (
     "WARMDOWN",
     "DECAY",
 )
-ENOUGH_FOR_TPE = 4  # results of one constant before a model of it says more than steps
-BOLD, FINE = 2.0, 1.3  # factors of a first and of a later step
-CURIOSITY = 1.0
-MOST_TRIES = 40  # values to draw before calling a constant used up
+MIN_TPE_RESULTS = 4  # results of one constant before a model of it says more than steps
+BOLD_FACTOR, FINE_FACTOR = 2.0, 1.3  # factors of a first and of a later step
+UCB_EXPLORATION = 1.0
+MAX_RANDOM_DRAWS = 40  # values to draw before calling a constant used up
 
 
 @dataclass
@@ -66,9 +66,9 @@ class Search:
     def __init__(self, seed: int = 0, max_constants: int = 1) -> None:
         require_optuna()
         self._seed = seed
-        self._most = max_constants
-        self._values: dict[str, dict[str, Value]] = {}
-        self._skeletons: dict[str, str] = {}
+        self._max_constants = max_constants
+        self._values_by_blob: dict[str, dict[str, Value]] = {}
+        self._skeleton_by_blob: dict[str, str] = {}
 
     def propose(self, ledger: Ledger) -> Proposal | None:
         """A new value for the constant that promises most; None if all are used up."""
@@ -88,8 +88,10 @@ class Search:
                 knobs[name], history[name], ledger, rng
             ):
                 changed = {name: value}
-                if self._most > 1:
-                    changed |= add_companions(knobs, history, name, self._most - 1, rng)
+                if self._max_constants > 1:
+                    changed |= add_companions(
+                        knobs, history, name, self._max_constants - 1, rng
+                    )
                 text = constants.replace_constants(source, changed)
                 code = constraints.fingerprint_code(text)
                 known = ledger.find_same_code(code, start.blob, None) is not None
@@ -148,16 +150,19 @@ class Search:
     def _read_constants(
         self, ledger: Ledger, blob: str
     ) -> tuple[dict[str, Value], str]:
-        if blob not in self._values:
+        if blob not in self._values_by_blob:
             try:
                 source = ledger.load_source(blob)
-                self._values[blob] = constants.constant_values(source)
-                self._skeletons[blob] = constraints.fingerprint_code(
+                self._values_by_blob[blob] = constants.constant_values(source)
+                self._skeleton_by_blob[blob] = constraints.fingerprint_code(
                     constants.blank_constants(source)
                 )
             except (SyntaxError, ValueError, RecursionError):
-                self._values[blob], self._skeletons[blob] = {}, "not Python"
-        return self._values[blob], self._skeletons[blob]
+                self._values_by_blob[blob], self._skeleton_by_blob[blob] = (
+                    {},
+                    "not Python",
+                )
+        return self._values_by_blob[blob], self._skeleton_by_blob[blob]
 
     # -- values ------------------------------------------------------------------------
 
@@ -171,7 +176,7 @@ class Search:
             rng.shuffle(rest)
             return [(value, f"{knob.name} untried at {value!r}") for value in rest]
         found = propose_steps(knob, tried, rng, lower_is_better=ledger.lower_is_better)
-        if len(tried.points) >= ENOUGH_FOR_TPE:
+        if len(tried.points) >= MIN_TPE_RESULTS:
             values = self._sample_tpe(knob, tried, ledger)
             found = [
                 (v, f"TPE over {len(tried.points)} results") for v in values
@@ -248,7 +253,7 @@ def rank_constants(
         best = max([0.0, *tried.gains]) / unit
         # A gain is worth less each time it was followed by nothing.
         late = 0.5 ** max(0, len(tried.gains) - 1 - find_last_gain(tried.gains))
-        curious = CURIOSITY * math.sqrt(math.log(total + 1) / (tried.count + 0.5))
+        curious = UCB_EXPLORATION * math.sqrt(math.log(total + 1) / (tried.count + 0.5))
         return (
             best * late + curious * (1 + prior_importance(name)) + 0.01 * rng.random()
         )
@@ -264,9 +269,9 @@ def find_last_gain(gains: Sequence[float]) -> int:
 def prior_importance(name: str) -> float:
     """How much a constant of this name usually matters, 0 to 1."""
     words = name.split("_")
-    for place, word in enumerate(MATTERS):
+    for place, word in enumerate(WORDS_BY_IMPORTANCE):
         if word in words:
-            return 1 - place / len(MATTERS)
+            return 1 - place / len(WORDS_BY_IMPORTANCE)
     return 0.0
 
 
@@ -281,7 +286,7 @@ def propose_steps(
         up = False
     elif worse and not any(worse):
         up = True
-    factor = BOLD if not any(gained) and len(tried.points) < 2 else FINE
+    factor = BOLD_FACTOR if not any(gained) and len(tried.points) < 2 else FINE_FACTOR
     found: list[tuple[Value, str]] = []
     for size in (factor, math.sqrt(factor), factor * factor, 1.1):
         for way in (up, not up):
@@ -292,7 +297,7 @@ def propose_steps(
             found.append(
                 (value, f"{knob.name}: {why}; {'up' if way else 'down'} a step")
             )
-    for _ in range(MOST_TRIES):
+    for _ in range(MAX_RANDOM_DRAWS):
         found.append(
             (
                 round_value(knob, sample_value(knob, rng)),
@@ -357,7 +362,7 @@ def add_companions(
             found[other] = rng.choice(knob.choices)
         else:
             found[other] = round_value(
-                knob, step_value(knob, rng.choice((FINE, 1 / FINE)))
+                knob, step_value(knob, rng.choice((FINE_FACTOR, 1 / FINE_FACTOR)))
             )
     return found
 

@@ -21,8 +21,10 @@ from autoresearch.records import queries
 from autoresearch.records.ledger import Ledger, ProposerCall
 from autoresearch.text import to_one_line
 
-Check = Callable[[Proposal], str]  # what is wrong with a proposal; "" when nothing is
-LARGEST_TRANSCRIPT_BYTES = 4 << 20
+ProposalCheck = Callable[
+    [Proposal], str
+]  # what is wrong with a proposal; "" when nothing is
+MAX_TRANSCRIPT_BYTES = 4 << 20
 
 
 def accept_all(proposal: Proposal) -> str:
@@ -44,10 +46,10 @@ class CostBudget:
     def __init__(self, dollars: float, tokens: int = 50_000_000) -> None:
         self.limit_dollars = dollars
         self.limit_tokens = tokens
-        self.dollars = 0.0
-        self.tokens = 0
-        self.unpriced = 0  # askings whose cost nobody knows
-        self._held = 0.0  # of calls under way, each at the most it can cost
+        self.spent_dollars = 0.0
+        self.spent_tokens = 0
+        self.unpriced_calls = 0  # askings whose cost nobody knows
+        self._reserved_dollars = 0.0  # of calls under way, each at the most it can cost
         self._lock = threading.Lock()
 
     @property
@@ -56,37 +58,40 @@ class CostBudget:
 
         Without one (0) only what asks `hold` first is kept from spending.
         """
-        used_up = 0 < self.limit_dollars <= self.dollars
-        return used_up or self.tokens >= self.limit_tokens
+        used_up = 0 < self.limit_dollars <= self.spent_dollars
+        return used_up or self.spent_tokens >= self.limit_tokens
 
     @property
     def has_reservations(self) -> bool:
         """Whether calls are under way that may turn out cheaper than was held."""
-        return self._held > 0
+        return self._reserved_dollars > 0
 
     def reserve(self, dollars: float | None) -> bool:
         """Put aside what a call may cost at most, if it fits. None: unknown."""
         with self._lock:
-            if self.tokens >= self.limit_tokens:
+            if self.spent_tokens >= self.limit_tokens:
                 return False
             if dollars is None:
                 return True
-            if self.dollars + self._held + dollars > self.limit_dollars:
+            if (
+                self.spent_dollars + self._reserved_dollars + dollars
+                > self.limit_dollars
+            ):
                 return False
-            self._held += dollars
+            self._reserved_dollars += dollars
             return True
 
-    def release(self, dollars: float) -> None:
+    def release_dollars(self, dollars: float) -> None:
         """Give back what was put aside, after `paid`."""
         with self._lock:
-            self._held = max(0.0, self._held - dollars)
+            self._reserved_dollars = max(0.0, self._reserved_dollars - dollars)
 
     def charge(self, dollars: float | None, tokens: int, at_most: float = 0.0) -> None:
         """Take note of what an asking took; `at_most` counts where that is unknown."""
         with self._lock:
-            self.tokens += tokens
-            self.unpriced += dollars is None
-            self.dollars += at_most if dollars is None else dollars
+            self.spent_tokens += tokens
+            self.unpriced_calls += dollars is None
+            self.spent_dollars += at_most if dollars is None else dollars
 
 
 @dataclass(slots=True)
@@ -95,10 +100,12 @@ class Toolkit:
 
     lab: Lab
     budget: CostBudget
-    check: Check = accept_all  # replaced by `preflight` where a night is on
+    check_proposal: ProposalCheck = (
+        accept_all  # replaced by `preflight` where a night is on
+    )
     notify: Callable[[str], None] = ignore_notice  # tells the human something
-    closing: Callable[[], None] = do_nothing  # ends `check`, with the night
-    last_good: Program = field(default_factory=Program)
+    stop_checks: Callable[[], None] = do_nothing  # ends `check`, with the night
+    last_valid_program: Program = field(default_factory=Program)
     pending_titles: set[str] = field(
         default_factory=set
     )  # titles being written or queued
@@ -107,10 +114,10 @@ class Toolkit:
         """program.md as it stands and its text; a broken fence leaves the last good."""
         try:
             text = self.lab.read_file("program.md")
-            self.last_good = program.parse_program(text)
+            self.last_valid_program = program.parse_program(text)
         except LabError:
-            text = self.last_good.prose
-        return self.last_good, text
+            text = self.last_valid_program.prose
+        return self.last_valid_program, text
 
     def build_request(self, ledger: Ledger) -> context.ContextRequest:
         """What the context is built for."""
@@ -137,7 +144,7 @@ class Toolkit:
 
     def find_fault(self, ledger: Ledger, proposal: Proposal) -> str:
         """What is wrong with a proposal, before anything trains; "" when nothing is."""
-        return self.find_quick_fault(ledger, proposal) or self.check(proposal)
+        return self.find_quick_fault(ledger, proposal) or self.check_proposal(proposal)
 
     def find_quick_fault(self, ledger: Ledger, proposal: Proposal) -> str:
         """The same without running anything of it."""
@@ -175,13 +182,15 @@ class Toolkit:
         folder = self.lab.state_folder / "asked"
         folder.mkdir(exist_ok=True)
         name = f"{time.time_ns()}-{threading.get_ident() % 10_000}.{suffix}"
-        (folder / name).write_bytes(words[:LARGEST_TRANSCRIPT_BYTES])
+        (folder / name).write_bytes(words[:MAX_TRANSCRIPT_BYTES])
         return name
 
 
 def open_toolkit(folder: Path, settings: Program) -> Toolkit:
     """The desk of one night in a lab."""
-    return Toolkit(Lab(folder), CostBudget(settings.dollars), last_good=settings)
+    return Toolkit(
+        Lab(folder), CostBudget(settings.dollars), last_valid_program=settings
+    )
 
 
 def proposal_from_reply(

@@ -250,7 +250,11 @@ def build_session(
         program = replace(program, dollars=options.dollars)
     desk = open_toolkit(lab.folder, program)
     flight = Preflight(bench, ledger)
-    desk.check, desk.closing, desk.notify = flight, flight.close, now.add_notice
+    desk.check_proposal, desk.stop_checks, desk.notify = (
+        flight,
+        flight.close,
+        now.add_notice,
+    )
     night = Session(
         books,
         bench,

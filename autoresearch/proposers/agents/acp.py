@@ -26,22 +26,22 @@ from pathlib import Path, PurePosixPath
 from autoresearch import __version__
 from autoresearch.text import to_one_line
 
-VERSION = 1
-LARGEST_LINE_BYTES = 4 << 20
-LARGEST_FILE_BYTES = 1 << 20
-LARGEST_WAITING_BYTES = 16 << 20  # answers that the agent does not fetch
-KEPT_BYTES = 2 << 20  # of the end of the talk
-KEPT_TEXT_LETTERS = 3000  # of the end of what the agent said to a person
-MOST_NOISE_LINES = 200  # on stdout that are no messages
-MOST_TOOLS = 2000  # whose details are remembered
+PROTOCOL_VERSION = 1
+MAX_LINE_BYTES = 4 << 20
+MAX_FILE_BYTES = 1 << 20
+MAX_PENDING_BYTES = 16 << 20  # answers that the agent does not fetch
+MAX_TRANSCRIPT_BYTES = 2 << 20  # of the end of the talk
+MAX_MESSAGE_CHARACTERS = 3000  # of the end of what the agent said to a person
+MAX_NOISE_LINES = 200  # on stdout that are no messages
+MAX_TOOL_CALLS = 2000  # whose details are remembered
 
-NOT_LOGGED_IN = -32000
-METHOD_UNKNOWN, PARAMS_WRONG, FAILED = -32601, -32602, -32603
-ABSENT = -32002
+AUTH_REQUIRED = -32000
+METHOD_NOT_FOUND, INVALID_PARAMS, INTERNAL_ERROR = -32601, -32602, -32603
+RESOURCE_NOT_FOUND = -32002
 # What a tool may be for, and whether it has to name the files it is for.
-ALLOWED = {"read": True, "edit": True, "search": True, "think": False}
+ALLOWED_TOOL_KINDS = {"read": True, "edit": True, "search": True, "think": False}
 
-Fields = dict[str, object]
+JsonObject = dict[str, object]
 
 
 class RequestRefused(Exception):
@@ -79,7 +79,7 @@ class AcpClient:
         self._kept = bytearray()
         self._text = ""
         self._noise = 0
-        self._tools: dict[str, Fields] = {}
+        self._tools: dict[str, JsonObject] = {}
         self._asked = ""  # what of ours waits for its answer
         self._number = -1
         abilities = {"fs": {"readTextFile": True, "writeTextFile": True}}
@@ -87,7 +87,7 @@ class AcpClient:
         self._send_request(
             "initialize",
             {
-                "protocolVersion": VERSION,
+                "protocolVersion": PROTOCOL_VERSION,
                 "clientCapabilities": abilities | {"terminal": False},
                 "clientInfo": about,
             },
@@ -104,8 +104,8 @@ class AcpClient:
             if self.is_finished:
                 return
             self._parse_line(line)
-        if len(rest) > LARGEST_LINE_BYTES:
-            self._fail(f"a line of more than {LARGEST_LINE_BYTES >> 20} MB")
+        if len(rest) > MAX_LINE_BYTES:
+            self._fail(f"a line of more than {MAX_LINE_BYTES >> 20} MB")
 
     def feed_stderr(self, said: bytes) -> None:
         """Take what came from stderr, which is for people."""
@@ -133,7 +133,7 @@ class AcpClient:
 
     # -- sending -----------------------------------------------------------------------
 
-    def _send_request(self, method: str, params: Fields) -> None:
+    def _send_request(self, method: str, params: JsonObject) -> None:
         self._number += 1
         self._asked = method
         self._send_message(id=self._number, method=method, params=params)
@@ -142,12 +142,12 @@ class AcpClient:
         line = json.dumps({"jsonrpc": "2.0", **fields}).encode() + b"\n"
         self._waiting += line
         self._append_transcript(b"> " + line[:300].rstrip() + b"\n")
-        if len(self._waiting) > LARGEST_WAITING_BYTES:
+        if len(self._waiting) > MAX_PENDING_BYTES:
             self._fail("it asks and does not listen")
 
     def _append_transcript(self, words: bytes) -> None:
         self._kept += words
-        del self._kept[:-KEPT_BYTES]
+        del self._kept[:-MAX_TRANSCRIPT_BYTES]
 
     def _fail(self, why: str) -> None:
         self.is_finished, self.fault = True, self.fault or to_one_line(why)[:400]
@@ -156,28 +156,30 @@ class AcpClient:
 
     def _parse_line(self, line: bytes) -> None:
         self._append_transcript(line + b"\n")
-        if len(line) > LARGEST_LINE_BYTES:
-            self._fail(f"a line of more than {LARGEST_LINE_BYTES >> 20} MB")
+        if len(line) > MAX_LINE_BYTES:
+            self._fail(f"a line of more than {MAX_LINE_BYTES >> 20} MB")
             return
         message = parse_message(line)
         if message is None:
             self._noise += bool(line.strip())
-            if self._noise > MOST_NOISE_LINES:
+            if self._noise > MAX_NOISE_LINES:
                 self._fail("what it prints is not the protocol")
         elif isinstance(method := message.get("method"), str):
             self._receive_request(method, message)
         elif message.get("id") == self._number and self._asked:
             self._receive_response(message)
 
-    def _receive_response(self, message: Fields) -> None:
+    def _receive_response(self, message: JsonObject) -> None:
         """It answered what we asked: go on to the next step."""
         asked, self._asked = self._asked, ""
         result, error = as_dict(message.get("result")), message.get("error")
         if error is not None:
             self._fail(describe_error(as_dict(error), asked))
         elif asked == "initialize":
-            if result.get("protocolVersion") != VERSION:
-                self._fail(f"it speaks another version than {VERSION} of the protocol")
+            if result.get("protocolVersion") != PROTOCOL_VERSION:
+                self._fail(
+                    f"it speaks another version than {PROTOCOL_VERSION} of the protocol"
+                )
                 return
             self._send_request(
                 "session/new", {"cwd": str(self._folder.path), "mcpServers": []}
@@ -199,7 +201,7 @@ class AcpClient:
             )
             self._add_usage(as_dict(result.get("usage")))
 
-    def _receive_request(self, method: str, message: Fields) -> None:
+    def _receive_request(self, method: str, message: JsonObject) -> None:
         """It tells something, or asks and gets one answer."""
         params = as_dict(message.get("params"))
         if "id" not in message:
@@ -214,14 +216,14 @@ class AcpClient:
             error = {"code": refused.code, "message": str(refused)}
             self._send_message(id=message["id"], error=error)
 
-    def _build_response(self, method: str, params: Fields) -> Fields | None:
+    def _build_response(self, method: str, params: JsonObject) -> JsonObject | None:
         """The result of a request, or Refused."""
-        if method not in ASKED_OF_US:
+        if method not in CLIENT_METHODS:
             raise RequestRefused(
-                METHOD_UNKNOWN, f"there is no {to_one_line(method)[:80]} here"
+                METHOD_NOT_FOUND, f"there is no {to_one_line(method)[:80]} here"
             )
         if not self._session or params.get("sessionId") != self._session:
-            raise RequestRefused(PARAMS_WRONG, "there is no such session")
+            raise RequestRefused(INVALID_PARAMS, "there is no such session")
         if method == "fs/read_text_file":
             return {"content": self._folder.read_lines(params)}
         if method == "fs/write_text_file":
@@ -229,7 +231,7 @@ class AcpClient:
             return None
         return {"outcome": self._choose_permission(params)}
 
-    def _choose_permission(self, params: Fields) -> Fields:
+    def _choose_permission(self, params: JsonObject) -> JsonObject:
         """Leave to use a tool, or none: one of the options that it offers."""
         if self._cancelled:
             return {"outcome": "cancelled"}
@@ -244,17 +246,21 @@ class AcpClient:
                     return {"outcome": "selected", "optionId": option.get("optionId")}
         return {"outcome": "cancelled"}
 
-    def _receive_update(self, update: Fields) -> None:
+    def _receive_update(self, update: JsonObject) -> None:
         """Something of the turn: words, a tool, a bill."""
         what = update.get("sessionUpdate")
         if what == "agent_message_chunk":
             words = as_dict(update.get("content")).get("text")
             if isinstance(words, str):
-                self._text = (self._text + words)[-KEPT_TEXT_LETTERS:]
+                self._text = (self._text + words)[-MAX_MESSAGE_CHARACTERS:]
         elif what in ("tool_call", "tool_call_update"):
             name = str(update.get("toolCallId"))[:200]
-            if name in self._tools or len(self._tools) < MOST_TOOLS:
-                kept = {key: update[key] for key in TOLD if update.get(key) is not None}
+            if name in self._tools or len(self._tools) < MAX_TOOL_CALLS:
+                kept = {
+                    key: update[key]
+                    for key in TOOL_CALL_FIELDS
+                    if update.get(key) is not None
+                }
                 self._tools[name] = self._tools.get(name, {}) | kept
         elif what == "usage_update":
             cost = as_dict(update.get("cost"))
@@ -265,7 +271,7 @@ class AcpClient:
                     amount, self.bill.tokens_in, self.bill.tokens_out
                 )
 
-    def _add_usage(self, usage: Fields) -> None:
+    def _add_usage(self, usage: JsonObject) -> None:
         into, out = (
             bounded_number(usage.get(name), 1 << 40)
             for name in ("inputTokens", "outputTokens")
@@ -277,8 +283,12 @@ class AcpClient:
         )
 
 
-ASKED_OF_US = ("fs/read_text_file", "fs/write_text_file", "session/request_permission")
-TOLD = ("kind", "locations", "content")  # of a tool: what leave depends on
+CLIENT_METHODS = (
+    "fs/read_text_file",
+    "fs/write_text_file",
+    "session/request_permission",
+)
+TOOL_CALL_FIELDS = ("kind", "locations", "content")  # of a tool: what leave depends on
 
 
 class AgentFolder:
@@ -293,35 +303,35 @@ class AgentFolder:
         """Let go of it."""
         os.close(self._top)
 
-    def read_lines(self, params: Fields) -> str:
+    def read_lines(self, params: JsonObject) -> str:
         """Lines of a text file, or Refused."""
         first, most = params.get("line"), params.get("limit")
         with self._open_file(params, os.O_RDONLY) as file:
-            text = os.read(file, LARGEST_FILE_BYTES + 1)
-        if len(text) > LARGEST_FILE_BYTES:
-            raise RequestRefused(FAILED, "the file is too large")
+            text = os.read(file, MAX_FILE_BYTES + 1)
+        if len(text) > MAX_FILE_BYTES:
+            raise RequestRefused(INTERNAL_ERROR, "the file is too large")
         lines = text.decode(errors="replace").splitlines(keepends=True)
         start = max(0, first - 1) if type(first) is int else 0
         end = start + max(0, most) if type(most) is int else len(lines)
         return "".join(lines[start:end])
 
-    def write_file(self, params: Fields) -> None:
+    def write_file(self, params: JsonObject) -> None:
         """A whole text file, made where it is missing, or Refused."""
         content = params.get("content")
         if not isinstance(content, str):
-            raise RequestRefused(PARAMS_WRONG, "content is no text")
+            raise RequestRefused(INVALID_PARAMS, "content is no text")
         body = content.encode(errors="replace")
-        if len(body) > LARGEST_FILE_BYTES:
-            raise RequestRefused(PARAMS_WRONG, "the file would be too large")
+        if len(body) > MAX_FILE_BYTES:
+            raise RequestRefused(INVALID_PARAMS, "the file would be too large")
         with self._open_file(params, os.O_WRONLY | os.O_CREAT) as file:
             os.truncate(file, 0)
             while body:
                 body = body[os.write(file, body) :]
 
-    def allows_tool(self, tool: Fields) -> bool:
+    def allows_tool(self, tool: JsonObject) -> bool:
         """Whether a tool may be used: of a harmless kind, and inside the folder."""
         kind = tool.get("kind")
-        if not isinstance(kind, str) or kind not in ALLOWED:
+        if not isinstance(kind, str) or kind not in ALLOWED_TOOL_KINDS:
             return False
         named = [as_dict(place) for place in as_list(tool.get("locations"))]
         parts = [as_dict(part) for part in as_list(tool.get("content"))]
@@ -333,24 +343,24 @@ class AgentFolder:
                 self._parse_path(one)
         except RequestRefused:
             return False
-        return bool(named) or not ALLOWED[kind]
+        return bool(named) or not ALLOWED_TOOL_KINDS[kind]
 
-    def _parse_path(self, params: Fields) -> tuple[str, ...]:
+    def _parse_path(self, params: JsonObject) -> tuple[str, ...]:
         """The names on the way from the folder to a path, or Refused."""
         path = params.get("path")
         if not isinstance(path, str) or not 0 < len(path) < 4096 or "\0" in path:
-            raise RequestRefused(PARAMS_WRONG, "path is no path")
+            raise RequestRefused(INVALID_PARAMS, "path is no path")
         pure = PurePosixPath(path)
         if pure.is_absolute():
             if not pure.is_relative_to(self.path):
-                raise RequestRefused(PARAMS_WRONG, "the path leaves the folder")
+                raise RequestRefused(INVALID_PARAMS, "the path leaves the folder")
             pure = pure.relative_to(self.path)
         if ".." in pure.parts or not pure.parts:
-            raise RequestRefused(PARAMS_WRONG, "the path leaves the folder")
+            raise RequestRefused(INVALID_PARAMS, "the path leaves the folder")
         return pure.parts
 
     @contextmanager
-    def _open_file(self, params: Fields, flags: int) -> Iterator[int]:
+    def _open_file(self, params: JsonObject, flags: int) -> Iterator[int]:
         """A plain file below the folder, open, or Refused."""
         *folders, name = self._parse_path(params)
         opened = [os.dup(self._top)]
@@ -364,13 +374,13 @@ class AgentFolder:
             opened.append(os.open(name, how, 0o644, dir_fd=opened[-1]))
             found = os.fstat(opened[-1])
             if not stat.S_ISREG(found.st_mode) or found.st_nlink != 1:
-                raise RequestRefused(PARAMS_WRONG, "that is no plain file")
+                raise RequestRefused(INVALID_PARAMS, "that is no plain file")
             yield opened[-1]
         except FileNotFoundError:
-            raise RequestRefused(ABSENT, "there is no such file") from None
+            raise RequestRefused(RESOURCE_NOT_FOUND, "there is no such file") from None
         except (OSError, UnicodeError) as error:
             words = getattr(error, "strerror", None) or "that is no name"
-            raise RequestRefused(FAILED, words) from None
+            raise RequestRefused(INTERNAL_ERROR, words) from None
         finally:
             for descriptor in opened:
                 os.close(descriptor)
@@ -385,7 +395,7 @@ def name_exists(name: str, folder: int) -> bool:
     return True
 
 
-def parse_message(line: bytes) -> Fields | None:
+def parse_message(line: bytes) -> JsonObject | None:
     """A message; None for anything else."""
     try:
         found = json.loads(line)
@@ -394,11 +404,11 @@ def parse_message(line: bytes) -> Fields | None:
     return found if isinstance(found, dict) else None
 
 
-def describe_error(error: Fields, asked: str) -> str:
+def describe_error(error: JsonObject, asked: str) -> str:
     """An error as the agent put it, with what is known of its code."""
     words = to_one_line(str(error.get("message")))
     detail = to_one_line(json.dumps(error.get("data"))) if error.get("data") else ""
-    start = "not logged in: " if error.get("code") == NOT_LOGGED_IN else ""
+    start = "not logged in: " if error.get("code") == AUTH_REQUIRED else ""
     return f"{start}{asked}: {words} {detail}"
 
 
@@ -409,7 +419,7 @@ def bounded_number(value: object, most: float) -> float | None:
     return value if 0 <= value < most else None
 
 
-def as_dict(value: object) -> Fields:
+def as_dict(value: object) -> JsonObject:
     """A JSON object, or an empty one for anything else."""
     return value if isinstance(value, dict) else {}
 
