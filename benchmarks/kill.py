@@ -29,7 +29,7 @@ from tests import nights
 
 def letters(lab, count):
     """Queue proposals of which some win, some lose, some fail and some are refused."""
-    source = lab.read("train.py")
+    source = lab.read_file("train.py")
     rng = random.Random(1)
     for number in range(count):
         rate = 0.01 * 1.02 ** (number + 1)
@@ -41,7 +41,7 @@ def letters(lab, count):
             text = "def ("
         if number % 5 == 4:
             text = source.replace("MOMENTUM = 0.5", f"MOMENTUM = {rng.random():.6f}")
-        path = lab.state / "letter.py"
+        path = lab.state_folder / "letter.py"
         path.write_text(text)
         done = nights.command(lab, "try", str(path), f"letter {number + 1}")
         assert done.returncode == 0, done.stderr
@@ -73,7 +73,7 @@ def survive(lab, kills, longest_seconds, rng):
 def finish(lab, count):
     """Let one night decide whatever is left."""
     night = nights.start(lab, "run", "--proposer", "mailbox")
-    while lab.holder() is None or len(Ledger(lab.ledger).load_rows()) < count + 1:
+    while lab.find_lock_holder() is None or len(Ledger(lab.ledger_path).load_rows()) < count + 1:
         time.sleep(0.2)
         assert night.poll() is None, night.stdout.read()
     done = nights.command(lab, "stop")
@@ -91,7 +91,7 @@ def without_bounds(table):
 
 def audit(lab, count):
     """What is wrong with the books: (lost, doubled, disagreements)."""
-    ledger, book = Ledger(lab.ledger), Repository(lab.folder)
+    ledger, book = Ledger(lab.ledger_path), Repository(lab.folder)
     rows = list(ledger.load_rows())
     numbers = [row.number for row in rows]
     lost = sorted(set(range(count + 1)) - set(numbers))
@@ -112,11 +112,11 @@ def audit(lab, count):
     table = results_tsv.format_header("mse") + "".join(
         map(results_tsv.format_row, results_tsv.drop_ledger_only(rows))
     )
-    if without_bounds(lab.results.read_text()) != without_bounds(table):
+    if without_bounds(lab.results_path.read_text()) != without_bounds(table):
         wrong.append("results.tsv is not what the ledger says")
     if nights.guests_of(lab):
         wrong.append("processes are left")
-    if list((lab.state / "runs").glob("*")):
+    if list((lab.state_folder / "runs").glob("*")):
         wrong.append("run folders are left")
     return lost, doubled, wrong
 

@@ -160,7 +160,7 @@ class Random:
 
     def propose(self, ledger):
         champion = ledger.champion
-        source = ledger.source(champion.blob)
+        source = ledger.load_source(champion.blob)
         knob = self._rng.choice(constants.parse_constants(source))
         text = constants.replace_constants(
             source, {knob.name: tidy(knob, drawn(knob, self._rng))}
@@ -178,7 +178,7 @@ class Scripted:
 
     def propose(self, ledger):
         champion = ledger.champion
-        source = ledger.source(champion.blob)
+        source = ledger.load_source(champion.blob)
         self._count += 1
         left = [(line, n) for line, n in self._ideas if line.split()[0] not in source]
         if left and self._rng.random() < QUALITY:

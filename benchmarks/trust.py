@@ -322,8 +322,8 @@ def evaluation(bench, run, slot, repeats):
     ratios, starts, gaps, seconds = [], [], [], []
     tokens = len(bench.apparatus.text("validation")[0])
     for _ in range(repeats):
-        shutil.rmtree(bench.lab.state / "audit", ignore_errors=True)
-        again = bench.lab.state / "again"
+        shutil.rmtree(bench.lab.state_folder / "audit", ignore_errors=True)
+        again = bench.lab.state_folder / "again"
         shutil.copytree(run.weights.parent, again, dirs_exist_ok=True)
         once = replace(run, weights=again / run.weights.name)
         score = evaluator.score_run(bench, once, slot=slot)
