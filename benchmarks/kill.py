@@ -73,7 +73,10 @@ def survive(lab, kills, longest_seconds, rng):
 def finish(lab, count):
     """Let one night decide whatever is left."""
     night = nights.start(lab, "run", "--proposer", "mailbox")
-    while lab.find_lock_holder() is None or len(Ledger(lab.ledger_path).load_rows()) < count + 1:
+    while (
+        lab.find_lock_holder() is None
+        or len(Ledger(lab.ledger_path).load_rows()) < count + 1
+    ):
         time.sleep(0.2)
         assert night.poll() is None, night.stdout.read()
     done = nights.command(lab, "stop")

@@ -9,8 +9,8 @@ recorded verdict, minus the training itself, with an almost empty ledger and aft
 through the recorder that sessions use; only git is fed by one `git fast-import` instead
 of several commands per row.
 
-With --hearing the loop, recorder, policy and thread pool are the real ones, and a run is
-a sleep of about 2 s on each of 16 devices, while the proposer takes 0.5 s per proposal.
+With --hearing the loop, recorder, policy and thread pool are the real ones, and a run
+is a sleep of about 2 s on one of 16 devices, while the proposer takes 0.5 s a proposal.
 For each experiment: seconds from the end of its last run to its verdict in the ledger.
 
 JSON keys:
@@ -318,9 +318,7 @@ def measure_hearing(lab, options):
         "hearing_devices": options.devices,
         "hearing_experiments": len(waits),
         "hearing_runs": runs,
-        "hearing_busy_share": round(
-            worker.busy_seconds / seconds / options.devices, 3
-        ),
+        "hearing_busy_share": round(worker.busy_seconds / seconds / options.devices, 3),
         "hearing_seconds_median": round(statistics.median(waits), 3),
         "hearing_seconds_max": round(max(waits), 3),
     }

@@ -1,21 +1,52 @@
-"""What the cage costs, whether it kills in time, and which cheats the audit refuses.
+"""Sandbox start-up cost, kill latency, evaluation cost, and cheats the audit refuses.
 
-    python benchmarks/trust.py --json
+    python benchmarks/trust.py --json                 (about 15 minutes on two cores)
+    python benchmarks/trust.py --part audit --json    (one part alone)
 
-Four parts, each printed as it is done (about 15 minutes on two cores; `--part` runs
-one of them alone):
-
-cage     time from starting a guest at the best level here to its first word, beyond a
-         bare interpreter that imports the same and says the same; alternating
-kill     100 hostile guests (daemons, deaf ones, forkers, spinners) at a short wall: how
-         late the kill was sent, when everything was dead, what was left 100 ms later
+cage     time from starting a process at the best sandbox level here to its first
+         message, minus a bare interpreter with the same imports; alternating
+kill     100 hostile processes (daemons that ignore signals, fork loops, busy threads,
+         log floods, stopped processes) with a short time limit: how late the kill was
+         sent, when all were dead, how many were alive 100 ms later
 eval     claim and audit of a million tokens against the same sum in one process; the
-         start-up of the two guests is shown apart
-audit    real losses of two trained models; cheats of 0.003 and 0.001 bits per byte in
-         several shapes, and honest answers, through the real `audit`, many times
+         start-up of the two processes is reported apart
+audit    real losses of two trained models: cheats worth 0.003 and 0.001 bits per byte
+         in many shapes, and honest answers, through the real `audit`, many times
 
-`refused_*` are the worst shape's share, with the 95 % bound (Wilson) that counts
-against us beside it.
+With --quick everything is tiny, the text 120 000 bytes instead of 2.3 million: the
+numbers mean nothing then.
+
+JSON keys:
+  quick                            whether --quick was given: then no number counts
+  level                            sandbox level that was tested
+  cage_ms                          start-up that the sandbox adds, median
+  caged_ms                         start-up with the sandbox, median
+  bare_ms                          start-up of the bare interpreter, median
+  overrun_ms                       from the time limit to the kill, longest
+  overrun_ms_median                the same, median
+  overruns                         processes that reached their time limit
+  gone_ms                          from the kill until all were dead, median
+  gone_ms_worst                    the same, longest
+  left                             processes alive 100 ms after the kill was due
+  eval_tokens                      validation tokens
+  eval_ratio                       evaluation without start-up / one process, median
+  eval_ratios                      the same, each repeat
+  eval_one_process_seconds         evaluation in one process, median
+  eval_startup_seconds             start-up of the two processes, median
+  eval_gap_bpb                     largest difference of the two scores
+  audits                           positions per audit
+  models_differ_nats               sd of the two models' difference per token
+  refused_003                      share of cheats of 0.003 refused, worst shape
+  refused_003_low                  lower 95 % bound (Wilson) of it
+  refused_003_worst                that shape
+  refused_003_shapes               number of shapes
+  refused_001*                     the same for cheats of 0.001
+  refused_honest                   share of honest answers refused
+  refused_honest_high              upper 95 % bound of it
+  refused_honest_bf16              the same with the rounding noise of bf16
+  refused_honest_bf16_high         upper 95 % bound of it
+  refused_003_knowing_the_champion  a cheat that knows the champion's losses
+  shapes                           every shape's share
 """
 
 import argparse
@@ -66,10 +97,11 @@ from autoresearch.sealed_memory import ProtocolError
 
 IMPORTS = (
     "import sys, autoresearch.guest.runtime, ctypes, json, os\n"
-    "from autoresearch.sandbox.restrictions import Fence"
+    "from autoresearch.sandbox.restrictions import SandboxRestrictions"
 )
 CAGED = (
-    f"{IMPORTS}\nif sys.argv[2]: Fence.of(sys.argv[2]).close()\n"
+    f"{IMPORTS}\n"
+    "if sys.argv[2]: SandboxRestrictions.from_argument(sys.argv[2]).apply()\n"
     "os.write(int(sys.argv[1]), b'\\x02\\0\\0\\0{}')"
 )
 BARE = f"{IMPORTS}\nos.write(1, b'x')"
@@ -113,14 +145,20 @@ HONEST_SD_NATS = 0.003  # of bf16 between two kernels; CPUs answer the same to 1
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--json", action="store_true")
     parser.add_argument("--part", choices=("cage", "kill", "eval", "audit"))
     parser.add_argument("--repeats", type=int, default=3, help="of eval; default 3")
+    parser.add_argument("--starts", type=int, default=40, help="of cage; default 40")
+    parser.add_argument("--kills", type=int, default=100, help="of kill; default 100")
     parser.add_argument(
         "--draws", type=int, default=4000, help="of audit; default 4000"
     )
+    parser.add_argument("--quick", action="store_true", help="seconds, small numbers")
+    parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    found = {}
+    if options.quick:
+        options.repeats, options.starts = 1, 2
+        options.kills, options.draws = len(HOSTILE), 20
+    found = {"quick": options.quick}
     with tempfile.TemporaryDirectory(prefix="autoresearch-trust-") as place:
         folder = Path(place).resolve()
         empty = Lab(folder / "empty")
@@ -131,18 +169,18 @@ def main():
         tell(options, f"level {walls.level} {missed}")
         parts = [options.part] if options.part else ["cage", "kill", "eval", "audit"]
         if "cage" in parts:
-            found.update(cage_cost(empty, walls))
+            found.update(measure_cage(empty, walls, options.starts))
             tell(options, found)
         if "kill" in parts:
-            found.update(kills(empty, walls))
+            found.update(measure_kills(empty, walls, options.kills))
             tell(options, found)
         if {"eval", "audit"} & set(parts):
-            bench, runs = trained(folder / "lab", walls, slot, options)
+            bench, runs = train_two(folder / "lab", walls, slot, options)
             if "eval" in parts:
-                found.update(evaluation(bench, runs[0], slot, options.repeats))
+                found.update(measure_evaluation(bench, runs[0], slot, options.repeats))
                 tell(options, found)
             if "audit" in parts:
-                found.update(refusals(bench, runs, slot, options))
+                found.update(measure_refusals(bench, runs, slot, options))
     print(json.dumps(found) if options.json else json.dumps(found, indent=1))
 
 
@@ -169,7 +207,7 @@ def guest_of(lab, walls, code):
     )
 
 
-def cage_cost(lab, walls, repeats=40):
+def measure_cage(lab, walls, repeats):
     """Start of a caged guest beyond a bare interpreter, in milliseconds."""
     caged, bare = [], []
     for _ in range(repeats):
@@ -189,7 +227,7 @@ def cage_cost(lab, walls, repeats=40):
     }
 
 
-def kills(lab, walls, count=100):
+def measure_kills(lab, walls, count):
     """Hostile guests at a wall of 0.4 s: how late the kill, what is left 100 ms on.
 
     The overrun is from the wall until the harness kills: nothing that a guest says
@@ -262,23 +300,29 @@ def alive_in(namespaces):
 # -- what the evaluation costs ---------------------------------------------------------
 
 
-def trained(folder, walls, slot, options):
-    """Lab gpt with a million validation tokens, and two models trained for 30 s."""
-    new.create_lab(folder, "gpt", None, None, "cpu")
+def train_two(folder, walls, slot, options):
+    """Lab gpt with a million validation tokens, and two models trained for 30 s.
+
+    With --quick: the demo profile, for 2 s.
+    """
+    new.create_lab(folder, "gpt", None, None, "demo" if options.quick else "cpu")
     prepare = folder / "prepare.py"
     text = prepare.read_text()
-    for name, value in (("VALIDATION", 2_300_000), ("HOLDOUT", 100_000)):
+    sizes = {"VALIDATION": 2_300_000, "HOLDOUT": 100_000, "MAXIMUM": 20_000_000}
+    if options.quick:
+        sizes = {"MAXIMUM": 2_000_000}
+    for name, value in sizes.items():
         text = new.replace_literal(text, f"{name}_BYTES", value)
-    prepare.write_text(new.replace_literal(text, "MAXIMUM_BYTES", 20_000_000))
+    prepare.write_text(text)
     book = Repository(folder)
     book.run_git("add", "-A")
     book.run_git("-c", "user.name=t", "-c", "user.email=t@t", "commit", "-qm", "larger")
     lab = Lab.find(folder)
     found = apparatus.load_apparatus(lab, book)
     found.prepare_data(lambda stage, done, total: None)
-    terms = RunTerms(
-        30.0, None, 5.0, 60.0, ResourceLimits(discovery.default_memory_limit_gb())
-    )
+    limits = ResourceLimits(discovery.default_memory_limit_gb())
+    seconds = 2.0 if options.quick else 30.0
+    terms = RunTerms(seconds, None, 5.0, 2 * seconds, limits)
     bench = Workbench(
         lab, found, terms, StopFlag(), lambda candidate, progress: None, walls
     )
@@ -309,18 +353,18 @@ except Found as found: build = found.args[0]
 from autoresearch.guest import safetensors_format, standalone, torch_model
 model = build()
 state = safetensors_format.decode(open(sys.argv[1], "rb").read())
-torch_model.load(model, state, "cpu")
+torch_model.load_state(model, state, "cpu")
 prepare.text("validation")
 begun = time.monotonic()
-value = standalone.in_process(prepare, model, "cpu")
+value = standalone.evaluate_in_process(prepare, model, "cpu")
 print(json.dumps([value, time.monotonic() - begun]))
 """
 
 
-def evaluation(bench, run, slot, repeats):
+def measure_evaluation(bench, run, slot, repeats):
     """Claim and audit against one process, alternating; start-up apart."""
     ratios, starts, gaps, seconds = [], [], [], []
-    tokens = len(bench.apparatus.text("validation")[0])
+    tokens = len(bench.apparatus.load_text("validation")[0])
     for _ in range(repeats):
         shutil.rmtree(bench.lab.state_folder / "audit", ignore_errors=True)
         again = bench.lab.state_folder / "again"
@@ -371,21 +415,23 @@ def in_one_process(bench, run, slot):
 # -- which cheats the audit refuses ----------------------------------------------------
 
 
-def refusals(bench, runs, slot, options):
+def measure_refusals(bench, runs, slot, options):
     """Shares of cheats refused, worst shape, and of honest answers."""
     sheet = evaluator.load_evaluation_rows(bench, slot, "validation")
     losses = []
     for run in runs:
-        claims, _, _ = evaluator.collect_claims(bench, run, slot, sheet, ServingTimes())
+        claims, _, _ = evaluator.collect_claims(
+            bench, run, slot, sheet, ServingTimes(), lends=False
+        )
         losses.append(claims.astype("float64"))
         tell(options, f"claims of seed {run.seed}")
-    return judged(*losses, sheet, options)
+    return judge_cheats(*losses, sheet, options)
 
 
-def judged(honest, champion, sheet, options):
+def judge_cheats(honest, champion, sheet, options):
     """The same from the honest losses of a candidate and of the champion."""
     judge = Judge(honest, champion, sheet, audit.calibrate_far_nats(0.0))
-    scored = sheet.scored
+    scored = sheet.scored_mask
     found = {"audits": judge.count}
     found["models_differ_nats"] = float((honest - champion)[scored].std())
     shapes = {}
@@ -424,7 +470,7 @@ class Judge:
 
     def refused(self, claims, draws, noise=1e-6):
         """(share refused, 95 % low, 95 % high) over many draws of positions."""
-        scored = self.sheet.scored
+        scored = self.sheet.scored_mask
         lots = audit.StratifiedSampler(
             audit.compute_draw_probabilities(claims, scored, self.champion), self.count
         )
@@ -454,9 +500,9 @@ def cheats(honest, sheet, size):
     drawn blindly from a band.
     """
     nats = nats_of(size, sheet)
-    flat = np.where(sheet.scored, honest, 0.0).ravel()
-    yield "a hair off all", honest - sheet.scored * nats / sheet.scored.sum()
-    order = np.random.default_rng(5).permutation(np.flatnonzero(sheet.scored))
+    flat = np.where(sheet.scored_mask, honest, 0.0).ravel()
+    yield "a hair off all", honest - sheet.scored_mask * nats / sheet.scored_mask.sum()
+    order = np.random.default_rng(5).permutation(np.flatnonzero(sheet.scored_mask))
     just = 0.9 * audit.FAR_NATS_CALIBRATED
     yield "many, just under far", lowered(honest, order, by(just), nats)
     kinds = {"the worst": np.argsort(-flat)}
@@ -498,7 +544,7 @@ def lowered(honest, order, amount, nats):
 
 def against_reference(honest, champion, sheet, size):
     """By somebody who knew the champion's loss of every token: only down to it."""
-    room = np.where(sheet.scored, np.maximum(0.0, honest - champion), 0.0).ravel()
+    room = np.where(sheet.scored_mask, np.maximum(0.0, honest - champion), 0.0).ravel()
     order = np.argsort(-room)
     flat = honest.ravel().copy()
     upto = int(np.searchsorted(np.cumsum(room[order]), nats_of(size, sheet))) + 1
