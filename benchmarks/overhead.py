@@ -53,8 +53,10 @@ from autoresearch.git import Repository, compute_blob_id, identity_environment
 from autoresearch.lab import constants
 from autoresearch.loop import research
 from autoresearch.measure.messages import RunResult
+from autoresearch.policies.noise_aware import REMEASURE_INTERVAL
 from autoresearch.pools.local import LocalPool
 from autoresearch.run import session
+from autoresearch.run.dispatcher import candidate_from_champion
 from autoresearch.sandbox.process import StopFlag
 from tests import nights
 
@@ -143,6 +145,13 @@ def filler_source(source, number):
     return constants.replace_constants(source, values)
 
 
+def make_score(candidate, seed, value):
+    """The score of a run that took a tenth of a second."""
+    facts, weights, log = (("width", 1),), Path("weights"), Path("x.log")
+    run = Run(candidate, seed, 0.1, 0.1, 0.01, weights, facts, log)
+    return Score(run, value, 0.0, 0.1)
+
+
 def fill(lab, count):
     """Record discarded experiments, without running them, until there are `count`."""
     options = session.SessionOptions(proposers=("mailbox",), seed=1)
@@ -158,12 +167,14 @@ def fill(lab, count):
                 Proposal(None, f"filler {number}", text, champion.blob, "script:fill")
             )
             candidate = Candidate(proposal, imported.write_blob(text))
-            facts = (("width", 1),)
-            run = Run(
-                candidate, 1, 0.1, 0.1, 0.01, Path("weights"), facts, Path("x.log")
-            )
-            score = Score(run, champion.values[0] + 1 + number / 1e6, 0.0, 0.1)
+            score = make_score(candidate, 1, champion.values[0] + 1 + number / 1e6)
             recorder.record_verdict(Verdict("discard", "filler", (score,), champion))
+            runs = len(champion.values)
+            if number >= REMEASURE_INTERVAL * runs:  # as the policy would have had it
+                again = candidate_from_champion(source, champion)
+                value = champion.values[runs % 3]
+                ledger.record_runs((make_score(again, 1 + runs, value),), "champion")
+                champion = ledger.champion
             if number % 100 == 0:
                 print(
                     f"\rfilling {number}/{count}", end="", file=sys.stderr, flush=True
@@ -328,7 +339,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--hearing", action="store_true", help="only the latency")
     parser.add_argument("--experiments", type=int, help="timed; default 20, hearing 60")
-    parser.add_argument("--rows", type=int, default=10_000)
+    parser.add_argument("--rows", type=int, help="default 10 000")
     parser.add_argument("--repeats", type=int, default=9, help="of `status`")
     parser.add_argument("--devices", type=int, default=16, help="with --hearing")
     parser.add_argument("--run-seconds", type=float, default=2.0, help="the same")
@@ -337,9 +348,10 @@ def main():
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     if options.quick:
-        options.rows, options.repeats = 60, 1
+        options.rows, options.repeats = options.rows or 60, 1
         options.experiments = options.experiments or (6 if options.hearing else 2)
         options.run_seconds, options.think_seconds = 0.4, 0.1
+    options.rows = options.rows or 10_000
     options.experiments = options.experiments or (60 if options.hearing else 20)
     measure = measure_hearing if options.hearing else measure_overhead
     folder = Path(tempfile.mkdtemp(prefix="autoresearch-overhead-"))

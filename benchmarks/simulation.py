@@ -1,6 +1,6 @@
 """Simulated sessions under the real policies, and how fast they are simulated.
 
-    python benchmarks/simulation.py --nights 200 --json    (about 10 seconds)
+    python benchmarks/simulation.py --nights 200 --json    (half a minute)
 
 Also the library behind `verdicts.py`. The truth is known here, so false keeps, missed
 effects and claims can be counted. True effects of changes are drawn from a spike and
@@ -19,7 +19,7 @@ JSON keys:
   policy                           the policy that decided
   nights                           sessions of 120 runs, 15 % of the changes helping by
                                    2 sd of a run on average
-  sessions_per_minute              on one core
+  sessions_per_minute              of CPU time, on one core
   true_gain_sd                     true gain of the last champion, mean
   claimed_gain_sd                  what its session claims, mean
   keeps                            changes kept per session
@@ -562,7 +562,7 @@ def measure_sessions(policy_name: str, count: int) -> dict[str, float]:
     """Simulate `count` sessions with normal noise; the means that --json prints."""
     noise_model = SimulatedNoise()
     effects = spike_and_slab_sampler(HELPS, SIGNAL * noise_model.sd)
-    begun, sessions, claims = time.perf_counter(), [], []
+    begun, sessions, claims = time.process_time(), [], []
     for seed in range(count):
         policy = load_policy(
             policy_name, lower_is_better=True, gain_per_20_added_lines=0.0
@@ -571,7 +571,7 @@ def measure_sessions(policy_name: str, count: int) -> dict[str, float]:
         claimed = estimate_simulated_gain(session)
         sessions.append(session)
         claims.append(session.claimed if claimed is None else claimed.gain)
-    minutes = (time.perf_counter() - begun) / 60
+    minutes = (time.process_time() - begun) / 60
     runs = sum(session.runs for session in sessions)
     found = {
         "sessions_per_minute": count / minutes,
