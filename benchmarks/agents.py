@@ -113,7 +113,7 @@ class Script(BaseHTTPRequestHandler):
             return COMMAND.format(number=Script.count)
 
     def call(self, tools):
-        """(name, arguments) of a shell command, for the tools that this agent offers."""
+        """(name, arguments) of a shell command, for this agent's tools."""
         command = self.next_command()
         if "bash" in tools:
             return "bash", {"command": command, "description": "change one constant"}
@@ -215,7 +215,7 @@ def configure(agent, url):
 
 
 def run_session(agent, spec, experiments, folder, quick):
-    """Run a session with this agent, which the proposer `spec` names, and describe it."""
+    """Run a session with this agent as the proposer `spec`, and describe it."""
     fence = "" if quick else "budget_seconds = 3\nbudget_tolerance_seconds = 2"
     lab = line_lab(folder / agent, fence)
     hours = 0.02 if quick else 0.12

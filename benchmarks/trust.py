@@ -309,9 +309,7 @@ def train_two(folder, walls, slot, options):
     prepare = folder / "prepare.py"
     text = prepare.read_text()
     sizes = {"VALIDATION": 2_300_000, "HOLDOUT": 100_000, "MAXIMUM": 20_000_000}
-    if options.quick:
-        sizes = {"MAXIMUM": 2_000_000}
-    for name, value in sizes.items():
+    for name, value in sizes.items() if not options.quick else ():
         text = new.replace_literal(text, f"{name}_BYTES", value)
     prepare.write_text(text)
     book = Repository(folder)
