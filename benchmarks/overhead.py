@@ -276,26 +276,29 @@ class SleepingWorker:
 
 
 class SlowProposer:
-    """Proposes a new learning rate after a pause, as a model would."""
+    """Sets one constant to a new value, after a pause as long as a model's."""
 
-    name, exhausted = "slow", False
+    name = "slow"
+    starts = (("LEARNING_RATE", 1e-4), ("WEIGHT_DECAY", 1e-5), ("WEIGHT_INIT", 1e-4))
+    values_each = 90
 
     def __init__(self, think_seconds):
         self._think_seconds, self._count = think_seconds, 0
 
+    @property
+    def exhausted(self):
+        return self._count >= self.values_each * len(self.starts)
+
     def propose(self, ledger):
         time.sleep(self._think_seconds)
-        lap, step = divmod(self._count, 90)
+        place, step = divmod(self._count, self.values_each)
         self._count += 1
-        values = {
-            "LEARNING_RATE": 1e-4 * RATE_STEP**step,
-            "WEIGHT_DECAY": 1e-3 * RATE_STEP**lap,
-        }
+        name, start = self.starts[place]
+        value = start * RATE_STEP**step
         champion = ledger.champion
         source = ledger.load_source(champion.blob)
-        text = constants.replace_constants(source, values)
-        title = f"rate {values['LEARNING_RATE']:.3g}"
-        return Proposal(None, title, text, champion.blob, self.name)
+        text = constants.replace_constants(source, {name: value})
+        return Proposal(None, f"{name} {value:.3g}", text, champion.blob, self.name)
 
 
 def measure_hearing(lab, options):
