@@ -60,9 +60,9 @@ from autoresearch.proposers.search import Search, drawn, tidy
 from tests.test_search import Bench
 
 FIRST_COUNTED = 30  # the first experiment that counts
-QUALITY = 0.15  # share of a coder's ideas that help: what public nights show
+QUALITY = 0.15  # share of a coder's ideas that help, as in public sessions
 LANDSCAPES = ("night", "infeasible", "interactions")
-# All that the public night gained, by constant (research notes; bits per byte).
+# Gain of the public session by constant, in bits per byte.
 NAMED = {
     "TOTAL_BATCH": 0.0119,
     "DEPTH": 0.0043,

@@ -108,7 +108,7 @@ CAGED = (
 BARE = f"{IMPORTS}\nos.write(1, b'x')"
 
 HOSTILE = (
-    # a family of daemons that hear no signal
+    # daemons that ignore every signal
     "import os, signal, time\n"
     "for n in range(1, 32):\n"
     "    try: signal.signal(n, signal.SIG_IGN)\n"
@@ -119,22 +119,22 @@ HOSTILE = (
     "        if os.fork(): os._exit(0)\n"
     "        while True: time.sleep(0.1)\n"
     "while True: time.sleep(1)\n",
-    # forks and exits all the time
+    # a fork loop
     "import os\nwhile True:\n    if os.fork(): os._exit(0)\n",
-    # threads that spin, and a child that does too
+    # busy threads, in two processes
     "import os, threading\n"
     "os.fork()\n"
     "def spin():\n"
     "    while True: pass\n"
     "for _ in range(4): threading.Thread(target=spin).start()\n",
-    # floods the channel and the log
+    # floods of messages and of log output
     "import os, sys\n"
     "fd = int(sys.argv[1])\n"
     "os.fork()\n"
     "while True:\n"
     "    os.write(1, b'x' * 4096)\n"
     "    os.write(fd, b'\\x02\\0\\0\\0{}' * 50)\n",
-    # stops itself, with stopped children
+    # a stopped process with stopped children
     "import os, signal, time\n"
     "for _ in range(5):\n"
     "    if os.fork() == 0:\n"
@@ -190,11 +190,11 @@ def tell(options, words):
         print(words, file=sys.stderr, flush=True)
 
 
-# -- what the cage costs, and whether it kills in time ---------------------------------
+# -- sandbox start-up and kill latency -------------------------------------------------
 
 
-def guest_of(lab, walls, code):
-    """A guest that runs this code, in a folder of its own."""
+def start_process(lab, walls, code):
+    """A sandboxed process that runs this code, in a folder of its own."""
     place = Path(tempfile.mkdtemp(dir=lab.folder))
     (place / "train.py").write_text("")
     return SandboxedProcess(
@@ -209,11 +209,11 @@ def guest_of(lab, walls, code):
 
 
 def measure_cage(lab, walls, repeats):
-    """Start of a caged guest beyond a bare interpreter, in milliseconds."""
+    """Start-up that the sandbox adds to a bare interpreter, in milliseconds."""
     caged, bare = [], []
     for _ in range(repeats):
         begun = time.monotonic()
-        with guest_of(lab, walls, CAGED) as guest:
+        with start_process(lab, walls, CAGED) as guest:
             guest.receive(begun + 10)
             caged.append(time.monotonic() - begun)
         begun = time.monotonic()
@@ -229,25 +229,25 @@ def measure_cage(lab, walls, repeats):
 
 
 def measure_kills(lab, walls, count):
-    """Hostile guests at a wall of 0.4 s: how late the kill, what is left 100 ms on.
+    """Kill hostile processes after 0.4 s: delay of the kill, survivors after 100 ms.
 
-    The overrun is from the wall until the harness kills: nothing that a guest says
-    after the wall is heard, whatever it still computes. `left` is counted 100 ms after
-    the wall, whether or not the kill has returned by then.
+    The overrun is from the deadline to the kill: no message that arrives after the
+    deadline is read, whatever the process still computes. `left` is counted 100 ms
+    after the deadline, whether or not the kill has returned by then.
     """
     late, gone, left = [], [], 0
     for turn in range(count):
-        guest = guest_of(lab, walls, HOSTILE[turn % len(HOSTILE)])
+        guest = start_process(lab, walls, HOSTILE[turn % len(HOSTILE)])
         deadline = time.monotonic() + 0.4
-        listening = heard(guest, deadline - 0.15)
-        inside = namespaces_below(guest._process.pid)  # slow, so before the wall
-        if listening and heard(guest, deadline):
+        is_alive = read_messages(guest, deadline - 0.15)
+        inside = find_pid_namespaces(guest._process.pid)  # slow, so before the deadline
+        if is_alive and read_messages(guest, deadline):
             late.append(time.monotonic() - deadline)
-        sent = time.monotonic()  # a flood is cut off before the wall
-        killing = threading.Thread(target=timed_kill, args=(guest, gone))
+        sent = time.monotonic()  # a flood is cut off before the deadline
+        killing = threading.Thread(target=time_kill, args=(guest, gone))
         killing.start()
         time.sleep(max(0.0, max(sent, deadline) + 0.1 - time.monotonic()))
-        left += len(alive_in(inside))
+        left += len(list_processes_in(inside))
         killing.join()
     return {
         "overrun_ms": 1000 * max(late),
@@ -259,15 +259,15 @@ def measure_kills(lab, walls, count):
     }
 
 
-def timed_kill(guest, gone):
-    """Kill a guest, and note how long it took until nothing of it was left."""
+def time_kill(guest, gone):
+    """Kill a process, and note the time until its whole tree was gone."""
     sent = time.monotonic()
     guest.kill()
     gone.append(time.monotonic() - sent)
 
 
-def heard(guest, deadline):
-    """Listen to a guest until then; whether it is still worth it."""
+def read_messages(guest, deadline):
+    """Read messages until the deadline; False if the process ended or broke a limit."""
     try:
         while True:
             guest.receive(deadline)
@@ -277,8 +277,8 @@ def heard(guest, deadline):
         return False
 
 
-def namespaces_below(pid):
-    """The pid namespaces, other than ours, of a process's descendants."""
+def find_pid_namespaces(pid):
+    """The pid namespaces of a process's descendants, other than ours."""
     import psutil
 
     found = set()
@@ -288,8 +288,8 @@ def namespaces_below(pid):
     return found - {os.readlink("/proc/self/ns/pid")}
 
 
-def alive_in(namespaces):
-    """Processes that live in one of these pid namespaces."""
+def list_processes_in(namespaces):
+    """Processes in one of these pid namespaces."""
     found = []
     for name in filter(str.isdigit, os.listdir("/proc")):
         with contextlib.suppress(OSError):
@@ -298,7 +298,7 @@ def alive_in(namespaces):
     return found
 
 
-# -- what the evaluation costs ---------------------------------------------------------
+# -- cost of the evaluation ------------------------------------------------------------
 
 
 def train_models(folder, walls, slot, options):
@@ -363,7 +363,7 @@ print(json.dumps([value, time.monotonic() - begun]))
 
 
 def measure_evaluation(bench, run, slot, repeats):
-    """Claim and audit against one process, alternating; start-up apart."""
+    """Time claim and audit, and one process, alternating; start-up apart."""
     ratios, starts, gaps, seconds = [], [], [], []
     tokens = len(bench.apparatus.load_text("validation")[0])
     for _ in range(repeats):
@@ -376,7 +376,7 @@ def measure_evaluation(bench, run, slot, repeats):
             2
             * evaluator.locate_calibration(bench, slot).load_calibration().start_seconds
         )
-        value, alone = in_one_process(bench, run, slot)
+        value, alone = evaluate_in_one_process(bench, run, slot)
         ratios.append((score.seconds - start) / alone)
         starts.append(start)
         seconds.append(alone)
@@ -391,11 +391,11 @@ def measure_evaluation(bench, run, slot, repeats):
     }
 
 
-def in_one_process(bench, run, slot):
-    """(score, seconds) without guests, cages or audits, on as many threads.
+def evaluate_in_one_process(bench, run, slot):
+    """(score, seconds) without sandbox or audit, on as many threads.
 
-    With a guest's settings for threads: such as spin while they wait took ten times as
-    long on a busy machine, and the first try of this part was killed in the middle.
+    With the thread settings of a sandboxed process: threads that spin while they wait
+    took ten times as long on a busy machine.
     """
     command = (sys.executable, "-c", ONE_PROCESS, str(run.weights), str(slot.threads))
     done = subprocess.run(
@@ -413,11 +413,11 @@ def in_one_process(bench, run, slot):
     return json.loads(done.stdout.splitlines()[-1])
 
 
-# -- which cheats the audit refuses ----------------------------------------------------
+# -- cheats and the audit --------------------------------------------------------------
 
 
 def measure_refusals(bench, runs, slot, options):
-    """Shares of cheats refused, worst shape, and of honest answers."""
+    """Share of cheats refused, by shape and size, and of honest answers."""
     sheet = evaluator.load_evaluation_rows(bench, slot, "validation")
     losses = []
     for run in runs:
@@ -433,37 +433,39 @@ def measure_refusals(bench, runs, slot, options):
 
 
 def judge_cheats(honest, champion, sheet, options):
-    """The same from the honest losses of a candidate and of the champion."""
-    judge = Judge(honest, champion, sheet, audit.calibrate_far_nats(0.0))
+    """The same, given the honest losses of a candidate and of the champion."""
+    judge = AuditSimulation(honest, champion, sheet, audit.calibrate_far_nats(0.0))
     scored = sheet.scored_mask
     found = {"audits": judge.count}
     found["models_differ_nats"] = float((honest - champion)[scored].std())
     shapes = {}
     for size in (0.003, 0.001):
         shares = {
-            name: judge.refused(cheat, options.draws // 10)[0]
-            for name, cheat in cheats(honest, sheet, size)
+            name: judge.estimate_refused(cheat, options.draws // 10)[0]
+            for name, cheat in iter_cheats(honest, sheet, size)
         }
         worst = min(shares, key=shares.get)
         key = f"refused_{size:.3f}".replace("0.", "")
-        cheat = dict(cheats(honest, sheet, size))[worst]
-        found[key], found[f"{key}_low"], _ = judge.refused(cheat, options.draws)
+        cheat = dict(iter_cheats(honest, sheet, size))[worst]
+        found[key], found[f"{key}_low"], _ = judge.estimate_refused(
+            cheat, options.draws
+        )
         found[f"{key}_worst"], found[f"{key}_shapes"] = worst, len(shares)
         shapes[key] = shares
         tell(options, {key: found[key], "worst": worst})
     many = 5 * options.draws
-    share, _, high = judge.refused(honest, many)
+    share, _, high = judge.estimate_refused(honest, many)
     found["refused_honest"], found["refused_honest_high"] = share, high
-    noisy = judge.refused(honest, many, noise=HONEST_SD_NATS)
+    noisy = judge.estimate_refused(honest, many, noise=HONEST_SD_NATS)
     found["refused_honest_bf16"], _, found["refused_honest_bf16_high"] = noisy
-    informed = against_reference(honest, champion, sheet, 0.003)
-    found["refused_003_knowing_the_champion"] = judge.refused(informed, options.draws)[
-        0
-    ]
+    informed = cheat_below_reference(honest, champion, sheet, 0.003)
+    found["refused_003_knowing_the_champion"] = judge.estimate_refused(
+        informed, options.draws
+    )[0]
     return {**found, "shapes": shapes}
 
 
-class Judge:
+class AuditSimulation:
     """The real audit's arithmetic over arrays of losses."""
 
     def __init__(self, truth, champion, sheet, far_nats):
@@ -472,7 +474,7 @@ class Judge:
         self.count = audit.compute_sample_size(len(truth), "cpu")
         self.rng = np.random.default_rng(1)
 
-    def refused(self, claims, draws, noise=1e-6):
+    def estimate_refused(self, claims, draws, noise=1e-6):
         """(share refused, 95 % low, 95 % high) over many draws of positions."""
         scored = self.sheet.scored_mask
         lots = audit.StratifiedSampler(
@@ -492,12 +494,12 @@ class Judge:
 
 
 def nats_of(size, sheet):
-    """A gain in bits per byte as nats over the whole text."""
+    """A gain in bits per byte, in nats over the whole text."""
     return size * math.log(2) * sheet.text_bytes
 
 
-def cheats(honest, sheet, size):
-    """(name, claims) of every shape of a cheat worth so many bits per byte.
+def iter_cheats(honest, sheet, size):
+    """Yield (name, claims) for every shape of a cheat of this size.
 
     All tokens by a hair; many by just less than counts as far; and tokens of one kind,
     by how much they cost the model, each lowered by one amount: the worst first, or
@@ -508,7 +510,7 @@ def cheats(honest, sheet, size):
     yield "a hair off all", honest - sheet.scored_mask * nats / sheet.scored_mask.sum()
     order = np.random.default_rng(5).permutation(np.flatnonzero(sheet.scored_mask))
     just = 0.9 * audit.FAR_NATS_CALIBRATED
-    yield "many, just under far", lowered(honest, order, by(just), nats)
+    yield "many, just under far", lower_losses(honest, order, by(just), nats)
     kinds = {"the worst": np.argsort(-flat)}
     for low, high in BANDS:
         inside = (flat[order] >= low) & (flat[order] < high)
@@ -516,17 +518,17 @@ def cheats(honest, sheet, size):
     for kind, places in kinds.items():
         for name, amount in AMOUNTS.items():
             if amount(flat[places]).sum() > nats:
-                yield f"{kind}: {name}", lowered(honest, places, amount, nats)
+                yield f"{kind}: {name}", lower_losses(honest, places, amount, nats)
 
 
 def by(nats):
-    """Lower a loss by so much, as far as there is any."""
+    """A function that lowers losses by this much, at most to zero."""
     return lambda loss: np.minimum(loss, nats)
 
 
 BANDS = ((0, 99), (1, 2), (2, 4), (4, 6), (6, 8), (8, 99))
 AMOUNTS = {
-    "0.45 nats": by(0.45),  # one such difference alone is forgiven
+    "0.45 nats": by(0.45),  # a single difference of this size is tolerated
     "0.6 nats": by(0.6),
     "1 nat": by(1),
     "2 nats": by(2),
@@ -537,8 +539,8 @@ AMOUNTS = {
 }
 
 
-def lowered(honest, order, amount, nats):
-    """Lower losses in this order, each by `amount`, until so many nats are gained."""
+def lower_losses(honest, order, amount, nats):
+    """Lower losses in this order, each by `amount`, until `nats` are gained."""
     flat = honest.ravel().copy()
     steps = amount(flat[order])
     upto = int(np.searchsorted(np.cumsum(steps), nats)) + 1
@@ -546,8 +548,8 @@ def lowered(honest, order, amount, nats):
     return flat.reshape(honest.shape)
 
 
-def against_reference(honest, champion, sheet, size):
-    """By somebody who knew the champion's loss of every token: only down to it."""
+def cheat_below_reference(honest, champion, sheet, size):
+    """A cheat that knows the champion's losses and lowers none below them."""
     room = np.where(sheet.scored_mask, np.maximum(0.0, honest - champion), 0.0).ravel()
     order = np.argsort(-room)
     flat = honest.ravel().copy()

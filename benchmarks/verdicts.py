@@ -48,13 +48,18 @@ SD = 0.0005
 SDS = (0.0003, 0.0005, 0.001, 0.002)  # measured in different labs
 SIGNALS = (0.5, 1.0, 2.0, 4.0, 8.0)  # mean real gain, in sd
 LOW_SIGNALS = (0.5, 1.0, 2.0)  # most real gains are below two sd
-FITTED = 1.0  # mean real gain late in recorded nights, in sd
-NAMED = ("normal", "heavy", "drift")  # the shapes that the numbers to reach speak of
-SHAPES = (*NAMED, "seeds")  # and ours: most of the noise is the seeds', as on a CPU
+FITTED = 1.0  # mean real gain late in recorded sessions, in sd
+NAMED = ("normal", "heavy", "drift")  # the shapes that the stated goals cover
+SHAPES = (*NAMED, "seeds")  # on a CPU most of the noise comes from the seeds
 SEED_SHARE = 0.8  # of the variance, in shape "seeds": a CPU with a token budget
-INTERACTION = 0.4  # of that, no other train.py's: as on the recorded night
+INTERACTION = 0.4  # of that, specific to one train.py, as recorded
 MAIN = ["greedy", "noise-aware"]
-OTHERS = ["anneal", "islands", "group-sequential", "e-value"]  # a quarter of the nights
+OTHERS = [
+    "anneal",
+    "islands",
+    "group-sequential",
+    "e-value",
+]  # a quarter of the sessions
 RUNS, EXPERIMENTS, SHARE = 120, 100, 0.15
 QUICK_RUNS, QUICK_EXPERIMENTS = 16, 10  # the same with --quick
 
