@@ -200,10 +200,10 @@ def start_process(lab, walls, code):
     return SandboxedProcess(
         place,
         lab=lab.folder,
-        slot=Device(),
+        device=Device(),
         limits=ResourceLimits(4.0),
         stop=StopFlag(),
-        walls=walls,
+        backend=walls,
         code=code,
     )
 
