@@ -8,7 +8,7 @@ train.py, the rest from the profile) a step on random tokens is timed, and each
 optimiser alone. With --serving: a batch of the evaluator's size, eager, compiled as for
 a long text, and compiled with the next batch begun before the last is read. With
 --kernels a table of the slowest kernels goes to stderr. Each size runs in a process of
-its own. With --quick: the demo profile, one step.
+its own. With --quick: the demo profile, one step, nothing compiled for serving.
 
 Not covered: what a size learns; `gpu.py` trains it.
 
@@ -197,11 +197,12 @@ def measure_serving(options, source, vocabulary, context):
         """The same with the next begun before the last is read, as the guest does."""
         ids = tokens.cpu().numpy()
         output, coming = np.empty(rows * context, dtype="<f4"), None
-        late = device == "cuda"
+        is_async = device == "cuda"
         begun = synchronize(device)
         for _ in range(options.steps):
             claimed = claim(model, torch_model.move_to_device(ids, device), vocabulary)
-            latest = torch_model.PendingResult(claimed.reshape(-1), output, late=late)
+            losses = claimed.reshape(-1)
+            latest = torch_model.PendingResult(losses, output, is_async=is_async)
             if coming is not None:
                 coming.write_output()
             coming = latest
@@ -210,7 +211,8 @@ def measure_serving(options, source, vocabulary, context):
 
     eager, found = batch(), {"rows": rows, "eager_tokens_per_second": rate()}
     before = synchronize(device)
-    claim = torch_model.try_compile(model, tokens, vocabulary) or claim
+    if not options.quick:
+        claim = torch_model.try_compile(model, tokens, vocabulary) or claim
     found["compile_seconds"] = round(synchronize(device) - before, 1)
     compiled = batch()
     found["compiled_tokens_per_second"] = rate()

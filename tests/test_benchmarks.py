@@ -20,6 +20,7 @@ DATA = {"edits"}  # no benchmark, but what one is made from
 QUICK_FORMS = [
     *((name,) for name in NAMES if name not in DATA),
     ("overhead", "--hearing"),
+    ("step", "--serving"),
 ]
 HEADING = re.compile(r"(?:Further )?JSON\b.*\bkeys\b.*:$")
 
@@ -48,6 +49,7 @@ def documented_keys(name: str, options: tuple[str, ...]) -> tuple[set[str], set[
     return required, required | possible
 
 
+@pytest.mark.timeout(600)  # seconds of CPU time, minutes on a busy machine
 @pytest.mark.parametrize("form", QUICK_FORMS, ids=" ".join)
 def test_the_quick_form_prints_the_documented_keys(form, cache, monkeypatch):
     name, *options = form
