@@ -79,7 +79,7 @@ def test_check_tries_everything_and_forecasts_the_night(lab):
     assert found["proposers"] == ["search"]
     assert "Next: autoresearch run --hours 8" in said
     assert "6 constants" in said
-    assert not list((lab.state / "runs").glob("*"))
+    assert not list((lab.state_folder / "runs").glob("*"))
 
 
 def test_show_has_diff_scores_and_verdict(lab):
@@ -112,7 +112,7 @@ def test_the_report_is_written_beside_the_lab(lab):
     run(lab, rate(0.02), {"title": "<script>alert(1)</script>", "source": "1/0\n"})
 
     done = command(lab, "report")
-    page = lab.path("report.html").read_text()
+    page = lab.file_path("report.html").read_text()
 
     assert done.returncode == 0
     assert "mse  0.0" in done.stdout
@@ -161,13 +161,13 @@ def test_new_with_bad_options_makes_nothing(tmp_path, words, says):
 
 
 def test_a_missing_prepare_py(lab):
-    lab.path("prepare.py").unlink()
+    lab.file_path("prepare.py").unlink()
 
     mistake(command(lab, "run"), "has no prepare.py", "git checkout")
 
 
 def test_a_prepare_py_that_differs_from_its_commit(lab):
-    with lab.path("prepare.py").open("a") as file:
+    with lab.file_path("prepare.py").open("a") as file:
         file.write("METRIC = 'mine'\n")
 
     mistake(
@@ -180,7 +180,7 @@ def test_a_prepare_py_that_is_broken_or_incomplete(lab):
         ("1 / 0\n", "ZeroDivisionError"),
         ("METRIC = 'x'\n", "offers no"),
     ):
-        lab.path("prepare.py").write_text(text)
+        lab.file_path("prepare.py").write_text(text)
         book = Repository(lab.folder)
         book.run_git(
             "-c", "user.name=t", "-c", "user.email=t@t", "commit", "-qam", "broken"
@@ -202,7 +202,7 @@ def test_a_prepare_py_that_is_broken_or_incomplete(lab):
     ],
 )
 def test_a_broken_fence_at_the_start(lab, fence, says):
-    lab.path("program.md").write_text(f"```toml\n{fence}\n```\n")
+    lab.file_path("program.md").write_text(f"```toml\n{fence}\n```\n")
 
     mistake(command(lab, "run", "--experiments", "1"), says)
 
@@ -214,19 +214,19 @@ def test_a_branch_that_is_a_detached_head(lab):
 
 
 def test_a_lab_that_is_not_under_git(lab):
-    subprocess.run(["rm", "-rf", str(lab.path(".git"))], check=True)
+    subprocess.run(["rm", "-rf", str(lab.file_path(".git"))], check=True)
 
     mistake(command(lab, "run"), "not a git repository", "git init")
 
 
 def test_a_lab_in_use(lab):
-    with lab.held():
+    with lab.hold_lock():
         mistake(command(lab, "run"), "in use", "autoresearch stop")
 
 
 def test_a_corrupt_ledger_is_rebuilt_from_git(lab):
     run(lab, rate(0.02), rate(0.0001))
-    lab.ledger.write_bytes(b"this is not a database" * 1000)
+    lab.ledger_path.write_bytes(b"this is not a database" * 1000)
 
     mistake(command(lab, "run"), "autoresearch rebuild")
     rebuilt = command(lab, "rebuild")
@@ -234,7 +234,7 @@ def test_a_corrupt_ledger_is_rebuilt_from_git(lab):
 
     assert "3 experiments came back" in rebuilt.stdout
     assert json.loads(again.stdout.splitlines()[0])["experiment"] == 3
-    assert list(lab.state.glob("ledger.db.before-rebuild*"))
+    assert list(lab.state_folder.glob("ledger.db.before-rebuild*"))
 
 
 def test_too_soon_is_exit_code_3_and_a_name_that_is_none_is_2(lab):
@@ -275,7 +275,7 @@ def test_a_number_that_makes_no_sense_is_refused_before_anything_happens(lab, wo
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
     assert "Invalid value" in done.stderr
-    assert not lab.path("here").exists()
+    assert not lab.file_path("here").exists()
 
 
 def test_a_place_where_no_lab_can_be_made_is_said_in_one_sentence(tmp_path):
@@ -350,8 +350,10 @@ def test_a_lab_that_cannot_be_written_is_read_and_nothing_else(lab):
 
 
 def test_hours_that_hold_no_idea_are_said_to_at_the_start(lab):
-    text = lab.read("program.md").replace("budget_tokens = 2000", "budget_seconds = 9")
-    lab.path("program.md").write_text(text)
+    text = lab.read_file("program.md").replace(
+        "budget_tokens = 2000", "budget_seconds = 9"
+    )
+    lab.file_path("program.md").write_text(text)
 
     night = nights.start(lab, "run", "--hours", "0.002")
     said = night.stdout.readline() + night.stdout.readline()
@@ -378,15 +380,17 @@ def test_a_run_that_has_hardly_begun_does_not_say_when_it_ends():
 
 
 def test_what_stop_now_throws_away_is_counted(lab):
-    source = lab.read("train.py").replace(
+    source = lab.read_file("train.py").replace(
         "run.submit", "import time\ntime.sleep(8)\nrun.submit"
     )
-    lab.path("train.py").write_text(source)
+    lab.file_path("train.py").write_text(source)
     Repository(lab.folder).run_git(
         *("-c", "user.name=t", "-c", "user.email=t", "commit", "-qam", "slow")
     )
     night = nights.start(lab, "run", "--experiments", "1")
-    nights.wait_for(lambda: '"finished": 1' in read(lab.now), 60, "the second run")
+    nights.wait_for(
+        lambda: '"finished": 1' in read(lab.live_status_path), 60, "the second run"
+    )
 
     soon = command(lab, "stop")
     now = command(lab, "stop", "--now")
@@ -432,8 +436,10 @@ def test_every_view_counts_alike(lab):
 
 def test_a_broken_fence_is_said_by_every_view_and_stops_no_agent(lab):
     run(lab, rate(0.02))
-    text = lab.read("program.md")
-    lab.path("program.md").write_text(text.replace("budget_tokens", "budget_tokes"))
+    text = lab.read_file("program.md")
+    lab.file_path("program.md").write_text(
+        text.replace("budget_tokens", "budget_tokes")
+    )
 
     for words in (("status",), ("log",), ("report",), ("show", "0")):
         said = command(lab, *words).stdout
@@ -446,14 +452,14 @@ def test_a_broken_fence_is_said_by_every_view_and_stops_no_agent(lab):
 
 
 def test_settings_in_a_fence_that_nobody_reads_are_pointed_at(lab):
-    text = lab.read("program.md")
+    text = lab.read_file("program.md")
     assert program.find_ignored_settings(text) == ""
     for odd, line in (
         (text.replace("```toml", "```tmol"), 1),
         (f"# My lab\n\n{text}", 3),
     ):
         assert f"program.md line {line}: budget_" in program.find_ignored_settings(odd)
-    lab.path("program.md").write_text(f"# Fast\n{text}")
+    lab.file_path("program.md").write_text(f"# Fast\n{text}")
 
     night = nights.start(lab, "run")  # of 300 s a run: every default holds
     said = night.stdout.readline() + night.stdout.readline()
@@ -464,7 +470,7 @@ def test_settings_in_a_fence_that_nobody_reads_are_pointed_at(lab):
 
 def test_the_report_of_a_lab_whose_prepare_py_was_edited_can_be_read(lab):
     run(lab, rate(0.02))
-    with lab.path("prepare.py").open("a") as file:
+    with lab.file_path("prepare.py").open("a") as file:
         file.write("# mine\n")
 
     report, verified = command(lab, "report"), command(lab, "verify-ledger")

@@ -37,7 +37,7 @@ def test_pairs_share_fresh_seeds_and_are_scored_on_the_holdout(lab):
     assert found["pairs"] == found["holdout_pairs"] == 3
     assert found["low"] < found["gain"] < found["high"]
     assert found["gap"] == pytest.approx(found["gain"] - found["holdout_gain"])
-    ledger = Ledger(lab.ledger)
+    ledger = Ledger(lab.ledger_path)
     first, best = (
         [m for m in ledger.load_run_records(number) if m.occasion == "replicate"]
         for number in (0, 1)
@@ -98,7 +98,7 @@ def test_every_change_is_taken_out_alone_and_measured_on_seeds(greedy):
     found = {a.step: a for a in ablate.ablate(greedy, 3, StopFlag())}
 
     assert set(found) == {1, 2}
-    ledger = Ledger(greedy.ledger)
+    ledger = Ledger(greedy.ledger_path)
     assert "LEARNING_RATE = 0.01" in ledger.load_source(
         ledger.load_row(found[1].experiment).blob
     )

@@ -184,7 +184,7 @@ def test_an_empty_ledger_and_a_lone_baseline_make_a_sane_page(tmp_path):
 
 
 def test_ten_thousand_experiments_make_a_page_that_still_loads(night):
-    rows = night.ledger.rows()
+    rows = night.ledger.load_rows()
     many = tuple(replace(rows[2], number=n) for n in range(10_000))
     built = replace(night.report(), rows=(*rows, *many))
 
@@ -325,8 +325,8 @@ def test_near_misses_and_ended_runs_are_counted_apart_from_discards(careful):
 
 
 def test_what_is_unresolved_and_worse_is_no_near_miss(careful):
-    rows = {row.number: row for row in careful.ledger.rows()}
-    near = careful.report().found.near
+    rows = {row.number: row for row in careful.ledger.load_rows()}
+    near = careful.report().summary.near_misses
 
     assert [row.number for row in near] == [2, 1]
     assert all(rows[row.number].delta < 0 for row in near)
@@ -405,8 +405,11 @@ def test_false_kills_are_estimated_from_the_spared(careful):
 
 def test_a_champion_that_was_taken_back_is_said_and_reigns_no_more(careful):
     careful.measured("lucky", (0.95,), "keep", "gain 0.03")
-    now, before = careful.ledger.champions()[-1], careful.ledger.champions()[-2]
-    careful.ledger.take_back(before, now, "0.99 in 3 runs", "c" * 40, 2000.0)
+    now, before = (
+        careful.ledger.load_champions()[-1],
+        careful.ledger.load_champions()[-2],
+    )
+    careful.ledger.record_reversion(before, now, "0.99 in 3 runs", "c" * 40, 2000.0)
 
     found, page = told(careful), report_html.render_html(careful.report())
 
@@ -491,7 +494,7 @@ def test_json_has_every_number_and_nothing_that_is_no_json(careful, night, tmp_p
 def test_results_tsv_has_intervals_where_the_noise_is_known(careful, night, tmp_path):
     for some, has in ((careful, True), (night, False)):
         path = tmp_path / "results.tsv"
-        results_tsv.write_results(path, "val_bpb", some.ledger.rows())
+        results_tsv.write_results(path, "val_bpb", some.ledger.load_rows())
         head, *lines = [line.split("\t") for line in path.read_text().splitlines()]
         kept = [dict(zip(head, line, strict=True)) for line in lines][-3:]
         with_delta = [row for row in kept if row["delta"]]
@@ -506,7 +509,7 @@ def test_results_tsv_has_intervals_where_the_noise_is_known(careful, night, tmp_
 
 
 def test_fewer_runs_make_a_wider_interval_in_results_tsv(careful):
-    bounds = results_tsv.compute_delta_intervals(careful.ledger.rows())
+    bounds = results_tsv.compute_delta_intervals(careful.ledger.load_rows())
     width = {number: high - low for number, (low, high) in bounds.items()}
 
     assert width[3] < width[1]  # three runs, one run
