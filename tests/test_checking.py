@@ -34,7 +34,7 @@ def test_a_run_says_how_often_it_reads_its_text():
 def test_a_card_on_which_300_seconds_are_too_short_is_offered_a_token_budget():
     found = checked(10_000, 20_000_000)
 
-    assert "0.15 tokens a parameter" in found.short_budget_warning
+    assert "0.15 tokens per parameter" in found.short_budget_warning
     assert "budget_tokens = 40000000" in found.short_budget_warning
     assert found.short_budget_warning in "\n".join(found.to_lines())
 
@@ -50,7 +50,7 @@ def test_a_token_budget_is_judged_the_same_way():
 def test_a_train_py_that_sets_variables_is_told_what_that_costs():
     found = replace(checked(10_000, "many"), is_cold_start=True)
 
-    assert "25 s a run" in "\n".join(found.to_lines())
+    assert "25 s more a run" in "\n".join(found.to_lines())
     assert found.to_json()["cold"] is True
     assert "environ" not in "\n".join(checked(10_000, "many").to_lines())
 

@@ -232,7 +232,7 @@ def test_a_corrupt_ledger_is_rebuilt_from_git(lab):
     rebuilt = command(lab, "rebuild")
     again = command(lab, "run", "--experiments", "1", "--json")
 
-    assert "3 experiments came back" in rebuilt.stdout
+    assert "3 experiments restored from git" in rebuilt.stdout
     assert json.loads(again.stdout.splitlines()[0])["experiment"] == 3
     assert list(lab.state_folder.glob("ledger.db.before-rebuild*"))
 
@@ -248,7 +248,7 @@ def test_too_soon_is_exit_code_3_and_a_name_that_is_none_is_2(lab):
     run(lab)
 
     assert command(lab, "show", "99").returncode == 3
-    mistake(command(lab, "show", "foo"), "'foo' is no experiment", "Next: ")
+    mistake(command(lab, "show", "foo"), "'foo' is not an experiment", "Next: ")
 
 
 @pytest.mark.parametrize(
@@ -279,7 +279,7 @@ def test_a_number_that_makes_no_sense_is_refused_before_anything_happens(lab, wo
 
 
 def test_a_place_where_no_lab_can_be_made_is_said_in_one_sentence(tmp_path):
-    mistake(command(tmp_path, "new", "/proc/foo"), "cannot be made", "Next: ")
+    mistake(command(tmp_path, "new", "/proc/foo"), "cannot be created", "Next: ")
 
 
 def test_a_folder_with_a_space_can_be_pasted(tmp_path):
@@ -396,9 +396,9 @@ def test_what_stop_now_throws_away_is_counted(lab):
     now = command(lab, "stop", "--now")
     night.communicate(timeout=60)
 
-    assert "after the experiment in hand, all its runs" in soon.stdout
-    assert re.search("the run in hand is lost and [12] finished with it", now.stdout)
-    assert "begins again with run" in now.stdout
+    assert "after the current experiment and all its runs" in soon.stdout
+    assert re.search("current run is lost, and so are [12] finished runs", now.stdout)
+    assert "starts the experiment again" in now.stdout
 
 
 def read(path):
@@ -425,7 +425,7 @@ def test_a_pause_that_somebody_forgot_is_said_by_whatever_is_typed(lab):
 def test_every_view_counts_alike(lab):
     run(lab, rate(0.02), rate(0.0001))
 
-    said = "1 kept, 1 to begin with, 1 discarded"
+    said = "1 kept, 1 baseline, 1 discarded"
     report = json.loads(command(lab, "report", "--json").stdout)["counts"]
     status = json.loads(command(lab, "status", "--json").stdout)
 

@@ -132,9 +132,9 @@ def test_odd_rows_are_left_out_and_named_by_their_line(theirs, line, says):
 @pytest.mark.parametrize(
     ("body", "says"),
     [
-        (b"", "no results.tsv"),
-        (b"a,b,c\n", "no results.tsv"),
-        (HEAD.encode() + b"\n", "no row"),
+        (b"", "not a results.tsv"),
+        (b"a,b,c\n", "not a results.tsv"),
+        (HEAD.encode() + b"\n", "no readable row"),
         (HEAD.encode() + b"\nx\ty\n", "line 2: 2 columns"),
         (b"\xff\xfe\x00", "UTF-8"),
         (b"x" * (import_results.MAX_FILE_BYTES + 1), "larger than 4 MB"),
@@ -244,7 +244,7 @@ def test_the_report_counts_no_claim(lab, theirs, ledger):
     assert report_json.report_to_json(built)["counts"]["experiments"] == 0
     assert report_json.report_to_json(built)["counts"]["claimed"] == 6
     assert any(
-        "nobody measured it here" in line for line in report_text.list_unknowns(built)
+        "not measured here" in line for line in report_text.list_unknowns(built)
     )
 
 
@@ -300,7 +300,7 @@ def test_a_policy_that_knows_the_noise_keeps_what_stands_out_of_it(ledger, their
 
 
 def test_a_series_is_chosen_by_how_its_name_begins(ledger, theirs):
-    with pytest.raises(NotReady, match="nothing was decided"):
+    with pytest.raises(NotReady, match="there are no verdicts"):
         replay.replay(ledger, policy("greedy"), "greedy", None)
     import_results.insert_claims(
         ledger, import_results.read_results_file(theirs.write(*NIGHT))

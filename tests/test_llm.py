@@ -106,7 +106,7 @@ def test_the_report_says_what_it_cost_and_from_when_to_when_it_was_away(lab):
     said = nights.command(lab, "report")
     page = lab.path("report.html").read_text()
     assert "limit until" in said.stdout, said.stderr
-    assert "Who was asked" in page
+    assert "Calls to models and agents" in page
     assert "limit until" in page
 
 
@@ -379,7 +379,7 @@ def test_a_model_on_the_gpu_that_trains_costs_the_forecast_what_it_takes(
 
     assert "asked between runs" in found.proposers[server.spec].state
     assert 0.25 < found.waiting_seconds < 10  # half of the proposals wait for it
-    assert "of waiting for ideas" in "\n".join(found.to_lines())
+    assert "waiting for ideas" in "\n".join(found.to_lines())
     without = replace(
         found, proposers={"search": proposer_registry.ProposerState("ok")}
     )

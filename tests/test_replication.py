@@ -167,7 +167,7 @@ def test_a_step_that_others_were_built_on_cannot_be_taken_out_alone(tmp_path):
     found = {a.step: a for a in ablate.ablate(lab, 1, StopFlag())}
     assert Ledger(lab.ledger_path).champion.number == 2
     assert found[1].worth is None
-    assert "cannot be taken out alone" in found[1].why
+    assert "cannot be removed alone" in found[1].why
 
 
 def test_ablate_says_each_change_and_its_worth(greedy):
@@ -185,7 +185,7 @@ def test_a_champion_that_is_the_baseline_has_nothing_to_take_out(lab):
     done = command(lab, "ablate")
 
     assert done.returncode == 0
-    assert "there is nothing to take out" in done.stdout
+    assert "there is nothing to remove" in done.stdout
 
 
 def test_without_a_ledger_both_say_what_to_type_next(lab):

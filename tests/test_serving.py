@@ -260,7 +260,7 @@ def test_whoever_waits_for_a_paused_night_is_told_so(running):
     status = nights.command(running, "status").stdout
     guide = nights.command(running, "guide").stdout
 
-    assert "the run in hand goes on" in said
+    assert "the current run continues" in said
     for waiting in (done, shown):
         assert waiting.returncode == 3
         assert "paused" in waiting.stderr
@@ -298,5 +298,5 @@ def test_a_port_that_somebody_has_is_said_before_anything_is_promised(lab):
         done = nights.command(lab, "mcp", "--http", str(taken.getsockname()[1]))
 
     assert done.returncode == 2
-    assert "cannot be had" in done.stderr
+    assert "is not available" in done.stderr
     assert "mcp-token" not in done.stdout

@@ -156,6 +156,6 @@ def find_program_faults(lab: Lab) -> list[str]:
         text = lab.read_file("program.md")
         program.parse_program(text)
     except LabError as error:
-        return [f"{error}; the last valid program.md stays in force"]
+        return [f"{error}; the last good program.md stays in force"]
     ignored = program.find_ignored_settings(text)
     return [ignored] if ignored else []
