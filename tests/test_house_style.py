@@ -1,6 +1,7 @@
 """The house style, as tests: what a machine can check is never said twice."""
 
 import ast
+import functools
 import re
 import subprocess
 import sys
@@ -26,103 +27,182 @@ PAGES = [
     if "nights" not in path.parts
 ]
 LONGEST_FUNCTION_LINES = 50  # most are far shorter; see the house style
+LONGEST_FILE_LINES = 600
 
-# Low to high: a module imports only from layers above its own line.
-LAYERS = (
-    "edits noise",
-    "experiment",
-    "errors seeds",
-    "chain channel chips constants fence levels metric program warden weights",
-    "amd audit cage curves gains groups lab leash notebook policy rules served",
-    "compiled rehearsal",
-    "apparatus guest ledger machine pools probe sources walls",
-    "evidence",
-    "calibration certificate context corpus guidance results simulation standalone",
-    "claims findings novelty probing replaying vitals waiting",
-    "sandbox",
-    "books chart evaluator morning views",
-    "proposers",
-    "founding loop preflight report serving share",
-    "night",
-    "ablation checking replication scoring verifying",
+# Rooms, low to high: a module imports only from rooms above its own line, and from its
+# own room. What lies on top of the package is named by its module.
+CORE = "atomic_file errors experiment plugins sealed_memory text user_config"
+ROOMS = (
+    CORE,
+    "devices git stats",
+    "data lab sandbox",
+    "guest policies records",
+    "measure proposers reporting",
+    "pools",
+    "run",
+    "commands loop",
     "cli",
+    "corpus scoring",  # what a committed prepare.py imports; nothing else does
     "__main__",
 )
-# The one arrow that points up, with its reason.
-UPWARD = {("guest", "standalone")}  # only when a person, not a harness, runs train.py
 
-# What may never meet, whatever the layers allow: (who, whom).
+# What may never meet, whatever the rooms allow: (importing, imported), by prefix.
 APART = (
-    ("policy", "apparatus cage channel lab ledger machine notebook"),
-    ("proposers", "apparatus books cage channel evaluator notebook sandbox"),
-    # The untrusted side knows nothing of what decides, and is never imported by it.
+    ("policies stats", "data devices git lab measure records sandbox"),
     (
-        "guest probe rehearsal served standalone",
-        "apparatus cage evaluator ledger lab sandbox",
+        "proposers",
+        "guest measure sandbox.process sandbox.backends sandbox.ipc sandbox.selftest",
     ),
-    ("sandbox evaluator books loop night ledger", "guest standalone"),
-    ("morning report views chart", "cage evaluator sandbox loop"),
+    ("reporting", "guest measure sandbox loop run"),
+    ("sandbox", "data guest lab measure records"),
+    # The untrusted side knows nothing of what decides, and is never imported by it.
+    ("guest", "git lab measure records run sandbox.process sandbox.selftest stats"),
+    (
+        "measure loop run records",
+        "guest.dry_run guest.runtime guest.standalone guest.torch_model",
+    ),
 )
 
 # Files that may print, with their reason.
 PRINTING = {
-    "cli.py": "this is what it is for",
-    "served.py": "a guest's last words, read by the evaluator",
-    "standalone.py": "train.py at a person's keyboard",
-    "scoring.py": "python prepare.py score, at a person's keyboard",
+    "cli": "this is what it is for",
+    "guest/torch_model.py": "a model process's last words, read by the evaluator",
+    "guest/standalone.py": "train.py at a person's keyboard",
+    "commands/score.py": "python prepare.py score, at a person's keyboard",
 }
 # Places that catch everything, with their reason. All others name what they expect.
 CATCHING_ALL = {
     (
-        "apparatus.py",
-        "execute",
+        "lab/apparatus.py",
+        "execute_module",
     ): "prepare.py is the researcher's and may raise anything",
-    ("rehearsal.py", "main"): "an untrusted train.py may raise anything",
-    ("served.py", "compiled"): "a compiler may, and what compiles by a train.py",
+    ("guest/dry_run.py", "main"): "an untrusted train.py may raise anything",
+    (
+        "guest/torch_model.py",
+        "try_compile",
+    ): "a compiler may, and what compiles by a train.py",
 }
+# Function names that are a bare participle; verbs that only look like one.
+IRREGULAR = {
+    "begun",
+    "bound",
+    "brought",
+    "built",
+    "chosen",
+    "done",
+    "drawn",
+    "found",
+    "given",
+    "gone",
+    "heard",
+    "held",
+    "hidden",
+    "kept",
+    "known",
+    "laid",
+    "left",
+    "made",
+    "said",
+    "seen",
+    "sent",
+    "shown",
+    "spent",
+    "taken",
+    "thought",
+    "told",
+    "written",
+    "worn",
+}
+VERBS = {"embed", "exceed", "feed", "need", "proceed", "seed"}
+CONTRACT_NAMES = {"spent"}  # train.py calls it
 
 FORBIDDEN_WORDS = {"util", "utils", "helper", "helpers", "manager", "handler", "misc"}
 EXTRAS = ("torch", "numpy", "optuna", "pyarrow", "rustbpe", "tiktoken", "safetensors")
 EXTRAS += ("pynvml", "pydantic_ai", "openai", "anthropic", "httpx2", "mcp")
 
 
+CORE_ROOM = "core"
+
+
 def name_of(path: Path) -> str:
     return str(path.relative_to(PACKAGE))
 
 
+@functools.cache
 def tree_of(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"))
 
 
-def unit_of(path: Path) -> str:
-    """The module, or the package it is in."""
-    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+def module_of(path: Path) -> str:
+    """Its dotted name below the package; "" for the package itself."""
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(part for part in parts if part != "__init__")
 
 
+NAMES = {module_of(path) for path in MODULES}
+
+
+def room_of(module: str) -> str:
+    """The folder a module is in; for one on top of the package, its own name."""
+    first = module.split(".")[0]
+    return CORE_ROOM if first in CORE.split() else first
+
+
+@functools.cache
 def imports_of(path: Path) -> set[str]:
-    """Which units of the package a file imports, also inside functions."""
+    """Which modules of the package a file imports, also inside functions."""
     found = set()
     for node in ast.walk(tree_of(path)):
         if isinstance(node, ast.ImportFrom) and node.level == 0:
-            first, *rest = (node.module or "").split(".")
+            first, _, rest = (node.module or "").partition(".")
             if first == "autoresearch":
-                found |= {rest[0]} if rest else {alias.name for alias in node.names}
+                for alias in node.names:
+                    whole = f"{rest}.{alias.name}".strip(".")
+                    found.add(whole if whole in NAMES else rest)
         elif isinstance(node, ast.Import):
-            parts = [alias.name.split(".") for alias in node.names]
-            found |= {p[1] for p in parts if p[0] == "autoresearch" and len(p) > 1}
-    return found - {unit_of(path), "__version__"}
+            for alias in node.names:
+                first, _, rest = alias.name.partition(".")
+                found |= {rest} if first == "autoresearch" else set()
+    return found - {module_of(path), ""}
 
 
-def layer_of(unit: str) -> int:
-    for number, line in enumerate(LAYERS):
-        if unit in line.split():
+def floor_of(room: str) -> int:
+    for number, line in enumerate(ROOMS):
+        if room in line.split() or (room == CORE_ROOM and line is CORE):
             return number
-    raise AssertionError(f"{unit} is in no layer; add it to LAYERS")
+    raise AssertionError(f"{room} is in no row; add it to ROOMS")
+
+
+def is_below(module: str, prefixes: str) -> bool:
+    return any(
+        module == prefix or module.startswith(prefix + ".")
+        for prefix in prefixes.split()
+    )
 
 
 def functions_of(tree: ast.AST) -> list[ast.FunctionDef | ast.AsyncFunctionDef]:
     kinds = (ast.FunctionDef, ast.AsyncFunctionDef)
     return [node for node in ast.walk(tree) if isinstance(node, kinds)]
+
+
+def test_every_class_name_means_one_thing():
+    """Also when two modules would never meet: a reader searches by name."""
+    found: dict[str, list[str]] = {}
+    for path in MODULES:
+        for node in ast.walk(tree_of(path)):
+            if isinstance(node, ast.ClassDef):
+                found.setdefault(node.name, []).append(name_of(path))
+
+    assert {name: files for name, files in found.items() if len(files) > 1} == {}
+
+
+def test_modules_import_each_other_in_no_circle():
+    arrows = {module_of(path): imports_of(path) for path in MODULES}
+    left = {name: set(others) & set(arrows) for name, others in arrows.items()}
+    while free := {name for name, others in left.items() if not others}:
+        left = {n: others - free for n, others in left.items() if n not in free}
+
+    assert left == {}
 
 
 def classes_of_the_package() -> dict[str, list[str]]:
@@ -146,22 +226,35 @@ class TestEveryModule:
         assert said
         assert re.match(r"[^\n]+(\n\n|$)", said), "the first line is no whole sentence"
 
-    def test_imports_only_from_lower_layers(self, path):
-        unit = unit_of(path)
-        if path.name == "__init__.py" and unit == "__init__":
-            return
+    def test_imports_only_from_lower_rooms_and_its_own(self, path):
+        own = room_of(module_of(path))
         for other in imports_of(path):
-            lower = layer_of(other) < layer_of(unit)
-            assert lower or (unit, other) in UPWARD, f"{unit} imports {other}"
+            room = room_of(other)
+            assert room == own or floor_of(room) < floor_of(own), f"imports {other}"
 
     def test_keeps_apart_what_may_never_meet(self, path):
-        for who, whom in APART:
-            if unit_of(path) in who.split():
-                assert not imports_of(path) & set(whom.split())
+        for importing, imported in APART:
+            if is_below(module_of(path), importing):
+                for other in imports_of(path):
+                    assert not is_below(other, imported), other
+
+    def test_is_read_in_one_sitting(self, path):
+        lines = path.read_text(encoding="utf-8").count("\n")
+
+        assert lines <= LONGEST_FILE_LINES
+
+    def test_names_no_function_by_a_bare_participle(self, path):
+        for function in functions_of(tree_of(path)):
+            name = function.name.strip("_")
+            decorators = " ".join(map(ast.unparse, function.decorator_list))
+            if "property" in decorators or name in VERBS | CONTRACT_NAMES:
+                continue
+            participle = name in IRREGULAR or (name.endswith("ed") and "_" not in name)
+            assert not participle, f"line {function.lineno}: {name}"
 
     def test_names_the_errors_it_catches(self, path):
         for function in functions_of(tree_of(path)):
-            if (path.name, function.name) in CATCHING_ALL:
+            if (name_of(path), function.name) in CATCHING_ALL:
                 continue
             for node in ast.walk(function):
                 if isinstance(node, ast.ExceptHandler):
@@ -177,7 +270,7 @@ class TestEveryModule:
                     assert passed_on or not everything, function.name
 
     def test_does_not_print(self, path):
-        if path.name in PRINTING:
+        if name_of(path) in PRINTING or room_of(module_of(path)) in PRINTING:
             return
         for node in ast.walk(tree_of(path)):
             if isinstance(node, ast.Call):
@@ -200,7 +293,7 @@ class TestEveryModule:
 
     def test_imports_heavy_things_only_where_they_are_needed(self, path):
         """At the top of a file only if the whole file is about them."""
-        if path.name in ("audit.py", "metric.py", "served.py"):
+        if path.name in ("audit.py", "bits_per_byte.py", "torch_model.py"):
             return
         top = [
             n for n in tree_of(path).body if isinstance(n, ast.Import | ast.ImportFrom)
@@ -210,11 +303,12 @@ class TestEveryModule:
             assert not {name.split(".")[0] for name in names} & set(EXTRAS)
 
 
-def test_layers_name_every_module_once():
-    words = " ".join(LAYERS).split()
+def test_rooms_are_listed_once():
+    words = " ".join(ROOMS).split()
 
     assert len(words) == len(set(words))
-    assert {unit_of(path) for path in MODULES} - {"__init__"} <= set(words)
+    listed = set(words) - set(CORE.split()) | {CORE_ROOM}
+    assert {room_of(module_of(path)) for path in MODULES} - {""} == listed
 
 
 def test_no_class_inherits_from_a_concrete_class_of_ours():
@@ -231,13 +325,12 @@ def test_no_class_inherits_from_a_concrete_class_of_ours():
 
 
 def test_exceptions_to_these_rules_still_exist():
-    by_name = {path.name: path for path in MODULES}
     for name in PRINTING:
-        assert re.search(r"\bprint\(|echo\(", by_name[name].read_text()), name
+        files = [PACKAGE / name] if name.endswith(".py") else (PACKAGE / name).glob("*")
+        texts = [f.read_text(encoding="utf-8") for f in files if f.suffix == ".py"]
+        assert any(re.search(r"\bprint\(|echo\(", text) for text in texts), name
     for name, function in CATCHING_ALL:
-        assert function in {f.name for f in functions_of(tree_of(by_name[name]))}
-    for who, whom in UPWARD:
-        assert whom in imports_of(PACKAGE / f"{who}.py")
+        assert function in {f.name for f in functions_of(tree_of(PACKAGE / name))}
 
 
 # -- a machine without the extras ------------------------------------------------------
@@ -272,7 +365,10 @@ def test_the_command_line_needs_none_of_the_extras():
 
 
 def test_the_loop_and_all_it_needs_for_a_lab_without_tensors_need_none_either():
-    needed = "loop night books evaluator sandbox guest proposers report views checking"
+    needed = """
+        loop run.session records.recorder measure.evaluator measure.trainer guest.runtime
+        proposers.registry reporting.report_html reporting.status commands.check
+    """
     code = "".join(f"import autoresearch.{name}\n" for name in needed.split())
 
     done = isolated(code)

@@ -110,18 +110,20 @@ def test_a_lab_without_tensors_is_rehearsed_as_well(tmp_path):
 
 
 def test_a_model_hears_at_once_what_a_run_would_have_found(tmp_path):
-    from autoresearch.proposers.toolkit import desk_of
+    from autoresearch.proposers.toolkit import open_toolkit
 
     lab = nights.line_lab(tmp_path / "lab")
     nights.run(lab, nights.rate(0.02))
     asked = session.SessionOptions(proposers=("mailbox",))
     with session.open_session(lab, asked, StopFlag()) as (opened, _):
         ledger = opened.recorder.ledger
-        desk = desk_of(lab.folder, lab.load_program())
-        desk.check = preflight.Preflight(opened.workbench, ledger)
+        desk = open_toolkit(lab.folder, lab.load_program())
+        desk.check_proposal = preflight.Preflight(opened.workbench, ledger)
         source, before = ledger.load_source(ledger.champion.blob), ledger.run_count
         bad = source.replace("BATCH)\n", "BATCHES)\n", 1)
-        said = desk.fault(ledger, Proposal(None, "x", bad, ledger.champion.blob, "m"))
+        said = desk.find_fault(
+            ledger, Proposal(None, "x", bad, ledger.champion.blob, "m")
+        )
         after = ledger.run_count
 
     assert said.startswith("preflight: ")

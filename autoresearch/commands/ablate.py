@@ -27,7 +27,7 @@ from autoresearch.experiment import (
 from autoresearch.lab import constraints
 from autoresearch.lab.folder import Lab
 from autoresearch.policies import NextRun, Policy
-from autoresearch.proposers.prefetch import carried_over
+from autoresearch.proposers.prefetch import rebase_proposal
 from autoresearch.records import queries
 from autoresearch.records.ledger import Ledger
 from autoresearch.run import session
@@ -179,7 +179,7 @@ def build_removal(ledger: Ledger, step: Row) -> Proposal | None:
     )
     if step.blob == champion.blob:
         return removal
-    return carried_over(ledger, removal, champion.blob)
+    return rebase_proposal(ledger, removal, champion.blob)
 
 
 def find_measured_twin(ledger: Ledger, proposal: Proposal) -> Row | None:

@@ -60,7 +60,7 @@ class LabTools:
             notes = "".join(
                 f"Note: {fault}\n\n" for fault in status.find_program_faults(self._lab)
             )
-            return notes + context.build(
+            return notes + context.build_context(
                 ledger, build_context_request(self._lab, ledger)
             )
 
@@ -109,7 +109,7 @@ class LabTools:
                     p.number == experiment for p in ledger.load_open_proposals()
                 )
             if row is not None:
-                verdict = context.data("verdict", verdict_to_json(row))
+                verdict = context.quote_data("verdict", verdict_to_json(row))
                 return f"{verdict}\nGo on: read_context, then propose the next change."
             if not known:
                 return f"There is no experiment {experiment}."
@@ -127,9 +127,9 @@ class LabTools:
         log = show.read_log(self._lab, row)[-6000:]
         return "\n\n".join(
             [
-                context.data("verdict", verdict_to_json(row)),
-                context.data("diff", strip_invisible(diff)[:20_000]),
-                context.data("log", strip_invisible(log)),
+                context.quote_data("verdict", verdict_to_json(row)),
+                context.quote_data("diff", strip_invisible(diff)[:20_000]),
+                context.quote_data("log", strip_invisible(log)),
             ]
         )
 
@@ -137,7 +137,7 @@ class LabTools:
         """The newest experiments, one a line of JSON, oldest first."""
         with open_ledger(self._lab) as ledger:
             rows = list(ledger.load_rows())[-min(max(1, last), MAX_ROWS) :]
-        return context.data("experiments", "\n".join(map(verdict_to_json, rows)))
+        return context.quote_data("experiments", "\n".join(map(verdict_to_json, rows)))
 
 
 def fence_whole_file(change: str) -> str:
@@ -178,17 +178,20 @@ def open_ledger(lab: Lab) -> Iterator[Ledger]:
         ledger.close()
 
 
-def build_context_request(lab: Lab, ledger: Ledger) -> context.Asked:
+def build_context_request(lab: Lab, ledger: Ledger) -> context.ContextRequest:
     """The request for the context of an outside client."""
     active = status.load_active_program(lab, ledger)
     metric = str(
         constants.read_literal(lab.read_file("prepare.py"), "METRIC", "the score")
     )
     titles = tuple(sorted(p.title for p in ledger.load_open_proposals()))
-    request = context.Asked(
-        active.text, metric, agent_guide.limits(active.program), underway=titles
+    request = context.ContextRequest(
+        active.text,
+        metric,
+        agent_guide.describe_limits(active.program),
+        underway=titles,
     )
-    return replace(request, ask=agent_guide.ASK)
+    return replace(request, ask=agent_guide.CONTEXT_INSTRUCTIONS)
 
 
 # -- the protocol ----------------------------------------------------------------------
@@ -206,7 +209,7 @@ def build_server(lab: Lab, by: str) -> Any:
     server = MCPServer(
         "autoresearch",
         version=__version__,
-        instructions=agent_guide.for_clients(),
+        instructions=agent_guide.write_client_guide(),
         log_level="WARNING",  # stdout belongs to the protocol
     )
     for tool in (

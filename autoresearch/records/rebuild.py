@@ -14,7 +14,7 @@ from autoresearch.records.ledger import (
     Ledger,
     derive_series_seed,
 )
-from autoresearch.records.schema import insert_source
+from autoresearch.records.schema import FILL_OUTCOME, insert_source
 
 # What `rebuild` says of itself.
 NOT_IN_GIT = (
@@ -55,6 +55,7 @@ def rebuild_ledger(lab: Lab, ledger: Ledger) -> int:
         for number, commit, message in book.list_reverted_commits():
             restore_reversion(ledger, book, number, commit, message)
         db.execute("update experiment set in_git = 1")
+        db.execute(FILL_OUTCOME)  # a commit says it in the reason
         hash_chain.chain_existing_rows(db)
     return len(entries)
 

@@ -10,6 +10,11 @@ from autoresearch.errors import LabError
 from autoresearch.records import hash_chain
 from autoresearch.records.row_query import ExactFloatList
 
+FILL_OUTCOME = """
+    update experiment set outcome =
+        case when decision = 'discard' and why like 'unresolved%' then 'unresolved'
+             else decision end
+"""
 MIGRATIONS = (
     """
     create table session (

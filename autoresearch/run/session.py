@@ -47,8 +47,8 @@ from autoresearch.pools import Pool
 from autoresearch.pools import registry as pool_registry
 from autoresearch.proposers import Proposer
 from autoresearch.proposers import registry as proposer_registry
-from autoresearch.proposers.bandit import Hybrid
-from autoresearch.proposers.toolkit import desk_of
+from autoresearch.proposers.bandit import Bandit
+from autoresearch.proposers.toolkit import open_toolkit
 from autoresearch.records.ledger import Ledger
 from autoresearch.records.recorder import Recorder
 from autoresearch.sandbox import process, selftest
@@ -187,7 +187,7 @@ def open_session(
             waiting = found_night.workbench.waiting
             yield found_night, now
         finally:
-            if isinstance(thinking, Hybrid):
+            if isinstance(thinking, Bandit):
                 thinking.close()
             if waiting is not None:
                 waiting.close()
@@ -248,9 +248,13 @@ def build_session(
     specs = options.proposers or program.proposers
     if options.dollars is not None:
         program = replace(program, dollars=options.dollars)
-    desk = desk_of(lab.folder, program)
+    desk = open_toolkit(lab.folder, program)
     flight = Preflight(bench, ledger)
-    desk.check, desk.closing, desk.notify = flight, flight.close, now.add_notice
+    desk.check_proposal, desk.stop_checks, desk.notify = (
+        flight,
+        flight.close,
+        now.add_notice,
+    )
     night = Session(
         books,
         bench,

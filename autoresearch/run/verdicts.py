@@ -20,7 +20,7 @@ from autoresearch.git import compute_blob_id
 from autoresearch.lab import constraints
 from autoresearch.measure import evaluator
 from autoresearch.measure.messages import RunResult
-from autoresearch.proposers.context import PLATEAU
+from autoresearch.proposers.context import PLATEAU_EXPERIMENTS
 from autoresearch.records import queries
 from autoresearch.run.session import Session
 from autoresearch.run.trial import NO_CHANGE, Trial
@@ -141,7 +141,7 @@ def say_drift_and_plateau(session: Session, history: History) -> None:
         )
     champion = history.champion
     since = sum(row.number > champion.number for row in history.rows) if champion else 0
-    if champion is not None and since >= PLATEAU:
+    if champion is not None and since >= PLATEAU_EXPERIMENTS:
         session.recorder.notify_once(
             f"{since} experiments since the last keep: proposers are asked for "
             "something structurally different",
