@@ -4,10 +4,12 @@ import json
 import re
 import subprocess
 import sys
+import tomllib
 
 import pytest
 
 from autoresearch.cli.app import main
+from autoresearch.commands.new import LABS, create_lab
 from autoresearch.git import Repository
 from autoresearch.lab import program
 from autoresearch.reporting import status
@@ -36,12 +38,34 @@ def test_every_command_has_one_line_of_help_and_a_copyable_example(name):
     assert main.commands[name].help.splitlines()[0].endswith((".", "?"))
 
 
-def test_commands_are_listed_in_the_order_of_a_day():
-    names = re.findall(
-        r"^  (\w+) ", command_line("--help").stdout.partition("Commands:")[2], re.M
-    )
+def test_the_help_shows_the_seven_commands_of_a_day_and_then_all_others():
+    _, daily, more = re.split("Commands:|More:", command_line("--help").stdout)
+    names = [re.findall(r"^  ([\w-]+) ", part, re.M) for part in (daily, more)]
 
-    assert names[:6] == ["new", "prepare", "check", "run", "status", "stop"]
+    assert names[0] == ["new", "check", "run", "try", "log", "report", "replicate"]
+    assert sorted(names[0] + names[1]) == sorted(main.commands)
+    assert len(names[1]) == 15
+
+
+def test_every_line_of_the_help_fits_a_terminal():
+    lines = command_line("--help").stdout.splitlines()
+
+    assert max(map(len, lines)) <= 80
+    assert not [line for line in lines[1:] if line.endswith("...")]  # 1: usage
+
+
+def test_a_command_of_the_second_list_works_like_one_of_the_first(lab):
+    run(lab)
+
+    for name in ("status", "show", "guide", "context"):
+        assert command(lab, name).returncode == 0, name
+
+
+def test_the_help_of_check_documents_config_toml():
+    said = " ".join(command_line("check", "--help").stdout.split())
+
+    assert "$XDG_CONFIG_HOME/autoresearch" in said
+    assert 'pool = "local"' in said
 
 
 def command_line(*words):
@@ -120,6 +144,35 @@ def test_the_report_is_written_beside_the_lab(lab):
     assert "&lt;script&gt;" in page
     assert not re.search(r"(src|href)=.?http", page)
     assert "git diff autoresearch/0 HEAD" in page
+
+
+# -- a new lab -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["gpt", "line"])
+def test_a_new_lab_shows_three_files(tmp_path, kind):
+    assert command(tmp_path, "new", "lab", "--kind", kind).returncode == 0
+
+    shown = subprocess.run(("ls", tmp_path / "lab"), capture_output=True, text=True)
+
+    assert shown.stdout.split() == ["prepare.py", "program.md", "train.py"]
+
+
+PROFILES = tomllib.loads((LABS / "gpt" / "profiles.toml").read_text())
+
+
+@pytest.mark.parametrize("cage", ["full", "landlock"])
+@pytest.mark.parametrize(
+    ("kind", "profile"), [("line", None), *(("gpt", name) for name in PROFILES)]
+)
+def test_program_md_of_a_new_lab_sets_at_most_two_things(tmp_path, kind, profile, cage):
+    create_lab(tmp_path / "lab", kind, None, None, profile, cage)
+    text = (tmp_path / "lab" / "program.md").read_text()
+    settings = tomllib.loads(program.SETTINGS_FENCE.match(text)[1])
+
+    budget = "budget_seconds" if profile not in (None, "demo") else "budget_tokens"
+    assert set(settings) == {budget} | ({"cage"} if cage != "full" else set())
+    assert program.parse_program(text).proposers == ("search",)
 
 
 # -- mistakes --------------------------------------------------------------------------

@@ -62,24 +62,20 @@ def draw_progress_chart(
             is_reverted = row.number in reverted
             parts.append(draw_experiment(index, row, scale, is_reverted=is_reverted))
     parts.append(draw_labels(rows, scale))
-    beyond = sum(not low <= value <= high for value in values)
-    caption = f"{len(rows)} experiments; {metric}, "
-    caption += "lower is better" if lower_is_better else "higher is better"
+    direction = "lower is better" if lower_is_better else "higher is better"
+    caption = [f"{len(rows)} experiments", f"{metric}, {direction}"]
     if noise is not None and noise.sd > 0:
-        caption += "; bars: 95 % interval of a kept mean"
-    if beyond:
-        caption += f"; {beyond} beyond the scale, drawn as triangles"
+        caption.append("bars: 95 % interval of a kept mean")
+    if beyond := sum(not low <= value <= high for value in values):
+        caption.append(f"{beyond} beyond the scale, drawn as triangles")
     if step > 1:
-        caption += f"; one dot in {step} shown"
-    middle = WIDTH // 2
+        caption.append(f"one dot in {step} shown")
     parts.append(
-        f"<text x={middle} y={HEIGHT - 6} text-anchor=middle>{escape(caption)}</text>"
+        f"<text x={WIDTH // 2} y={HEIGHT - 6} text-anchor=middle>"
+        f"{escape('; '.join(caption))}</text>"
     )
-    return (
-        f"<svg viewBox='0 0 {WIDTH} {HEIGHT}' role=img aria-label='progress'>"
-        + "".join(parts)
-        + "</svg>"
-    )
+    head = f"<svg viewBox='0 0 {WIDTH} {HEIGHT}' role=img aria-label='progress'>"
+    return f"{head}{''.join(parts)}</svg>"
 
 
 class ChartScale:
