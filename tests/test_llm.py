@@ -362,7 +362,7 @@ def test_check_ends_with_not_yet_where_nobody_who_was_named_can_propose(lab):
     done = nights.command(lab, "check", "--proposer", "ollama:small@http://127.0.0.1:9")
 
     assert done.returncode == 3
-    assert "Next: mend what is said of the proposers" in done.stdout
+    assert "Next: fix the proposer errors above" in done.stdout
 
 
 def test_a_model_on_the_gpu_that_trains_costs_the_forecast_what_it_takes(

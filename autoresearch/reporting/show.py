@@ -78,7 +78,7 @@ def format_experiment(lab: Lab, ledger: Ledger, row: Row, metric: str) -> Iterab
     reversions = {each.reverted_number: each for each in ledger.load_reversions()}
     yield format_verdict(row, reversions)
     if row.evidence == "claimed":
-        yield "claimed   imported: neither measured here nor is its train.py here"
+        yield "claimed   imported: not measured here, and its train.py is not here"
     if reversion := reversions.get(row.number):
         why = to_one_line(reversion.why)
         yield f"back      {reversion.restored_number} is champion again: {why}"
