@@ -161,10 +161,10 @@ def guest_of(lab, walls, code):
     return SandboxedProcess(
         place,
         lab=lab.folder,
-        slot=Device(),
+        device=Device(),
         limits=ResourceLimits(4.0),
         stop=StopFlag(),
-        walls=walls,
+        backend=walls,
         code=code,
     )
 

@@ -91,8 +91,8 @@ try: exec(open("train.py").read(), globals())
 except Enough: pass
 from autoresearch.guest import safetensors_format, standalone, torch_model
 model = build()
-torch_model.load(model, safetensors_format.decode(open(sys.argv[1], "rb").read()), "cpu")
-print(standalone.in_process(prepare, model, "cpu"))
+torch_model.load_state(model, safetensors_format.decode(open(sys.argv[1], "rb").read()), "cpu")
+print(standalone.evaluate_in_process(prepare, model, "cpu"))
 """
     done = subprocess.run(
         (sys.executable, "-c", words, str(weights)),
@@ -145,8 +145,8 @@ def test_an_answer_to_the_probe_of_another_size_is_a_failed_run(lab, change):
     """Also one that is no whole number of floats."""
     submits = (
         "from autoresearch.guest import torch_model as served\n"
-        "honest = served.probe\n"
-        f"served.probe = lambda model, row: honest(model, row) {change}\n"
+        "honest = served.answer_consistency_row\n"
+        f"served.answer_consistency_row = lambda model, row: honest(model, row) {change}\n"
         "run.submit(model)"
     )
     source = lab.read("train.py").replace("run.submit(model)", submits)
@@ -327,13 +327,13 @@ AUDITED = """
 import os, pathlib
 from autoresearch.guest import runtime as guest, torch_model as served
 made = pathlib.Path(os.getenv("TORCHINDUCTOR_CACHE_DIR"), "made")
-claims, honest = [], served.claim
+claims, honest = [], served.claim_losses
 def claim(*words):
     claims.append(1)
     found = honest(*words)
     claims.pop()
     return found
-served.claim = claim
+served.claim_losses = claim
 run = prepare.begin(GPT)"""
 
 

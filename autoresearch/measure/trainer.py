@@ -159,11 +159,11 @@ def start_process(
     return SandboxedProcess(
         folder,
         lab=bench.lab.folder,
-        slot=slot,
+        device=slot,
         limits=bench.terms.limits,
         stop=bench.stop,
-        walls=bench.walls,
-        ahead=modules,
+        backend=bench.walls,
+        preload=modules,
     )
 
 
