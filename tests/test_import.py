@@ -243,9 +243,7 @@ def test_the_report_counts_no_claim(lab, theirs, ledger):
 
     assert report_json.report_to_json(built)["counts"]["experiments"] == 0
     assert report_json.report_to_json(built)["counts"]["claimed"] == 6
-    assert any(
-        "not measured here" in line for line in report_text.list_unknowns(built)
-    )
+    assert any("not measured here" in line for line in report_text.list_unknowns(built))
 
 
 # -- a night decided again -------------------------------------------------------------

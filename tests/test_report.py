@@ -109,10 +109,7 @@ def test_the_headline_states_what_was_measured_and_no_interval(night):
 
     assert "val_bpb  1.1000 -> 0.9000   gain 0.2000" in lines
     assert "noise is not measured" in lines
-    assert (
-        "7 experiments in 5 runs: 2 kept, 1 baseline, 2 discarded, 2 failed"
-        in lines
-    )
+    assert "7 experiments in 5 runs: 2 kept, 1 baseline, 2 discarded, 2 failed" in lines
     assert "±" not in lines
 
 

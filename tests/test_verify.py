@@ -137,7 +137,9 @@ def test_a_ref_that_was_moved_is_found(lab):
     book = Repository(lab.folder)
     book.run_git("update-ref", "refs/autoresearch/1", book.find_commit(2))
 
-    assert "refs/autoresearch/1 does not point to its" in " | ".join(verified(lab, 5)["problems"])
+    assert "refs/autoresearch/1 does not point to its" in " | ".join(
+        verified(lab, 5)["problems"]
+    )
 
 
 def test_commits_anchor_the_chain(lab):
