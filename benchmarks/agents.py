@@ -36,7 +36,7 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
 from autoresearch.loop import research
-from autoresearch.proposers.agents.process import agent_home
+from autoresearch.proposers.agents.registry import agent_home
 from autoresearch.records.ledger import Ledger
 from autoresearch.run import session
 from autoresearch.sandbox.process import StopFlag

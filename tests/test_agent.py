@@ -9,7 +9,7 @@ import pytest
 
 from autoresearch.errors import LabError
 from autoresearch.lab.program import Program
-from autoresearch.proposers.agents import process
+from autoresearch.proposers.agents import billing, process, registry
 from autoresearch.proposers.agents.acp import AgentUsage
 from autoresearch.proposers.registry import check_proposers as named_states
 from autoresearch.proposers.registry import load_proposers
@@ -200,10 +200,10 @@ def test_what_looks_like_a_time_and_is_none_does_not_end_a_rest():
 
     for words in ("limit reached, request 1700000000", "usage limit, try in 1 s"):
         assert (
-            process.parse_limit_end(words, now) == now + process.DEFAULT_LIMIT_SECONDS
+            billing.parse_limit_end(words, now) == now + billing.DEFAULT_LIMIT_SECONDS
         )
     for words in ("usage limit, try again in 999999 days", "limit until 2999999999"):
-        assert process.parse_limit_end(words, now) == now + process.MAX_LIMIT_SECONDS
+        assert billing.parse_limit_end(words, now) == now + billing.MAX_LIMIT_SECONDS
 
 
 def test_both_runs_are_on_the_bill_and_the_first_change_is_not_lost(lab, tmp_path):
@@ -268,13 +268,13 @@ def test_folders_without_end_are_a_rest_and_no_traceback(lab, tmp_path):
 
 @pytest.mark.skipif(not command.find_bubblewrap(), reason="no bubblewrap here")
 def test_it_sees_no_other_agents_login(lab, tmp_path):
-    other = process.agent_home("codex") / ".codex" / "auth.json"
+    other = registry.agent_home("codex") / ".codex" / "auth.json"
     other.parent.mkdir()
     other.write_text("hunter2")
 
     _, _, asking = asked(
         lab, tmp_path,
-        f"print(os.path.exists({str(other)!r}), os.listdir({str(process.homes_folder())!r}))",
+        f"print(os.path.exists({str(other)!r}), os.listdir({str(registry.homes_folder())!r}))",
     )  # fmt: skip
 
     said = (lab.state_folder / "asked" / asking.transcript).read_text()
@@ -284,9 +284,9 @@ def test_it_sees_no_other_agents_login(lab, tmp_path):
 def test_a_limit_that_names_an_hour_ends_at_that_hour():
     now = time.mktime((2026, 1, 5, 22, 30, 0, 0, 0, -1))
 
-    assert process.parse_limit_end("limit reached, resets 3am", now) - now == 4.5 * 3600
+    assert billing.parse_limit_end("limit reached, resets 3am", now) - now == 4.5 * 3600
     assert (
-        process.parse_limit_end("usage limit. try again at 11:05 PM", now) - now
+        billing.parse_limit_end("usage limit. try again at 11:05 PM", now) - now
         == 35 * 60
     )
 
@@ -315,10 +315,10 @@ def test_costs_are_what_its_json_lines_say_or_unknown():
         '{"type":"step_finish","part":{"cost":0,"tokens":{"input":5,"output":1}}}'
     )
 
-    assert process.parse_usage(f"{opencode}\n{opencode}\n") == AgentUsage(None, 10, 2)
-    assert process.parse_usage(f"x\n{claude}\n") == AgentUsage(0.12, 9, 4)
-    assert process.parse_usage(f"{codex}\n{codex}\n[1]\n{{") == AgentUsage(None, 14, 4)
-    assert process.parse_usage('{"total_cost_usd": -1}') == AgentUsage()
+    assert billing.parse_usage(f"{opencode}\n{opencode}\n") == AgentUsage(None, 10, 2)
+    assert billing.parse_usage(f"x\n{claude}\n") == AgentUsage(0.12, 9, 4)
+    assert billing.parse_usage(f"{codex}\n{codex}\n[1]\n{{") == AgentUsage(None, 14, 4)
+    assert billing.parse_usage('{"total_cost_usd": -1}') == AgentUsage()
 
 
 def test_a_command_that_is_not_there_says_how_to_get_it(lab, monkeypatch):
@@ -330,13 +330,13 @@ def test_a_command_that_is_not_there_says_how_to_get_it(lab, monkeypatch):
 
 
 def test_every_row_says_how_a_person_logs_in_once():
-    for name, kind in process.AGENT_COMMANDS.items():
+    for name, kind in registry.AGENT_COMMANDS.items():
         assert kind.login, name
         assert kind.tokens, name
         assert kind.install, name
         prompt_is_no_argument = (
             kind.stdin
-            or process.READ_PROMPT_FILE in kind.argv
+            or registry.READ_PROMPT_FILE in kind.argv
             or "{prompt}" in kind.argv
         )
         assert prompt_is_no_argument, name

@@ -14,7 +14,7 @@ from autoresearch.commands import check
 from autoresearch.errors import LabError
 from autoresearch.lab.program import Program
 from autoresearch.loop import research
-from autoresearch.proposers import llm
+from autoresearch.proposers import llm, llm_client
 from autoresearch.proposers import registry as proposer_registry
 from autoresearch.proposers.toolkit import CostBudget, open_toolkit
 from autoresearch.records.ledger import Ledger
@@ -32,7 +32,7 @@ GOOD = reply("deeper", "DEPTH = 4  # 1 .. 9", "DEPTH = 8  # 1 .. 9")
 @pytest.fixture
 def lab(tmp_path, monkeypatch):
     """A lab whose ledger has a baseline, and no patience."""
-    monkeypatch.setattr(llm, "RETRY_PAUSES_SECONDS", (0.01, 0.01, 0.01))
+    monkeypatch.setattr(llm_client, "RETRY_PAUSES_SECONDS", (0.01, 0.01, 0.01))
     found = nights.line_lab(tmp_path / "lab")
     short_night(found.ledger_path).close()
     return found
@@ -111,7 +111,7 @@ def test_the_report_says_what_it_cost_and_from_when_to_when_it_was_away(lab):
 
 
 def test_a_server_that_hangs_costs_its_limit_and_no_more(lab, monkeypatch):
-    monkeypatch.setattr(llm, "CALL_SECONDS", 0.2)
+    monkeypatch.setattr(llm_client, "CALL_SECONDS", 0.2)
 
     with ModelServer("hang") as server:
         _, found, askings = asked(lab, server)
@@ -193,10 +193,10 @@ def test_money_is_counted_before_it_is_spent(lab, monkeypatch):
 
 
 def test_a_price_is_the_list_price_or_unknown():
-    known = llm.Endpoint.parse("openai:gpt-5")
+    known = llm_client.Endpoint.parse("openai:gpt-5")
     assert 0.001 < llm.estimate_dollars(known, 1000, 200) < 0.01
     for spec in ("openai:no-such-model", "ollama:x", "openai:gpt-5@http://127.0.0.1"):
-        assert llm.estimate_dollars(llm.Endpoint.parse(spec), 1000, 200) is None
+        assert llm.estimate_dollars(llm_client.Endpoint.parse(spec), 1000, 200) is None
 
 
 @pytest.mark.parametrize(
@@ -210,7 +210,7 @@ def test_a_price_is_the_list_price_or_unknown():
     ],
 )
 def test_the_grammar_says_where_a_model_is(spec, url, local):
-    endpoint = llm.Endpoint.parse(spec)
+    endpoint = llm_client.Endpoint.parse(spec)
 
     assert (endpoint.url, endpoint.is_private) == (url, local)
 

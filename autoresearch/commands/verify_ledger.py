@@ -175,7 +175,9 @@ def remeasure_experiment(lab: Lab, ledger: Ledger, number: int) -> Remeasurement
         device = list_usable_devices(found)[0]
         candidate = Candidate(proposal, row.blob)
         try:
-            run = trainer.train_candidate(workbench, candidate, seed=seed, device=device)
+            run = trainer.train_candidate(
+                workbench, candidate, seed=seed, device=device
+            )
             value = evaluator.score_run(workbench, run, device=device).value
             trainer.discard_runs(run)
         except ExperimentFailed as failed:

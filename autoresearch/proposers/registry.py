@@ -105,7 +105,7 @@ def is_model(spec: str) -> bool:
     word = spec.partition(":")[0]
     if word not in plugins.plugin_names("proposers"):
         return True
-    from autoresearch.proposers.llm import PROVIDERS
+    from autoresearch.proposers.llm_client import PROVIDERS
 
     return word in PROVIDERS  # a built-in name always wins
 
