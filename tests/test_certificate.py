@@ -163,7 +163,7 @@ def test_json_has_every_field_and_only_plain_numbers(night):
     night.replicate(0, 1, 1.0)
     night.replicate(1, 1, 0.9)
 
-    found = night.certificate().as_json()
+    found = night.certificate().to_json()
 
     assert set(found) == {
         "champion", "baseline", "gain", "low", "high", "pairs", "holdout_gain",

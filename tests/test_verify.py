@@ -30,7 +30,7 @@ def verified(lab, code):
 
 def edit(lab, *statements):
     """Somebody opens the file."""
-    ledger = Ledger(lab.ledger)
+    ledger = Ledger(lab.ledger_path)
     ledger.db.execute("pragma foreign_keys = off")
     for statement in statements:
         assert ledger.db.execute(statement).rowcount != 0
@@ -144,7 +144,7 @@ def test_commits_anchor_the_chain(lab):
     message = Repository(lab.folder).run_git(
         "log", "-1", "--format=%B", "autoresearch/1"
     )
-    ledger = Ledger(lab.ledger)
+    ledger = Ledger(lab.ledger_path)
 
     link = message.split("Chain: ")[1].split()[0]
 
@@ -153,7 +153,7 @@ def test_commits_anchor_the_chain(lab):
 
 
 def test_a_ledger_from_before_the_chain_is_adopted_once(lab):
-    of_the_first_version(lab.ledger)
+    of_the_first_version(lab.ledger_path)
 
     found = verified(lab, 0)
 
