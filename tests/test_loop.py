@@ -18,6 +18,7 @@ from autoresearch.loop import research
 from autoresearch.measure.workbench import RunProgress
 from autoresearch.measure.worker import Worker
 from autoresearch.pools.local import LocalPool
+from autoresearch.records import queries
 from autoresearch.records.ledger import Ledger
 from autoresearch.run import session
 from autoresearch.run.seeds import compute_seed
@@ -161,7 +162,7 @@ def test_a_baseline_runs_first_alone_and_then_on_several_devices(lab):
     assert (shown[0], max(shown)) == (1, 2)  # and so says status
     assert [row.runs for row in rows] == [3]
     ledger = ledger_of(lab)
-    assert ledger.load_used_seeds(0) == set(seeds)
+    assert queries.load_used_seeds(ledger, 0) == set(seeds)
     assert [run.holdout is None for run in ledger.load_run_records(0)] == [False] * 3
 
 

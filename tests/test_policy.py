@@ -22,9 +22,9 @@ from autoresearch.experiment import (
 )
 from autoresearch.lab.program import POLICIES
 from autoresearch.policies import compute_gain
-from autoresearch.policies.anneal import AnnealPolicy
+from autoresearch.policies.anneal import create_anneal_policy
 from autoresearch.policies.greedy import GreedyPolicy
-from autoresearch.policies.islands import IslandsPolicy
+from autoresearch.policies.islands import create_islands_policy
 from autoresearch.policies.noise_aware import NoiseAwarePolicy
 from autoresearch.policies.registry import load_policy
 
@@ -498,14 +498,14 @@ def valley(place: int) -> float:
 
 
 def test_annealing_crosses_a_valley_that_the_others_never_enter():
-    assert 2 in climbed(AnnealPolicy(), valley, 60)
+    assert 2 in climbed(create_anneal_policy(), valley, 60)
     assert 2 not in climbed(NoiseAwarePolicy(), valley, 60)
 
 
 def test_islands_climb_on_lines_of_their_own():
     rows = line(0.0)
     before = seen(*rows)
-    islands = IslandsPolicy()
+    islands = create_islands_policy()
     for number in range(1, 4):
         parent = islands.choose_parent(before, before.rows)
         assert parent == "0"
@@ -526,7 +526,7 @@ def test_islands_give_up_the_line_that_is_furthest_behind():
     rows += [Row(n, str(n), "1", (1.1,)) for n in range(2, 91)]
 
     heads = {
-        IslandsPolicy().choose_parent(seen(*rows[:n]), rows[:n]) for n in range(88, 91)
+        create_islands_policy().choose_parent(seen(*rows[:n]), rows[:n]) for n in range(88, 91)
     }
 
     assert heads == {"1"}

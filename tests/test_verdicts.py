@@ -217,7 +217,7 @@ def test_two_trials_never_run_the_champion_on_the_same_seed(lab):
         found,
         _,
     ):
-        known = found.recorder.ledger.load_used_seeds(0)
+        known = queries.load_used_seeds(found.recorder.ledger, 0)
         seeds = ChampionSeeds(found.recorder.ledger, found.seed)
         given = [seeds.draw(0) for _ in range(4)]
     assert len(set(given)) == 4
@@ -311,7 +311,7 @@ def test_somebody_who_edits_what_was_taken_back_is_found(lab):
 
     done = command(lab, "verify-ledger", "--json")
     assert done.returncode == 5
-    assert "what was taken back, experiment 1 was changed" in done.stdout
+    assert "the reversion of experiment 1 was changed" in done.stdout
 
 
 # -- how a night ends ------------------------------------------------------------------
@@ -538,13 +538,13 @@ def test_a_hopeless_run_is_ended_early_and_is_a_discard_without_a_score(tmp_path
     assert row.why.startswith("ended early at ")
     assert row.runs == 0
     ledger = Ledger(lab.ledger_path)
-    assert ledger.load_pruned_shares(row.series) == (pytest.approx(0.15, abs=0.2),)
+    assert queries.load_pruned_shares(ledger, row.series) == (pytest.approx(0.15, abs=0.2),)
     assert ledger.count_experiments()["ended_early"] == 1
     verified(lab)
     assert command(lab, "rebuild").returncode == 0
     again = Ledger(lab.ledger_path).load_row(row.number)
     assert (again.decision, again.kind) == ("discard", "ended early")
-    assert len(Ledger(lab.ledger_path).load_pruned_shares(row.series)) == 1
+    assert len(queries.load_pruned_shares(Ledger(lab.ledger_path), row.series)) == 1
 
 
 def test_a_spared_run_goes_on_and_tells_whether_it_beat_its_bar(tmp_path):
@@ -552,7 +552,7 @@ def test_a_spared_run_goes_on_and_tells_whether_it_beat_its_bar(tmp_path):
     row = ended(lab, slow, past, spare=True)
 
     assert row.value is not None
-    ((run, won),) = Ledger(lab.ledger_path).load_finished_runs(row.series)
+    ((run, won),) = queries.load_finished_runs(Ledger(lab.ledger_path), row.series)
     assert won == (row.value < Ledger(lab.ledger_path).load_row(0).value)
     assert [at for at, _ in run.curve] == list(LOOK_SHARES)
 

@@ -73,7 +73,7 @@ def run_pairs(
     ledger, dispatcher = found.recorder.ledger, Dispatcher(found)
     numbers = [c.proposal.number or 0 for c in (rivals.champion, rivals.baseline)]
     done = len(queries.load_pairs(ledger, *numbers))
-    used = ledger.load_used_seeds(numbers[0]) | ledger.load_used_seeds(numbers[1])
+    used = set[int]().union(*(queries.load_used_seeds(ledger, n) for n in numbers))
     fresh = (s for n in count() if (s := compute_seed(found.seed, n)) not in used)
     ended: deque[SeedPair] = deque()
     failed = started = under_way = 0

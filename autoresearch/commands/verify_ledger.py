@@ -71,11 +71,9 @@ def verify(lab: Lab, again: int | None) -> VerificationResult:
             *find_apparatus_problems(lab, ledger),
         )
         measured = None if again is None else remeasure_experiment(lab, ledger, again)
-        (entries, adopted) = ledger.db.execute(
-            "select count(*), total(adopted) from chain"
-        ).fetchone()
+        entries, adopted = hash_chain.count_entries(ledger.db)
         return VerificationResult(
-            *(entries, int(adopted), ledger.chain_head, len(known)),
+            *(entries, adopted, ledger.chain_head, len(known)),
             problems,
             measured,
         )
@@ -131,10 +129,8 @@ def has_matching_scores(said: Sequence[str], values: Sequence[float]) -> bool:
 
 def is_rebuilt(ledger: Ledger) -> bool:
     """Whether the ledger was made anew from git, whose chain then began anew too."""
-    (count,) = ledger.db.execute(
-        "select count(*) from chain where adopted = 1"
-    ).fetchone()
-    return bool(count)
+    _, adopted = hash_chain.count_entries(ledger.db)
+    return adopted > 0
 
 
 def find_apparatus_problems(lab: Lab, ledger: Ledger) -> Iterator[str]:

@@ -5,17 +5,17 @@ from collections.abc import Callable
 from autoresearch import plugins
 from autoresearch.errors import LabError
 from autoresearch.policies import Policy
-from autoresearch.policies.anneal import AnnealPolicy
+from autoresearch.policies.anneal import create_anneal_policy
 from autoresearch.policies.greedy import GreedyPolicy
-from autoresearch.policies.islands import IslandsPolicy
+from autoresearch.policies.islands import create_islands_policy
 from autoresearch.policies.noise_aware import NoiseAwarePolicy
 
 # (lower_is_better, gain_per_20_added_lines) -> Policy; so is a plugin's entry point.
 POLICIES: dict[str, Callable[[bool, float], Policy]] = {
     "greedy": GreedyPolicy,
     "noise-aware": NoiseAwarePolicy,
-    "anneal": AnnealPolicy,
-    "islands": IslandsPolicy,
+    "anneal": create_anneal_policy,
+    "islands": create_islands_policy,
 }
 
 

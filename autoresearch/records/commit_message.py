@@ -59,7 +59,8 @@ def list_run_seeds(evidence: Scores | Failure) -> list[int]:
 def format_rival(verdict: Verdict) -> str:
     """The rival, as a trailer: its experiment and its mean."""
     assert verdict.against is not None
-    return f"{verdict.against.number} at {format_all_digits(compute_mean(verdict.against.values))}"
+    mean = format_all_digits(fmean(verdict.against.values))
+    return f"{verdict.against.number} at {mean}"
 
 
 def format_all_digits(value: float) -> str:

@@ -12,7 +12,7 @@ from autoresearch.experiment import Row
 from autoresearch.lab import program
 from autoresearch.lab.folder import Lab
 from autoresearch.lab.program import Program
-from autoresearch.records import results_tsv
+from autoresearch.records import queries, results_tsv
 from autoresearch.records.ledger import Ledger
 from autoresearch.reporting import format
 from autoresearch.reporting.format import (
@@ -146,7 +146,7 @@ def load_active_program(lab: Lab, ledger: Ledger) -> ActiveProgram:
     try:
         return ActiveProgram(program.parse_program(text), text, "")
     except LabError as error:
-        for old in ledger.load_programs():
+        for old in queries.load_programs(ledger):
             with suppress(LabError):
                 return ActiveProgram(program.parse_program(old), old, str(error))
         raise

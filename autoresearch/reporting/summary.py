@@ -128,10 +128,7 @@ def summarize_series(ledger: Ledger) -> SeriesSummary:
 
 def load_session_rows(ledger: Ledger, rows: Sequence[Row]) -> tuple[Row, ...]:
     """The rows without the runs that were made to replicate a gain afterwards."""
-    found = ledger.db.execute(
-        "select distinct experiment from run where occasion = 'replicate'"
-    )
-    again = {number for (number,) in found}
+    again = queries.load_replicated_numbers(ledger)
     return tuple(
         drop_replicate_runs(ledger, row) if row.number in again else row for row in rows
     )
@@ -210,13 +207,15 @@ def summarize_early_stopping(
     ledger: Ledger, series: str, rows: Sequence[Row]
 ) -> EarlyStoppingSavings:
     """What ending hopeless runs saved, as if each had taken what others take."""
-    shares = ledger.load_pruned_shares(series)
+    shares = queries.load_pruned_shares(ledger, series)
     runs, seconds = sum(row.runs for row in rows), sum(row.seconds for row in rows)
     each = seconds / runs if runs else 0.0
     saved = each * sum(1 - share for share in shares)
     whole = seconds + each * len(shares)
     won = [
-        beaten for _, beaten in ledger.load_finished_runs(series) if beaten is not None
+        beaten
+        for _, beaten in queries.load_finished_runs(ledger, series)
+        if beaten is not None
     ]
     return EarlyStoppingSavings(
         len(shares),

@@ -95,7 +95,7 @@ class Dispatcher:
         """Run an experiment that was decided once more, on a fresh seed."""
         number = candidate.proposal.number
         assert number is not None, "it was decided under a number"
-        paces = self._ledger.load_tokens_per_second(number)
+        paces = queries.load_tokens_per_second(self._ledger, number)
         self.start_run(candidate, self.seeds.draw(number), receiver, paces=paces)
 
     def start_run(
@@ -242,7 +242,7 @@ class Dispatcher:
             pruner=None if place else self._make_pruner(trial, evidence),
             paces=()
             if champion is None
-            else self._ledger.load_tokens_per_second(champion.number),
+            else queries.load_tokens_per_second(self._ledger, champion.number),
         )
         self._submit(request, lambda ended: self._hear_candidate(trial, place, ended))
 
@@ -324,13 +324,13 @@ def open_trial(session: Session, candidate: Candidate) -> Trial:
     trial = Trial(candidate)
     if session.recorder.program.early_kill:
         trial.finished_runs = tuple(
-            run for run, _ in ledger.load_finished_runs(ledger.series)
+            run for run, _ in queries.load_finished_runs(ledger, ledger.series)
         )
     if (
         proposal.author == HARNESS_AUTHOR
     ):  # a second look: on fresh seeds, and to its end
         trial.first_run, trial.finished_runs = (
-            len(ledger.load_used_seeds(trial.number)),
+            len(queries.load_used_seeds(ledger, trial.number)),
             (),
         )
     trial.changes_schedule = bool(proposal.parent) and touches_schedule(

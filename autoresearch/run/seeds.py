@@ -3,6 +3,7 @@
 import hashlib
 from itertools import count
 
+from autoresearch.records import queries
 from autoresearch.records.ledger import Ledger
 
 
@@ -22,7 +23,7 @@ class ChampionSeeds:
     def draw(self, number: int) -> int:
         """The next fresh seed of this experiment."""
         given = self._given.setdefault(number, set())
-        given |= self._ledger.load_used_seeds(number)
+        given |= queries.load_used_seeds(self._ledger, number)
         seed = next(
             s for n in count() if (s := compute_seed(self._base, n)) not in given
         )

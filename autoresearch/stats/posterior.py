@@ -171,38 +171,53 @@ def update_on_child_runs(
 
 @dataclass(frozen=True, slots=True)
 class PosteriorState:
-    """Levels, and the rows they follow from."""
+    """Posteriors, and the rows they follow from."""
 
     rows: tuple[Row, ...]
     unit: float
     posteriors: Posteriors
     weights: MixtureWeights
 
+    def extend(self, rows: Sequence[Row], unit: float) -> "PosteriorState":
+        """The state after these rows; fast where they begin with the rows of this."""
+        rows, done = tuple(rows), len(self.rows)
+        found, weights = dict(self.posteriors), self.weights
+        if self.unit != unit or rows[:done] != self.rows:
+            found, weights, done = {}, MixtureWeights(), 0
+        for row in rows[done:]:
+            if row.values and all(map(math.isfinite, row.values)):
+                weights = update_with_row(found, row, fmean(row.values) / unit, weights)
+        return PosteriorState(rows, unit, found, weights)
 
-_last_state = PosteriorState(
-    (), 0.0, {}, MixtureWeights()
-)  # rows only ever grow, so most of the work is done already
+
+class PosteriorCache:
+    """The state computed last: in a session rows only grow, so most work is done."""
+
+    def __init__(self) -> None:
+        self._state = PosteriorState((), 0.0, {}, MixtureWeights())
+
+    def compute_state(self, rows: Sequence[Row], unit: float) -> PosteriorState:
+        """The state after these rows; the same whatever was asked before."""
+        self._state = state = self._state.extend(rows, unit)
+        return state
+
+
+SHARED_CACHE = PosteriorCache()  # for all callers of this process; threads may share it
 
 
 def compute_posteriors(rows: Sequence[Row], unit: float) -> Posteriors:
-    """blob -> level. `unit`: the noise's sd, negative where lower scores are better."""
+    """Posteriors by blob.
+
+    unit: the noise's sd, negative where lower scores are better.
+    """
     return compute_posterior_state(rows, unit).posteriors
 
 
-def compute_posterior_state(rows: Sequence[Row], unit: float) -> PosteriorState:
-    """The same, and the shares."""
-    global _last_state
-    rows, last = tuple(rows), _last_state
-    done = len(last.rows)
-    if last.unit == unit and rows[:done] == last.rows:
-        found, shares = dict(last.posteriors), last.weights
-    else:
-        found, shares, done = {}, MixtureWeights(), 0
-    for row in rows[done:]:
-        if row.values and all(map(math.isfinite, row.values)):
-            shares = update_with_row(found, row, fmean(row.values) / unit, shares)
-    _last_state = PosteriorState(rows, unit, found, shares)
-    return _last_state
+def compute_posterior_state(
+    rows: Sequence[Row], unit: float, cache: PosteriorCache = SHARED_CACHE
+) -> PosteriorState:
+    """Posteriors by blob, and the mixture weights learned from the rows."""
+    return cache.compute_state(rows, unit)
 
 
 def update_with_row(
