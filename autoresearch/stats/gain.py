@@ -33,9 +33,9 @@ from autoresearch.stats.seed_effects import SeedEffects
 # baseline's.
 SEED_INTERACTION_SHARE = 0.4
 # Prior standard deviation of the drift from the first run to the last, in units of the
-# residual's. It matters only where no run measures the drift.
+# residual's. It matters where no run measures the drift better.
 DRIFT_SD = 2.0
-# Factor for what the model leaves out; 1 covers 95 % in benchmarks/verdicts.py.
+# Neither the posteriors nor the variances are known exactly (benchmarks/verdicts.py).
 INTERVAL_WIDENING = 1.0
 ENOUGH_RELATIVE_ERROR = 0.05  # standard error over gain: no further runs are needed
 MAX_GAIN_RUNS = 6  # that a session spends on the estimate

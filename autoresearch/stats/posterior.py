@@ -225,7 +225,7 @@ def compute_posterior_state(
 def update_with_row(
     found: dict[str, Posterior], row: Row, mean: float, shares: MixtureWeights
 ) -> MixtureWeights:
-    """Update posteriors in place with one experiment's mean; the new mixture weights."""
+    """Add one experiment's mean to the posteriors, in place; the new weights."""
     runs = len(row.values)
     if row.blob in found:  # run again under another number
         found[row.blob] = found[row.blob].with_runs(mean, runs)

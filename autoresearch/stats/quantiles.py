@@ -51,7 +51,7 @@ def t_quantile_from_normal(z: float, degrees: float) -> float:
 
 
 def t_quantile_95(degrees: float) -> float:
-    """Student's 97.5 % quantile: the half width of a 95 % interval in standard errors."""
+    """Student's 97.5 % quantile: half of a 95 % interval, in standard errors."""
     return t_quantile_from_normal(NORMAL_95, degrees)
 
 
