@@ -109,7 +109,9 @@ def test_numbers_count_up_from_the_baseline_and_an_admitted_one_keeps_its_own(le
 
     assert numbers == [0, 1, 2]
     assert again.number == 2
-    assert [waiting.title for waiting in ledger.load_open_proposals()] == ["an idea"] * 3
+    assert [waiting.title for waiting in ledger.load_open_proposals()] == [
+        "an idea"
+    ] * 3
 
 
 def test_the_first_proposal_of_a_ledger_without_a_baseline_is_number_one(ledger):

@@ -187,7 +187,10 @@ def test_a_champion_that_fails_again_is_said_and_spoils_no_verdict(lab):
     first = compute_seed(ledger_seed, 0)
     moody = moody.replace("BATCH = 4", f"FIRST = {first}\nBATCH = 4")
     policy = Told(("candidate", "champion"), keeps=("moody",))
-    plain = {"title": "plain", "source": lab.read_file("train.py").replace("0.5", "0.4")}
+    plain = {
+        "title": "plain",
+        "source": lab.read_file("train.py").replace("0.5", "0.4"),
+    }
     rows, notices = told_night(lab, policy, {"title": "moody", "source": moody}, plain)
 
     assert [row.decision for row in rows] == ["keep", "keep", "discard"]
@@ -264,7 +267,9 @@ def test_a_champion_that_turns_out_worse_is_taken_back_in_git_and_said(lab):
     assert book.run_git("rev-parse", "HEAD") == ledger.load_reversions()[0].commit
     assert book.run_git("rev-parse", "autoresearch/taken-back/1") == book.head_commit()
     assert book.run_git("status", "--porcelain") == ""
-    assert any("experiment 1 was taken back, experiment 0 reigns" in n for n in notices)
+    assert any(
+        "experiment 1 was taken back, experiment 0 is champion" in n for n in notices
+    )
     assert rows[1].decision == "keep"  # what was decided then stays on record
     verified(lab)
 
@@ -538,7 +543,9 @@ def test_a_hopeless_run_is_ended_early_and_is_a_discard_without_a_score(tmp_path
     assert row.why.startswith("ended early at ")
     assert row.runs == 0
     ledger = Ledger(lab.ledger_path)
-    assert queries.load_pruned_shares(ledger, row.series) == (pytest.approx(0.15, abs=0.2),)
+    assert queries.load_pruned_shares(ledger, row.series) == (
+        pytest.approx(0.15, abs=0.2),
+    )
     assert ledger.count_experiments()["ended_early"] == 1
     verified(lab)
     assert command(lab, "rebuild").returncode == 0

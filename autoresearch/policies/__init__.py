@@ -76,7 +76,7 @@ def estimate_score_noise(history: History) -> Noise | None:
 
 
 def has_earlier_runs(scores: Scores, history: History) -> bool:
-    """Whether this train.py already has an experiment, so that all its runs are fresh."""
+    """Whether this train.py has an experiment, which makes all of these runs fresh."""
     blob = scores[0].run.candidate.blob
     return any(row.blob == blob and row.values for row in history.rows)
 

@@ -7,8 +7,8 @@ train.py's score a posterior mean and variance. The mean has no winner's curse, 
 an unusually good score is mostly attributed to noise; and a change that did nothing is
 one more measurement of its parent.
 
-Promises: posteriors follow from the scores alone, whatever was asked before. They are in
-units of the noise's standard deviation, and higher is better in every metric.
+Promises: posteriors follow from the scores alone, whatever was computed before. They
+are in units of the noise's standard deviation, and higher is better in every metric.
 
 Not covered: the covariance of parent and child (they are treated as independent). A
 mixture that is wrong for a lab costs gain, never a false verdict, because verdicts rest
