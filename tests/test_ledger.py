@@ -24,7 +24,7 @@ from autoresearch.experiment import (
     Verdict,
 )
 from autoresearch.git import compute_blob_id
-from autoresearch.records import results_tsv, schema
+from autoresearch.records import results_tsv, row_query, schema
 from autoresearch.records.ledger import Ledger
 from autoresearch.text import format_delta, format_score
 
@@ -278,6 +278,19 @@ def test_a_row_has_one_column_per_field_also_without_runs(ledger):
 
     assert (kept.runs, kept.value) == (2, 2.0)
     assert (failed.runs, failed.values, failed.seconds) == (0, (), 0.0)
+
+
+def test_a_row_is_filled_by_name_in_any_order_of_columns(ledger):
+    row = keep(ledger, propose(ledger), 1.0, 2.0)
+    one = f"{row_query.ROW_QUERY} group by e.number"
+    names = [column[0] for column in ledger.db.execute(one).description]
+    reordered = ", ".join(f'"{name}"' for name in reversed(names))
+
+    found = row_query.rows_from_cursor(
+        ledger.db.execute(f"select {reordered} from ({one})")
+    )
+
+    assert list(found) == [(row, 1)]
 
 
 def test_an_unknown_experiment_is_no_row(ledger):
@@ -542,6 +555,13 @@ def test_a_migration_runs_once_however_often_a_ledger_is_opened(path, monkeypatc
         version = ledger.db.execute("pragma user_version").fetchone()
         assert version == (len(migrations),)
         ledger.close()
+
+
+def test_migrations_are_files_numbered_from_one_without_a_gap():
+    folder = Path(schema.__file__).parent
+    numbers = [int(file.name[:4]) for file in sorted(folder.glob("*.sql"))]
+
+    assert numbers == list(range(1, len(schema.load_migrations()) + 1))
 
 
 def test_a_migration_that_fails_leaves_the_ledger_as_it_was(path, monkeypatch):

@@ -55,7 +55,10 @@ def rebuild_ledger(lab: Lab, ledger: Ledger) -> int:
             restore_champion_runs(db, git.parse_trailers(message))
         for number, commit, message in repository.list_reverted_commits():
             restore_reversion(ledger, repository, number, commit, message)
-        db.execute("update experiment set in_git = 1")
+        db.execute(  # a trailer has three words; as migration 7 does
+            "update experiment set in_git = 1, outcome = case when decision = 'discard'"
+            " and why like 'unresolved%' then 'unresolved' else decision end"
+        )
         hash_chain.chain_existing_rows(db)
     return len(entries)
 
@@ -116,63 +119,50 @@ def restore_experiment(
     Raises KeyError or ValueError if the commit is not a verdict's.
     """
     decision, _, why = trailers["Verdict"].partition(": ")
-    what = why.partition(": ")[0] if decision == "failed" else None
+    kind = why.partition(": ")[0] if decision == "failed" else None
     share = float(trailers["Ended-at"]) if "Ended-at" in trailers else None
     if share is not None:
-        what = "ended early"
+        kind = "ended early"
     values = [float(value) for value in trailers.get("Score", "").split()]
-    found = repository.read_file_at(commit, "train.py")
-    if found is None or found[0] != trailers["Ran"]:
-        raise ValueError("its train.py is not the one that it says ran")
-    source = found[1].decode()
-    rival = trailers.get("Against", "").partition(" at ")
-    against = int(rival[0]) if rival[0] else None
+    series, author, blob = (trailers[key] for key in ("Series", "Proposed-by", "Ran"))
+    source = read_source(repository, commit, blob)
+    rival, _, rival_mean = trailers.get("Against", "").partition(" at ")
+    against = int(rival) if rival else None
     at = float(repository.run_git("log", "-1", "--format=%at", commit))
-    entry = commit_from_message(message, trailers["Proposed-by"], at)
+    entry = commit_from_message(message, author, at)
     title = entry.title.removeprefix("[AutoResearch] ").rpartition(" | ")[0]
     db = ledger.db
-    series = trailers["Series"]
     db.execute(
         "insert or ignore into series values (?, '{}', ?)",
         (series, derive_series_seed(series)),
     )
-    insert_source(db, trailers["Ran"], source)
+    insert_source(db, blob, source)
+    parent = find_parent_blob(db, repository, commit, against, trailers)
+    code, program = constraints.fingerprint_code(source), trailers.get("Program", "")
     score = fmean(values) if values else None
-    delta = None if score is None else parse_delta(trailers, score, rival[2])
+    delta = None if score is None else parse_delta(trailers, score, rival_mean)
     db.execute(
         "insert into experiment (number, title, reason, author, parent, blob, code,"
         " program, proposed_at, sequence, series, decision, why, kind, value, delta,"
         " against, decided_at, commit_name, ended_at_share)"
         " values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (
-            *(number, title, entry.body, trailers["Proposed-by"]),
-            *(
-                find_parent_blob(db, repository, commit, against, trailers),
-                trailers["Ran"],
-            ),
-            *(
-                constraints.fingerprint_code(source),
-                trailers.get("Program", ""),
-                at,
-                sequence,
-            ),
-            *(
-                trailers["Series"],
-                decision,
-                why,
-                what,
-                score,
-                delta,
-                against,
-                at,
-                commit,
-            ),
-            share,
+            *(number, title, entry.body, author, parent, blob, code, program),
+            *(at, sequence, series, decision, why, kind, score, delta, against),
+            *(at, commit, share),
         ),
     )
     seeds = [int(seed) for seed in trailers.get("Seeds", "").split()]
     for value, seed in zip_longest(values, seeds[: len(values)], fillvalue=0):
-        insert_run(db, number, trailers["Series"], value, seed, "verdict")
+        insert_run(db, number, series, value, seed, "verdict")
+
+
+def read_source(repository: Repository, commit: str, blob: str) -> str:
+    """The train.py of a commit, which has to be this blob; raises ValueError."""
+    found = repository.read_file_at(commit, "train.py")
+    if found is None or found[0] != blob:
+        raise ValueError("its train.py is not the one that it says ran")
+    return found[1].decode()
 
 
 def parse_delta(trailers: dict[str, str], score: float, rival: str) -> float | None:

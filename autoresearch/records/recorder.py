@@ -234,7 +234,7 @@ class Recorder:
         return self.repository.find_commit(number) or self.repository.head_commit()
 
     def publish_pending(self) -> int:
-        """Publish in git what a crash left in the ledger only; the count of verdicts."""
+        """Publish what a crash left in the ledger only; the count of such verdicts."""
         pending = self.ledger.load_unpublished_rows()
         for row in pending:
             self.publish_verdict(row)
