@@ -39,6 +39,7 @@ class Told:
 
     wanted: tuple[str, ...] = ("candidate",)
     keeps: tuple[str, ...] = ()  # titles
+    unresolved: tuple[str, ...] = ()  # titles
     back_after: str = ""  # title of the champion that turns out worse
     starts: list[str] = field(default_factory=list)
 
@@ -64,6 +65,9 @@ class Told:
             return Verdict("keep", "baseline", scores)
         self.known.clear()
         title = scores[0].run.candidate.proposal.title
+        if title in self.unresolved:
+            why = "unresolved: as told"
+            return Verdict("unresolved", why, scores, history.champion)
         word = "keep" if title in self.keeps else "discard"
         return Verdict(word, "as told", scores, history.champion)
 
@@ -281,6 +285,15 @@ def test_what_was_taken_back_comes_back_with_a_rebuild(lab):
     ledger = Ledger(lab.ledger_path)
     assert ledger.champion.number == 0
     assert [back.reverted_number for back in ledger.load_reversions()] == [1]
+    verified(lab)
+
+
+def test_what_was_unresolved_is_so_after_a_rebuild(lab):
+    told_night(lab, Told(unresolved=("rate 0.02",)), rate(0.02))
+    assert command(lab, "rebuild").returncode == 0
+
+    rows = Ledger(lab.ledger_path).load_rows()
+    assert [row.decision for row in rows] == ["keep", "unresolved"]
     verified(lab)
 
 
