@@ -1,4 +1,4 @@
-"""What a lab's prepare.py imports: committed labs find the corpus under this name."""
+"""The name under which a lab's committed prepare.py imports the corpus."""
 
 from autoresearch.data.corpus import Recipe, Sealed, find, prepare, require
 

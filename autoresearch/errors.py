@@ -1,10 +1,10 @@
-"""Everything that can go wrong, in one tree.
+"""All errors, in one tree.
 
-    LabError      the human's files, settings or machine: what, where, what to type next
-    ├── Busy      another run holds this lab
-    └── NotYet    nothing is wrong, but it is too soon (exit code 3)
-    Failed        the experiment in hand went wrong: caught in `loop` and recorded
-    Stopped       a human asked the night to stop while a run was under way
+    LabError            the user's files, settings or machine: what, where, what next
+    ├── LabBusy         another run holds this lab
+    └── NotReady        nothing is wrong, but it is too early (exit code 3)
+    ExperimentFailed    an experiment failed: caught, and recorded as its verdict
+    RunStopped          the user stopped the session while a run was under way
 
 Everything else is a bug in AutoResearch and is left to crash.
 """
@@ -13,7 +13,7 @@ from autoresearch.experiment import Failure
 
 
 class LabError(Exception):
-    """The human can fix this; the message says what, where and what to type next."""
+    """The user can fix this; the message says what, where and what to type next."""
 
 
 class LabBusy(LabError):
@@ -21,11 +21,11 @@ class LabBusy(LabError):
 
 
 class NotReady(LabError):
-    """What was asked for does not exist yet."""
+    """What was requested does not exist yet."""
 
 
 class ExperimentFailed(Exception):
-    """An experiment ended without a score. Carries the Failure to write down."""
+    """An experiment ended without a score. Carries the Failure to record."""
 
     def __init__(self, failure: Failure) -> None:
         super().__init__(f"{failure.kind}: {failure.detail}")
@@ -33,4 +33,4 @@ class ExperimentFailed(Exception):
 
 
 class RunStopped(Exception):
-    """The run in hand was cut off because a human stopped the night."""
+    """A run was ended because the user stopped the session."""

@@ -1,13 +1,13 @@
-"""The lab notebook: one git commit per verdict, kept or not.
+"""Git plumbing, hardened: one commit per verdict, kept or not.
 
-Commits are made with plumbing, straight into the object store, and named
-refs/autoresearch/N. Nothing is checked out or reset: a discarded idea is never lost and
-a crash never leaves a half-made tree. A keep moves the branch forward, from the value
-it was seen at and no other, and the checked-out train.py with it where that is clean.
+Commits are written directly into the object store, and named refs/autoresearch/N.
+Nothing is checked out or reset: a discarded idea is never lost and a crash never leaves
+a partial tree. A keep advances the branch by compare-and-swap, and the working train.py
+with it if that is clean.
 
 Covered: hooks, fsmonitor, signing, filters and foreign configuration are off, and so
-are replaced objects and remotes; a branch that the human moved meanwhile; lock files
-that a killed git left. Not covered: a human who rewrites refs/autoresearch.
+are replaced objects and remotes; a branch that the user moved meanwhile; lock files
+that a killed git left. Not covered: a user who rewrites refs/autoresearch.
 """
 
 import hashlib
@@ -25,8 +25,8 @@ from autoresearch.errors import LabError
 from autoresearch.text import to_one_line
 
 REF_NAMESPACE = "refs/autoresearch"
-# Nothing in a repository's or a user's configuration may start a program or change
-# what is written; hooks and fsmonitor of a planted .git/config once did both.
+# No configuration of a repository or a user may start a program or change what is
+# written; hooks and fsmonitor of a planted .git/config once did both.
 HARDENED_CONFIG = (
     *("-c", "core.hooksPath=/dev/null", "-c", "core.fsmonitor=false"),
     *("-c", "commit.gpgSign=false", "-c", "log.showSignature=false"),
@@ -46,24 +46,22 @@ REVERTED_REFS = "taken-back"  # refs/autoresearch/taken-back/N
 
 
 class GitError(Exception):
-    """A git command said no. `words` is what it said."""
+    """A git command failed. `stderr_text` is its error output."""
 
-    def __init__(self, command: tuple[str, ...], words: str) -> None:
-        super().__init__(f"git {' '.join(command)}: {words}")
-        self.stderr_text = words
+    def __init__(self, command: tuple[str, ...], stderr_text: str) -> None:
+        super().__init__(f"git {' '.join(command)}: {stderr_text}")
+        self.stderr_text = stderr_text
 
 
 @dataclass(frozen=True, slots=True)
 class VerdictCommit:
-    """What a verdict's commit says."""
+    """The content of a verdict's commit."""
 
     title: str  # the whole first line
     body: str
     trailers: tuple[tuple[str, str], ...]
-    author: str  # who proposed it
-    committed_at: (
-        float  # seconds since 1970; fixed, so that the commit can be made again
-    )
+    author: str  # the proposer
+    committed_at: float  # Unix time; fixed, so that the commit is reproducible
 
 
 class Repository:
@@ -72,10 +70,10 @@ class Repository:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    # -- looking -----------------------------------------------------------------------
+    # -- reading -----------------------------------------------------------------------
 
     def require_usable(self) -> None:
-        """LabError unless the lab is the top of a repository, on a branch."""
+        """Raise LabError unless the lab is the top of a repository, on a branch."""
         try:
             top = self.run_git("rev-parse", "--show-toplevel")
         except FileNotFoundError:
@@ -96,7 +94,7 @@ class Repository:
         self.head_commit()
 
     def current_branch(self) -> str:
-        """The full name of the branch that is checked out."""
+        """Return the full name of the branch that is checked out."""
         try:
             return self.run_git("symbolic-ref", "-q", "HEAD")
         except GitError:
@@ -106,7 +104,7 @@ class Repository:
             ) from None
 
     def head_commit(self) -> str:
-        """The commit the branch is at."""
+        """Return the commit of the branch."""
         try:
             return self.run_git("rev-parse", "-q", "--verify", "HEAD^{commit}")
         except GitError:
@@ -116,15 +114,15 @@ class Repository:
             ) from None
 
     def read_file_at(self, commit: str, name: str) -> tuple[str, bytes] | None:
-        """(blob, bytes) of a tracked file; None where the commit has none."""
-        found = self.run_git("ls-tree", commit, "--", name)
-        if not found or not found.startswith("100"):
+        """Read (blob, bytes) of a tracked file; None: it is not in the commit."""
+        entry = self.run_git("ls-tree", commit, "--", name)
+        if not entry or not entry.startswith("100"):
             return None
-        blob = found.split()[2]
+        blob = entry.split()[2]
         return blob, self.run_git_bytes("cat-file", "blob", blob)
 
     def find_commit(self, number: int) -> str | None:
-        """The commit of an experiment; None where git has none."""
+        """Return the commit of an experiment; None: there is none."""
         try:
             return self.run_git(
                 "rev-parse", "-q", "--verify", f"{REF_NAMESPACE}/{number}^{{commit}}"
@@ -135,11 +133,11 @@ class Repository:
     def list_verdict_commits(
         self, under: str = REF_NAMESPACE
     ) -> list[tuple[int, str, str]]:
-        """(experiment, commit, raw message) of every verdict, by number."""
+        """List (experiment, commit, raw message) of every verdict, by number."""
         form = "%(refname)%00%(objectname)%00%(contents)%01"
-        found = self.run_git("for-each-ref", f"--format={form}", under)
+        output = self.run_git("for-each-ref", f"--format={form}", under)
         entries = []
-        for record in found.split("\x01"):
+        for record in output.split("\x01"):
             name, _, rest = record.strip("\n").partition("\0")
             commit, _, message = rest.partition("\0")
             number = name.removeprefix(f"{under}/")
@@ -148,25 +146,25 @@ class Repository:
         return sorted(entries)
 
     def read_log(self, count: int) -> str:
-        """The last commits of the branch, one a line."""
+        """Return the last commits of the branch, one a line."""
         return self.run_git("log", "--oneline", f"-{count}")
 
     # -- writing -----------------------------------------------------------------------
 
     def write_blob(self, text: str) -> str:
-        """Keep a text as a blob; git's name for it."""
+        """Write a text as a blob and return its id."""
         stdin = text.encode()
         return self.run_git("hash-object", "-w", "--no-filters", "--stdin", stdin=stdin)
 
     def create_commit(self, entry: VerdictCommit, blob: str, parent: str) -> str:
-        """A commit that differs from its parent only in train.py. Nothing names it."""
+        """Create a commit that differs from its parent only in train.py; no ref."""
         mode, others = b"100644", []
         for line in self.run_git_bytes("ls-tree", "-z", parent).split(b"\0"):
             kind, _, name = line.partition(b"\t")
             if name != b"train.py":
                 others += [line] if line else []
             elif kind.startswith(b"100"):
-                mode = kind[:6]  # stays executable where it was
+                mode = kind[:6]  # stays executable if it was
         mine = b"%s blob %s\ttrain.py" % (mode, blob.encode())
         tree = self.run_git("mktree", "-z", stdin=b"\0".join([*others, mine, b""]))
         trailers = "\n".join(
@@ -180,43 +178,41 @@ class Repository:
         )
 
     def set_experiment_ref(self, number: int, commit: str) -> None:
-        """Call a verdict's commit refs/autoresearch/N; naming it twice is fine."""
+        """Set refs/autoresearch/N to a verdict's commit; idempotent."""
         self.run_git("update-ref", f"{REF_NAMESPACE}/{number}", commit)
 
     def set_reverted_ref(self, number: int, commit: str) -> None:
-        """Call the commit that took a champion back refs/autoresearch/taken-back/N."""
+        """Set refs/autoresearch/taken-back/N to the commit that reverted a champion."""
         self.run_git("update-ref", f"{REF_NAMESPACE}/{REVERTED_REFS}/{number}", commit)
 
     def list_reverted_commits(self) -> list[tuple[int, str, str]]:
-        """(experiment, commit, raw message) of every champion that was taken back."""
+        """List (experiment, commit, raw message) of every reverted champion."""
         return self.list_verdict_commits(f"{REF_NAMESPACE}/{REVERTED_REFS}")
 
     def advance_branch(self, branch: str, commit: str, seen: str) -> bool:
-        """Move the branch from `seen` to `commit`; False if it is elsewhere by now."""
+        """Move the branch from `seen` to `commit`; False: it is elsewhere by now."""
         try:
             self.run_git("update-ref", "-m", "autoresearch: keep", branch, commit, seen)
         except GitError as error:
             if self.run_git("rev-parse", "-q", "--verify", branch) == seen:
                 raise LabError(
                     f"git cannot move {branch}: {to_one_line(error.stderr_text[:400])} "
-                    "Next: end whatever holds that, then autoresearch run"
+                    "Next: end the process that holds it, then: autoresearch run"
                 ) from None
             return False
         return True
 
     def update_working_file(self, old: str, new: str) -> bool:
-        """Bring the working train.py along; False if the human's edits stay there.
+        """Update the working train.py; False: the user's edits stay there.
 
         Git's own checkout would run filters and change line endings, so the file is
-        written here; git is only told of it.
+        written here, and then the index is updated.
         """
-        before, after = (
-            self.read_file_at(old, "train.py"),
-            self.read_file_at(new, "train.py"),
-        )
+        before = self.read_file_at(old, "train.py")
+        after = self.read_file_at(new, "train.py")
         assert after is not None, "every commit of ours has a train.py"
         path = self.folder / "train.py"
-        known = [found[1] for found in (before, after) if found]
+        known = [file[1] for file in (before, after) if file]
         clean = path.is_file() and not path.is_symlink() and path.read_bytes() in known
         if clean:
             rewrite_atomically(path, after[1])
@@ -226,21 +222,21 @@ class Repository:
         return clean
 
     def update_index(self, blob: str, mode: str) -> None:
-        """Tell the index what the branch's train.py is now.
+        """Set the index entry of train.py.
 
-        Another git may hold the index, or have left its lock there for good. Then `git
-        status` is behind until the next keep; nothing else needs the index.
+        Another git may hold the index, or have left a stale lock. Then `git status` is
+        outdated until the next keep; nothing else needs the index.
         """
         entry = f"{mode},{blob},train.py"
         where = self.run_git("rev-parse", "--absolute-git-dir")
-        # Before it writes an index, git compares files of the same moment, and filters
-        # them for it: hence a work tree without files.
+        # Before git writes an index, it compares files of the same timestamp, and runs
+        # filters on them: hence a work tree without files.
         with tempfile.TemporaryDirectory() as empty, suppress(GitError):
             apart = ("--git-dir", where, "--work-tree", empty, "-C", empty)
             self.run_git(*apart, "update-index", "--cacheinfo", entry)
 
     def has_commit(self, commit: str) -> bool:
-        """Whether the branch already holds a commit."""
+        """Whether the branch contains a commit."""
         try:
             self.run_git("merge-base", "--is-ancestor", commit, "HEAD")
         except GitError:
@@ -248,16 +244,16 @@ class Repository:
         return True
 
     def pack_objects(self) -> None:
-        """Pack refs and objects, so that ten thousand experiments slow nothing.
+        """Pack refs and objects, so that ten thousand experiments stay fast.
 
-        Not `gc`: it would prune the sources of proposals that still wait.
+        Not `gc`: it would prune the sources of queued proposals.
         """
         for words in (("pack-refs", "--all"), ("repack", "-d", "-l", "-q")):
-            with suppress(GitError):  # a lock in the way; the next time will do
+            with suppress(GitError):  # locked by another git; the next call packs
                 self.run_git(*words)
 
     def add_excludes(self, *names: str) -> None:
-        """Have git ignore files of ours without touching the human's .gitignore."""
+        """Make git ignore our files without changing the user's .gitignore."""
         path = self.folder / self.run_git("rev-parse", "--git-path", "info/exclude")
         path.parent.mkdir(exist_ok=True)
         lines = path.read_bytes().splitlines() if path.exists() else []
@@ -270,14 +266,14 @@ class Repository:
     def run_git(
         self, *args: str, stdin: bytes = b"", who: Mapping[str, str] | None = None
     ) -> str:
-        """One git command; its output without the last newline."""
-        said = self.run_git_bytes(*args, stdin=stdin, who=who)
-        return said.decode(errors="replace").rstrip("\n")
+        """Run a git command; return its output without the last newline."""
+        output = self.run_git_bytes(*args, stdin=stdin, who=who)
+        return output.decode(errors="replace").rstrip("\n")
 
     def run_git_bytes(
         self, *args: str, stdin: bytes = b"", who: Mapping[str, str] | None = None
     ) -> bytes:
-        """One git command; its output as it came."""
+        """Run a git command; return its output. Raises GitError."""
         done = subprocess.run(
             ("git", "-C", str(self.folder), *HARDENED_CONFIG, *args),
             input=stdin,
@@ -290,7 +286,7 @@ class Repository:
 
 
 def isolated_environment() -> dict[str, str]:
-    """An environment in which git reads no configuration but this repository's."""
+    """Return an environment in which git reads only this repository's config."""
     return {
         "PATH": os.environ.get("PATH", os.defpath),
         "HOME": "/nonexistent",
@@ -300,10 +296,10 @@ def isolated_environment() -> dict[str, str]:
         "GIT_TERMINAL_PROMPT": "0",
         "GIT_OPTIONAL_LOCKS": "0",
         "GIT_ATTR_NOSYSTEM": "1",
-        "GIT_NO_REPLACE_OBJECTS": "1",  # what a name stands for cannot be changed
+        "GIT_NO_REPLACE_OBJECTS": "1",  # refs/replace could redirect an id
         "GIT_GRAFT_FILE": "/dev/null",
         "GIT_ALLOW_PROTOCOL": "",  # no remote, so none that starts a program either
-        # A lab may belong to another user than root runs as; the path is our own.
+        # The lab may belong to another user than this process; the path is our own.
         "GIT_CONFIG_COUNT": "1",
         "GIT_CONFIG_KEY_0": "safe.directory",
         "GIT_CONFIG_VALUE_0": "*",
@@ -311,11 +307,11 @@ def isolated_environment() -> dict[str, str]:
 
 
 def identity_environment(author: str, at: float) -> dict[str, str]:
-    """Author and committer of a verdict, both said outright."""
+    """Return author and committer of a verdict as environment variables."""
     name, email = COMMITTER
     when = f"{int(at)} +0000"
     return {
-        # Git refuses a name of nothing but the marks it strips from both ends.
+        # Git rejects a name of only the characters that it strips from both ends.
         "GIT_AUTHOR_NAME": to_one_line(author).strip("<>.,:;\"\\' ") or "unknown",
         "GIT_AUTHOR_EMAIL": "proposer@localhost",
         "GIT_AUTHOR_DATE": when,
@@ -326,17 +322,17 @@ def identity_environment(author: str, at: float) -> dict[str, str]:
 
 
 def rewrite_atomically(path: Path, content: bytes) -> None:
-    """Write a file anew, whole or not at all, with the permissions it had."""
+    """Replace a file's content atomically, with the permissions it had."""
     if path.read_bytes() == content:
         return
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    beside.write_bytes(content)
-    beside.chmod(path.stat().st_mode)
-    beside.replace(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_bytes(content)
+    temporary.chmod(path.stat().st_mode)
+    temporary.replace(path)
 
 
 def shorten_title(title: str) -> str:
-    """A proposal's title as a commit names it: ASCII, one line, at most 50 letters."""
+    """Shorten a title for a commit: ASCII, one line, at most 50 letters."""
     plain = unicodedata.normalize("NFKD", to_one_line(title)).encode("ascii", "ignore")
     short = " ".join(plain.decode().split()) or "untitled"
     if len(short) <= MAX_SUMMARY_LETTERS:
@@ -345,18 +341,18 @@ def shorten_title(title: str) -> str:
 
 
 def parse_trailers(message: str) -> dict[str, str]:
-    """The trailers of a verdict's message; unknown lines are left out."""
+    """Parse the trailers of a verdict's message; unknown ones are left out."""
     last = message.rstrip("\n").rpartition("\n\n")[2]
-    found = {}
+    trailers = {}
     for line in last.splitlines():
         key, colon, text = line.partition(": ")
         if colon and key in TRAILERS:
-            found[key] = text
-    return found
+            trailers[key] = text
+    return trailers
 
 
 def compute_blob_id(text: str) -> str:
-    """The name git gives to a file with this text."""
+    """Compute git's blob id of a text."""
     body = text.encode()
     header = f"blob {len(body)}\0".encode()
     return hashlib.sha1(header + body, usedforsecurity=False).hexdigest()

@@ -4,9 +4,10 @@
                                     --policy--> Verdict --recorder--> ledger, git
 
 Everything in this file happens in one process, one step at a time, so there is one
-writer. Runs leave for devices as plain values (`measure.messages`) and are heard before
-anything new is proposed. What a trial runs next is decided in `run/trial.py`, what a
-verdict entails in `run/verdicts.py`, how a session ends in `run/closing.py`.
+writer. Runs go to devices as plain values (`measure.messages`), and their results are
+received before anything new is proposed. What a trial runs next is decided in
+`run/trial.py`, what follows from a verdict in `run/verdicts.py`, and how a session ends
+in `run/closing.py`.
 """
 
 import time
@@ -28,8 +29,8 @@ IDLE_SECONDS = 0.5  # between two looks for a proposal, when there is none
 def research(session: Session) -> Iterator[Row]:
     """Yield verdicts until the proposers are exhausted or a stop is requested.
 
-    An experiment that a stop interrupts has no verdict: the next session takes it up.
-    Raises LabError when the baseline fails.
+    An experiment that a stop interrupts has no verdict: the next session resumes it.
+    Raises LabError when the baseline fails. However it ends, no run continues after it.
     """
     before = session.recorder.ledger.run_count
     dispatcher = Dispatcher(session)
@@ -42,17 +43,19 @@ def research(session: Session) -> Iterator[Row]:
         )
     except RunStopped:
         return
+    finally:
+        dispatcher.end_runs()
 
 
 def run_trials(
     session: Session, dispatcher: Dispatcher, closing: ClosingRuns
 ) -> Iterator[Row]:
-    """Yield the verdict of one trial after the other.
+    """Yield the verdict of each trial as it is decided.
 
-    Results are heard first, then open trials get the devices they want, then a new
-    proposal is asked for; with nothing of these to do, the session waits or ends.
+    Results are received first, then open trials get the devices they want, then a new
+    proposal is requested; if none of these applies, the session waits or ends.
     """
-    taken = 0  # proposals
+    proposal_count = 0
     while True:
         if (trial := dispatcher.take_finished()) is not None:
             yield decide_trial(session, closing, trial)
@@ -61,11 +64,11 @@ def run_trials(
             dispatcher.receive()
             continue
         dispatcher.fill_free_devices()
-        is_over = session.is_over(taken)
+        is_over = session.is_over(proposal_count)
         if wants_proposal(session, dispatcher, closing, is_over=is_over):
             proposal = next_proposal(session, dispatcher.numbers)
             if proposal is not None:
-                taken += 1
+                proposal_count += 1
                 yield from start_trial(session, dispatcher, proposal)
                 continue
         if dispatcher.is_running:
@@ -83,24 +86,25 @@ def run_trials(
 def wants_proposal(
     session: Session, dispatcher: Dispatcher, closing: ClosingRuns, *, is_over: bool
 ) -> bool:
-    """Whether a device is free for a new idea; not once the session is closing."""
+    """Whether a device is free for a new idea; False once the session is closing."""
     if not dispatcher.free_count or session.workbench.stop.soon or is_over:
         return False
     return not closing.under_way and not closing.choose_runs()
 
 
 def next_proposal(session: Session, under_way: set[int]) -> Proposal | None:
-    """What waits in the ledger (an interrupted run, a `try`), else a new idea.
+    """Return a proposal from the ledger (an interrupted run, a `try`), else a new one.
 
-    None: the lab is paused, or no proposer has an idea now.
+    under_way: numbers of experiments to skip. None: the lab is paused, or no proposer
+    has an idea now.
     """
     lab, ledger = session.workbench.lab, session.recorder.ledger
     lab.require_disk_space()
     if lab.pause_path.exists():
         return None
-    for waiting in ledger.load_open_proposals():
-        if waiting.number not in under_way:
-            return waiting
+    for queued in ledger.load_open_proposals():
+        if queued.number not in under_way:
+            return queued
     session.recorder.reload_program()
     history = queries.load_evidence(ledger).build_history()
     start = session.policy.choose_parent(history, history.rows)
@@ -113,7 +117,7 @@ def next_proposal(session: Session, under_way: set[int]) -> Proposal | None:
 def start_trial(
     session: Session, dispatcher: Dispatcher, proposal: Proposal
 ) -> Iterator[Row]:
-    """Proposal -> Candidate, and send its first run; yield the verdict if refused."""
+    """Proposal -> Candidate, and send its first run. Yield the verdict if refused."""
     try:
         candidate = session.recorder.store_candidate(proposal)
     except ExperimentFailed as failed:
@@ -123,7 +127,7 @@ def start_trial(
 
 
 def decide_trial(session: Session, closing: ClosingRuns, trial: Trial) -> Row:
-    """Scores -> Verdict, on record."""
+    """Scores -> Verdict, recorded."""
     if trial.is_closing:
         closing.count_trial(trial)
     return record_trial(session, trial)

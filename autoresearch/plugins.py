@@ -1,11 +1,11 @@
-"""Members of a family that other packages bring, found by entry points.
+"""Plugins: members of a family from other packages, found by entry points.
 
     [project.entry-points."autoresearch.policies"]
     thompson = "my_package.policies:Thompson"
 
-The families are proposers, policies, pools and sources; what each entry point must be
-callable with is said in the registry of its room. A built-in name always wins. Plugins
-are code that a person installed: they run with the harness, not in the sandbox.
+The families are proposers, policies, pools and sources; the registry of each room says
+how its entry points are called. A built-in name always wins. Plugins are code that the
+user installed: they run with the harness, not in the sandbox.
 """
 
 from importlib.metadata import EntryPoint, entry_points
@@ -17,12 +17,12 @@ Family = Literal["proposers", "policies", "pools", "sources"]
 
 
 def plugin_names(family: Family) -> tuple[str, ...]:
-    """The names that installed packages offer, sorted."""
+    """List the names that installed packages offer, sorted."""
     return tuple(sorted(find_entry_points(family)))
 
 
 def load_plugin(family: Family, name: str) -> Any:
-    """What an installed package offers under a name; None: nothing.
+    """Load what an installed package offers under a name; None: nothing.
 
     Raises LabError when it cannot be imported.
     """
@@ -39,5 +39,5 @@ def load_plugin(family: Family, name: str) -> Any:
 
 
 def find_entry_points(family: Family) -> dict[str, EntryPoint]:
-    """Entry points by name."""
+    """Find the entry points of a family, by name."""
     return {point.name: point for point in entry_points(group=f"autoresearch.{family}")}

@@ -1,4 +1,4 @@
-"""What a lab's prepare.py imports: committed labs find `main` under this name."""
+"""The name under which a lab's committed prepare.py imports `main`."""
 
 from autoresearch.commands.score import main
 

@@ -3,7 +3,7 @@
 import re
 import unicodedata
 
-# Letters and marks that show nothing: a whole text fits into variation selectors.
+# Characters that show nothing: variation selectors alone can encode a whole text.
 INVISIBLE_CHARACTERS = re.compile(
     "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u3164\ufe00-\ufe0f\uffa0"
     "\U000e0000-\U000e0fff]"
@@ -16,14 +16,14 @@ NOT_SHOWN = ("Cc", "Cf", "Zl", "Zp", "Cs")  # Unicode categories
 
 
 def to_one_line(text: str) -> str:
-    """Text without line breaks, control characters, escapes and hidden text."""
+    """Remove line breaks, control characters, escapes and hidden text."""
     bare = ANSI_ESCAPES.sub("", INVISIBLE_CHARACTERS.sub("", text))
     kept = (" " if unicodedata.category(c) in NOT_SHOWN else c for c in bare)
     return " ".join("".join(kept).split())
 
 
 def strip_invisible(text: str) -> str:
-    """Without escapes, control characters, bidi marks, surrogates and hidden text."""
+    """Remove escapes, control characters, bidi marks, surrogates and hidden text."""
     if text.isascii() and text.isprintable():
         return text
     bare = ANSI_ESCAPES.sub("", INVISIBLE_CHARACTERS.sub("", text))
@@ -38,25 +38,25 @@ def is_visible(character: str) -> bool:
 
 
 def format_number(value: float | None, form: str) -> str:
-    """A number, or nothing where there is none."""
+    """Format a number; "" for None."""
     return "" if value is None else format(value, form)
 
 
 def format_score(value: float | None) -> str:
-    """A score for people: four decimals, or three digits where those would say 0."""
+    """Format a score: four decimals, or three digits where four decimals show 0."""
     if value is None:
         return ""
     return f"{value:.4f}" if value == 0 or 0.1 <= abs(value) < 1e6 else f"{value:.3g}"
 
 
 def format_exact(value: float, sign: str = "") -> str:
-    """A number for people who compare: six decimals, or six digits of a small one."""
+    """Format a number for comparison: six decimals, or six digits of a small one."""
     small = 0 < abs(value) < 0.1
     return format(value, f"{sign}.6g" if small else f"{sign}.6f")
 
 
 def format_delta(delta: float | None) -> str:
-    """A difference of scores for people, always with its sign."""
+    """Format a difference of scores, always with its sign."""
     if delta is None:
         return ""
     return f"{delta:+.4f}" if abs(delta) >= 0.0001 else f"{delta:+.2g}"

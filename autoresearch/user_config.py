@@ -1,8 +1,8 @@
-"""config.toml: what belongs to a person or a machine, not to a lab.
+"""config.toml: settings of a user or a machine, not of a lab.
 
 It lies in the user's configuration folder ($XDG_CONFIG_HOME/autoresearch, by default
-~/.config/autoresearch). Without one every default holds. What belongs to the research
-stands in program.md.
+~/.config/autoresearch). Without one every default applies. Settings of the research
+belong in program.md.
 """
 
 import os
@@ -29,7 +29,7 @@ def config_path() -> Path:
 
 
 def load_config() -> UserConfig:
-    """The settings in force; LabError says what is wrong with the file."""
+    """Load config.toml; LabError says what is wrong with it."""
     path = config_path()
     try:
         if path.stat().st_size > LARGEST_CONFIG_BYTES:
@@ -40,7 +40,7 @@ def load_config() -> UserConfig:
     except OSError as error:
         raise LabError(f"{path} cannot be read: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
-        raise LabError(f"{path} is no TOML ({error}). Next: correct it") from None
+        raise LabError(f"{path} is not TOML ({error}). Next: correct it") from None
     known = {field.name for field in fields(UserConfig)}
     for name, value in settings.items():
         if name not in known:

@@ -23,7 +23,7 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
 from autoresearch.loop import research
-from autoresearch.proposers.agents.process import home_of
+from autoresearch.proposers.agents.process import agent_home
 from autoresearch.records.ledger import Ledger
 from autoresearch.run import session
 from autoresearch.sandbox.process import StopFlag
@@ -174,7 +174,7 @@ def configure(agent, url):
             }
         )
     elif agent == "codex":
-        file = home_of("codex") / ".codex" / "config.toml"
+        file = agent_home("codex") / ".codex" / "config.toml"
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(
             'model = "scripted"\nmodel_provider = "local"\n'

@@ -52,7 +52,7 @@ from autoresearch.measure.workbench import (
     host_paths,
 )
 from autoresearch.proposers import context
-from autoresearch.proposers.search import drawn, tidy
+from autoresearch.proposers.search import round_value, sample_value
 from autoresearch.records.ledger import Ledger
 from autoresearch.run import session
 from autoresearch.sandbox import selftest
@@ -80,8 +80,8 @@ def change(rng, source, number):
         knob = rng.choice(
             [c for c in constants.parse_constants(source) if not c.is_fixed]
         )
-        value = rng.choice(knob.choices) if knob.choices else drawn(knob, rng)
-        value = value if knob.choices else tidy(knob, value)
+        value = rng.choice(knob.choices) if knob.choices else sample_value(knob, rng)
+        value = value if knob.choices else round_value(knob, value)
         text = constants.replace_constants(source, {knob.name: value})
         return f"{knob.name} {knob.spelling} -> {value}", text
     lines = source.split("\n")
@@ -123,7 +123,9 @@ def thousand(path, source, count, seed=1):
 def context_of(count):
     """(tokens, seconds, bytes equal) of a context built from a ledger just opened."""
     source = (FLAGSHIP / "train.py").read_text()
-    asked = context.Asked((FLAGSHIP / "program.md").read_text(), "val_bpb", "80 lines")
+    asked = context.ContextRequest(
+        (FLAGSHIP / "program.md").read_text(), "val_bpb", "80 lines"
+    )
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "ledger.db"
         thousand(path, source, count)
@@ -131,11 +133,11 @@ def context_of(count):
         for _ in range(5):
             ledger = Ledger(path)
             begun = time.perf_counter()
-            texts.append(context.build(ledger, asked))
+            texts.append(context.build_context(ledger, asked))
             seconds.append(time.perf_counter() - begun)
             ledger.close()
     return {
-        "context_tokens": context.tokens(texts[0]),
+        "context_tokens": context.estimate_tokens(texts[0]),
         "context_bytes": len(texts[0].encode()),
         "context_seconds": round(statistics.median(seconds), 3),
         "context_identical": len(set(texts)) == 1,

@@ -41,8 +41,8 @@ from autoresearch.lab import (
     constants,
     constraints,
 )
-from autoresearch.proposers.bandit import Hybrid
-from autoresearch.proposers.search import Search, drawn, tidy
+from autoresearch.proposers.bandit import Bandit
+from autoresearch.proposers.search import Search, round_value, sample_value
 from tests.test_search import Bench
 
 FROM = 30  # the first experiment that counts
@@ -163,7 +163,7 @@ class Random:
         source = ledger.source(champion.blob)
         knob = self._rng.choice(constants.parse_constants(source))
         text = constants.replace_constants(
-            source, {knob.name: tidy(knob, drawn(knob, self._rng))}
+            source, {knob.name: round_value(knob, sample_value(knob, self._rng))}
         )
         return Proposal(None, knob.name, text, champion.blob, "random")
 
@@ -197,7 +197,7 @@ def proposer(name, field, seed, rule):
         return Search(seed=seed)
     if name == "scripted":
         return Scripted(field.ideas, seed)
-    return Hybrid([Search(seed=seed), Scripted(field.ideas, seed)], seed, rule)
+    return Bandit([Search(seed=seed), Scripted(field.ideas, seed)], seed, rule)
 
 
 def night(job):

@@ -161,10 +161,10 @@ def guest_of(lab, walls, code):
     return SandboxedProcess(
         place,
         lab=lab.folder,
-        slot=Device(),
+        device=Device(),
         limits=ResourceLimits(4.0),
         stop=StopFlag(),
-        walls=walls,
+        backend=walls,
         code=code,
     )
 
@@ -288,7 +288,7 @@ def trained(folder, walls, slot, options):
         candidate = Candidate(
             Proposal(seed, "x", source, "", "human"), compute_blob_id(source)
         )
-        run = trainer.train_candidate(bench, candidate, seed=seed, slot=slot)
+        run = trainer.train_candidate(bench, candidate, seed=seed, device=slot)
         kept = lab.state_folder / f"kept-{seed}"
         shutil.copytree(run.weights.parent, kept)
         runs.append(replace(run, weights=kept / run.weights.name))
@@ -326,7 +326,7 @@ def evaluation(bench, run, slot, repeats):
         again = bench.lab.state / "again"
         shutil.copytree(run.weights.parent, again, dirs_exist_ok=True)
         once = replace(run, weights=again / run.weights.name)
-        score = evaluator.score_run(bench, once, slot=slot)
+        score = evaluator.score_run(bench, once, device=slot)
         start = (
             2
             * evaluator.locate_calibration(bench, slot).load_calibration().start_seconds

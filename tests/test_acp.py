@@ -12,7 +12,7 @@ from autoresearch.errors import LabError
 from autoresearch.lab.program import Program
 from autoresearch.proposers.agents import acp, process
 from autoresearch.proposers.registry import check_proposers, load_proposers
-from autoresearch.proposers.toolkit import desk_of
+from autoresearch.proposers.toolkit import open_toolkit
 from autoresearch.records.ledger import Ledger
 from tests import nights
 from tests.test_agent import sleepers
@@ -36,11 +36,11 @@ def spec(*words):
 
 def asked(lab, *words):
     """The agent with this trick, asked once; (agent, proposal, asking, transcript)."""
-    one = process.Agent(spec(*words), desk_of(lab.folder, Program()))
-    ledger = Ledger(lab.ledger)
+    one = process.Agent(spec(*words), open_toolkit(lab.folder, Program()))
+    ledger = Ledger(lab.ledger_path)
     proposal = one.propose(ledger)
     asking = ledger.load_proposer_calls()[-1]
-    said = (lab.state / "asked" / asking.transcript).read_text()
+    said = (lab.state_folder / "asked" / asking.transcript).read_text()
     return one, proposal, asking, said
 
 
@@ -89,12 +89,12 @@ def test_a_hard_link_to_a_file_outside_is_no_file_of_the_folder(tmp_path):
     (tmp_path / "work").mkdir()
     (tmp_path / "secret").write_text("hunter2")
     os.link(tmp_path / "secret", tmp_path / "work" / "mine")
-    folder = acp.Folder(tmp_path / "work")
+    folder = acp.AgentFolder(tmp_path / "work")
 
-    with pytest.raises(acp.Refused):
-        folder.read({"path": "mine"})
-    with pytest.raises(acp.Refused):
-        folder.write({"path": "mine", "content": "x"})
+    with pytest.raises(acp.RequestRefused):
+        folder.read_lines({"path": "mine"})
+    with pytest.raises(acp.RequestRefused):
+        folder.write_file({"path": "mine", "content": "x"})
     folder.close()
 
     assert (tmp_path / "secret").read_text() == "hunter2"
@@ -103,11 +103,11 @@ def test_a_hard_link_to_a_file_outside_is_no_file_of_the_folder(tmp_path):
 def test_a_folder_that_is_swapped_for_a_link_stays_the_folder_it_was(tmp_path):
     (tmp_path / "work").mkdir()
     (tmp_path / "else").mkdir()
-    folder = acp.Folder(tmp_path / "work")
+    folder = acp.AgentFolder(tmp_path / "work")
     (tmp_path / "work").rename(tmp_path / "moved")
     (tmp_path / "work").symlink_to(tmp_path / "else")
 
-    folder.write({"path": str(tmp_path / "work" / "x"), "content": "x"})
+    folder.write_file({"path": str(tmp_path / "work" / "x"), "content": "x"})
     folder.close()
 
     assert not (tmp_path / "else" / "x").exists()
@@ -142,7 +142,7 @@ def test_who_misbehaves_is_one_failed_asking(lab, words, outcome):
     assert proposal is None
     assert outcome in asking.outcome
     assert one.resting_until > 0
-    assert len(Ledger(lab.ledger).load_proposer_calls()) == 1
+    assert len(Ledger(lab.ledger_path).load_proposer_calls()) == 1
 
 
 def test_who_dies_in_mid_turn_leaves_what_it_has_written(lab):
@@ -174,11 +174,11 @@ def test_who_does_not_stop_is_killed_at_its_limit(lab, monkeypatch):
 
 
 def test_a_night_that_ends_does_not_wait_for_it(lab):
-    one = process.Agent(spec("hangs"), desk_of(lab.folder, Program()))
+    one = process.Agent(spec("hangs"), open_toolkit(lab.folder, Program()))
     threading.Timer(1.0, one.close).start()
     begun = time.monotonic()
 
-    one.propose(Ledger(lab.ledger))
+    one.propose(Ledger(lab.ledger_path))
 
     assert time.monotonic() - begun < 20
     assert not sleepers("acp_agent.py")
@@ -196,21 +196,21 @@ def test_no_message_whatever_it_holds_is_a_traceback(tmp_path):
         b'"locations":7}}}', b'{"id":' + b"9" * 5000 + b"}", b"\xff\xfe",
     )  # fmt: skip
     for line in odd:
-        client = acp.Client(tmp_path / "work", "p", time.monotonic() + 9)
+        client = acp.AcpClient(tmp_path / "work", "p", time.monotonic() + 9)
         for words in (line, b'{"id":0,"result":{"protocolVersion":1}}', line):
             client.feed_stdout(words + b"\n")
         client.feed_stdout(b'{"id":1,"result":{"sessionId":"s"}}\n' + line + b"\n")
         client.close()
-        assert client.whole()
+        assert client.transcript()
 
 
 def test_the_names_in_the_table_are_started_by_their_own_flag():
-    assert process.kind_of("gemini").acp[:2] == ("gemini", "--acp")
-    assert process.kind_of("opencode").acp == ("opencode", "acp")
-    assert process.kind_of("codex").acp == ()
-    assert process.kind_of('acp:"x --y"').acp == ("x", "--y")
+    assert process.load_agent_spec("gemini").acp[:2] == ("gemini", "--acp")
+    assert process.load_agent_spec("opencode").acp == ("opencode", "acp")
+    assert process.load_agent_spec("codex").acp == ()
+    assert process.load_agent_spec('acp:"x --y"').acp == ("x", "--y")
     with pytest.raises(LabError, match=r'acp:" names no command'):
-        process.kind_of("acp:")
+        process.load_agent_spec("acp:")
 
 
 def test_check_asks_it_once(lab):

@@ -10,10 +10,10 @@ import pytest
 from autoresearch.errors import LabError
 from autoresearch.lab.program import Program
 from autoresearch.proposers.agents import process
-from autoresearch.proposers.agents.acp import Bill
+from autoresearch.proposers.agents.acp import AgentUsage
 from autoresearch.proposers.registry import check_proposers as named_states
 from autoresearch.proposers.registry import load_proposers
-from autoresearch.proposers.toolkit import desk_of
+from autoresearch.proposers.toolkit import open_toolkit
 from autoresearch.records.ledger import Ledger
 from autoresearch.sandbox import command
 from tests import nights
@@ -41,9 +41,9 @@ def asked(lab, tmp_path, *lines):
         "import os, sys, time\nprompt = sys.stdin.read()\n" + "\n".join(lines)
     )
     one = process.Agent(
-        f'cmd:"{sys.executable} {program}"', desk_of(lab.folder, Program())
+        f'cmd:"{sys.executable} {program}"', open_toolkit(lab.folder, Program())
     )
-    ledger = Ledger(lab.ledger)
+    ledger = Ledger(lab.ledger_path)
     proposal = one.propose(ledger)
     return one, proposal, ledger.load_proposer_calls()[-1]
 
@@ -65,13 +65,13 @@ def test_the_prompt_comes_on_stdin_and_never_as_an_argument(lab, tmp_path):
     )
 
     assert proposal.title == "deeper"
-    said = (lab.state / "asked" / asking.transcript).read_text()
+    said = (lab.state_folder / "asked" / asking.transcript).read_text()
     assert "Make ONE change to train.py" in said
     assert "DEPTH = 4" in said
 
 
 def test_whatever_else_it_touched_is_reported_and_dropped(lab, tmp_path):
-    before = lab.read("prepare.py")
+    before = lab.read_file("prepare.py")
 
     _, proposal, asking = asked(
         lab, tmp_path, DEEPER, IDEA,
@@ -80,7 +80,7 @@ def test_whatever_else_it_touched_is_reported_and_dropped(lab, tmp_path):
 
     assert "DEPTH = 8" in proposal.source
     assert asking.outcome == "proposed; also touched, and dropped: extra.py, prepare.py"
-    assert lab.read("prepare.py") == before
+    assert lab.read_file("prepare.py") == before
 
 
 @pytest.mark.parametrize(
@@ -132,12 +132,12 @@ def test_at_its_limit_the_whole_tree_is_dead_and_a_change_left_behind_counts(
 def test_a_night_that_ends_does_not_wait_for_it(lab, tmp_path):
     import threading
 
-    desk = desk_of(lab.folder, Program())
+    desk = open_toolkit(lab.folder, Program())
     one = process.Agent("cmd:sleep 77.25", desk)
     threading.Timer(0.5, one.close).start()
     begun = time.monotonic()
 
-    assert one.propose(Ledger(lab.ledger)) is None
+    assert one.propose(Ledger(lab.ledger_path)) is None
 
     assert time.monotonic() - begun < 20
     assert not sleepers("77.25")
@@ -151,7 +151,7 @@ def test_it_sees_no_secret_that_it_does_not_need(lab, tmp_path, monkeypatch):
         lab, tmp_path, "print(dict(os.environ))", "print('HOME', os.listdir(os.environ['HOME']))"
     )  # fmt: skip
 
-    said = (lab.state / "asked" / asking.transcript).read_text()
+    said = (lab.state_folder / "asked" / asking.transcript).read_text()
     assert "hunter2" not in said
     assert "HOME []" in said
 
@@ -163,11 +163,11 @@ def test_behind_walls_it_can_write_only_its_own_folders(lab, tmp_path):
         f"for path in ({str(lab.folder)!r} + '/prepare.py', {str(tmp_path)!r} + '/x', '/etc/x'):",
         "    try: open(path, 'a').write('x'); print('WROTE', path)",
         "    except OSError as error: print('could not', path)",
-        f"print('STATE', os.listdir({str(lab.state)!r}) if os.path.exists({str(lab.state)!r}) else [])",
+        f"print('STATE', os.listdir({str(lab.state_folder)!r}) if os.path.exists({str(lab.state_folder)!r}) else [])",
         DEEPER, IDEA,
     )  # fmt: skip
 
-    said = (lab.state / "asked" / asking.transcript).read_text()
+    said = (lab.state_folder / "asked" / asking.transcript).read_text()
     assert "WROTE" not in said
     assert "STATE []" in said
     assert proposal is not None
@@ -199,9 +199,11 @@ def test_what_looks_like_a_time_and_is_none_does_not_end_a_rest():
     now = time.time()
 
     for words in ("limit reached, request 1700000000", "usage limit, try in 1 s"):
-        assert process.limit_ends(words, now) == now + process.LIMIT_REST_SECONDS
+        assert (
+            process.parse_limit_end(words, now) == now + process.DEFAULT_LIMIT_SECONDS
+        )
     for words in ("usage limit, try again in 999999 days", "limit until 2999999999"):
-        assert process.limit_ends(words, now) == now + process.LONGEST_LIMIT_SECONDS
+        assert process.parse_limit_end(words, now) == now + process.MAX_LIMIT_SECONDS
 
 
 def test_both_runs_are_on_the_bill_and_the_first_change_is_not_lost(lab, tmp_path):
@@ -227,10 +229,10 @@ def test_an_agent_stops_where_its_bill_reaches_the_dollars_of_the_night(lab, tmp
         """print('{"type":"result","total_cost_usd":0.5}')\n""" + DEEPER + "\n" + IDEA
     )
     said = []
-    desk = desk_of(lab.folder, Program(dollars=0.4))
+    desk = open_toolkit(lab.folder, Program(dollars=0.4))
     desk.notify = said.append
     one = process.Agent(f'cmd:"{sys.executable} {program}"', desk)
-    ledger = Ledger(lab.ledger)
+    ledger = Ledger(lab.ledger_path)
 
     first, second = one.propose(ledger), one.propose(ledger)
 
@@ -244,9 +246,9 @@ def test_a_command_that_is_gone_in_the_night_is_a_rest_and_no_traceback(lab, tmp
     program = tmp_path / "agent"
     program.write_text("#!/bin/sh\n")
     program.chmod(0o755)
-    one = process.Agent(f"cmd:{program}", desk_of(lab.folder, Program()))
+    one = process.Agent(f"cmd:{program}", open_toolkit(lab.folder, Program()))
     program.unlink()
-    ledger = Ledger(lab.ledger)
+    ledger = Ledger(lab.ledger_path)
 
     assert one.propose(ledger) is None
 
@@ -266,25 +268,26 @@ def test_folders_without_end_are_a_rest_and_no_traceback(lab, tmp_path):
 
 @pytest.mark.skipif(not command.find_bubblewrap(), reason="no bubblewrap here")
 def test_it_sees_no_other_agents_login(lab, tmp_path):
-    other = process.home_of("codex") / ".codex" / "auth.json"
+    other = process.agent_home("codex") / ".codex" / "auth.json"
     other.parent.mkdir()
     other.write_text("hunter2")
 
     _, _, asking = asked(
         lab, tmp_path,
-        f"print(os.path.exists({str(other)!r}), os.listdir({str(process.homes())!r}))",
+        f"print(os.path.exists({str(other)!r}), os.listdir({str(process.homes_folder())!r}))",
     )  # fmt: skip
 
-    said = (lab.state / "asked" / asking.transcript).read_text()
+    said = (lab.state_folder / "asked" / asking.transcript).read_text()
     assert said.startswith("False ['cmd-")
 
 
 def test_a_limit_that_names_an_hour_ends_at_that_hour():
     now = time.mktime((2026, 1, 5, 22, 30, 0, 0, 0, -1))
 
-    assert process.limit_ends("limit reached, resets 3am", now) - now == 4.5 * 3600
+    assert process.parse_limit_end("limit reached, resets 3am", now) - now == 4.5 * 3600
     assert (
-        process.limit_ends("usage limit. try again at 11:05 PM", now) - now == 35 * 60
+        process.parse_limit_end("usage limit. try again at 11:05 PM", now) - now
+        == 35 * 60
     )
 
 
@@ -312,10 +315,10 @@ def test_costs_are_what_its_json_lines_say_or_unknown():
         '{"type":"step_finish","part":{"cost":0,"tokens":{"input":5,"output":1}}}'
     )
 
-    assert process.bill_of(f"{opencode}\n{opencode}\n") == Bill(None, 10, 2)
-    assert process.bill_of(f"x\n{claude}\n") == Bill(0.12, 9, 4)
-    assert process.bill_of(f"{codex}\n{codex}\n[1]\n{{") == Bill(None, 14, 4)
-    assert process.bill_of('{"total_cost_usd": -1}') == Bill()
+    assert process.parse_usage(f"{opencode}\n{opencode}\n") == AgentUsage(None, 10, 2)
+    assert process.parse_usage(f"x\n{claude}\n") == AgentUsage(0.12, 9, 4)
+    assert process.parse_usage(f"{codex}\n{codex}\n[1]\n{{") == AgentUsage(None, 14, 4)
+    assert process.parse_usage('{"total_cost_usd": -1}') == AgentUsage()
 
 
 def test_a_command_that_is_not_there_says_how_to_get_it(lab, monkeypatch):
@@ -327,12 +330,14 @@ def test_a_command_that_is_not_there_says_how_to_get_it(lab, monkeypatch):
 
 
 def test_every_row_says_how_a_person_logs_in_once():
-    for name, kind in process.KINDS.items():
+    for name, kind in process.AGENT_COMMANDS.items():
         assert kind.login, name
         assert kind.tokens, name
         assert kind.install, name
         prompt_is_no_argument = (
-            kind.stdin or process.READ_IT in kind.argv or "{prompt}" in kind.argv
+            kind.stdin
+            or process.READ_PROMPT_FILE in kind.argv
+            or "{prompt}" in kind.argv
         )
         assert prompt_is_no_argument, name
 

@@ -86,7 +86,7 @@ def test_a_guest_is_told_its_amd_card_and_shown_no_other(tmp_path, monkeypatch):
 
     assert told["ROCR_VISIBLE_DEVICES"] == "GPU-2b5f9d3e0c4a1187"
     assert "CUDA_VISIBLE_DEVICES" not in told
-    nameless = build_environment(replace(room, slot=replace(slot, uuid="")))
+    nameless = build_environment(replace(room, device=replace(slot, uuid="")))
     assert nameless["ROCR_VISIBLE_DEVICES"] == "1"
     monkeypatch.setattr("pathlib.Path.exists", lambda path: True)
     shown = set(map(str, list_gpu_device_files(slot)))

@@ -1,4 +1,4 @@
-"""The cage: guests that misbehave, and what is left of them. Real processes only."""
+"""Sandboxed processes that misbehave, and what is left of them. Real processes only."""
 
 import os
 import signal
@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 
 from autoresearch.errors import RunStopped
 from autoresearch.experiment import Device
-from autoresearch.sandbox import process, supervisor
+from autoresearch.sandbox import capped_log, process, supervisor
+from autoresearch.sandbox.capped_log import CappedLog
 from autoresearch.sandbox.process import (
-    CappedLog,
     LimitExceeded,
     ProcessExited,
     ResourceLimits,
@@ -29,7 +29,7 @@ from autoresearch.sandbox.process import (
 from autoresearch.sealed_memory import ProtocolError, map_verified
 
 linux_only = pytest.mark.skipif(
-    sys.platform != "linux", reason="only Linux hands orphans to the warden"
+    sys.platform != "linux", reason="only Linux hands orphans to the supervisor"
 )
 REPOSITORY = Path(__file__).parent.parent
 SOON = 15.0  # seconds; far more than anything here takes on an idle machine
@@ -78,7 +78,7 @@ def lab(tmp_path):
 
 
 def survivors(lab: Path) -> set[int]:
-    """Processes alive that carry the lab's mark, wardens too."""
+    """Processes alive that carry the lab's mark, supervisors too."""
     mark, found = (
         f"\0{process.MARK_VARIABLE}={process.compute_mark(lab)}".encode(),
         set(),
@@ -108,7 +108,7 @@ def running(lab: Path, source: str, *, name="guest", stop=None, **limits):
     (folder / "train.py").write_text(source)
     allowed = ResourceLimits(**({"memory_gb": 4.0} | limits))
     with SandboxedProcess(
-        folder, lab=lab, slot=Device(), limits=allowed, stop=stop or StopFlag()
+        folder, lab=lab, device=Device(), limits=allowed, stop=stop or StopFlag()
     ) as guest:
         guest.channel.send({"mode": "train"})
         yield guest
@@ -158,7 +158,7 @@ def test_descriptors_of_the_last_message_still_arrive(lab):
     source = (
         LINK
         + "from autoresearch import sealed_memory\n"
-        + "link.send({'say': 'submit'}, sealed_memory.sealed(b'weights'))\nos._exit(0)\n"
+        + "link.send({'say': 'submit'}, sealed_memory.seal_bytes(b'weights'))\nos._exit(0)\n"
     )
 
     with running(lab, source) as guest:
@@ -218,7 +218,7 @@ def test_a_guest_that_says_nothing_is_waited_for_until_the_deadline(lab):
         "import socket; socket.send_fds(link.socket, [b'x'], [0] * 9)",
     ],
 )
-def test_nonsense_on_the_channel_is_junk(lab, noise):
+def test_nonsense_on_the_channel_is_a_protocol_error(lab, noise):
     with (
         running(lab, LINK + noise + "\ntime.sleep(600)\n") as guest,
         pytest.raises(ProtocolError),
@@ -226,8 +226,8 @@ def test_nonsense_on_the_channel_is_junk(lab, noise):
         hear(guest)
 
 
-def test_a_flood_of_messages_is_junk_in_the_end(lab, monkeypatch):
-    monkeypatch.setattr(process, "MOST_MESSAGES", 2000)
+def test_a_flood_of_messages_is_a_protocol_error_in_the_end(lab, monkeypatch):
+    monkeypatch.setattr(process, "MAX_MESSAGES", 2000)
     source = LINK + "while True: link.send({'say': 'progress'})\n"
 
     with running(lab, source) as guest:
@@ -327,7 +327,7 @@ def test_no_descriptor_is_inherited_but_the_three_and_the_channel(lab):
     assert seen["1"] == seen["2"]
 
 
-def test_a_guest_cannot_speak_for_its_warden(lab):
+def test_a_guest_cannot_speak_for_its_supervisor(lab):
     source = (
         LINK
         + "for fd in range(3, 64):\n"
@@ -388,7 +388,7 @@ def test_the_harness_runs_before_its_guests_while_there_are_any(lab):
 def test_killed_at_the_wall_the_whole_family_dies(lab):
     with running(lab, FAMILY + "time.sleep(600)\n") as guest:
         assert hear(guest) == {"say": "family"}
-        assert len(survivors(lab)) == 6  # warden, guest and four more
+        assert len(survivors(lab)) == 6  # supervisor, guest and four more
         with pytest.raises(TimeoutError):
             hear(guest, 0.1)
         begun = time.monotonic()
@@ -405,7 +405,7 @@ def test_when_the_guest_leaves_by_itself_its_family_does_not_stay(lab, way):
     with running(lab, FAMILY + way) as guest:
         assert hear(guest) == {"say": "family"}
         ending(guest)
-        # Already now, before anybody said kill: only the warden may still be leaving.
+        # Already now, before anybody said kill: only the supervisor may still be leaving.
         assert len(survivors(lab)) <= 1
 
     assert not survivors(lab)
@@ -414,10 +414,12 @@ def test_when_the_guest_leaves_by_itself_its_family_does_not_stay(lab, way):
 HARNESS = """
 import sys, time
 from pathlib import Path
-from autoresearch.experiment import Slot
-from autoresearch.sandbox.process import Guest, Limits, Stop
+from autoresearch.experiment import Device
+from autoresearch.sandbox.process import ResourceLimits, SandboxedProcess, StopFlag
 lab = Path(sys.argv[1])
-guest = Guest(lab / "guest", lab=lab, slot=Slot(), limits=Limits(4.0), stop=Stop())
+guest = SandboxedProcess(
+    lab / "guest", lab=lab, device=Device(), limits=ResourceLimits(4.0), stop=StopFlag()
+)
 guest.channel.send({"mode": "train"})
 guest.receive(time.monotonic() + 60)
 print("up", flush=True)
@@ -466,7 +468,7 @@ def test_when_the_harness_is_only_stopped_the_family_lives_on(lab):
 
 @linux_only
 @pytest.mark.parametrize("number", ["SIGTERM", "SIGINT", "SIGHUP"])
-def test_a_warden_shrugs_off_what_its_guest_asks_of_it(lab, number):
+def test_a_supervisor_shrugs_off_what_its_guest_asks_of_it(lab, number):
     source = FAMILY + f"os.kill(os.getppid(), signal.{number})\nraise SystemExit(7)\n"
 
     with running(lab, source) as guest:
@@ -477,7 +479,7 @@ def test_a_warden_shrugs_off_what_its_guest_asks_of_it(lab, number):
 
 
 @linux_only
-def test_a_guest_that_kills_its_warden_is_swept_with_its_family(lab):
+def test_a_guest_that_kills_its_supervisor_is_swept_with_its_family(lab):
     source = FAMILY + "os.kill(os.getppid(), signal.SIGKILL)\ntime.sleep(600)\n"
 
     with running(lab, source) as guest:
@@ -488,7 +490,7 @@ def test_a_guest_that_kills_its_warden_is_swept_with_its_family(lab):
 
 
 @linux_only
-def test_a_guest_that_stops_its_warden_is_swept_with_its_family(lab, monkeypatch):
+def test_a_guest_that_stops_its_supervisor_is_swept_with_its_family(lab, monkeypatch):
     monkeypatch.setattr(
         supervisor, "GIVE_UP_SECONDS", -4.5
     )  # the harness waits half a second
@@ -509,11 +511,11 @@ def patient_sweep(lab, folder=None):
 
 
 @linux_only
-def test_warden_and_harness_both_killed_the_next_start_sweeps_up(lab):
+def test_supervisor_and_harness_both_killed_the_next_start_sweeps_up(lab):
     with harness(
         lab, FAMILY + "os.kill(os.getppid(), 9)\ntime.sleep(600)\n"
     ) as process:
-        wait_for(lambda: len(survivors(lab)) == 5, "the death of the warden")
+        wait_for(lambda: len(survivors(lab)) == 5, "the death of the supervisor")
         process.kill()
         process.wait()
 
@@ -616,7 +618,7 @@ def test_leaving_at_the_same_moment_as_being_killed_is_no_race(lab, turn):
 def test_a_harness_that_looks_late_at_an_exit_gets_it_whole(lab):
     with running(lab, LINK + "print('words')\nlink.send({'n': 1})\n") as guest:
         # Control, channel and log are all ready and all at their end by now.
-        wait_for(lambda: guest._process.poll() is not None, "the warden's exit")
+        wait_for(lambda: guest._process.poll() is not None, "the supervisor's exit")
         assert hear(guest) == {"n": 1}
         assert ending(guest) == 0
         assert guest.log.join_kept() == b"words\n"
@@ -626,7 +628,7 @@ def test_a_harness_that_looks_late_at_an_exit_gets_it_whole(lab):
 
 
 def test_too_much_memory_is_noticed_also_when_it_is_a_childs(lab, monkeypatch):
-    monkeypatch.setattr(process, "LOOK_EVERY_SECONDS", 0.05)
+    monkeypatch.setattr(process, "CHECK_EVERY_SECONDS", 0.05)
     source = (
         LINK
         + "if os.fork() == 0:\n"
@@ -646,7 +648,7 @@ def test_too_much_memory_is_noticed_also_when_it_is_a_childs(lab, monkeypatch):
 
 
 def test_memory_is_measured_as_the_peak(lab, monkeypatch):
-    monkeypatch.setattr(process, "LOOK_EVERY_SECONDS", 0.02)
+    monkeypatch.setattr(process, "CHECK_EVERY_SECONDS", 0.02)
     source = (
         LINK
         + "hoard = b'x' * 150_000_000\ntime.sleep(0.4)\ndel hoard\ntime.sleep(0.2)\n"
@@ -691,7 +693,7 @@ def test_printing_beyond_the_limit_ends_the_run(lab):
 
 
 def test_writing_beyond_the_limit_ends_the_run(lab, monkeypatch):
-    monkeypatch.setattr(process, "LOOK_EVERY_SECONDS", 0.05)
+    monkeypatch.setattr(process, "CHECK_EVERY_SECONDS", 0.05)
     source = (
         LINK
         + "os.makedirs('a/b')\n"
@@ -730,17 +732,17 @@ def test_links_and_sparse_files_count_what_they_take(tmp_path):
     with (tmp_path / "sparse").open("wb") as file:
         file.truncate(1 << 40)
 
-    size_bytes, files = process.contents(tmp_path)
+    size_bytes, files = process.measure_folder(tmp_path)
 
     assert 100_000 <= size_bytes < 300_000
     assert files == 4
-    assert process.contents(tmp_path / "none") == (0, 0)
+    assert process.measure_folder(tmp_path / "none") == (0, 0)
 
 
 def test_empty_files_without_number_end_the_run(lab, monkeypatch):
     """They take no space, and a walk over a million of them takes seconds."""
-    monkeypatch.setattr(process, "LOOK_EVERY_SECONDS", 0.05)
-    monkeypatch.setattr(process, "MOST_FILES", 500)
+    monkeypatch.setattr(process, "CHECK_EVERY_SECONDS", 0.05)
+    monkeypatch.setattr(process, "MAX_FILES", 500)
     source = (
         "import os, time\n"
         "for number in range(1000):\n"
@@ -756,7 +758,7 @@ def test_empty_files_without_number_end_the_run(lab, monkeypatch):
 
 
 def test_a_look_that_takes_long_is_not_taken_where_the_wall_is_near(lab, monkeypatch):
-    monkeypatch.setattr(process, "LOOK_EVERY_SECONDS", 0.01)
+    monkeypatch.setattr(process, "CHECK_EVERY_SECONDS", 0.01)
     looks = []
 
     def slowly(folder):
@@ -764,7 +766,7 @@ def test_a_look_that_takes_long_is_not_taken_where_the_wall_is_near(lab, monkeyp
         time.sleep(0.3)
         return 0, 0
 
-    monkeypatch.setattr(process, "contents", slowly)
+    monkeypatch.setattr(process, "measure_folder", slowly)
     with running(lab, "import time; time.sleep(30)") as found:
         deadline = time.monotonic() + 2
         with pytest.raises(TimeoutError):
@@ -793,7 +795,7 @@ def test_a_folder_too_deep_for_recursion_is_removed(tmp_path):
 
 
 def test_a_guest_that_never_reads_does_not_hold_up_its_harness(lab, monkeypatch):
-    monkeypatch.setattr(process, "SEND_SECONDS", 0.2)
+    monkeypatch.setattr(process, "SEND_TIMEOUT_SECONDS", 0.2)
 
     with (
         running(lab, "import time; time.sleep(30)") as found,
@@ -816,8 +818,10 @@ def test_a_log_keeps_its_beginning_and_its_end(sizes):
     kept = log.join_kept()
 
     assert log.total_bytes == len(whole)
-    assert len(kept) <= process.LOG_HEAD_BYTES + process.LOG_TAIL_BYTES + 50_000 + 60
-    assert kept[: process.LOG_HEAD_BYTES] == whole[: process.LOG_HEAD_BYTES]
-    assert kept[-process.LOG_TAIL_BYTES :] == whole[-process.LOG_TAIL_BYTES :]
+    assert (
+        len(kept) <= capped_log.LOG_HEAD_BYTES + capped_log.LOG_TAIL_BYTES + 50_000 + 60
+    )
+    assert kept[: capped_log.LOG_HEAD_BYTES] == whole[: capped_log.LOG_HEAD_BYTES]
+    assert kept[-capped_log.LOG_TAIL_BYTES :] == whole[-capped_log.LOG_TAIL_BYTES :]
     if b"not kept" not in kept:
         assert kept == whole

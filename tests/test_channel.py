@@ -66,11 +66,11 @@ def test_a_message_that_comes_byte_by_byte_is_still_one_message(pair):
     raw = packet(json.dumps({"say": "slow"}).encode())
 
     for at in range(len(raw)):
-        assert there.take() is None
+        assert there.pop_message() is None
         here.socket.send(raw[at : at + 1])
-        there.read()
+        there.fill_buffer()
 
-    assert there.take() == ({"say": "slow"}, [])
+    assert there.pop_message() == ({"say": "slow"}, [])
 
 
 def test_the_largest_message_passes_and_one_byte_more_is_refused_by_the_sender(pair):
@@ -88,7 +88,9 @@ def test_the_largest_message_passes_and_one_byte_more_is_refused_by_the_sender(p
 
 
 @pytest.mark.parametrize("length", [ipc.MAX_MESSAGE_BYTES + 1, 2**32 - 1])
-def test_a_length_beyond_the_limit_is_junk_before_the_body_comes(pair, length):
+def test_a_length_beyond_the_limit_is_a_protocol_error_before_the_body_comes(
+    pair, length
+):
     here, there = pair
     here.socket.send(struct.pack("<I", length))
 
@@ -118,7 +120,7 @@ def test_a_length_beyond_the_limit_is_junk_before_the_body_comes(pair, length):
     ],
     ids=lambda body: repr(body[:24]),
 )
-def test_a_malformed_or_deeply_nested_message_is_junk(pair, body):
+def test_a_malformed_or_deeply_nested_message_is_a_protocol_error(pair, body):
     here, there = pair
     here.socket.send(packet(body))
 
@@ -127,7 +129,7 @@ def test_a_malformed_or_deeply_nested_message_is_junk(pair, body):
 
 
 @given(st.binary(max_size=300))
-def test_no_bytes_at_all_raise_anything_but_junk(body):
+def test_no_bytes_at_all_raise_anything_but_a_protocol_error(body):
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     here, there = Channel(ours), Channel(theirs)
     try:
@@ -155,7 +157,7 @@ def test_a_flood_of_messages_is_read_one_by_one_in_bounded_memory(pair):
     for number in range(count):
         message, _ = there.receive(10)
         assert message == {"number": number}
-        largest = max(largest, len(there._bytes))
+        largest = max(largest, len(there._buffer))
     sender.join()
 
     assert largest <= 2 * ipc.MAX_MESSAGE_BYTES
@@ -168,16 +170,16 @@ def test_waiting_ends_at_the_limit(pair):
 
 def test_whether_a_message_has_begun_to_come_is_seen_without_taking_it(pair):
     here, there = pair
-    before = there.waits(0.0)
+    before = there.poll(0.0)
     here.send({"say": "one"})
     here.send({"say": "two"})
-    came = there.waits(5.0)
+    came = there.poll(5.0)
     first = there.receive(5.0)[0]
-    left = there.waits(0.0)  # the second, read off the socket with the first
+    left = there.poll(0.0)  # the second, read off the socket with the first
 
     assert (before, came, left) == (False, True, True)
     assert [first, there.receive(5.0)[0]] == [{"say": "one"}, {"say": "two"}]
-    assert not there.waits(0.0)
+    assert not there.poll(0.0)
 
 
 def test_half_a_message_is_no_message_however_long_one_waits(pair):
@@ -257,7 +259,9 @@ def test_descriptors_travel_with_their_message_and_are_not_inherited(pair):
 
 
 @pytest.mark.parametrize("count", [5, 6, 100, 253])
-def test_too_many_descriptors_in_one_message_are_junk_and_none_leaks(pair, count):
+def test_too_many_descriptors_in_one_message_are_a_protocol_error_and_none_leaks(
+    pair, count
+):
     here, there = pair
     source = sealed_memory.seal_bytes(b"x")
     before = open_descriptors()
@@ -378,7 +382,7 @@ class TestSealedMemory:
         os.ftruncate(descriptor, 1 << 45)
         fcntl.fcntl(descriptor, sealed_memory.F_ADD_SEALS, sealed_memory.ALL_SEALS)
 
-        with pytest.raises(ProtocolError, match="at most 1000"):
+        with pytest.raises(ProtocolError, match="limit is 1000"):
             sealed_memory.map_verified(descriptor, 1000)
         os.close(descriptor)
 

@@ -172,7 +172,9 @@ def test_a_guest_is_told_its_card_by_what_it_is_called_in_every_cage(tmp_path):
     room = SandboxSpec(tmp_path, tmp_path, slot, ResourceLimits(1.0))
 
     assert build_environment(room)["CUDA_VISIBLE_DEVICES"] == "GPU-0c2f3020"
-    assert "CUDA_VISIBLE_DEVICES" not in build_environment(replace(room, slot=Device()))
+    assert "CUDA_VISIBLE_DEVICES" not in build_environment(
+        replace(room, device=Device())
+    )
 
 
 def card(index, name, memory_gb=80.0):

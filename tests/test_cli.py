@@ -357,7 +357,7 @@ def test_hours_that_hold_no_idea_are_said_to_at_the_start(lab):
     said = night.stdout.readline() + night.stdout.readline()
     nights.kill(night)
 
-    assert "0.002 hours hold no idea: the baseline alone is 3 runs of 9 s" in said
+    assert "0.002 hours leave no time for ideas: the baseline alone is 3 runs" in said
     assert "at least 0.45 min" in said
 
 

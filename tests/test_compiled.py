@@ -30,7 +30,7 @@ OTHERS = Proposal(0, "check", "", "", "check")  # of a champion somebody else wr
 
 def found(lab, number):
     """What each run of an experiment found there."""
-    logs = lab.logs.glob(f"{number}-*.log")
+    logs = lab.log_folder.glob(f"{number}-*.log")
     logs = sorted(logs, key=lambda path: path.stat().st_mtime_ns)
     return [re.search(r"FOUND (.*)END", log.read_text())[1].split() for log in logs]
 
@@ -56,7 +56,7 @@ def lab(tmp_path):
 
 
 def test_a_persons_compiled_code_reaches_every_run_and_a_candidates_none(lab):
-    source = lab.read("train.py")
+    source = lab.read_file("train.py")
     ideas = [
         {"title": name, "source": source.replace('"own"', f'"{name}"')}
         for name in ("first", "second")
@@ -125,7 +125,7 @@ def test_check_compiles_for_the_night_and_forecasts_with_its_second_run(
     assert said.first_startup_seconds > 0
     assert said.to_json()["startup_seconds"] == said.run.startup_seconds
     assert "the first" in "\n".join(said.to_lines())
-    assert not list((lab.state / "runs").glob("*"))
+    assert not list((lab.state_folder / "runs").glob("*"))
     assert process.sweep(lab.folder) == 0
 
 
@@ -148,7 +148,7 @@ def test_a_note_without_what_it_is_about_says_nothing(tmp_path):
 
 def test_a_champion_checked_in_a_clone_lends_nothing_after_rebuild(lab, tmp_path):
     """There were no books yet, so nobody knew that a candidate had written it."""
-    source = lab.read("train.py").replace("RATE = 0.01", "RATE = 0.02")
+    source = lab.read_file("train.py").replace("RATE = 0.01", "RATE = 0.02")
     run(lab, {"title": "better", "source": source.replace('"own"', '"a candidate"')})
     clone = Lab(tmp_path / "clone")
     refs = "refs/autoresearch/*:refs/autoresearch/*"
@@ -170,8 +170,8 @@ def test_a_champion_checked_in_a_clone_lends_nothing_after_rebuild(lab, tmp_path
 def test_what_a_checked_file_compiled_does_not_reach_a_changed_one(lab, monkeypatch):
     monkeypatch.setattr(session, "uses_warm_pool", lambda *_: True)
     check.check(lab, ["search"], 1.0)
-    source = lab.read("train.py").replace('"own"', '"edited"')
-    lab.path("train.py").write_text(source)
+    source = lab.read_file("train.py").replace('"own"', '"edited"')
+    lab.file_path("train.py").write_text(source)
 
     run(lab)
 
@@ -184,7 +184,9 @@ def test_what_a_checked_file_compiled_does_not_reach_a_changed_one(lab, monkeypa
 def test_after_the_first_night_a_check_keeps_nothing(lab):
     run(lab)
     before = compile_cache.load_note(lab, "train")
-    lab.path("train.py").write_text(lab.read("train.py").replace('"own"', '"later"'))
+    lab.file_path("train.py").write_text(
+        lab.read_file("train.py").replace('"own"', '"later"')
+    )
 
     said = check.check(lab, ["search"], 1.0)
 

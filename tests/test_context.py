@@ -9,7 +9,7 @@ from autoresearch.experiment import Candidate, Failure, Proposal, Run, Score, Ve
 from autoresearch.git import compute_blob_id
 from autoresearch.lab import source_diff
 from autoresearch.proposers import context
-from autoresearch.proposers.context import Asked
+from autoresearch.proposers.context import ContextRequest
 from autoresearch.records.ledger import Ledger
 
 SOURCE = """RATE = 0.1  # 0.001 .. 1, log
@@ -62,7 +62,9 @@ def test_says_where_the_search_stands_and_what_each_constant_brought(tmp_path):
         values=(1.0, 1.02),
     )
 
-    text = context.build(ledger, Asked("# goal", "val_bpb", "1 constant"))
+    text = context.build_context(
+        ledger, ContextRequest("# goal", "val_bpb", "1 constant")
+    )
 
     assert "# goal" in text
     assert "DEPTH = 6  # 1 .. 9" in text
@@ -77,7 +79,7 @@ def test_says_where_the_search_stands_and_what_each_constant_brought(tmp_path):
 def test_a_failure_has_no_number(tmp_path):
     ledger = night(tmp_path / "l.db", ("boom", SOURCE + "x = 1\n", None))
 
-    text = context.build(ledger, Asked())
+    text = context.build_context(ledger, ContextRequest())
 
     assert "1 crash: boom [llm] (boom)" in text
 
@@ -90,7 +92,9 @@ def test_what_came_from_outside_cannot_end_its_marks_or_hide(tmp_path, where):
         facts=(("note", FORGED),) if where == "facts" else (),
     )
 
-    text = context.build(ledger, Asked(FORGED if where == "program" else ""))
+    text = context.build_context(
+        ledger, ContextRequest(FORGED if where == "program" else "")
+    )
 
     assert "\x1b" not in text
     assert "\u202e" not in text
@@ -107,10 +111,12 @@ def test_what_came_from_outside_cannot_end_its_marks_or_hide(tmp_path, where):
 def test_the_same_ledger_gives_the_same_bytes_also_when_opened_anew(tmp_path):
     changes = [(f"n{n}", SOURCE + f"x = {n}\n", 1.0 + n / 100) for n in range(40)]
     ledger = night(tmp_path / "l.db", *changes)
-    first = context.build(ledger, Asked(underway=("b", "a")))
+    first = context.build_context(ledger, ContextRequest(underway=("b", "a")))
     ledger.close()
 
-    again = context.build(Ledger(tmp_path / "l.db"), Asked(underway=("a", "b")))
+    again = context.build_context(
+        Ledger(tmp_path / "l.db"), ContextRequest(underway=("a", "b"))
+    )
 
     assert again == first
 
@@ -119,9 +125,9 @@ def test_a_long_night_fits_a_small_budget_and_says_what_is_left_out(tmp_path):
     changes = [(f"idea {n} " * 9, SOURCE + f"x = {n}\n", 1.1) for n in range(120)]
     ledger = night(tmp_path / "l.db", *changes)
 
-    text = context.build(ledger, Asked(budget_tokens=2500))
+    text = context.build_context(ledger, ContextRequest(budget_tokens=2500))
 
-    assert context.tokens(text) <= 2500
+    assert context.estimate_tokens(text) <= 2500
     assert "more ...]" in text
     assert "This is a plateau" in text
     assert "idea 119" in text
@@ -142,7 +148,7 @@ def test_a_champion_that_was_taken_back_is_not_called_kept(tmp_path):
     lucky, first = ledger.load_champions()[::-1]
     ledger.record_reversion(first, lucky, "worse", "c", 2.0)
 
-    text = context.build(ledger, Asked())
+    text = context.build_context(ledger, ContextRequest())
 
     assert "0 kept, 1 kept and taken back, 0 discarded, 0 failed" in text
     assert "1 taken back -0.1: lucky" in text
@@ -159,7 +165,7 @@ def test_a_run_that_was_ended_early_is_no_near_miss(tmp_path):
         Verdict("discard", "hopeless", failure, champion), commit=None, at=1.0
     )
 
-    text = context.build(ledger, Asked())
+    text = context.build_context(ledger, ContextRequest())
 
     near = text.partition("## Nearest misses")[2].partition("</data")[0]
     assert "close" in near
@@ -170,15 +176,15 @@ def test_a_run_that_was_ended_early_is_no_near_miss(tmp_path):
 def test_a_curve_is_told_in_five_numbers():
     points = tuple((n / 100, 10 - n / 20) for n in range(101))
 
-    assert context.falling(points) == (
+    assert context.format_curve(points) == (
         "9.5 at 10%, 8.775 at 25%, 7.5 at 50%, 6.25 at 75%, 5.15 at 97%"
     )
-    assert context.falling(()) == ""
-    assert context.falling(((0.5, float("nan")),)) == ""
+    assert context.format_curve(()) == ""
+    assert context.format_curve(((0.5, float("nan")),)) == ""
 
 
 def test_the_last_runs_say_where_the_time_went(tmp_path):
-    text = context.build(night(tmp_path / "l.db"), context.Asked())
+    text = context.build_context(night(tmp_path / "l.db"), context.ContextRequest())
     runs = text.partition("# Last runs")[2]
 
     for words in ("start-up ", "trained ", "scored in "):

@@ -49,10 +49,10 @@ def bench_of(lab, tokens=20_000):
 
 def score(bench, source, keep=None, by="test"):
     candidate = Candidate(Proposal(0, "t", source, "", by), compute_blob_id(source))
-    run = trainer.train_candidate(bench, candidate, seed=7, slot=SLOT)
+    run = trainer.train_candidate(bench, candidate, seed=7, device=SLOT)
     if keep is not None:
         shutil.copy(run.weights, keep)
-    return evaluator.score_run(bench, run, slot=SLOT)
+    return evaluator.score_run(bench, run, device=SLOT)
 
 
 def test_a_nanogpt_script_needs_about_fifteen_changed_lines():
@@ -70,7 +70,7 @@ def test_an_honest_score_is_that_of_one_process_and_a_tied_model_is_served(
 ):
     weights = tmp_path / "kept.safetensors"
 
-    found = score(bench_of(lab), lab.read("train.py"), keep=weights)
+    found = score(bench_of(lab), lab.read_file("train.py"), keep=weights)
 
     assert found.value == pytest.approx(in_one_process(lab, weights), abs=1e-5)
     assert found.error < 1e-6
@@ -91,8 +91,8 @@ try: exec(open("train.py").read(), globals())
 except Enough: pass
 from autoresearch.guest import safetensors_format, standalone, torch_model
 model = build()
-torch_model.load(model, safetensors_format.decode(open(sys.argv[1], "rb").read()), "cpu")
-print(standalone.in_process(prepare, model, "cpu"))
+torch_model.load_state(model, safetensors_format.decode(open(sys.argv[1], "rb").read()), "cpu")
+print(standalone.evaluate_in_process(prepare, model, "cpu"))
 """
     done = subprocess.run(
         (sys.executable, "-c", words, str(weights)),
@@ -132,7 +132,7 @@ print(standalone.in_process(prepare, model, "cpu"))
     ids=["looks ahead", "inf", "another forward", "extra weights", "half a model"],
 )
 def test_what_is_not_an_honest_model_has_no_score(lab, old, new, kind):
-    source = lab.read("train.py").replace(old, new)
+    source = lab.read_file("train.py").replace(old, new)
 
     with pytest.raises(ExperimentFailed) as failed:
         score(bench_of(lab), source)
@@ -145,11 +145,11 @@ def test_an_answer_to_the_probe_of_another_size_is_a_failed_run(lab, change):
     """Also one that is no whole number of floats."""
     submits = (
         "from autoresearch.guest import torch_model as served\n"
-        "honest = served.probe\n"
-        f"served.probe = lambda model, row: honest(model, row) {change}\n"
+        "honest = served.answer_consistency_row\n"
+        f"served.answer_consistency_row = lambda model, row: honest(model, row) {change}\n"
         "run.submit(model)"
     )
-    source = lab.read("train.py").replace("run.submit(model)", submits)
+    source = lab.read_file("train.py").replace("run.submit(model)", submits)
 
     with pytest.raises(ExperimentFailed) as failed:
         score(bench_of(lab), source)
@@ -159,7 +159,7 @@ def test_an_answer_to_the_probe_of_another_size_is_a_failed_run(lab, change):
 
 
 def test_a_compiled_wrapped_or_half_precision_model_is_served_as_trained(lab):
-    source = lab.read("train.py").replace(
+    source = lab.read_file("train.py").replace(
         "run.submit(model)",
         "class Wrapped(nn.Module):\n"
         "    def __init__(self, inner):\n"
@@ -176,7 +176,7 @@ def test_a_compiled_wrapped_or_half_precision_model_is_served_as_trained(lab):
 
 
 def test_a_model_with_a_buffer_of_no_elements_is_served(lab):
-    plain = lab.read("train.py")
+    plain = lab.read_file("train.py")
     source = plain.replace(
         "        self.wte = ",
         "        self.register_buffer('none', torch.zeros(0, 3))\n        self.wte = ",
@@ -188,7 +188,7 @@ def test_a_model_with_a_buffer_of_no_elements_is_served(lab):
 
 
 def test_what_the_model_process_prints_reaches_nobody(lab):
-    source = lab.read("train.py").replace(
+    source = lab.read_file("train.py").replace(
         "        return self.lm_head",
         "        print('MISFIT', idx[0].tolist())\n"
         "        self.calls = getattr(self, 'calls', 0) + (idx.shape[0] > 8)\n"
@@ -221,11 +221,13 @@ def test_a_checkpoint_of_ones_own_is_scored_like_a_run(lab):
     from autoresearch.commands.score import score_checkpoint
 
     found = score_checkpoint(
-        lab, apparatus.load_apparatus(lab, Repository(lab.folder)), lab.path("mine")
+        lab,
+        apparatus.load_apparatus(lab, Repository(lab.folder)),
+        lab.file_path("mine"),
     )
 
     assert found.value == pytest.approx(unofficial, abs=1e-5)
-    assert {p.name for p in lab.path("mine").iterdir()} == {
+    assert {p.name for p in lab.file_path("mine").iterdir()} == {
         "model.safetensors",
         "config.json",
         "train.py",
@@ -250,7 +252,7 @@ def long(monkeypatch):
 
 
 def knows_how(lab, words):
-    source = lab.read("train.py").replace(
+    source = lab.read_file("train.py").replace(
         "\n    def _init(self", KNOWS_HOW.format(words)
     )
     assert "def compile" in source
@@ -259,7 +261,7 @@ def knows_how(lab, words):
 
 def test_a_model_is_compiled_for_a_long_text_and_the_persons_own_code_kept(lab, long):
     bench, kept = bench_of(lab, 4000), compile_cache.cache_folder(lab, "serve")
-    plain = score(bench, lab.read("train.py"))
+    plain = score(bench, lab.read_file("train.py"))
     assert not kept.exists()
 
     candidate = score(bench, knows_how(lab, 'made.write_text("not kept")'))
@@ -278,7 +280,7 @@ def test_a_model_that_cannot_be_compiled_is_scored_as_it_was(lab, long, words):
 
     found = score(bench, knows_how(lab, breaks))
 
-    plain = score(bench, lab.read("train.py"))
+    plain = score(bench, lab.read_file("train.py"))
     assert found.value == pytest.approx(plain.value, abs=1e-6)
 
 
@@ -295,7 +297,7 @@ OWN_LOSSES = """pass
 
 def test_a_compiled_model_may_claim_by_losses_of_its_own(lab, long):
     bench = bench_of(lab, 4000)
-    plain = score(bench, lab.read("train.py"))
+    plain = score(bench, lab.read_file("train.py"))
 
     honest = score(bench, knows_how(lab, OWN_LOSSES.format("")))
     forgotten = score(bench, knows_how(lab, OWN_LOSSES.format("- 0.02")))
@@ -327,13 +329,13 @@ AUDITED = """
 import os, pathlib
 from autoresearch.guest import runtime as guest, torch_model as served
 made = pathlib.Path(os.getenv("TORCHINDUCTOR_CACHE_DIR"), "made")
-claims, honest = [], served.claim
+claims, honest = [], served.claim_losses
 def claim(*words):
     claims.append(1)
     found = honest(*words)
     claims.pop()
     return found
-served.claim = claim
+served.claim_losses = claim
 run = prepare.begin(GPT)"""
 
 
@@ -341,7 +343,7 @@ def test_what_a_claiming_process_left_reaches_no_audited_one(lab, long):
     """It had read the answers, and one of the person's own may have written them down."""
     bench = bench_of(lab, 4000)
     score(bench, knows_how(lab, 'made.write_text("answers")'), by="human")
-    source = lab.read("train.py").replace("run = prepare.begin(GPT)", AUDITED)
+    source = lab.read_file("train.py").replace("run = prepare.begin(GPT)", AUDITED)
     serving = (
         'if guest._hello["mode"] == "serve" and {} made.exists(): raise SystemExit'
     )
@@ -358,11 +360,11 @@ def test_what_a_claiming_process_left_reaches_no_audited_one(lab, long):
 
 
 def test_weights_that_come_too_early_are_let_go(lab):
-    source = lab.read("train.py").replace(
+    source = lab.read_file("train.py").replace(
         "run.submit(model)", "run.tokens_seen = 1\nrun.submit(model)"
     )
     bench = bench_of(lab, 4000)
-    score(bench, lab.read("train.py"))
+    score(bench, lab.read_file("train.py"))
     before = len(os.listdir("/proc/self/fd"))
 
     with pytest.raises(ExperimentFailed, match="submitted after 1 of"):
@@ -385,9 +387,9 @@ def send(link, message, *descriptors):
     plain(link, message, *descriptors, *more)
 channel.Channel.send = send
 run = prepare.begin(GPT)"""
-    source = lab.read("train.py").replace("run = prepare.begin(GPT)", sends)
+    source = lab.read_file("train.py").replace("run = prepare.begin(GPT)", sends)
     bench = bench_of(lab, 4000)
-    score(bench, lab.read("train.py"))
+    score(bench, lab.read_file("train.py"))
     before = len(os.listdir("/proc/self/fd"))
 
     with pytest.raises(ExperimentFailed, match="probe"):

@@ -195,7 +195,7 @@ def test_a_cut_download_goes_on_where_it_stood(tmp_path, server):
 def test_a_server_that_always_lies_ends_in_one_sentence(tmp_path, server):
     server.mischief = ["wrong bytes"] * 100
 
-    with pytest.raises(LabError, match="not the file that the hub lists"):
+    with pytest.raises(LabError, match="not the file in the hub's listing"):
         source(tmp_path).fetch(quiet)
 
     assert not list(tmp_path.rglob("*.parquet"))
@@ -221,7 +221,7 @@ def test_a_killed_download_goes_on_in_the_next_process(tmp_path, server):
     server.slow = 0.05
     words = (
         "from pathlib import Path; from autoresearch.data.sources import hub;"
-        f"hub.Hub('tinystories', Path({str(tmp_path)!r}), 1 << 30)"
+        f"hub.HubSource('tinystories', Path({str(tmp_path)!r}), 1 << 30)"
         ".fetch(lambda *a: None)"
     )
     process = subprocess.Popen([sys.executable, "-c", words], env=dict(os.environ))

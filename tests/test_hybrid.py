@@ -10,9 +10,9 @@ from autoresearch.git import compute_blob_id
 from autoresearch.lab.program import Program
 from autoresearch.proposers import prefetch
 from autoresearch.proposers import registry as proposer_registry
-from autoresearch.proposers.bandit import Hybrid
-from autoresearch.proposers.prefetch import Ahead
-from autoresearch.proposers.toolkit import desk_of
+from autoresearch.proposers.bandit import Bandit
+from autoresearch.proposers.prefetch import Prefetch
+from autoresearch.proposers.toolkit import open_toolkit
 from autoresearch.records.ledger import Ledger
 from autoresearch.stats.history import compute_change_effects
 from tests import nights
@@ -35,7 +35,7 @@ class Coder:
         self._count += 1
         champion = ledger.champion
         line = f"{self.name.upper()}_{self._count} = {self._gain}  # fixed\n"
-        source = ledger.source(champion.blob) + line
+        source = ledger.load_source(champion.blob) + line
         return Proposal(None, line.strip(), source, champion.blob, self.name)
 
 
@@ -46,7 +46,7 @@ def score(values):
 
 def shares(first, second, count, tmp_path, seed=1):
     bench = Bench(tmp_path / f"{first.name}{seed}.db", score, SOURCE)
-    bench.night(Hybrid([first, second], seed), count)
+    bench.night(Bandit([first, second], seed), count)
     authors = [row.author for row in bench.ledger.load_rows()[1:]]
     return authors.count(first.name) / count, authors
 
@@ -72,7 +72,7 @@ def test_who_crashes_every_time_does_not_keep_the_gpu(tmp_path):
     bench = Bench(tmp_path / "l.db", score, SOURCE)
     arms = [Coder("good", 0.1), Coder("poor", 0.2)]
 
-    bench.night(Hybrid(arms, 1), 60, fails=lambda v: any(n[:4] == "POOR" for n in v))
+    bench.night(Bandit(arms, 1), 60, fails=lambda v: any(n[:4] == "POOR" for n in v))
 
     authors = [row.author for row in bench.ledger.load_rows()[1:]]
     assert authors.count("good") > 36
@@ -80,7 +80,7 @@ def test_who_crashes_every_time_does_not_keep_the_gpu(tmp_path):
 
 def test_a_gain_that_was_not_kept_is_a_gain(tmp_path):
     bench = Bench(tmp_path / "l.db", score, SOURCE)
-    hybrid = Hybrid([Coder("good", 0.1), Coder("poor", -0.1)], 2)
+    hybrid = Bandit([Coder("good", 0.1), Coder("poor", -0.1)], 2)
     for _ in range(60):
         proposal = hybrid.propose(bench.ledger)
         proposal = bench.ledger.admit_proposal(
@@ -105,17 +105,17 @@ def test_what_was_gained_in_another_series_says_nothing_here(tmp_path):
     bench.decide(again, "keep", None)
 
     assert compute_change_effects(ledger.load_rows()) == before
-    assert Hybrid([Coder("good", 1), Coder("poor", 1)], 1).propose(ledger)
+    assert Bandit([Coder("good", 1), Coder("poor", 1)], 1).propose(ledger)
 
 
 def test_a_restarted_bandit_asks_the_same_arms(tmp_path):
     orders = []
     bench = Bench(tmp_path / "l.db", score, SOURCE)
-    bench.night(Hybrid([Coder("good", 0.1), Coder("poor", -0.1)], 3), 20)
+    bench.night(Bandit([Coder("good", 0.1), Coder("poor", -0.1)], 3), 20)
     for _ in range(2):
         ledger = Ledger(tmp_path / "l.db")
         ledger.series = "s"
-        hybrid = Hybrid([Coder("good", 0.1), Coder("poor", -0.1)], 3)
+        hybrid = Bandit([Coder("good", 0.1), Coder("poor", -0.1)], 3)
         orders.append(hybrid.propose(ledger).author)
 
     assert orders[0] == orders[1]
@@ -133,10 +133,10 @@ class Silent:
 def test_who_has_no_idea_is_passed_over_and_the_spare_takes_the_gpu(tmp_path):
     ledger = short_night(tmp_path / "l.db")
 
-    found = Hybrid([Silent(), Silent()], spare=Coder("good", 1)).propose(ledger)
+    found = Bandit([Silent(), Silent()], spare=Coder("good", 1)).propose(ledger)
 
     assert found.author == "good"
-    assert Hybrid([Silent()]).propose(ledger) is None
+    assert Bandit([Silent()]).propose(ledger) is None
 
 
 # -- ahead -----------------------------------------------------------------------------
@@ -154,7 +154,7 @@ class Slow:
     def propose(self, ledger):
         self.asked += 1
         number, champion = self.asked, ledger.champion
-        source = ledger.source(champion.blob)
+        source = ledger.load_source(champion.blob)
         self.closed.wait(self._seconds)
         new = f"import x{number}\n" + source.replace(*self._change)
         return Proposal(None, f"idea {number}", new, champion.blob, self.name)
@@ -174,11 +174,11 @@ def lab(tmp_path):
 def thinking(lab):
     """(make, ledger): Ahead over a thinker, closed after the test."""
     made = []
-    ledger = Ledger(lab.ledger)
+    ledger = Ledger(lab.ledger_path)
     ledger.series = "s"
 
     def make(inner, most=6):
-        made.append(Ahead(inner, desk_of(lab.folder, Program()), most))
+        made.append(Prefetch(inner, open_toolkit(lab.folder, Program()), most))
         return made[-1]
 
     yield make, ledger
@@ -215,7 +215,7 @@ def new_champion(ledger, source):
     bench.ledger, bench.landscape = ledger, lambda values: 0.5
     old = ledger.champion
     proposal = Proposal(None, "other", source, old.blob, "human")
-    proposal = ledger.admit(proposal, compute_blob_id(source), source)
+    proposal = ledger.admit_proposal(proposal, compute_blob_id(source), source)
     bench.decide(proposal, "keep", old)
 
 
@@ -260,10 +260,12 @@ def test_a_night_that_ends_leaves_no_thread_behind(thinking):
 def test_merging_keeps_both_changes_or_says_no():
     base = "a\nb\nc\nd\ne\nf\n"
 
-    assert prefetch.merge("A\nb\nc\nd\ne\nf\n", base, "a\nb\nc\nd\ne\nF\n") == (
+    assert prefetch.merge_texts("A\nb\nc\nd\ne\nf\n", base, "a\nb\nc\nd\ne\nF\n") == (
         "A\nb\nc\nd\ne\nF\n"
     )
-    assert prefetch.merge("A\nb\nc\nd\ne\nf\n", base, "Z\nb\nc\nd\ne\nf\n") is None
+    assert (
+        prefetch.merge_texts("A\nb\nc\nd\ne\nf\n", base, "Z\nb\nc\nd\ne\nf\n") is None
+    )
 
 
 def test_a_changed_constant_is_carried_over_beside_another_changed_line(thinking):
@@ -274,7 +276,7 @@ def test_a_changed_constant_is_carried_over_beside_another_changed_line(thinking
     theirs = SOURCE.replace("DEPTH = 4", "DEPTH = 8")
     proposal = Proposal(None, "deeper", theirs, old, "slow")
 
-    found = prefetch.carried_over(ledger, proposal, ledger.champion.blob)
+    found = prefetch.rebase_proposal(ledger, proposal, ledger.champion.blob)
 
     assert found.source == ours.replace("DEPTH = 4", "DEPTH = 8")
 
@@ -286,5 +288,5 @@ def test_one_fast_proposer_is_itself_and_several_are_a_bandit(lab):
         ).__name__
 
     assert kind("search") == "Search"
-    assert kind("search", "mailbox") == "Hybrid"
-    assert kind("ollama:x@http://127.0.0.1:9") == "Hybrid"
+    assert kind("search", "mailbox") == "Bandit"
+    assert kind("ollama:x@http://127.0.0.1:9") == "Bandit"

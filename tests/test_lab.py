@@ -19,7 +19,7 @@ HOLD = """
 import sys, time
 from pathlib import Path
 from autoresearch.lab.folder import Lab
-with Lab.find(Path(sys.argv[1])).held():
+with Lab.find(Path(sys.argv[1])).hold_lock():
     print("held", flush=True)
     time.sleep(600)
 """

@@ -16,7 +16,7 @@ from autoresearch.lab.program import Program
 from autoresearch.loop import research
 from autoresearch.proposers import llm
 from autoresearch.proposers import registry as proposer_registry
-from autoresearch.proposers.toolkit import Purse, desk_of
+from autoresearch.proposers.toolkit import CostBudget, open_toolkit
 from autoresearch.records.ledger import Ledger
 from autoresearch.reporting import report_text
 from autoresearch.run import session
@@ -32,7 +32,7 @@ GOOD = reply("deeper", "DEPTH = 4  # 1 .. 9", "DEPTH = 8  # 1 .. 9")
 @pytest.fixture
 def lab(tmp_path, monkeypatch):
     """A lab whose ledger has a baseline, and no patience."""
-    monkeypatch.setattr(llm, "PAUSES_SECONDS", (0.01, 0.01, 0.01))
+    monkeypatch.setattr(llm, "RETRY_PAUSES_SECONDS", (0.01, 0.01, 0.01))
     found = nights.line_lab(tmp_path / "lab")
     short_night(found.ledger_path).close()
     return found
@@ -40,8 +40,8 @@ def lab(tmp_path, monkeypatch):
 
 def asked(lab, server, times=1, **settings):
     """A model behind that server, asked; (model, proposals, askings)."""
-    ledger = Ledger(lab.ledger)
-    model = llm.LLM(server.spec, desk_of(lab.folder, Program(**settings)))
+    ledger = Ledger(lab.ledger_path)
+    model = llm.LLM(server.spec, open_toolkit(lab.folder, Program(**settings)))
     found = [model.propose(ledger) for _ in range(times)]
     return model, found, ledger.load_proposer_calls()
 
@@ -57,7 +57,7 @@ def test_an_answer_becomes_a_proposal_with_its_cost_unknown_and_its_transcript(l
     assert asking.outcome == "proposed"
     assert asking.dollars is None
     assert asking.tokens_in > 100
-    whole = (lab.state / "asked" / asking.transcript).read_text()
+    whole = (lab.state_folder / "asked" / asking.transcript).read_text()
     assert "DEPTH = 8" in whole
     assert "You propose ONE change" in whole
 
@@ -99,12 +99,12 @@ def test_the_report_says_what_it_cost_and_from_when_to_when_it_was_away(lab):
     with ModelServer(GOOD, "429 long") as server:
         asked(lab, server, times=2)
 
-    first, second = report_text.format_proposer_calls(Ledger(lab.ledger))
+    first, second = report_text.format_proposer_calls(Ledger(lab.ledger_path))
 
     assert first == f"{server.spec}: asked 2 times, 1 idea; 2 of unknown cost"
     assert re.match(r"  from \d\d:\d\d: limit until \d\d:\d\d: 429", second)
     said = nights.command(lab, "report")
-    page = lab.path("report.html").read_text()
+    page = lab.file_path("report.html").read_text()
     assert "limit until" in said.stdout, said.stderr
     assert "Who was asked" in page
     assert "limit until" in page
@@ -163,7 +163,7 @@ def test_orders_in_a_log_arrive_as_marked_data_and_lead_to_nothing(tmp_path):
 
 
 def test_a_paid_model_is_never_asked_without_leave(lab, monkeypatch):
-    desk = desk_of(lab.folder, Program())
+    desk = open_toolkit(lab.folder, Program())
     with pytest.raises(LabError, match="export ANTHROPIC_API_KEY"):
         llm.LLM("anthropic:claude-sonnet-4-5", desk)
 
@@ -182,9 +182,9 @@ def test_a_key_in_the_environment_names_nobody(lab, monkeypatch):
 
 def test_money_is_counted_before_it_is_spent(lab, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "k")
-    desk = desk_of(lab.folder, Program(dollars=0.0001))
+    desk = open_toolkit(lab.folder, Program(dollars=0.0001))
     model = llm.LLM("openai:gpt-5", desk)
-    ledger = Ledger(lab.ledger)
+    ledger = Ledger(lab.ledger_path)
 
     assert model.propose(ledger) is None
 
@@ -193,10 +193,10 @@ def test_money_is_counted_before_it_is_spent(lab, monkeypatch):
 
 
 def test_a_price_is_the_list_price_or_unknown():
-    known = llm.Endpoint.read("openai:gpt-5")
-    assert 0.001 < llm.price(known, 1000, 200) < 0.01
+    known = llm.Endpoint.parse("openai:gpt-5")
+    assert 0.001 < llm.estimate_dollars(known, 1000, 200) < 0.01
     for spec in ("openai:no-such-model", "ollama:x", "openai:gpt-5@http://127.0.0.1"):
-        assert llm.price(llm.Endpoint.read(spec), 1000, 200) is None
+        assert llm.estimate_dollars(llm.Endpoint.parse(spec), 1000, 200) is None
 
 
 @pytest.mark.parametrize(
@@ -210,9 +210,9 @@ def test_a_price_is_the_list_price_or_unknown():
     ],
 )
 def test_the_grammar_says_where_a_model_is(spec, url, local):
-    endpoint = llm.Endpoint.read(spec)
+    endpoint = llm.Endpoint.parse(spec)
 
-    assert (endpoint.url, endpoint.local) == (url, local)
+    assert (endpoint.url, endpoint.is_private) == (url, local)
 
 
 def test_an_unknown_provider_names_the_known_ones(lab):
@@ -282,9 +282,9 @@ LINES = st.sampled_from(
 @given(st.lists(st.one_of(LINES, st.text(max_size=20)), max_size=10))
 def test_any_reply_ends_in_one_outcome_and_no_traceback(lab, lines):
     with ModelServer("\n".join(lines).encode(errors="replace").decode()) as server:
-        ledger = Ledger(lab.ledger)
+        ledger = Ledger(lab.ledger_path)
         before = len(ledger.load_proposer_calls())
-        model = llm.LLM(server.spec, desk_of(lab.folder, Program()))
+        model = llm.LLM(server.spec, open_toolkit(lab.folder, Program()))
         found = model.propose(ledger)
 
         assert len(ledger.load_proposer_calls()) == before + 1
@@ -331,17 +331,17 @@ def test_why_an_answer_was_refused_is_told_as_data(lab):
 
 
 def test_calls_under_way_at_once_cannot_spend_the_same_dollars(lab):
-    purse = Purse(1.0)
+    purse = CostBudget(1.0)
 
-    assert purse.hold(0.6)
-    assert not purse.hold(0.6)  # what is under way may cost as much
-    purse.paid(0.1, 10)
-    purse.release(0.6)
-    assert purse.hold(0.6)
-    purse.paid(None, 0, at_most=0.6)  # an answer that never came may be on the bill
-    purse.release(0.6)
-    assert not purse.hold(0.6)
-    assert purse.unpriced == 1
+    assert purse.reserve(0.6)
+    assert not purse.reserve(0.6)  # what is under way may cost as much
+    purse.charge(0.1, 10)
+    purse.release_dollars(0.6)
+    assert purse.reserve(0.6)
+    purse.charge(None, 0, at_most=0.6)  # an answer that never came may be on the bill
+    purse.release_dollars(0.6)
+    assert not purse.reserve(0.6)
+    assert purse.unpriced_calls == 1
 
 
 @pytest.mark.parametrize(

@@ -2,25 +2,31 @@
 
 import csv
 import json
+import pickle
 import re
 import signal
 import subprocess
 import textwrap
+import time
 from dataclasses import replace
 
 import pytest
 
+from autoresearch.commands.ablate import MinimumRunsRule
 from autoresearch.errors import LabError
-from autoresearch.experiment import HARNESS_AUTHOR, Candidate, Device, Proposal
+from autoresearch.experiment import HARNESS_AUTHOR, Candidate, Device, Proposal, Score
 from autoresearch.git import Repository, parse_trailers
 from autoresearch.lab import constants
 from autoresearch.loop import research
+from autoresearch.measure.messages import RunLost, RunResult
 from autoresearch.measure.workbench import RunProgress
 from autoresearch.measure.worker import Worker
+from autoresearch.policies.base import OverridePolicy
+from autoresearch.pools.inline import InlinePool
 from autoresearch.pools.local import LocalPool
 from autoresearch.records import queries
 from autoresearch.records.ledger import Ledger
-from autoresearch.run import session
+from autoresearch.run import dispatcher, session
 from autoresearch.run.seeds import compute_seed
 from autoresearch.sandbox.process import StopFlag
 from tests import nights
@@ -46,13 +52,13 @@ def git(lab, *words):
 
 
 def train_py(lab, old, new):
-    source = lab.read("train.py")
+    source = lab.read_file("train.py")
     assert old in source
     return source.replace(old, new)
 
 
 def ledger_of(lab):
-    return Ledger(lab.ledger)
+    return Ledger(lab.ledger_path)
 
 
 # -- the ordinary night ----------------------------------------------------------------
@@ -96,7 +102,7 @@ def test_every_verdict_is_one_commit_that_changes_only_train_py(lab):
 def test_results_tsv_begins_with_the_five_columns_and_a_failure_is_blank(lab):
     rows = run(lab, rate(0.02), {"title": "boom", "source": "1/0\n"}, rate(0.02))
 
-    with lab.results.open() as file:
+    with lab.results_path.open() as file:
         table = list(csv.DictReader(file, delimiter="\t"))
     assert list(table[0])[:5] == ["commit", "mse", "memory_gb", "status", "description"]
     assert [line["status"] for line in table] == ["keep", "keep", "crash"]
@@ -145,7 +151,7 @@ def test_a_baseline_runs_first_alone_and_then_on_several_devices(lab):
     asked = session.SessionOptions(proposers=(script(lab),), seed=1, experiments=0)
     with session.open_session(lab, asked, StopFlag()) as (opened, now):
         at_once = []
-        folders = lab.state / "runs"
+        folders = lab.state_folder / "runs"
         shown = []
 
         def look(*_):
@@ -223,6 +229,212 @@ def test_the_optimiser_runs_a_night_by_itself(lab):
     assert {verdict["proposed_by"] for verdict in verdicts[1:]} == {"search"}
 
 
+# -- devices ---------------------------------------------------------------------------
+
+
+class UnreliablePool:
+    """A pool whose machine goes away at the end of some runs of experiment 1."""
+
+    def __init__(self, pool, losses, seconds_away=0.0):
+        self._pool, self._losses = pool, losses
+        self._seconds_away, self._back_at = seconds_away, 0.0
+        self.lost = []
+
+    def __getattr__(self, name):
+        return getattr(self._pool, name)
+
+    @property
+    def free_count(self):
+        return self._pool.free_count if time.monotonic() >= self._back_at else 0
+
+    def next_result(self):
+        ended = self._pool.next_result()
+        if not isinstance(ended, RunResult) or len(self.lost) == self._losses:
+            return ended
+        if ended.request.candidate.proposal.number != 1:
+            return ended
+        if isinstance(ended.outcome, Score):
+            self._pool.release(ended.outcome)
+        self.lost.append(ended.request)
+        self._back_at = time.monotonic() + self._seconds_away
+        return RunLost(ended.request, "unplugged")
+
+
+def open_lab(lab, *proposals, **options):
+    asked = session.SessionOptions(
+        proposers=(script(lab, *proposals),), seed=1, **options
+    )
+    return session.open_session(lab, asked, StopFlag())
+
+
+@pytest.mark.parametrize("seconds_away", [0.0, 0.7])
+def test_a_run_whose_machine_went_away_is_made_again_and_decided_once(
+    lab, monkeypatch, seconds_away
+):
+    monkeypatch.setattr(dispatcher, "NO_MACHINE_SECONDS", 0.1)
+    with open_lab(lab, rate(0.0001)) as (opened, _):
+        pool = UnreliablePool(opened.pool, 1, seconds_away)
+        rows = list(research(replace(opened, pool=pool)))
+
+    assert [row.number for row in rows] == [0, 1]
+    assert rows[1].kind is None
+    (lost,) = pool.lost
+    runs = ledger_of(lab).load_run_records(1)
+    assert [run.seed for run in runs].count(lost.seed) == 1
+    assert len(runs) == rows[1].runs
+
+
+def test_a_run_whose_machines_all_go_away_ends_the_night_with_one_sentence(lab):
+    with open_lab(lab, rate(0.02)) as (opened, _):
+        pool = UnreliablePool(opened.pool, 99)
+        with pytest.raises(LabError, match="3 machines went away during one run"):
+            list(research(replace(opened, pool=pool)))
+
+    assert len(pool.lost) == dispatcher.MAX_ATTEMPTS
+    assert [p.number for p in ledger_of(lab).load_open_proposals()] == [1]
+
+
+class LoggedPool:
+    """Writes down which experiment a run is of, when it is sent and received."""
+
+    def __init__(self, pool, log):
+        self._pool, self._log = pool, log
+
+    def __getattr__(self, name):
+        return getattr(self._pool, name)
+
+    def submit(self, request):
+        self._log.append(("sent", request.candidate.proposal.number))
+        self._pool.submit(request)
+
+    def next_result(self):
+        ended = self._pool.next_result()
+        if ended is not None:
+            number = ended.request.candidate.proposal.number
+            self._log.append(("received", number))
+        return ended
+
+
+def test_the_runs_of_a_proof_go_to_all_free_devices_at_one_time(lab):
+    log = []
+    with open_lab(lab, rate(0.02)) as (opened, _):
+        local = LocalPool(Worker(opened.workbench), [Device()] * 3)
+        policy = OverridePolicy(opened.policy, MinimumRunsRule(4))
+        changed = replace(opened, pool=LoggedPool(local, log), policy=policy)
+        rows = list(research(changed))
+
+    proof = log[log.index(("sent", 1)) :]
+    assert proof[:2] == [("sent", 1), ("received", 1)]  # the first run goes alone
+    assert [what for what, _ in proof[2:5]] == ["sent"] * 3
+    assert rows[1].runs >= 4
+
+
+class EagerPool:
+    """Two devices that have made a run as soon as it is sent."""
+
+    capacity = 2
+
+    def __init__(self, worker):
+        self._worker, self._ended = worker, []
+        self.release = worker.release
+
+    @property
+    def free_count(self):
+        return self.capacity - len(self._ended)
+
+    @property
+    def has_result(self):
+        return bool(self._ended)
+
+    def submit(self, request):
+        self._ended.append(self._worker(request, Device()))
+
+    def next_result(self):
+        return self._ended.pop(0) if self._ended else None
+
+
+class LoggedProposer:
+    def __init__(self, proposer, log):
+        self._proposer, self._log = proposer, log
+
+    def __getattr__(self, name):
+        return getattr(self._proposer, name)
+
+    def propose(self, ledger):
+        self._log.append(("asked", None))
+        return self._proposer.propose(ledger)
+
+
+def test_results_are_received_before_anything_new_is_proposed(lab):
+    log = []
+    with open_lab(lab, rate(0.0001), rate(0.0002), rate(0.0003)) as (opened, _):
+        changed = replace(
+            opened,
+            pool=LoggedPool(EagerPool(Worker(opened.workbench)), log),
+            proposer=LoggedProposer(opened.proposer, log),
+        )
+        rows = list(research(changed))
+
+    assert [row.number for row in rows] == [0, 1, 2, 3]
+    under_way = 0
+    for what, _ in log:
+        under_way += {"sent": 1, "received": -1, "asked": 0}[what]
+        assert what != "asked" or under_way == 0
+    assert log.count(("asked", None)) >= 3
+
+
+class PicklingPool:
+    """A pool behind a wire: all that passes is pickled, as for another machine."""
+
+    def __init__(self, pool):
+        self._pool = pool
+
+    def __getattr__(self, name):
+        return getattr(self._pool, name)
+
+    def submit(self, request):
+        self._pool.submit(pickle.loads(pickle.dumps(request)))
+
+    def next_result(self):
+        return pickle.loads(pickle.dumps(self._pool.next_result()))
+
+
+def test_requests_and_results_survive_pickle(tmp_path):
+    proposals = (rate(0.02), rate(0.0001), {"title": "boom", "source": "1/0\n"})
+    plain = run(line_lab(tmp_path / "plain"), *proposals)
+
+    with open_lab(line_lab(tmp_path / "wire"), *proposals) as (opened, _):
+        pool = PicklingPool(InlinePool(Worker(opened.workbench), [Device()]))
+        rows = list(research(replace(opened, pool=pool)))
+
+    assert [(row.number, row.decision, row.kind) for row in rows] == [
+        (row.number, row.decision, row.kind) for row in plain
+    ]
+    assert [row.values for row in rows] == [row.values for row in plain]
+
+
+def test_when_the_loop_ends_for_any_reason_no_run_continues(lab):
+    endless = slow(lab)
+    log = []
+    with open_lab(lab, {"title": "sleeps", "source": endless}) as (opened, _):
+        local = LocalPool(Worker(opened.workbench), [Device(), Device()])
+
+        class FailingProposer:
+            exhausted = False
+
+            def propose(self, ledger):
+                if ("sent", 1) in log:
+                    raise LabError("the disk is full")
+                return opened.proposer.propose(ledger)
+
+        pool = LoggedPool(local, log)
+        with pytest.raises(LabError, match="the disk is full"):
+            list(research(replace(opened, pool=pool, proposer=FailingProposer())))
+        assert local.free_count == 2  # its child was ended, not waited for
+
+    assert guests_of(lab) == []
+
+
 # -- proposals that do not run ---------------------------------------------------------
 
 
@@ -246,7 +458,7 @@ def test_the_optimiser_runs_a_night_by_itself(lab):
     ],
 )
 def test_program_md_refuses_before_anything_is_trained(lab, change, why):
-    source = change(lab.read("train.py"))
+    source = change(lab.read_file("train.py"))
 
     rows = run(lab, {"title": "no", "source": source})
 
@@ -304,7 +516,7 @@ def test_the_clock_kills_the_run_and_everything_it_started(tmp_path):
     row = run(lab, {"title": "never ends", "source": source})[1]
 
     assert row.kind == "timeout"
-    assert " to hand in the weights)" in row.why
+    assert " to submit the weights)" in row.why
     assert guests_of(lab) == []
 
 
@@ -317,7 +529,7 @@ def test_a_gigabyte_of_output_is_a_failure_and_not_a_full_disk(lab):
 
     assert row.kind == "crash"
     assert "printed more than" in row.why
-    assert max(path.stat().st_size for path in lab.logs.iterdir()) < 1 << 20
+    assert max(path.stat().st_size for path in lab.log_folder.iterdir()) < 1 << 20
 
 
 def test_what_a_run_prints_can_neither_score_nor_reach_the_terminal(lab):
@@ -334,7 +546,7 @@ def test_what_a_run_prints_can_neither_score_nor_reach_the_terminal(lab):
 
 
 def test_a_broken_baseline_stops_the_night_with_one_clear_sentence(lab):
-    lab.path("train.py").write_text(train_py(lab, *FAILING["crash"]))
+    lab.file_path("train.py").write_text(train_py(lab, *FAILING["crash"]))
 
     done = command(lab, "run", "--experiments", "1")
     again = command(lab, "run", "--experiments", "1")
@@ -346,11 +558,11 @@ def test_a_broken_baseline_stops_the_night_with_one_clear_sentence(lab):
 
 
 def test_after_a_broken_baseline_is_mended_the_night_begins(lab):
-    good = lab.read("train.py")
-    lab.path("train.py").write_text(train_py(lab, *FAILING["crash"]))
+    good = lab.read_file("train.py")
+    lab.file_path("train.py").write_text(train_py(lab, *FAILING["crash"]))
     with pytest.raises(LabError, match="baseline failed"):
         run(lab)
-    lab.path("train.py").write_text(good)
+    lab.file_path("train.py").write_text(good)
 
     rows = run(lab, rate(0.02))
 
@@ -362,7 +574,7 @@ def test_after_a_broken_baseline_is_mended_the_night_begins(lab):
 
 def test_edits_to_train_py_before_the_first_night_become_its_baseline(lab):
     edited = train_py(lab, "LEARNING_RATE = 0.01", "LEARNING_RATE = 0.03")
-    lab.path("train.py").write_text(edited)
+    lab.file_path("train.py").write_text(edited)
 
     rows = run(lab)
 
@@ -373,19 +585,19 @@ def test_edits_to_train_py_before_the_first_night_become_its_baseline(lab):
 
 def test_edits_to_train_py_later_are_left_alone_by_a_keep(lab):
     run(lab)
-    edited = lab.read("train.py") + "# a thought\n"
-    lab.path("train.py").write_text(edited)
+    edited = lab.read_file("train.py") + "# a thought\n"
+    lab.file_path("train.py").write_text(edited)
 
     rows = run(lab, rate(0.02))
 
     assert rows[0].decision == "keep"
-    assert lab.read("train.py") == edited
+    assert lab.read_file("train.py") == edited
     assert git(lab, "rev-parse", "HEAD") == rows[0].commit
 
 
 def test_edits_to_train_py_are_offered_as_a_try(lab):
     run(lab)
-    lab.path("train.py").write_text(lab.read("train.py") + "# a thought\n")
+    lab.file_path("train.py").write_text(lab.read_file("train.py") + "# a thought\n")
 
     said = command(lab, "run", "--proposer", script(lab)).stdout
 
@@ -401,7 +613,9 @@ def test_a_full_disk_stops_the_night_before_it_loses_anything(lab, monkeypatch):
 
 def test_a_commit_of_the_human_in_mid_night_is_built_on(lab):
     run(lab)
-    lab.path("program.md").write_text(lab.read("program.md") + "\nTry bolder rates.\n")
+    lab.file_path("program.md").write_text(
+        lab.read_file("program.md") + "\nTry bolder rates.\n"
+    )
     git(lab, "-c", "user.name=h", "-c", "user.email=h@h", "commit", "-qam", "bolder")
 
     rows = run(lab, rate(0.02))
@@ -409,14 +623,14 @@ def test_a_commit_of_the_human_in_mid_night_is_built_on(lab):
     titles = git(lab, "log", "--format=%s").splitlines()
     assert titles[0].startswith("[AutoResearch] rate 0.02")
     assert titles[1] == "bolder"
-    assert "bolder rates" in lab.read("program.md")
+    assert "bolder rates" in lab.read_file("program.md")
     assert git(lab, "diff", "--name-only", "HEAD^", "HEAD") == "train.py"
     assert rows[0].commit == git(lab, "rev-parse", "HEAD")
 
 
 def test_try_queues_a_file_and_the_next_night_takes_it_first(lab):
     run(lab)
-    mine = lab.state / "mine.py"
+    mine = lab.state_folder / "mine.py"
     mine.write_text(train_py(lab, "LEARNING_RATE = 0.01", "LEARNING_RATE = 0.02"))
 
     queued = command(lab, "try", str(mine), "my rate", "--by", "ada", "--json")
@@ -427,10 +641,12 @@ def test_try_queues_a_file_and_the_next_night_takes_it_first(lab):
 
 
 def test_try_waits_for_a_night_in_progress_and_its_exit_code_is_the_verdict(lab):
-    mine = lab.state / "mine.py"
+    mine = lab.state_folder / "mine.py"
     mine.write_text(train_py(lab, "LEARNING_RATE = 0.01", "LEARNING_RATE = 0.0001"))
     running = start(lab, "run", "--proposer", "mailbox")
-    wait_for(lambda: lab.results.exists() and "baseline" in lab.results.read_text())
+    wait_for(
+        lambda: lab.results_path.exists() and "baseline" in lab.results_path.read_text()
+    )
 
     done = command(lab, "try", str(mine), "slow", "--wait", "30")
     stopped = command(lab, "stop")
@@ -445,16 +661,16 @@ def test_try_waits_for_a_night_in_progress_and_its_exit_code_is_the_verdict(lab)
 def test_program_md_is_read_afresh_and_a_broken_one_never_stops_a_night(lab):
     run(lab)
     source = train_py(lab, "import json\n", "import json\n" + "X = 1\n" * 90)
-    lab.path("program.md").write_text(
+    lab.file_path("program.md").write_text(
         "```toml\nbudget_tokens = 2000\nmax_changed_lines = 100\n```\n"
     )
     allowed = run(lab, {"title": "long", "source": source})
 
     running = start(lab, "run", "--proposer", "mailbox")
-    wait_for(lambda: (lab.state / "run.log").exists())
-    lab.path("program.md").write_text("```toml\nmax_changed_lnes = 1\n```\n")
+    wait_for(lambda: (lab.state_folder / "run.log").exists())
+    lab.file_path("program.md").write_text("```toml\nmax_changed_lnes = 1\n```\n")
     wait_for(
-        lambda: "max_changed_lnes" in (lab.state / "run.log").read_text(),
+        lambda: "max_changed_lnes" in (lab.state_folder / "run.log").read_text(),
         what="the notice about program.md",
     )
     running.send_signal(signal.SIGINT)
@@ -477,7 +693,7 @@ def slow(lab, seconds=600):
 
 def test_one_ctrl_c_waits_for_the_run_and_a_second_loses_nothing(lab):
     run(lab)
-    mine = lab.state / "slow.py"
+    mine = lab.state_folder / "slow.py"
     mine.write_text(slow(lab))
     command(lab, "try", str(mine), "sleeps")
     running = start(lab, "run", "--proposer", "mailbox")
@@ -496,11 +712,13 @@ def test_one_ctrl_c_waits_for_the_run_and_a_second_loses_nothing(lab):
 
 def test_a_closed_terminal_ends_nothing(lab):
     running = start(lab, "run", "--proposer", "mailbox")
-    wait_for(lambda: lab.results.exists() and "baseline" in lab.results.read_text())
+    wait_for(
+        lambda: lab.results_path.exists() and "baseline" in lab.results_path.read_text()
+    )
 
     running.send_signal(signal.SIGHUP)
     running.stdout.close()
-    mine = lab.state / "mine.py"
+    mine = lab.state_folder / "mine.py"
     mine.write_text(train_py(lab, "LEARNING_RATE = 0.01", "LEARNING_RATE = 0.02"))
     done = command(lab, "try", str(mine), "after", "--wait", "30")
     command(lab, "stop")
@@ -512,7 +730,9 @@ def test_a_closed_terminal_ends_nothing(lab):
 
 def test_stop_while_idle_ends_a_night_that_waits_for_letters(lab):
     running = start(lab, "run", "--proposer", "mailbox")
-    wait_for(lambda: lab.results.exists() and "baseline" in lab.results.read_text())
+    wait_for(
+        lambda: lab.results_path.exists() and "baseline" in lab.results_path.read_text()
+    )
 
     command(lab, "stop")
     running.communicate(timeout=20)
@@ -525,7 +745,7 @@ def test_an_interrupted_experiment_is_taken_up_again_under_its_number(lab):
     run(lab)
     stop = StopFlag()
     stop.soon = stop.now = True  # as if Ctrl-C came twice before the first run
-    mine = lab.state / "mine.py"
+    mine = lab.state_folder / "mine.py"
     mine.write_text(train_py(lab, "LEARNING_RATE = 0.01", "LEARNING_RATE = 0.02"))
     command(lab, "try", str(mine), "mine")
 
@@ -541,10 +761,10 @@ def test_an_interrupted_experiment_is_taken_up_again_under_its_number(lab):
 
 def test_another_budget_is_a_new_series_and_the_champion_is_measured_again_first(lab):
     run(lab, rate(0.02))
-    text = lab.read("program.md").replace(
+    text = lab.read_file("program.md").replace(
         "budget_tokens = 2000", "budget_tokens = 4000"
     )
-    lab.path("program.md").write_text(text)
+    lab.file_path("program.md").write_text(text)
 
     rows = run(lab, rate(0.05))
 

@@ -62,7 +62,7 @@ def an_entry(**changes) -> VerdictCommit:
         "body": "It was slow.",
         "trailers": (("Experiment", "7"), ("Verdict", "keep: gain 0.0012")),
         "author": "search",
-        "at": 1_700_000_000.9,
+        "committed_at": 1_700_000_000.9,
     }
     return VerdictCommit(**(words | changes))
 
@@ -92,7 +92,7 @@ def differing(book: Repository, commit: str) -> set[str]:
 
 
 def test_a_commit_differs_from_its_parent_only_in_train_py(book):
-    commit = book.commit(an_entry(), book.store(AFTER), book.head())
+    commit = book.create_commit(an_entry(), book.write_blob(AFTER), book.head_commit())
 
     assert differing(book, commit) == {"train.py"}
     assert git(book.folder, "show", f"{commit}:train.py") == AFTER.rstrip("\n")
@@ -125,11 +125,11 @@ def test_other_files_sub_folders_and_odd_names_stay_as_they_are(book):
     (book.folder / "run.sh").chmod(0o755)
     (book.folder / "link").symlink_to("train.py")
     git(book.folder, "add", "--all", "--", ".")
-    gitlink = f"160000,{book.head()},submodule"
+    gitlink = f"160000,{book.head_commit()},submodule"
     git(book.folder, "update-index", "--add", "--cacheinfo", gitlink)
     git(book.folder, "commit", "-q", "-m", "odd files")
 
-    commit = book.commit(an_entry(), book.store(AFTER), book.head())
+    commit = book.create_commit(an_entry(), book.write_blob(AFTER), book.head_commit())
 
     names = subprocess.run(
         ("git", "ls-tree", "-r", "-z", "--name-only", commit),
@@ -154,21 +154,23 @@ def test_an_executable_train_py_stays_executable(book):
 
 
 def test_nothing_is_checked_out_and_no_branch_moves_for_a_discarded_idea(book):
-    head = book.head()
+    head = book.head_commit()
 
-    commit = book.commit(an_entry(), book.store(AFTER), head)
-    book.name(3, commit)
+    commit = book.create_commit(an_entry(), book.write_blob(AFTER), head)
+    book.set_experiment_ref(3, commit)
 
-    assert book.head() == head
+    assert book.head_commit() == head
     assert (book.folder / "train.py").read_text() == BEFORE
     assert git(book.folder, "status", "--porcelain") == ""
-    assert book.commit_of(3) == commit
-    assert book.commit_of(4) is None
-    assert not book.contains(commit)
+    assert book.find_commit(3) == commit
+    assert book.find_commit(4) is None
+    assert not book.has_commit(commit)
 
 
 def test_author_committer_and_time_are_said_outright(book):
-    commit = book.commit(an_entry(author="human:ada"), book.store(AFTER), book.head())
+    commit = book.create_commit(
+        an_entry(author="human:ada"), book.write_blob(AFTER), book.head_commit()
+    )
 
     said = git(book.folder, "log", "-1", "--format=%an|%cn|%ce|%at|%ct", commit)
     assert said == (
@@ -181,14 +183,17 @@ def test_author_committer_and_time_are_said_outright(book):
     ["", ".", "...", "<>", "'", '"', "\n", " ", "\x1b[31m", "\0", "<x> y", "é"],
 )
 def test_an_odd_author_is_no_crash(book, author):
-    commit = book.commit(an_entry(author=author), book.store(AFTER), book.head())
+    commit = book.create_commit(
+        an_entry(author=author), book.write_blob(AFTER), book.head_commit()
+    )
 
     assert git(book.folder, "log", "-1", "--format=%an", commit).strip()
 
 
 def test_the_same_verdict_makes_the_same_commit_again(book):
     first, second = (
-        book.commit(an_entry(), book.store(AFTER), book.head()) for _ in range(2)
+        book.create_commit(an_entry(), book.write_blob(AFTER), book.head_commit())
+        for _ in range(2)
     )
 
     assert first == second
@@ -308,26 +313,26 @@ def test_the_traps_of_the_next_tests_are_live(book, planted):
 def test_planted_hooks_filters_attributes_and_configuration_do_nothing(
     book, planted, source
 ):
-    book.require()
-    book.exclude("results.tsv")
+    book.require_usable()
+    book.add_excludes("results.tsv")
     commit = keep(book, source)
-    book.entries()
-    book.log(5)
-    book.tidy()
-    assert book.file_at("HEAD", "gone.py") is None
-    assert book.commit_of(999) is None
+    book.list_verdict_commits()
+    book.read_log(5)
+    book.pack_objects()
+    assert book.read_file_at("HEAD", "gone.py") is None
+    assert book.find_commit(999) is None
     with pytest.raises(GitError):
-        book.git("cat-file", "-e", "1" * 40)
+        book.run_git("cat-file", "-e", "1" * 40)
 
     assert not planted.exists()
-    assert book.contains(commit)
-    assert book.file_at(commit, "train.py")[1] == source.encode()
+    assert book.has_commit(commit)
+    assert book.read_file_at(commit, "train.py")[1] == source.encode()
     assert (book.folder / "train.py").read_bytes() == source.encode()
-    raw = book.git_bytes("cat-file", "commit", commit)
+    raw = book.run_git_bytes("cat-file", "commit", commit)
     assert b"encoding" not in raw
     assert b"gpgsig" not in raw
     assert "Δbpb".encode() in raw
-    assert "Δbpb" in book.log(1)
+    assert "Δbpb" in book.read_log(1)
 
 
 def test_variables_of_somebody_elses_repository_are_not_followed(
@@ -349,12 +354,12 @@ def test_variables_of_somebody_elses_repository_are_not_followed(
 
 
 def test_a_replaced_object_does_not_replace_what_is_read(book):
-    honest = book.file_at("HEAD", "prepare.py")
-    forged = book.store("cheat()\n")
+    honest = book.read_file_at("HEAD", "prepare.py")
+    forged = book.write_blob("cheat()\n")
     git(book.folder, "replace", honest[0], forged)
     assert git(book.folder, "show", "HEAD:prepare.py") == "cheat()"
 
-    assert book.file_at("HEAD", "prepare.py") == honest
+    assert book.read_file_at("HEAD", "prepare.py") == honest
 
 
 # -- the branch ------------------------------------------------------------------------
@@ -363,7 +368,7 @@ def test_a_replaced_object_does_not_replace_what_is_read(book):
 def test_a_keep_moves_the_branch_and_the_clean_train_py(book):
     commit = keep(book)
 
-    assert book.head() == commit
+    assert book.head_commit() == commit
     assert (book.folder / "train.py").read_text() == AFTER
     assert git(book.folder, "status", "--porcelain") == ""
     assert sorted(os.listdir(book.folder)) == [
@@ -375,26 +380,26 @@ def test_a_keep_moves_the_branch_and_the_clean_train_py(book):
 
 
 def test_advance_moves_only_from_the_commit_that_was_seen(book):
-    seen = book.head()
-    commit = book.commit(an_entry(), book.store(AFTER), seen)
+    seen = book.head_commit()
+    commit = book.create_commit(an_entry(), book.write_blob(AFTER), seen)
     git(book.folder, "commit", "-q", "--allow-empty", "-m", "a human was faster")
-    theirs = book.head()
+    theirs = book.head_commit()
 
-    assert book.advance("refs/heads/main", commit, seen) is False
-    assert book.head() == theirs
+    assert book.advance_branch("refs/heads/main", commit, seen) is False
+    assert book.head_commit() == theirs
 
 
 def test_of_many_who_advance_at_once_exactly_one_wins(book):
-    seen = book.head()
+    seen = book.head_commit()
     commits = [
-        book.commit(an_entry(title=f"try {n}"), book.store(AFTER), seen)
+        book.create_commit(an_entry(title=f"try {n}"), book.write_blob(AFTER), seen)
         for n in range(8)
     ]
     won = []
 
     def race(commit):
         try:
-            if book.advance("refs/heads/main", commit, seen):
+            if book.advance_branch("refs/heads/main", commit, seen):
                 won.append(commit)
         except LabError:  # somebody held git's lock at that moment
             pass
@@ -405,16 +410,16 @@ def test_of_many_who_advance_at_once_exactly_one_wins(book):
     for thread in threads:
         thread.join()
 
-    assert won == [book.head()]
+    assert won == [book.head_commit()]
 
 
 def test_a_branch_that_git_cannot_move_is_one_clear_sentence_and_no_endless_loop(book):
-    seen = book.head()
-    commit = book.commit(an_entry(), book.store(AFTER), seen)
+    seen = book.head_commit()
+    commit = book.create_commit(an_entry(), book.write_blob(AFTER), seen)
     (book.folder / ".git" / "refs" / "heads" / "main.lock").touch()
 
     with pytest.raises(LabError, match=r"main\.lock.*Next:"):
-        book.advance("refs/heads/main", commit, seen)
+        book.advance_branch("refs/heads/main", commit, seen)
 
 
 # -- the working tree ------------------------------------------------------------------
@@ -448,11 +453,11 @@ def test_a_staged_program_md_stays_staged_and_out_of_the_commit(book):
 
 def test_a_dirty_train_py_is_the_humans_and_shows_as_an_edit_of_the_champion(book):
     (book.folder / "train.py").write_text("MINE = 1\n")
-    head = book.head()
-    commit = book.commit(an_entry(), book.store(AFTER), head)
-    book.advance("refs/heads/main", commit, head)
+    head = book.head_commit()
+    commit = book.create_commit(an_entry(), book.write_blob(AFTER), head)
+    book.advance_branch("refs/heads/main", commit, head)
 
-    assert book.check_out(head, commit) is False
+    assert book.update_working_file(head, commit) is False
     assert (book.folder / "train.py").read_text() == "MINE = 1\n"
     assert git(book.folder, "status", "--porcelain") == " M train.py"
 
@@ -461,11 +466,11 @@ def test_a_staged_train_py_is_not_thrown_away(book):
     (book.folder / "train.py").write_text("STAGED = 1\n")
     git(book.folder, "add", "train.py")
     (book.folder / "train.py").write_text("EDITED = 1\n")
-    head = book.head()
-    commit = book.commit(an_entry(), book.store(AFTER), head)
-    book.advance("refs/heads/main", commit, head)
+    head = book.head_commit()
+    commit = book.create_commit(an_entry(), book.write_blob(AFTER), head)
+    book.advance_branch("refs/heads/main", commit, head)
 
-    assert book.check_out(head, commit) is False
+    assert book.update_working_file(head, commit) is False
     assert git(book.folder, "show", ":train.py") == "STAGED = 1"
     assert (book.folder / "train.py").read_text() == "EDITED = 1\n"
 
@@ -481,19 +486,19 @@ def test_a_train_py_that_is_no_file_is_left_alone(book, tmp_path, what):
         path.symlink_to(target)
         if what == "a link":
             target.write_text(BEFORE)
-    head = book.head()
-    commit = book.commit(an_entry(), book.store(AFTER), head)
+    head = book.head_commit()
+    commit = book.create_commit(an_entry(), book.write_blob(AFTER), head)
 
-    assert book.check_out(head, commit) is False
+    assert book.update_working_file(head, commit) is False
     if what == "a link":
         assert target.read_text() == BEFORE
 
 
 def test_checking_out_twice_is_fine(book):
-    head = book.head()
+    head = book.head_commit()
     commit = keep(book)
 
-    assert book.check_out(head, commit) is True
+    assert book.update_working_file(head, commit) is True
     assert git(book.folder, "status", "--porcelain") == ""
 
 
@@ -503,7 +508,7 @@ def test_a_stale_index_lock_is_no_crash_and_is_forgotten_by_the_next_keep(book):
 
     commit = keep(book)
 
-    assert book.head() == commit
+    assert book.head_commit() == commit
     assert (book.folder / "train.py").read_text() == AFTER
     assert lock.exists()
     lock.unlink()
@@ -515,21 +520,21 @@ def test_a_stale_lock_on_packed_refs_does_not_stop_the_tidying(book):
     keep(book)
     (book.folder / ".git" / "packed-refs.lock").touch()
 
-    book.tidy()
+    book.pack_objects()
 
-    assert book.commit_of(7) == book.head()
+    assert book.find_commit(7) == book.head_commit()
 
 
 def test_tidying_packs_and_keeps_what_nothing_names_yet(book):
-    waiting = book.store("a proposal that still waits\n")
+    waiting = book.write_blob("a proposal that still waits\n")
     for number in range(20):
         keep(book, f"RATE = {number}\n", number)
 
-    book.tidy()
+    book.pack_objects()
 
-    assert len(book.entries()) == 20
+    assert len(book.list_verdict_commits()) == 20
     assert not list((book.folder / ".git" / "refs" / "autoresearch").glob("*"))
-    assert book.git("cat-file", "blob", waiting) == "a proposal that still waits"
+    assert book.run_git("cat-file", "blob", waiting) == "a proposal that still waits"
     assert git(book.folder, "fsck", "--no-dangling") == ""
 
 
@@ -540,7 +545,7 @@ def test_our_files_are_hidden_from_git_without_touching_gitignore(book):
         (book.folder / name).touch()
 
     for _ in range(2):
-        book.exclude("results.tsv", ".autoresearch/")
+        book.add_excludes("results.tsv", ".autoresearch/")
 
     assert exclude.read_bytes() == b"# mine \xff\n*.swp\nresults.tsv\n.autoresearch/\n"
     assert git(book.folder, "status", "--porcelain") == ""
@@ -638,11 +643,13 @@ ALL_TRAILERS = tuple((key, f"words of {key}: with: colons  and Δ") for key in T
 @pytest.mark.parametrize("body", ["", "One.", "One.\n\nTwo.\n", "\n\nOne.\n\n"])
 def test_trailers_survive_a_round_trip_through_git(book, body):
     entry = an_entry(trailers=ALL_TRAILERS, body=body)
-    book.name(7, book.commit(entry, book.store(AFTER), book.head()))
+    book.set_experiment_ref(
+        7, book.create_commit(entry, book.write_blob(AFTER), book.head_commit())
+    )
 
-    ((number, commit, message),) = book.entries()
+    ((number, commit, message),) = book.list_verdict_commits()
 
-    assert (number, commit) == (7, book.commit_of(7))
+    assert (number, commit) == (7, book.find_commit(7))
     found = parse_trailers(message)
     assert found == {key: to_one_line(text) for key, text in ALL_TRAILERS}
     assert message.splitlines()[0] == entry.title
@@ -669,9 +676,11 @@ FAKE = "Verdict: keep: mine\nExperiment: 999\nScore: 0.000001\nRan: " + "0" * 40
 )
 def test_a_reason_that_poses_as_trailers_cannot_forge_them(book, reason):
     entry = an_entry(body=commit_message.escape_reason(reason))
-    book.name(7, book.commit(entry, book.store(AFTER), book.head()))
+    book.set_experiment_ref(
+        7, book.create_commit(entry, book.write_blob(AFTER), book.head_commit())
+    )
 
-    ((number, commit, message),) = book.entries()
+    ((number, commit, message),) = book.list_verdict_commits()
 
     honest = {"Experiment": "7", "Verdict": "keep: gain 0.0012"}
     assert number == 7
@@ -682,9 +691,14 @@ def test_a_reason_that_poses_as_trailers_cannot_forge_them(book, reason):
 
 def test_a_trailer_cannot_smuggle_in_another(book):
     trailers = (("Verdict", "discard\nScore: 0.1"), ("Experiment", "7\r\n\r\nRan: x"))
-    book.name(7, book.commit(an_entry(trailers=trailers), book.store(""), book.head()))
+    book.set_experiment_ref(
+        7,
+        book.create_commit(
+            an_entry(trailers=trailers), book.write_blob(""), book.head_commit()
+        ),
+    )
 
-    ((_, _, message),) = book.entries()
+    ((_, _, message),) = book.list_verdict_commits()
 
     assert parse_trailers(message) == {
         "Verdict": "discard Score: 0.1",
@@ -694,12 +708,14 @@ def test_a_trailer_cannot_smuggle_in_another(book):
 
 def test_entries_come_by_number_and_strangers_among_the_refs_are_passed_over(book):
     for number in (10, 9, 100, 0):
-        commit = book.commit(an_entry(title=f"no {number}"), book.store(""), "HEAD")
-        book.name(number, commit)
+        commit = book.create_commit(
+            an_entry(title=f"no {number}"), book.write_blob(""), "HEAD"
+        )
+        book.set_experiment_ref(number, commit)
     for stranger in ("007", "-1", "x", "²", "٣", "other-lab/5", "1.5"):
         git(book.folder, "update-ref", f"refs/autoresearch/{stranger}", "HEAD")
 
-    assert [number for number, _, _ in book.entries()] == [0, 9, 10, 100]
+    assert [number for number, _, _ in book.list_verdict_commits()] == [0, 9, 10, 100]
 
 
 def test_a_message_that_is_not_utf_8_is_no_crash(book):
@@ -709,9 +725,9 @@ def test_a_message_that_is_not_utf_8_is_no_crash(book):
     commit = subprocess.run(
         made, cwd=book.folder, env=HUMAN, input=latin, capture_output=True, check=True
     ).stdout.decode()
-    book.name(5, commit.strip())
+    book.set_experiment_ref(5, commit.strip())
 
-    ((number, _, message),) = book.entries()
+    ((number, _, message),) = book.list_verdict_commits()
 
     assert number == 5
     assert "Verdict: gr" in message
@@ -732,7 +748,7 @@ def complaint(book: Repository) -> str:
 def test_a_lab_in_order_is_accepted_also_through_a_link(book, tmp_path):
     (tmp_path / "link").symlink_to(book.folder)
 
-    book.require()
+    book.require_usable()
     Repository(tmp_path / "link").require_usable()
 
 
@@ -787,7 +803,7 @@ def test_a_repository_of_another_user_is_accepted(book):
     for path in (book.folder, *book.folder.rglob("*")):
         os.chown(path, 12345, 12345, follow_symlinks=False)
 
-    book.require()
+    book.require_usable()
     keep(book)
 
 
@@ -798,7 +814,7 @@ def test_only_plain_files_are_read_out_of_a_commit(book):
     git(book.folder, "add", ".")
     git(book.folder, "commit", "-q", "-m", "more")
 
-    assert book.file_at("HEAD", "link") is None
-    assert book.file_at("HEAD", "sub") is None
-    assert book.file_at("HEAD", "sub/x")[1] == b""
-    assert book.file_at("HEAD", "none") is None
+    assert book.read_file_at("HEAD", "link") is None
+    assert book.read_file_at("HEAD", "sub") is None
+    assert book.read_file_at("HEAD", "sub/x")[1] == b""
+    assert book.read_file_at("HEAD", "none") is None

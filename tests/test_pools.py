@@ -33,7 +33,7 @@ def pool(request):
 def fill(pool, work) -> int:
     """Submit as much as there is room for."""
     count = 0
-    while pool.free:
+    while pool.free_count:
         pool.submit(work)
         count += 1
     return count
@@ -41,27 +41,27 @@ def fill(pool, work) -> int:
 
 class TestEveryPool:
     def test_has_room_at_first_and_nothing_to_wait_for(self, pool):
-        assert pool.free == pool.width >= 1
-        assert not pool.ready
-        assert pool.next() is None
+        assert pool.free_count == pool.capacity >= 1
+        assert not pool.has_result
+        assert pool.next_result() is None
 
     def test_hands_back_what_the_work_returned(self, pool):
-        pool.submit(lambda slot: ("done on", slot.device))
+        pool.submit(lambda slot: ("done on", slot.device_type))
 
-        assert pool.next()[0] == "done on"
-        assert pool.next() is None
+        assert pool.next_result()[0] == "done on"
+        assert pool.next_result() is None
 
     def test_takes_no_more_than_it_has_room_for(self, pool):
-        room = pool.free
+        room = pool.free_count
 
         assert fill(pool, lambda slot: 1) == room
         with pytest.raises(AssertionError):
             pool.submit(lambda slot: 1)
-        assert [pool.next() for _ in range(room + 1)] == [1] * room + [None]
-        assert pool.free == room
+        assert [pool.next_result() for _ in range(room + 1)] == [1] * room + [None]
+        assert pool.free_count == room
 
     def test_raises_what_the_work_raised_and_frees_its_slot(self, pool):
-        room = pool.free
+        room = pool.free_count
 
         def fall(slot):
             raise LookupError("this very one")
@@ -69,24 +69,24 @@ class TestEveryPool:
         pool.submit(fall)
 
         with pytest.raises(LookupError, match="this very one"):
-            pool.next()
-        assert pool.free == room
-        assert pool.next() is None
+            pool.next_result()
+        assert pool.free_count == room
+        assert pool.next_result() is None
 
     def test_goes_on_for_as_long_as_there_is_work(self, pool):
         for turn in range(50):
             pool.submit(lambda slot, turn=turn: turn)
-            assert pool.next() == turn
+            assert pool.next_result() == turn
 
     def test_no_result_is_lost_when_several_finish_at_once(self, pool):
         room = fill(pool, lambda slot: slot.index)
         time.sleep(0.05)
 
-        found = [pool.next() for _ in range(room)]
+        found = [pool.next_result() for _ in range(room)]
 
         assert None not in found or room == 1
         assert len(set(found)) == room
-        assert pool.next() is None
+        assert pool.next_result() is None
 
 
 def test_inline_works_in_this_thread_and_only_when_asked():

@@ -55,26 +55,26 @@ def lab(tmp_path_factory):
 def flight(lab):
     """Preflight of that lab."""
     found = apparatus.load_apparatus(lab, Repository(lab.folder))
-    terms = session.terms_from_program(lab.program(), ())
+    terms = session.terms_from_program(lab.load_program(), ())
     bench = Workbench(
         lab, found, terms, StopFlag(), lambda candidate, progress: None, nights.walls()
     )
-    found = preflight.Preflight(bench, Ledger(lab.ledger))
+    found = preflight.Preflight(bench, Ledger(lab.ledger_path))
     yield found
     found.close()
 
 
 @pytest.mark.parametrize("name", CAUGHT)
 def test_a_broken_edit_is_caught_with_a_reason(lab, flight, name):
-    broken = dict(edits.broken_for(lab.read("train.py"), CAUGHT))
+    broken = dict(edits.broken_for(lab.read_file("train.py"), CAUGHT))
 
     if why := find_contract_fault(broken[name]):
         assert CAUGHT[name] in why
         return
-    found = flight.rehearse(broken[name])
+    found = flight.dry_run(broken[name])
 
     assert CAUGHT[name] in found.fault
-    assert found.in_time
+    assert found.is_in_time
 
 
 SOUND = ["as it is", "as shipped", "gated MLP", "tokens read by hand"]
@@ -82,11 +82,11 @@ SOUND = ["as it is", "as shipped", "gated MLP", "tokens read by hand"]
 
 @pytest.mark.parametrize("name", SOUND)
 def test_a_sound_edit_passes(lab, flight, name):
-    source = lab.read("train.py")
+    source = lab.read_file("train.py")
     files = {"as it is": source, **dict(edits.sound(source))}
-    files["as shipped"] = lab.read("shipped.py")
+    files["as shipped"] = lab.read_file("shipped.py")
 
-    found = flight.rehearse(files[name])
+    found = flight.dry_run(files[name])
 
     assert found.fault == ""
     assert found.parameters > 10_000
@@ -110,18 +110,20 @@ def test_a_lab_without_tensors_is_rehearsed_as_well(tmp_path):
 
 
 def test_a_model_hears_at_once_what_a_run_would_have_found(tmp_path):
-    from autoresearch.proposers.toolkit import desk_of
+    from autoresearch.proposers.toolkit import open_toolkit
 
     lab = nights.line_lab(tmp_path / "lab")
     nights.run(lab, nights.rate(0.02))
     asked = session.SessionOptions(proposers=("mailbox",))
     with session.open_session(lab, asked, StopFlag()) as (opened, _):
         ledger = opened.recorder.ledger
-        desk = desk_of(lab.folder, lab.load_program())
-        desk.check = preflight.Preflight(opened.workbench, ledger)
+        desk = open_toolkit(lab.folder, lab.load_program())
+        desk.check_proposal = preflight.Preflight(opened.workbench, ledger)
         source, before = ledger.load_source(ledger.champion.blob), ledger.run_count
         bad = source.replace("BATCH)\n", "BATCHES)\n", 1)
-        said = desk.fault(ledger, Proposal(None, "x", bad, ledger.champion.blob, "m"))
+        said = desk.find_fault(
+            ledger, Proposal(None, "x", bad, ledger.champion.blob, "m")
+        )
         after = ledger.run_count
 
     assert said.startswith("preflight: ")
@@ -154,7 +156,7 @@ def test_memory_is_judged_by_what_the_champion_took():
 
 
 def test_sizes_are_turned_down_only_where_constants_name_them(lab):
-    source = lab.read("train.py").replace("DEPTH = 2", "DEPTH = 9")
+    source = lab.read_file("train.py").replace("DEPTH = 2", "DEPTH = 9")
 
     assert "\nDEPTH = 4  #" in shrink_source(source)
     assert shrink_source("x = 1\n") == "x = 1\n"
@@ -166,7 +168,7 @@ def test_a_forged_answer_is_read_as_what_it_is():
     assert "\x1b" not in said.fault
     assert len(said.fault) <= 300
     assert said.parameters == 0
-    assert preflight.parse_report({}).fault == "said nothing"
+    assert preflight.parse_report({}).fault == "reported nothing"
 
 
 @pytest.fixture
@@ -185,26 +187,26 @@ def test_no_file_runs_in_a_process_that_ran_another(small_flight):
     leaves = "import builtins\nbuiltins.mark = 1\nopen('mark', 'w').close()\n"
     looks = "import builtins, os\nassert not hasattr(builtins, 'mark')\nassert not os.path.exists('mark')\n"
 
-    assert flight.rehearse(leaves + good).fault == ""
-    assert flight.rehearse(looks + good).fault == ""
+    assert flight.dry_run(leaves + good).fault == ""
+    assert flight.dry_run(looks + good).fault == ""
 
 
 def test_a_guest_that_died_while_it_waited_is_not_the_fault_of_a_file(small_flight):
     flight, good = small_flight
-    assert flight.rehearse(good).fault == ""
+    assert flight.dry_run(good).fault == ""
 
-    for pid in flight._waiting._guest.pids():
+    for pid in flight._waiting._process.list_pids():
         os.kill(pid, signal.SIGKILL)
 
-    found = flight.rehearse(good)
+    found = flight.dry_run(good)
     assert found.fault == ""
-    assert found.in_time
+    assert found.is_in_time
 
 
 def test_a_night_that_is_over_leaves_nobody_waiting(small_flight):
     flight, good = small_flight
-    flight.rehearse(good)
-    lab = flight._bench.lab
+    flight.dry_run(good)
+    lab = flight._workbench.lab
     assert nights.guests_of(lab)
 
     flight.close()

@@ -12,7 +12,7 @@ from autoresearch.git import Repository
 from autoresearch.loop import research
 from autoresearch.measure.worker import Worker
 from autoresearch.pools.local import LocalPool
-from autoresearch.proposers.context import PLATEAU
+from autoresearch.proposers.context import PLATEAU_EXPERIMENTS
 from autoresearch.records import queries
 from autoresearch.records.ledger import Ledger
 from autoresearch.run import session
@@ -592,7 +592,7 @@ def test_early_kill_can_be_switched_off(tmp_path):
 
 
 def test_a_plateau_is_said_once(lab):
-    low = [rate(0.0001 * n) for n in range(1, PLATEAU + 3)]
+    low = [rate(0.0001 * n) for n in range(1, PLATEAU_EXPERIMENTS + 3)]
     _, notices = told_night(lab, Told(), *low)
 
     assert sum("structurally different" in notice for notice in notices) == 1

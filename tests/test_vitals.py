@@ -61,7 +61,7 @@ def rows_of(lab, card, *proposals):
 
 
 def slowed(lab):
-    return {"title": "slower", "source": lab.read("train.py").replace(*SLOW)}
+    return {"title": "slower", "source": lab.read_file("train.py").replace(*SLOW)}
 
 
 def test_a_monitor_samples_until_the_run_is_over():

@@ -32,31 +32,31 @@ def bench(tmp_path):
     found = apparatus.load_apparatus(lab, Repository(lab.folder))
     terms = RunTerms(None, 100, 1.0, 60.0, ResourceLimits(4.0))
     made = Workbench(lab, found, terms, StopFlag(), lambda c, p: None, nights.walls())
-    made = replace(made, waiting=WarmPool(partial(trainer.start_warm_process, made)))
+    made = replace(made, warm_pool=WarmPool(partial(trainer.start_warm_process, made)))
     yield made
-    made.waiting.close()
+    made.warm_pool.close()
 
 
 def wait_for(bench, count):
     def there():
-        return sum(map(len, bench.waiting._guests.values())) == count
+        return sum(map(len, bench.warm_pool._processes.values())) == count
 
     nights.wait_for(there, what=f"{count} waiting guests")
 
 
 def score(bench, source, seed):
     candidate = Candidate(Proposal(0, "t", source, "", "test"), compute_blob_id(source))
-    run = trainer.train_candidate(bench, candidate, seed=seed, slot=SLOT)
-    found = evaluator.score_run(bench, run, slot=SLOT)
+    run = trainer.train_candidate(bench, candidate, seed=seed, device=SLOT)
+    found = evaluator.score_run(bench, run, device=SLOT)
     trainer.discard_runs(run)
     return found.value
 
 
 def test_a_guest_that_waited_scores_like_one_that_did_not(bench):
-    source = bench.lab.read("train.py")
+    source = bench.lab.read_file("train.py")
 
-    alone = score(replace(bench, waiting=None), source, seed=3)
-    bench.waiting.want(SLOT, 2)
+    alone = score(replace(bench, warm_pool=None), source, seed=3)
+    bench.warm_pool.refill(SLOT, 2)
     wait_for(bench, 3)
     waited = score(bench, source, seed=3)
 
@@ -64,14 +64,14 @@ def test_a_guest_that_waited_scores_like_one_that_did_not(bench):
 
 
 def test_while_a_run_trains_those_after_it_get_ready(bench):
-    score(bench, bench.lab.read("train.py"), seed=3)
+    score(bench, bench.lab.read_file("train.py"), seed=3)
 
-    for thread in bench.waiting._threads:
+    for thread in bench.warm_pool._threads:
         thread.join()
-    assert len(bench.waiting._guests[SLOT, "train"]) == 1
+    assert len(bench.warm_pool._processes[SLOT, "train"]) == 1
     # One of those that were to serve did, unless the run was over before it was there.
     most = trainer.MAX_WARM_SERVERS
-    assert len(bench.waiting._guests[SLOT, "serve"]) in (most - 1, most)
+    assert len(bench.warm_pool._processes[SLOT, "serve"]) in (most - 1, most)
 
 
 def test_after_the_first_run_somebody_waits_to_train(bench):
@@ -83,17 +83,17 @@ def test_after_the_first_run_somebody_waits_to_train(bench):
         "_place.mkdir(exist_ok=True)\n"
         "(_place / 'kernel').write_text('x')\n"
     )
-    source = bench.lab.read("train.py")
+    source = bench.lab.read_file("train.py")
     source = source.replace(start, compiles + start)
     first = Proposal(0, "baseline", source, "", HUMAN_AUTHOR)
 
     run = trainer.train_candidate(
-        bench, Candidate(first, compute_blob_id(source)), seed=3, slot=SLOT
+        bench, Candidate(first, compute_blob_id(source)), seed=3, device=SLOT
     )
 
-    for thread in bench.waiting._threads:
+    for thread in bench.warm_pool._threads:
         thread.join()
-    (guest,) = bench.waiting._guests[SLOT, "train"]
+    (guest,) = bench.warm_pool._processes[SLOT, "train"]
     assert [path.name for path in (guest.folder / COMPILE_CACHE_FOLDER).iterdir()] == [
         "kernel"
     ]
@@ -102,18 +102,18 @@ def test_after_the_first_run_somebody_waits_to_train(bench):
 
 def test_who_is_wanted_twice_at_once_comes_once(bench):
     for _ in range(4):
-        bench.waiting.want(SLOT, 2)
+        bench.warm_pool.refill(SLOT, 2)
 
-    for thread in bench.waiting._threads:
+    for thread in bench.warm_pool._threads:
         thread.join()
-    assert sum(map(len, bench.waiting._guests.values())) == 3
+    assert sum(map(len, bench.warm_pool._processes.values())) == 3
 
 
 def test_who_waits_has_not_been_told_what_it_will_run(bench):
-    bench.waiting.want(SLOT, 1)
+    bench.warm_pool.refill(SLOT, 1)
     wait_for(bench, 2)
 
-    guest = bench.waiting.take(SLOT, "serve", SOURCE)
+    guest = bench.warm_pool.take_process(SLOT, "serve", SOURCE)
 
     names = sorted(path.name for path in guest.folder.iterdir())
     assert names == [".compiled", "prepare.py"]
@@ -122,34 +122,34 @@ def test_who_waits_has_not_been_told_what_it_will_run(bench):
 
 
 def test_one_that_died_while_it_waited_is_not_given_out(bench):
-    bench.waiting.want(SLOT, 1)
+    bench.warm_pool.refill(SLOT, 1)
     wait_for(bench, 2)
-    (guest,) = bench.waiting._guests[SLOT, "serve"]
-    nights.wait_for(guest.pids, what="its first process")
-    for pid in guest.pids():
+    (guest,) = bench.warm_pool._processes[SLOT, "serve"]
+    nights.wait_for(guest.list_pids, what="its first process")
+    for pid in guest.list_pids():
         os.kill(pid, signal.SIGKILL)
-    nights.wait_for(lambda: not guest.running, what="its end")
+    nights.wait_for(lambda: not guest.is_running, what="its end")
 
-    assert bench.waiting.take(SLOT, "serve", SOURCE) is None
+    assert bench.warm_pool.take_process(SLOT, "serve", SOURCE) is None
 
 
 def test_a_train_py_that_sets_variables_starts_before_torch_is_there(bench):
-    bench.waiting.want(SLOT, 1)
+    bench.warm_pool.refill(SLOT, 1)
     wait_for(bench, 2)
 
     sets = "import os; os.environ['PYTORCH_ALLOC_CONF'] = 'expandable_segments:True'"
 
-    assert bench.waiting.take(SLOT, "serve", sets) is None
+    assert bench.warm_pool.take_process(SLOT, "serve", sets) is None
 
 
 def test_a_train_py_that_reads_variables_need_not_wait_for_torch(bench):
-    bench.waiting.want(SLOT, 2)
+    bench.warm_pool.refill(SLOT, 2)
     wait_for(bench, 3)
     reads = "import os; place = os.environ.get('TMPDIR', '/tmp')"
     flagship = (LABS / "gpt" / "train.py").read_text()
 
     for source in (reads, flagship):
-        assert bench.waiting.take(SLOT, "serve", source) is not None
+        assert bench.warm_pool.take_process(SLOT, "serve", source) is not None
 
 
 def test_nobody_trains_ahead_before_there_is_something_to_lend(bench):
@@ -159,30 +159,30 @@ def test_nobody_trains_ahead_before_there_is_something_to_lend(bench):
 
 
 def test_all_go_home_with_the_night(bench):
-    bench.waiting.want(SLOT, 2)
+    bench.warm_pool.refill(SLOT, 2)
     wait_for(bench, 3)
 
-    bench.waiting.close()
+    bench.warm_pool.close()
 
     assert nights.guests_of(bench.lab) == []
 
 
 def test_who_is_started_while_the_night_closes_goes_home_too(bench):
-    bench.waiting.want(SLOT, 2)
+    bench.warm_pool.refill(SLOT, 2)
 
-    bench.waiting.close()
+    bench.warm_pool.close()
 
     assert nights.guests_of(bench.lab) == []
 
 
 def test_what_a_run_leaves_in_its_folder_goes_with_it(bench):
-    source = bench.lab.read("train.py")
+    source = bench.lab.read_file("train.py")
 
-    score(replace(bench, waiting=None), source, seed=3)
+    score(replace(bench, warm_pool=None), source, seed=3)
     with pytest.raises(ExperimentFailed):
-        score(replace(bench, waiting=None), "raise SystemExit(3)", seed=3)
+        score(replace(bench, warm_pool=None), "raise SystemExit(3)", seed=3)
 
-    assert list((bench.lab.state / "runs").glob("guest-*")) == []
+    assert list((bench.lab.state_folder / "runs").glob("guest-*")) == []
 
 
 def test_on_a_processor_nobody_waits(tmp_path):
@@ -190,4 +190,4 @@ def test_on_a_processor_nobody_waits(tmp_path):
     options = session.SessionOptions(proposers=(nights.script(lab),), seed=1)
 
     with session.open_session(lab, options, StopFlag()) as (opened, _):
-        assert opened.workbench.waiting is None
+        assert opened.workbench.warm_pool is None

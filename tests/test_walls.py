@@ -1,4 +1,4 @@
-"""Walls: what a hostile guest gets through, level by level, and what a human is told."""
+"""Sandbox backends: what escapes at each level, and what the user is told."""
 
 import json
 import os
@@ -36,7 +36,7 @@ def lab(tmp_path):
 
 
 def level(name, lab):
-    """The walls of one level, or a skip that says why there are none."""
+    """The backend of one level, or a skip that says why there is none."""
     if name not in (
         names := [w.level for w in backends.iter_available_backends((), lab.folder)]
     ):
@@ -47,19 +47,19 @@ def level(name, lab):
 
 
 class Unlocked:
-    """Claims to be a level and puts no walls up."""
+    """Claims to be a level and restricts nothing."""
 
     level = "full"
 
-    def build_launch_spec(self, room):
-        return Unsandboxed().build_launch_spec(room)
+    def build_launch_spec(self, spec):
+        return Unsandboxed().build_launch_spec(spec)
 
 
 # -- what gets through -----------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["full", "landlock", "container", "seatbelt"])
-def test_a_probe_finds_nothing_open_that_its_level_denies(lab, name):
+def test_a_selftest_finds_nothing_open_that_its_level_denies(lab, name):
     found = selftest.run_selftest(level(name, lab), host_paths(lab), Device())
 
     if found.failure:
@@ -68,7 +68,7 @@ def test_a_probe_finds_nothing_open_that_its_level_denies(lab, name):
 
 
 @linux_only
-def test_the_same_probe_gets_through_where_there_are_no_walls(lab):
+def test_the_same_selftest_gets_through_without_a_sandbox(lab):
     found = selftest.run_selftest(Unlocked(), host_paths(lab), Device())
 
     assert not found.is_reached
@@ -77,7 +77,7 @@ def test_the_same_probe_gets_through_where_there_are_no_walls(lab):
 
 
 @linux_only
-def test_a_cage_that_reads_the_lab_is_not_reached_whatever_it_calls_itself(lab):
+def test_a_sandbox_that_reads_the_lab_is_not_reached_whatever_it_calls_itself(lab):
     assert (
         "files of the lab"
         in selftest.run_selftest(Unlocked(), host_paths(lab), Device()).shortfall
@@ -88,15 +88,15 @@ def guest(tmp_path, lab, name, code, **limits):
     folder = tmp_path / "run"
     folder.mkdir()
     (folder / "train.py").write_text("")
-    shut = "import os, sys; from autoresearch.sandbox.restrictions import Fence\n"
-    shut += "if sys.argv[2]: Fence.of(sys.argv[2]).close()\n"
+    shut = "import os, sys; from autoresearch.sandbox.restrictions import SandboxRestrictions\n"
+    shut += "if sys.argv[2]: SandboxRestrictions.from_argument(sys.argv[2]).apply()\n"
     return SandboxedProcess(
         folder,
         lab=lab.folder,
-        slot=Device(),
+        device=Device(),
         limits=ResourceLimits(**{"memory_gb": 1.0, "disk_gb": 0.05, **limits}),
         stop=StopFlag(),
-        walls=level(name, lab),
+        backend=level(name, lab),
         code=shut + code,
     )
 
@@ -272,7 +272,9 @@ def test_a_tiny_shared_memory_of_the_host_is_no_matter(lab):
 def test_each_system_that_refuses_namespaces_gets_its_own_remedy(monkeypatch):
     settings = {selftest.APPARMOR_USERNS_SETTING: "1"}
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
-    monkeypatch.setattr(selftest, "setting", lambda path: settings.get(path, ""))
+    monkeypatch.setattr(
+        selftest, "read_kernel_setting", lambda path: settings.get(path, "")
+    )
     assert "apparmor_parser -r /etc/apparmor.d/bwrap" in selftest.suggest_remedy(
         "denied"
     )
@@ -325,7 +327,7 @@ def test_in_a_container_an_old_kernel_and_another_user_are_a_level(
     old = (
         "from autoresearch.sandbox import landlock; landlock.landlock_abi = lambda: 4; "
     )
-    monkeypatch.setattr(selftest, "PROBE", old + selftest.PROBE)
+    monkeypatch.setattr(selftest, "SELFTEST_CODE", old + selftest.SELFTEST_CODE)
     monkeypatch.setattr(backends, "in_container", lambda: True)
     view = backends.build_view(host_paths(open_lab).secret_paths)
     others = backends.is_world_reachable(view, open_lab.folder)
@@ -343,15 +345,15 @@ def test_in_a_container_an_old_kernel_and_another_user_are_a_level(
 
 
 @linux_only
-def test_a_probe_that_comes_to_no_end_reaches_no_level_and_has_its_reason(
+def test_a_selftest_that_does_not_finish_reaches_no_level_and_has_its_reason(
     lab, monkeypatch
 ):
-    monkeypatch.setattr(selftest, "PROBE_SECONDS", 0.0)
+    monkeypatch.setattr(selftest, "SELFTEST_SECONDS", 0.0)
 
     found = selftest.run_selftest(Unlocked(), host_paths(lab), Device())
 
     assert not found.is_reached
-    assert "came to no end" in found.shortfall
+    assert "did not finish" in found.shortfall
 
 
 @linux_only
@@ -382,10 +384,10 @@ def test_a_plain_user_reaches_the_same_level():
         "import sys; from pathlib import Path\n"
         "from autoresearch.measure.workbench import host_paths\n"
         "from autoresearch.sandbox import selftest\n"
-        "from autoresearch.experiment import Slot\n"
+        "from autoresearch.experiment import Device\n"
         "from autoresearch.lab.folder import Lab\n"
         "place = host_paths(Lab(Path(sys.argv[1])))\n"
-        "print(selftest.best(place, Slot())[0].level)\n"
+        "print(selftest.find_best_backend(place, Device())[0].level)\n"
     )
 
     done = subprocess.run(
@@ -422,6 +424,6 @@ def test_a_card_that_cannot_be_used_in_the_cage_takes_no_part_in_a_night(lab):
     assert session.find_working_devices(
         (Device(), absent), nights.walls(), lab, said.append
     ) == (Device(),)
-    assert said == ["GPU 0 is left out: CUDA does not find it in the cage"]
-    with pytest.raises(LabError, match="CUDA finds no GPU from inside the cage"):
+    assert said == ["GPU 0 is left out: CUDA does not find it in the sandbox"]
+    with pytest.raises(LabError, match="CUDA finds no GPU inside the sandbox"):
         session.find_working_devices((absent,), nights.walls(), lab, said.append)

@@ -455,7 +455,7 @@ def guide() -> None:
         program = status_view.load_active_program(lab, open_ledger(lab)).program
     else:
         program = lab.load_program()
-    print_line(agent_guide.guide(program, running=running, paused=paused))
+    print_line(agent_guide.write_guide(program, running=running, paused=paused))
     print_next_step("autoresearch context" if running else "autoresearch run")
 
 

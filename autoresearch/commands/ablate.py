@@ -19,7 +19,7 @@ from autoresearch.lab import constraints
 from autoresearch.lab.folder import Lab
 from autoresearch.policies import NextRun
 from autoresearch.policies.base import OverridePolicy
-from autoresearch.proposers.prefetch import carried_over
+from autoresearch.proposers.prefetch import rebase_proposal
 from autoresearch.records import queries
 from autoresearch.records.ledger import Ledger
 from autoresearch.run import session
@@ -149,7 +149,7 @@ def build_removal(ledger: Ledger, step: Row) -> Proposal | None:
     )
     if step.blob == champion.blob:
         return back
-    return carried_over(ledger, back, champion.blob)
+    return rebase_proposal(ledger, back, champion.blob)
 
 
 def find_measured_twin(ledger: Ledger, proposal: Proposal) -> Row | None:

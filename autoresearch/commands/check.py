@@ -285,8 +285,8 @@ def check(lab: Lab, specs: Sequence[str], hours: float) -> CheckResult:
     states = proposer_registry.check_proposers(named, program, lab.folder)
     with lab.hold_lock():
         session.clean_up_killed_session(lab)
-        bench = Workbench.open(lab, found=found, device=slots[0])
-        ahead = session.uses_warm_pool(found, slots[0], bench.walls)
+        bench = Workbench.open(lab, apparatus=found, device=slots[0])
+        ahead = session.uses_warm_pool(found, slots[0], bench.backend)
         scores = score_short_runs(bench, program, slots[0], twice=ahead)
     score, share = scores[-1], compute_budget_share(program)
     trained = program.budget_seconds or score.run.seconds / share
@@ -294,7 +294,7 @@ def check(lab: Lab, specs: Sequence[str], hours: float) -> CheckResult:
     return CheckResult(
         discovery.collect_machine_facts(slots[0]) if found.causal else {},
         program,
-        dict(selftest.collect_sandbox_facts(bench.walls)),
+        dict(selftest.collect_sandbox_facts(bench.backend)),
         score,
         states,
         len(constants.parse_constants(lab.read_file("train.py"))),
@@ -340,7 +340,7 @@ def score_short_runs(
         return [score_short_run(bench, candidate, slot)]
     waiting = WarmPool(partial(trainer.start_warm_process, bench))
     try:
-        bench = replace(bench, waiting=waiting)
+        bench = replace(bench, warm_pool=waiting)
         return [score_short_run(bench, candidate, slot) for _ in range(2)]
     finally:
         waiting.close()
@@ -350,8 +350,8 @@ def score_short_run(bench: Workbench, candidate: Candidate, slot: Device) -> Sco
     """One of them."""
     begun = time.monotonic()
     try:
-        run = trainer.train_candidate(bench, candidate, seed=0, slot=slot)
-        score = evaluator.score_run(bench, run, slot=slot)
+        run = trainer.train_candidate(bench, candidate, seed=0, device=slot)
+        score = evaluator.score_run(bench, run, device=slot)
         trainer.discard_runs(run)
         return score
     except ExperimentFailed as failed:

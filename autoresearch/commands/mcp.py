@@ -54,7 +54,7 @@ class LabTools:
             said = "".join(
                 f"Note: {words}\n\n" for words in status.find_program_faults(self._lab)
             )
-            return said + context.build(
+            return said + context.build_context(
                 ledger, build_context_request(self._lab, ledger)
             )
 
@@ -105,7 +105,7 @@ class LabTools:
                     p.number == experiment for p in ledger.load_open_proposals()
                 )
             if row is not None:
-                said = context.data("verdict", verdict_to_json(row))
+                said = context.quote_data("verdict", verdict_to_json(row))
                 return f"{said}\nGo on: read_context, then propose the next."
             if not known:
                 return f"There is no experiment {experiment}."
@@ -123,9 +123,9 @@ class LabTools:
         log = show.read_log(self._lab, row)[-6000:]
         return "\n\n".join(
             [
-                context.data("verdict", verdict_to_json(row)),
-                context.data("diff", strip_invisible(diff)[:20_000]),
-                context.data("log", strip_invisible(log)),
+                context.quote_data("verdict", verdict_to_json(row)),
+                context.quote_data("diff", strip_invisible(diff)[:20_000]),
+                context.quote_data("log", strip_invisible(log)),
             ]
         )
 
@@ -133,7 +133,7 @@ class LabTools:
         """The newest experiments, one a line of JSON, oldest first."""
         with open_ledger(self._lab) as ledger:
             rows = list(ledger.load_rows())[-min(max(1, last), MAX_ROWS) :]
-        return context.data("experiments", "\n".join(map(verdict_to_json, rows)))
+        return context.quote_data("experiments", "\n".join(map(verdict_to_json, rows)))
 
 
 def fence_whole_file(change: str) -> str:
@@ -174,17 +174,17 @@ def open_ledger(lab: Lab) -> Iterator[Ledger]:
         ledger.close()
 
 
-def build_context_request(lab: Lab, ledger: Ledger) -> context.Asked:
+def build_context_request(lab: Lab, ledger: Ledger) -> context.ContextRequest:
     """What a client's context is built for."""
     found = status.load_active_program(lab, ledger)
     metric = str(
         constants.read_literal(lab.read_file("prepare.py"), "METRIC", "the score")
     )
     titles = tuple(sorted(p.title for p in ledger.load_open_proposals()))
-    words = context.Asked(
-        found.text, metric, agent_guide.limits(found.program), underway=titles
+    words = context.ContextRequest(
+        found.text, metric, agent_guide.describe_limits(found.program), underway=titles
     )
-    return replace(words, ask=agent_guide.ASK)
+    return replace(words, ask=agent_guide.CONTEXT_INSTRUCTIONS)
 
 
 # -- the protocol ----------------------------------------------------------------------
@@ -202,7 +202,7 @@ def build_server(lab: Lab, by: str) -> Any:
     server = MCPServer(
         "autoresearch",
         version=__version__,
-        instructions=agent_guide.for_clients(),
+        instructions=agent_guide.write_client_guide(),
         log_level="WARNING",  # stdout belongs to the protocol
     )
     for tool in (

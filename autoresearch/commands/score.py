@@ -53,13 +53,13 @@ def score_checkpoint(lab: Lab, found: apparatus.Apparatus, folder: Path) -> Scor
     scratch = lab.run_folder(0, 0).with_name("score")
     scratch.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(model, scratch / model.name)
-    bench = Workbench.open(lab, found=found)
+    bench = Workbench.open(lab, apparatus=found)
     proposal = Proposal(0, "a checkpoint", source, "", "score")
     run = Run(
         Candidate(proposal, compute_blob_id(source)),
         *(0, 0.0, 0.0, 0.0, scratch / model.name, (), lab.log_folder / "score.log"),
     )
     try:
-        return evaluator.score_run(bench, run, slot=list_usable_devices(found)[0])
+        return evaluator.score_run(bench, run, device=list_usable_devices(found)[0])
     finally:
         process.remove_folder(scratch)

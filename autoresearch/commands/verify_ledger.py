@@ -162,11 +162,14 @@ def remeasure_experiment(lab: Lab, ledger: Ledger, number: int) -> Remeasurement
     proposal = Proposal(number, row.title, ledger.load_source(row.blob), "", row.author)
     with lab.hold_lock():
         session.clean_up_killed_session(lab)
-        bench, slot = Workbench.open(lab, found=found), list_usable_devices(found)[0]
+        bench, slot = (
+            Workbench.open(lab, apparatus=found),
+            list_usable_devices(found)[0],
+        )
         candidate = Candidate(proposal, row.blob)
         try:
-            run = trainer.train_candidate(bench, candidate, seed=seed, slot=slot)
-            value = evaluator.score_run(bench, run, slot=slot).value
+            run = trainer.train_candidate(bench, candidate, seed=seed, device=slot)
+            value = evaluator.score_run(bench, run, device=slot).value
             trainer.discard_runs(run)
         except ExperimentFailed as failed:
             raise LabError(

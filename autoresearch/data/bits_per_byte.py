@@ -1,11 +1,11 @@
-"""Bits per byte: which tokens are scored, and the sum. Trusted arithmetic.
+"""Bits per byte: which tokens are scored, and their sum. Trusted arithmetic.
 
-The text is one stream of tokens, each document opened by a mark that stands for no
+The text is one stream of tokens, each document preceded by a mark that stands for no
 bytes. Row i holds tokens i*T to i*T + T, so that every token but the first is the
-target of exactly one position. Marks are read but not scored. The denominator is the
-number of raw bytes the scored tokens stand for, which is the length of the text.
+target of exactly one position. Marks are inputs but not scored. The denominator is
+the number of raw bytes the scored tokens stand for: the length of the text.
 
-Not covered: where the losses come from; that is `evaluator`.
+Not covered: where the losses come from (`measure.evaluator`).
 """
 
 import math
@@ -18,13 +18,13 @@ LARGEST_LOGIT = 1e4
 
 
 class InvalidLogits(Exception):
-    """Numbers that cannot be log-probabilities; the message says why."""
+    """Logits that give no valid losses; the message says why."""
 
 
 def cut_rows(tokens: Array, context: int, filler: int) -> tuple[Array, Array]:
-    """Tokens (N,) -> (inputs uint16 (R, T+1), scored bool (R, T)).
+    """Cut tokens (N,) into (inputs uint16 (R, T+1), scored bool (R, T)).
 
-    The last row is filled up with `filler`, whose positions are not scored.
+    The last row is padded with `filler`, whose positions are not scored.
     """
     count = max(1, math.ceil((len(tokens) - 1) / context))
     padded = np.full(count * context + 1, filler, dtype=np.uint16)
@@ -35,15 +35,15 @@ def cut_rows(tokens: Array, context: int, filler: int) -> tuple[Array, Array]:
 
 
 def bits_per_byte(nats: float, text_bytes: int) -> float:
-    """Total loss in nats over a text -> bits per byte."""
+    """Convert the total loss over a text, in nats, to bits per byte."""
     return nats / math.log(2) / text_bytes
 
 
 def compute_token_losses(logits: Array, targets: Array) -> Array:
-    """Negative log-likelihood in nats, float64 (K,), of logits (K, V).
+    """Compute the negative log-likelihood in nats, float64 (K,), of logits (K, V).
 
-    Subtracts the maximum first and sums in float64: a large common offset absorbs the
-    difference in float32 and makes any target look certain.
+    Subtracts the maximum first and sums in float64: in float32 a large common offset
+    absorbs the differences and makes any target look certain. Raises InvalidLogits.
     """
     if not np.isfinite(logits).all():
         raise InvalidLogits("logits that are not finite")

@@ -1,11 +1,11 @@
 """From a text to sealed splits: deduplicate, train a tokenizer, tokenise, pack, seal.
 
-Promises: three splits by document; exact duplicates of held-out documents are taken out
-of the training text and counted; the bytes of all tokens sum to the length of the text;
-what is sealed under a fingerprint is whole, or not there (written beside and renamed);
-another recipe, text or version is another fingerprint.
+Promises: three splits by document; exact duplicates of held-out documents are removed
+from the training text and counted; the bytes of all tokens sum to the length of the
+text; a folder under a fingerprint is complete or absent (written under another name and
+renamed); another recipe, text or version has another fingerprint.
 
-Not covered: near duplicates, and a text larger than this machine's memory.
+Not covered: near duplicates, and texts larger than this machine's memory.
 """
 
 import base64
@@ -37,20 +37,20 @@ FORMAT_VERSION = 1
 SPLITS = ("train", "validation", "holdout")
 DOCUMENT_MARK = "<|document|>"  # the last id of the vocabulary; before every document
 # Words with their leading space, contractions, short runs of digits, punctuation with
-# its line breaks, and white space: in the manner of GPT-4's splits.
+# its line breaks, and white space: similar to GPT-4's pattern.
 PRETOKENIZER_PATTERN = (
     r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,2}|"
     r" ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"
 )
 TOKENIZER_SAMPLE_BYTES = 32 << 20
-MAX_HELD_OUT_SHARE = 1 / 3  # of what may be held out, for each of two splits
+MAX_HELD_OUT_SHARE = 1 / 3  # of the text that may be held out, for each split
 BATCH_DOCUMENTS = 512
-DEFAULT_HUB_BYTES = 1 << 30  # of shards, when no maximum is given
+DEFAULT_HUB_BYTES = 1 << 30  # of shards, if no maximum is given
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """What prepare.py asks for."""
+    """The corpus that prepare.py requests."""
 
     text: str
     vocabulary: int
@@ -60,7 +60,7 @@ class Recipe:
     packages: tuple[str, ...] = ("torch", "numpy", "sympy", "networkx")
 
     def resolve_source(self) -> Source:
-        """Where the text comes from."""
+        """Return the source of the text."""
         return registry.load_source(
             self.text,
             self.packages,
@@ -71,7 +71,7 @@ class Recipe:
 
 @dataclass(frozen=True, slots=True)
 class Sealed:
-    """A prepared text."""
+    """A sealed corpus."""
 
     folder: Path
     manifest: Mapping[str, Any]
@@ -81,68 +81,71 @@ class Sealed:
         return self.folder.name
 
     def path(self, split: str) -> Path:
-        """The packed tokens of a split."""
+        """Return the path of a split's packed tokens."""
         return self.folder / f"{split}.u16"
 
     def tokens(self, split: str) -> "Array":
-        """The packed tokens of a split: uint16 (N,), read-only."""
+        """Map the packed tokens of a split: uint16 (N,), read-only."""
         import numpy as np
 
         return np.memmap(self.path(split), dtype="<u2", mode="r")
 
     def token_bytes(self) -> "Array":
-        """Raw bytes that each id stands for, int64 (V,); the document mark has none."""
+        """Return the raw bytes that each id stands for, int64 (V,); 0 for the mark."""
         import numpy as np
 
         ranks = read_ranks(self.folder / "tokenizer.txt")
         return np.array([*(len(token) for token in ranks), 0], dtype=np.int64)
 
     def load_encoding(self) -> "tiktoken.Encoding":
-        """The tokenizer."""
+        """Load the tokenizer."""
         return encoding_from_ranks(read_ranks(self.folder / "tokenizer.txt"))
 
     def decode_split(self, split: str) -> bytes:
-        """The text of a split, without document marks."""
+        """Decode the text of a split, without document marks."""
         ranks = [*read_ranks(self.folder / "tokenizer.txt"), b""]
         return b"".join(ranks[token] for token in self.tokens(split))
 
     def verify(self) -> None:
-        """Hash every file that was touched since the last look; LabError names one
-        that changed. A file's inode change time cannot be set back by its owner.
+        """Hash every file that was touched since the last check.
+
+        Raises LabError naming a file that changed. A file's inode change time cannot be
+        set back by its owner.
         """
         for name, facts in self.manifest["files"].items():
             path = self.folder / name
             try:
-                seen = stat_signature(path)
-                if VERIFIED_FILES.get(path) == (seen, facts["sha256"]):
+                signature = stat_signature(path)
+                if VERIFIED_FILES.get(path) == (signature, facts["sha256"]):
                     continue
-                if hash_file(path) != facts["sha256"] or stat_signature(path) != seen:
+                same = hash_file(path) == facts["sha256"]
+                if not same or stat_signature(path) != signature:
                     raise damaged_file_error(path)
             except FileNotFoundError:
                 raise damaged_file_error(path) from None
-            VERIFIED_FILES[path] = (seen, facts["sha256"])
+            VERIFIED_FILES[path] = (signature, facts["sha256"])
 
 
-# What this process has hashed: (look at the file, its hash).
+# What this process has hashed: path -> (stat signature, hash).
 VERIFIED_FILES: dict[Path, tuple[tuple[int, ...], str]] = {}
 
 
 def stat_signature(path: Path) -> tuple[int, ...]:
-    """What changes when a file's bytes do."""
-    found = path.stat()
-    return found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+    """Return the facts that change when a file's bytes change."""
+    stat = path.stat()
+    return stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
 
 
 def cache_root() -> Path:
-    """Where sealed texts and downloads lie, shared by all labs of this user."""
-    chosen = os.environ.get("AUTORESEARCH_CACHE")
-    return Path(chosen) if chosen else Path.home() / ".cache" / "autoresearch"
+    """Return the folder of sealed texts and downloads, shared by all labs of a user."""
+    folder = os.environ.get("AUTORESEARCH_CACHE")
+    return Path(folder) if folder else Path.home() / ".cache" / "autoresearch"
 
 
 def prepare(recipe: Recipe, show: ShowProgress) -> Sealed:
-    """Make and seal what the recipe asks for; nothing where it is there already."""
-    if found := find(recipe):
-        return found
+    """Build and seal the corpus of a recipe, unless it exists. Raises LabError."""
+    if existing := find(recipe):
+        return existing
     require_packages()
     source = recipe.resolve_source()
     source.fetch(show)
@@ -152,12 +155,12 @@ def prepare(recipe: Recipe, show: ShowProgress) -> Sealed:
     folder = cache_root() / fingerprint
     if not (folder / "manifest.json").exists():
         folder.parent.mkdir(parents=True, exist_ok=True)
-        beside = Path(tempfile.mkdtemp(prefix=".making-", dir=folder.parent))
+        temporary = Path(tempfile.mkdtemp(prefix=".making-", dir=folder.parent))
         try:
-            build_corpus(recipe, source, description, beside, show)
-            seal_folder(beside, folder)
+            build_corpus(recipe, source, description, temporary, show)
+            seal_folder(temporary, folder)
         finally:
-            shutil.rmtree(beside, ignore_errors=True)
+            shutil.rmtree(temporary, ignore_errors=True)
     write_whole(
         index_path(recipe), json.dumps(build_index_entry(recipe, source, fingerprint))
     )
@@ -167,25 +170,23 @@ def prepare(recipe: Recipe, show: ShowProgress) -> Sealed:
 
 
 def find(recipe: Recipe) -> Sealed | None:
-    """The sealed text of a recipe, if its text has not changed since; else None."""
+    """Find the sealed corpus of a recipe; None: there is none, or the text changed."""
     path = index_path(recipe)
     if not path.exists():
         return None
-    said = json.loads(path.read_text())
-    if said != json.loads(
-        json.dumps(
-            build_index_entry(recipe, recipe.resolve_source(), said["fingerprint"])
-        )
-    ):
+    entry = json.loads(path.read_text())
+    source, fingerprint = recipe.resolve_source(), entry["fingerprint"]
+    current = build_index_entry(recipe, source, fingerprint)
+    if entry != json.loads(json.dumps(current)):
         return None
-    folder = cache_root() / said["fingerprint"]
+    folder = cache_root() / fingerprint
     return open_sealed(folder) if (folder / "manifest.json").exists() else None
 
 
 def require(recipe: Recipe) -> Sealed:
-    """The sealed text of a recipe, or LabError saying how to make it."""
-    if found := find(recipe):
-        return found
+    """Return the sealed corpus of a recipe; LabError says how to build it."""
+    if existing := find(recipe):
+        return existing
     raise LabError(
         f"the text {recipe.text!r} is not prepared on this machine (or it changed "
         "since). Next: autoresearch prepare"
@@ -193,7 +194,7 @@ def require(recipe: Recipe) -> Sealed:
 
 
 def open_sealed(folder: Path) -> Sealed:
-    """A sealed folder, after a look at its files' sizes."""
+    """Open a sealed folder after checking its files' sizes."""
     manifest = json.loads((folder / "manifest.json").read_text())
     for name, facts in manifest["files"].items():
         path = folder / name
@@ -203,6 +204,7 @@ def open_sealed(folder: Path) -> Sealed:
 
 
 def damaged_file_error(path: Path) -> LabError:
+    """Make the error for a file that is truncated or changed."""
     return LabError(
         f"{path} is truncated or changed. "
         f"Next: rm -r {path.parent}, then autoresearch prepare"
@@ -213,7 +215,7 @@ def damaged_file_error(path: Path) -> LabError:
 
 
 def collect_versions() -> dict[str, str]:
-    """What else decides how a text comes out."""
+    """Collect the versions that affect how a text is packed."""
     packages = {name: package_version(name) for name in ("rustbpe", "tiktoken")}
     python = platform.python_version()
     return {
@@ -225,13 +227,15 @@ def collect_versions() -> dict[str, str]:
 
 
 def compute_fingerprint(recipe: Recipe, description: Mapping[str, object]) -> str:
-    """A short name for recipe, text and versions; where the text lies is no part."""
-    asked = {k: v for k, v in asdict(recipe).items() if k not in ("text", "packages")}
-    return compute_digest([asked, description, collect_versions()])
+    """Hash recipe, text and versions; the location of the text is not part of it."""
+    settings = {
+        k: v for k, v in asdict(recipe).items() if k not in ("text", "packages")
+    }
+    return compute_digest([settings, description, collect_versions()])
 
 
 def index_path(recipe: Recipe) -> Path:
-    """Where a recipe's fingerprint is remembered."""
+    """Return the path of the file that stores a recipe's fingerprint."""
     folder = cache_root() / "index"
     folder.mkdir(parents=True, exist_ok=True)
     return folder / f"{compute_digest(asdict(recipe))}.json"
@@ -240,18 +244,19 @@ def index_path(recipe: Recipe) -> Path:
 def build_index_entry(
     recipe: Recipe, source: Source, fingerprint: str
 ) -> dict[str, object]:
-    """What must be unchanged for a fingerprint to hold without reading the text."""
+    """Build the facts under which a fingerprint is valid without reading the text."""
     facts = {"source": source.collect_quick_facts(), "versions": collect_versions()}
     return {"fingerprint": fingerprint, "facts": compute_digest(facts)}
 
 
 def compute_digest(facts: object) -> str:
+    """Return a 16-character hash of facts as JSON."""
     text = json.dumps(facts, sort_keys=True, default=list).encode()
     return hashlib.sha256(text).hexdigest()[:16]
 
 
 def hash_file(path: Path) -> str:
-    """Hash of a file; "" where there is none."""
+    """Return the sha256 of a file; "" if there is none."""
     if not path.is_file():
         return ""
     with path.open("rb") as file:
@@ -259,7 +264,7 @@ def hash_file(path: Path) -> str:
 
 
 def require_packages() -> None:
-    """LabError when the training extra is not installed."""
+    """Raise LabError if the training extra is not installed."""
     missing = [
         n for n in ("numpy", "rustbpe", "tiktoken") if package_version(n) == "absent"
     ]
@@ -306,15 +311,15 @@ def build_corpus(
     write_whole(folder / "manifest.json", json.dumps(manifest, indent=1) + "\n")
 
 
-def seal_folder(beside: Path, folder: Path) -> None:
-    """Give a finished folder its name; somebody else's equal one will do as well."""
-    for path in beside.iterdir():
+def seal_folder(temporary: Path, folder: Path) -> None:
+    """Give a finished folder its name, unless another process has made the same."""
+    for path in temporary.iterdir():
         path.chmod(0o444)
-    beside.chmod(0o755)
+    temporary.chmod(0o755)
     if folder.exists():  # made by a run that was killed before it had a manifest
         shutil.rmtree(folder)
     try:
-        beside.rename(folder)
+        temporary.rename(folder)
     except OSError:
         if not (folder / "manifest.json").exists():
             raise
@@ -323,13 +328,13 @@ def seal_folder(beside: Path, folder: Path) -> None:
 def split_documents(
     documents: Sequence[Document], recipe: Recipe
 ) -> tuple[dict[str, list[str]], dict[str, int]]:
-    """Documents -> texts by split, and how many duplicates were removed.
+    """Split documents: (texts by split, counts of removed duplicates).
 
-    Held-out documents are drawn by a hash of their names, so that another order or
-    a few more files move few of them.
+    Held-out documents are drawn by a hash of their names, so that another order or a
+    few more files change few of them.
     """
     shuffled = sorted(documents, key=lambda d: hashlib.sha256(d.name.encode()).digest())
-    offered = sum(len(d.text.encode()) for d in shuffled if d.may_hold_out)
+    eligible_bytes = sum(len(d.text.encode()) for d in shuffled if d.may_hold_out)
     wanted = {"validation": recipe.validation_bytes, "holdout": recipe.holdout_bytes}
     splits: dict[str, list[str]] = {name: [] for name in SPLITS}
     removed = {"within held-out": 0, "training text that is held out": 0}
@@ -337,7 +342,7 @@ def split_documents(
     rest: list[Document] = []
     waiting = [d for d in shuffled if d.may_hold_out]
     for name, most in wanted.items():
-        left = min(most, offered * MAX_HELD_OUT_SHARE)
+        left = min(most, eligible_bytes * MAX_HELD_OUT_SHARE)
         while left > 0 and waiting:
             document = waiting.pop()
             key = document_key(document.text)
@@ -366,14 +371,14 @@ def split_documents(
 
 
 def document_key(text: str) -> bytes:
-    """Equal for texts that differ only in the white space around them."""
+    """Return a key that is equal for texts that differ only in outer white space."""
     return hashlib.sha256(text.strip().encode()).digest()
 
 
 def train_tokenizer(
     texts: Sequence[str], vocabulary: int, show: ShowProgress
 ) -> tuple["tiktoken.Encoding", list[bytes]]:
-    """A byte-pair encoding of `vocabulary` ids, the document mark among them."""
+    """Train a byte-pair encoding of `vocabulary` ids, the document mark included."""
     import rustbpe
 
     show(f"tokenizer of {vocabulary}", 0, 1)
@@ -393,7 +398,7 @@ def train_tokenizer(
 
 
 def sample_texts(texts: Sequence[str]) -> Iterable[str]:
-    """As much of the training text as a tokenizer needs, from all over it."""
+    """Yield a random sample of the training text, enough for a tokenizer."""
     order = list(range(len(texts)))
     random.Random(0).shuffle(order)
     left = TOKENIZER_SAMPLE_BYTES
@@ -405,7 +410,7 @@ def sample_texts(texts: Sequence[str]) -> Iterable[str]:
 
 
 def encoding_from_ranks(ranks: Sequence[bytes]) -> "tiktoken.Encoding":
-    """tiktoken over our own ranks; the document mark comes last."""
+    """Make a tiktoken encoding from ranks; the document mark comes last."""
     import tiktoken
 
     return tiktoken.Encoding(
@@ -417,13 +422,13 @@ def encoding_from_ranks(ranks: Sequence[bytes]) -> "tiktoken.Encoding":
 
 
 def write_ranks(path: Path, ranks: Sequence[bytes]) -> None:
-    """One token a line, base64, in order of rank."""
+    """Write one token a line, base64, in order of rank."""
     lines = (base64.b64encode(token).decode() for token in ranks)
     path.write_text("\n".join(lines) + "\n")
 
 
 def read_ranks(path: Path) -> list[bytes]:
-    """The inverse of `write_ranks`."""
+    """Read what `write_ranks` wrote."""
     return [base64.b64decode(line) for line in path.read_text().split()]
 
 
@@ -435,7 +440,10 @@ def pack_split(
     name: str,
     show: ShowProgress,
 ) -> dict[str, int]:
-    """Tokenise a split into one uint16 file, a mark before each document."""
+    """Tokenise a split into one uint16 file, a mark before each document.
+
+    lengths: bytes of each token. Return the counts of documents, tokens and bytes.
+    """
     import numpy as np
 
     width = np.array(lengths, dtype=np.int64)

@@ -1,7 +1,7 @@
-"""What this machine is: its devices, and the facts that make scores comparable.
+"""The devices of this machine, and the facts that make scores comparable.
 
-Scores of one series come from one kind of machine: a driver, a torch or a GPU that
-changed is another series. Asking costs no import of torch.
+Scores of one series come from one kind of machine: another driver, torch version or GPU
+model begins another series. Nothing here imports torch.
 """
 
 import os
@@ -20,7 +20,7 @@ from autoresearch.devices.nvml import NvmlAnswer, NvmlQuery
 from autoresearch.experiment import Device
 
 GIB = 1 << 30
-# Which limit a user to some AMD GPUs; the first that is set counts.
+# Variables that select AMD GPUs; the first that is set counts.
 AMD_VISIBLE_VARIABLES = (
     "ROCR_VISIBLE_DEVICES",
     "HIP_VISIBLE_DEVICES",
@@ -29,7 +29,7 @@ AMD_VISIBLE_VARIABLES = (
 
 
 def discover_devices() -> tuple[Device, ...]:
-    """One slot per GPU that runs may take; without one the CPU counts as one."""
+    """Return one device per GPU that runs may use; without a GPU, the CPU."""
     threads = available_cpu_count()
     gpus, _ = partition_same_model(list_visible_gpus())
     if gpus:
@@ -44,62 +44,61 @@ def discover_devices() -> tuple[Device, ...]:
 
 
 def list_visible_gpus() -> tuple[Gpu, ...]:
-    """The GPUs that this user may take."""
-    found = list_gpus()
-    names = (
-        AMD_VISIBLE_VARIABLES
-        if found and found[0].device_file
-        else ("CUDA_VISIBLE_DEVICES",)
-    )
-    said = (os.environ[name] for name in names if name in os.environ)
-    return filter_visible(found, next(said, None))
+    """List the GPUs that the environment makes visible to this user."""
+    gpus = list_gpus()
+    names: tuple[str, ...] = ("CUDA_VISIBLE_DEVICES",)
+    if gpus and gpus[0].device_file:
+        names = AMD_VISIBLE_VARIABLES
+    values = (os.environ[name] for name in names if name in os.environ)
+    return filter_visible(gpus, next(values, None))
 
 
 def list_gpus() -> tuple[Gpu, ...]:
-    """Those of the maker that the installed torch was built for."""
+    """List the GPUs of the vendor that the installed torch was built for."""
     return rocm.list_amd_gpus() if rocm.has_rocm_torch() else nvidia()
 
 
 def partition_same_model(
     gpus: Sequence[Gpu],
 ) -> tuple[tuple[Gpu, ...], tuple[Gpu, ...]]:
-    """Those of the kind that has most memory together, and the others.
+    """Return the GPUs of the model with the most memory in total, and the others.
 
-    A budget of seconds is more text on a faster card: scores of two kinds of GPU do not
-    compare, and no series holds both.
+    A budget of seconds is more text on a faster GPU: scores of two models of GPU are
+    not comparable, and no series contains both.
     """
     if not gpus:
         return (), ()
-    kinds: dict[tuple[str, int], list[Gpu]] = {}
+    models: dict[tuple[str, int], list[Gpu]] = {}
     for gpu in gpus:
-        kinds.setdefault((gpu.name, round(gpu.memory_gb)), []).append(gpu)
-    largest = max(kinds, key=lambda kind: (kind[1] * len(kinds[kind]), kind[1]))
-    same = tuple(kinds[largest])
+        models.setdefault((gpu.name, round(gpu.memory_gb)), []).append(gpu)
+    largest = max(models, key=lambda model: (model[1] * len(models[model]), model[1]))
+    same = tuple(models[largest])
     return same, tuple(gpu for gpu in gpus if gpu not in same)
 
 
 def filter_visible(gpus: tuple[Gpu, ...], visible: str | None) -> tuple[Gpu, ...]:
-    """Those that a variable names, by number or (the start of a) uuid.
+    """Return the GPUs that a variable names, by number, uuid or prefix of a uuid.
 
-    None: it is not set. As CUDA does, what comes after an unknown name is not there.
+    visible: its value; None: not set. As in CUDA, names after an unknown one are
+    ignored.
     """
     if visible is None:
         return gpus
-    found: list[Gpu] = []
+    selected: list[Gpu] = []
     for name in visible.split(","):
         names = (g for g in gpus if name.strip() in (str(g.index), g.uuid))
         starts = (g for g in gpus if "-" in name and g.uuid.startswith(name.strip()))
         gpu = next(names, None) or next(starts, None)
         if gpu is None:
             break
-        found.append(gpu)
-    return tuple(found)
+        selected.append(gpu)
+    return tuple(selected)
 
 
 def nvidia() -> tuple[Gpu, ...]:
-    """Every NVIDIA GPU of this machine; empty without a driver."""
-    what = "--query-gpu=index,uuid,name,driver_version,memory.total"
-    query = (what, "--format=csv,noheader")
+    """List every NVIDIA GPU of this machine; empty without a driver."""
+    fields = "--query-gpu=index,uuid,name,driver_version,memory.total"
+    query = (fields, "--format=csv,noheader")
     try:
         done = subprocess.run(
             ("nvidia-smi", *query), capture_output=True, text=True, timeout=30
@@ -116,7 +115,7 @@ def nvidia() -> tuple[Gpu, ...]:
 
 
 def open_nvml(index: int) -> NvmlQuery | None:
-    """NVML of one GPU; None without nvidia-ml-py (extra `gpu`) or without a driver."""
+    """Open NVML for one GPU; None without nvidia-ml-py (extra `gpu`) or driver."""
     try:
         import pynvml
     except ImportError:
@@ -130,7 +129,7 @@ def open_nvml(index: int) -> NvmlQuery | None:
     def ask(name: str, *arguments: int) -> NvmlAnswer:
         try:
             answer = getattr(pynvml, name)(handle, *arguments)
-        except pynvml.NVMLError:  # this GPU cannot tell
+        except pynvml.NVMLError:  # not supported by this GPU or driver
             return None
         if isinstance(answer, list):
             return tuple(process.pid for process in answer)
@@ -139,39 +138,35 @@ def open_nvml(index: int) -> NvmlQuery | None:
     return ask
 
 
-def open_device_nvml(slot: Device) -> NvmlQuery | None:
-    """NVML of the slot's GPU; None for other devices and without NVML."""
-    asked = slot.device_type == "cuda" and not slot.device_file
-    return open_nvml(slot.index or 0) if asked else None
+def open_device_nvml(device: Device) -> NvmlQuery | None:
+    """Open NVML for a device; None for other devices and without NVML."""
+    is_nvidia = device.device_type == "cuda" and not device.device_file
+    return open_nvml(device.index or 0) if is_nvidia else None
 
 
 def available_cpu_count() -> int:
-    """Processors this process may use."""
-    return (
-        len(os.sched_getaffinity(0))
-        if sys.platform == "linux"
-        else (os.cpu_count() or 1)
-    )
+    """Count the processors that this process may use."""
+    if sys.platform == "linux":
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
-def collect_machine_facts(slot: Device) -> dict[str, str]:
-    """The machine as a series knows it."""
+def collect_machine_facts(device: Device) -> dict[str, str]:
+    """Collect the facts of the machine that define a series."""
     python = f"python {platform.python_version()}"
     torch = f"torch {package_version('torch')}"
-    if slot.device_type == "cuda":
-        gpu = next(gpu for gpu in list_gpus() if gpu.index == (slot.index or 0))
-        card = {"device": gpu.name, "driver": gpu.driver}
-        return {**card, "torch": torch, "python": python}
-    device = (
-        f"{cpu_model_name()}, {slot.threads} threads"
-        if slot.device_type == "cpu"
-        else cpu_model_name()
-    )
-    return {"device": device, "torch": torch, "python": python}
+    if device.device_type == "cuda":
+        gpu = next(gpu for gpu in list_gpus() if gpu.index == (device.index or 0))
+        facts = {"device": gpu.name, "driver": gpu.driver}
+        return {**facts, "torch": torch, "python": python}
+    name = cpu_model_name()
+    if device.device_type == "cpu":
+        name = f"{name}, {device.threads} threads"
+    return {"device": name, "torch": torch, "python": python}
 
 
 def package_version(package: str) -> str:
-    """The installed version of a package, or "absent"."""
+    """Return the installed version of a package, or "absent"."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
@@ -179,7 +174,7 @@ def package_version(package: str) -> str:
 
 
 def cpu_model_name() -> str:
-    """The processor's name."""
+    """Return the processor's name."""
     path = Path("/proc/cpuinfo")
     if path.exists():
         for line in path.read_text().splitlines():
@@ -189,5 +184,5 @@ def cpu_model_name() -> str:
 
 
 def default_memory_limit_gb() -> float:
-    """What a run may take when program.md does not say: nine tenths of all there is."""
+    """Return the memory limit if program.md sets none: nine tenths of all memory."""
     return 0.9 * psutil.virtual_memory().total / 1e9

@@ -1,19 +1,16 @@
-"""What a GPU can do at most, and how it fares: peak FLOPs by name, health from NVML.
+"""GPU specifications: peak FLOP/s by name, and how many rows fit into its memory.
 
-`rows_at_a_time` is what scoring asks for. `health` asks whatever answers like NVML: the
-driver (`machine.driver`) or a recording. What a driver does not tell is None, never a
-guess. `void` says when a slow run was the machine's fault and not the candidate's.
 Imports nothing but the standard library.
 
-Not covered: other makers' health, and two GPUs of one name with different power limits:
-their tokens per second tell them apart, nothing here does.
+Not covered: two GPUs of one name with different power limits; their tokens per second
+differ, their entries here do not.
 """
 
 import re
 from dataclasses import dataclass
 
-# Dense bf16 with float32 accumulation, in TFLOP/s, by the makers' data sheets; fp16
-# where a chip has no bf16. The first name that matches counts.
+# Dense bf16 with float32 accumulation, in TFLOP/s, from the vendors' data sheets; fp16
+# for chips without bf16. The first pattern that matches counts.
 PEAK_TFLOPS = (
     (r"GB200|B200", 2250),
     (r"B100", 1750),
@@ -41,32 +38,30 @@ PEAK_TFLOPS = (
     (r"RTX 2080 Ti", 54),
     (r"MI355X", 2516),
     (r"MI300X|MI325X", 1307),
-    (r"MI250X?", 191),  # one of its two dies, which is what a process sees
+    (r"MI250X?", 191),  # one of its two dies: a process sees one as a device
     (r"MI210", 181),
 )
-# Tokens that a model is asked about at a time, where the card has room.
+# Tokens per scoring batch, if the memory allows.
 BATCH_TOKENS = {"cpu": 4096, "mps": 8192, "cuda": 131072}
-# Of GPU memory for each of their logits: 22 by count while the loss is made (bf16, then
-# floats around the softcap, logarithm of the softmax), the rest for the model.
+# GPU memory per logit: 22 bytes by count while the loss is computed (bf16, then floats
+# around the softcap, log-softmax), the rest for the model.
 LOGIT_BYTES = 32
 
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
-    """One GPU, as its driver tells of it."""
+    """One GPU, as its driver reports it."""
 
     index: int
-    uuid: str  # "" where the card has none
+    uuid: str  # "": it has none
     name: str
     driver: str
     memory_gb: float
-    device_file: str = (
-        ""  # the device file that opens an AMD GPU; NVIDIA's go by their index
-    )
+    device_file: str = ""  # of an AMD GPU; NVIDIA's are known by their index
 
 
 def peak_flops(name: str) -> float | None:
-    """FLOP/s of a GPU by its name; None for one that is not in the table."""
+    """Return the peak FLOP/s of a GPU by its name; None: not in the table."""
     for pattern, tera in PEAK_TFLOPS:
         if re.search(rf"(?<![A-Za-z0-9])(?:{pattern})(?![A-Za-z0-9])", name):
             return tera * 1e12
@@ -76,7 +71,7 @@ def peak_flops(name: str) -> float | None:
 def mfu_percent(
     flops_per_token: float, tokens_per_second: float, name: str
 ) -> float | None:
-    """Model FLOPs used, in percent of the GPU's peak; None where that is unknown."""
+    """Compute the model FLOP/s utilization (MFU) in percent; None: peak unknown."""
     peak = peak_flops(name)
     return None if peak is None else 100 * flops_per_token * tokens_per_second / peak
 
@@ -84,7 +79,7 @@ def mfu_percent(
 def rows_at_a_time(
     context: int, vocabulary: int, device: str, memory_gb: float | None = None
 ) -> int:
-    """Rows to ask a model about; fewer where a GPU cannot hold their logits."""
+    """Return the rows per scoring batch; fewer if a GPU cannot hold their logits."""
     tokens = float(BATCH_TOKENS[device])
     if memory_gb is not None:
         tokens = min(tokens, memory_gb * 1e9 / (LOGIT_BYTES * vocabulary))

@@ -1,4 +1,7 @@
-"""GPU health, as NVML tells it."""
+"""GPU health from NVML: the driver (`discovery.open_nvml`) or a recording.
+
+What a driver does not report is None, never a guess. Not covered: other vendors.
+"""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -12,22 +15,22 @@ SLOWDOWN_REASONS = {
     0x40: "hardware thermal slowdown",
     0x80: "power brake",
 }
-# A desktop's GPU lives with a power cap; the others mean that something is wrong.
+# A power cap is normal on a desktop GPU; the other reasons mean a fault.
 HARMFUL_REASONS = frozenset(SLOWDOWN_REASONS.values()) - {"software power cap"}
 
 
-NvmlAnswer = int | str | tuple[int, ...] | None  # None: this GPU or driver cannot tell
+NvmlAnswer = int | str | tuple[int, ...] | None  # None: not supported here
 
 
 class NvmlQuery(Protocol):
-    """One GPU's NVML functions, by name, without the handle."""
+    """Calls one GPU's NVML functions by name, without the handle."""
 
     def __call__(self, name: str, *arguments: int) -> NvmlAnswer: ...
 
 
 @dataclass(frozen=True, slots=True)
 class GpuHealth:
-    """How a GPU was at one moment."""
+    """The health of a GPU at one moment."""
 
     clock_mhz: int | None  # of the multiprocessors
     highest_clock_mhz: int | None
@@ -36,12 +39,12 @@ class GpuHealth:
     temperature_celsius: int | None
     slowdowns: tuple[str, ...]  # why the clock is not at its highest
     ecc_errors: int | None  # uncorrected, since the driver was loaded
-    compute_pids: tuple[int, ...]  # who computes on it
-    graphics_processes: int  # every desktop has some
+    compute_pids: tuple[int, ...]  # processes that compute on it
+    graphics_processes: int  # a desktop always has some
 
 
 def read_health(ask: NvmlQuery) -> GpuHealth:
-    """Ask one GPU how it is. Numbers of functions and bits are NVML's."""
+    """Read the health of one GPU. Function arguments and bits are NVML's."""
     reasons = as_integer(ask("nvmlDeviceGetCurrentClocksEventReasons")) or 0
     milliwatts = as_integer(ask("nvmlDeviceGetPowerUsage"))
     limit = as_integer(ask("nvmlDeviceGetEnforcedPowerLimit"))
@@ -61,23 +64,23 @@ def read_health(ask: NvmlQuery) -> GpuHealth:
 
 
 def as_integer(answer: NvmlAnswer) -> int | None:
-    """An answer that is a number."""
+    """Return an answer that is a number, else None."""
     return answer if isinstance(answer, int) else None
 
 
 def find_interference(
-    samples: Sequence[GpuHealth], ours: Collection[int]
+    samples: Sequence[GpuHealth], own_pids: Collection[int]
 ) -> str | None:
-    """What may have slowed a run down that is not its own doing, or None.
+    """Say what may have slowed a run down from outside, or None.
 
-    ours: all processes the run ever had. Where the driver counts processes in another
-    namespace (a container), one that nobody knows is taken for the run.
+    own_pids: all processes the run ever had. If the driver reports pids of another
+    namespace (a container), one unknown pid is assumed to be the run.
     """
     harmed = {w for sample in samples for w in sample.slowdowns} & HARMFUL_REASONS
     if harmed:
         return ", ".join(sorted(harmed))
     seen = {pid for sample in samples for pid in sample.compute_pids}
-    others = seen - set(ours)
+    others = seen - set(own_pids)
     if len(others) > (1 if others == seen else 0):
         return f"another process computed on the GPU (pid {min(others)})"
     return None
@@ -90,16 +93,16 @@ def summarize_health(samples: Sequence[GpuHealth]) -> dict[str, float | str]:
     heat = [s.temperature_celsius for s in samples if s.temperature_celsius is not None]
     if not samples:
         return {}
-    found: dict[str, float | str] = {
+    summary: dict[str, float | str] = {
         "gpu_slowdowns": ", ".join(sorted({w for s in samples for w in s.slowdowns}))
     }
     if busy:
-        found["gpu_clock_mhz"] = busy[len(busy) // 2]
+        summary["gpu_clock_mhz"] = busy[len(busy) // 2]
     if watts:
-        found["gpu_watts"] = round(sum(watts) / len(watts), 1)
+        summary["gpu_watts"] = round(sum(watts) / len(watts), 1)
     if heat:
-        found["gpu_celsius"] = max(heat)
+        summary["gpu_celsius"] = max(heat)
     ecc = [s.ecc_errors for s in samples if s.ecc_errors is not None]
     if ecc:
-        found["gpu_ecc_errors"] = ecc[-1]
-    return found
+        summary["gpu_ecc_errors"] = ecc[-1]
+    return summary

@@ -1,11 +1,11 @@
-"""AMD's GPUs, as the Linux kernel tells of them. Asks no program, imports no torch.
+"""AMD GPUs, from the Linux kernel. Starts no program and imports no torch.
 
 Under /sys/class/kfd/kfd/topology/nodes every processor that ROCm could compute on has a
 folder; those with SIMDs are GPUs, in the order in which ROCm counts them. ("KFD
 Topology" and "GPU isolation techniques", ROCm documentation.)
 
-Not covered: health, which NVML tells of NVIDIA's. Read from recorded folders only: no
-night was ever run on such a GPU.
+Not covered: health. Tested with recorded folders only: no session was ever run on an
+AMD GPU.
 """
 
 import platform
@@ -16,23 +16,21 @@ from autoresearch.devices.gpu_specs import Gpu
 
 KFD_NODES = Path("/sys/class/kfd/kfd/topology/nodes")
 DRM_DEVICES = Path("/sys/class/drm")
-DRIVER_VERSION = Path(
-    "/sys/module/amdgpu/version"
-)  # absent where it came with the kernel
-VRAM_HEAP_TYPES = (1, 2)  # heaps of a card's own memory, all visible to the host or not
+DRIVER_VERSION = Path("/sys/module/amdgpu/version")  # absent: the kernel's own
+VRAM_HEAP_TYPES = (1, 2)  # heaps of a GPU's memory, host-visible or not
 
 
 def list_amd_gpus(nodes: Path = KFD_NODES, drm: Path = DRM_DEVICES) -> tuple[Gpu, ...]:
-    """Every AMD GPU of this machine; empty without its driver."""
+    """List every AMD GPU of this machine; empty without its driver."""
     folders = [path for path in nodes.glob("*") if path.name.isdecimal()]
-    found = sorted(folders, key=lambda path: int(path.name))
-    # Without SIMDs it is a CPU, or a card that this user may not ask about.
-    cards = [folder for folder in found if read_properties(folder).get("simd_count")]
-    return tuple(read_gpu(index, folder, drm) for index, folder in enumerate(cards))
+    folders.sort(key=lambda path: int(path.name))
+    # Without SIMDs it is a CPU, or a GPU that this user may not read about.
+    gpus = [folder for folder in folders if read_properties(folder).get("simd_count")]
+    return tuple(read_gpu(index, folder, drm) for index, folder in enumerate(gpus))
 
 
 def read_gpu(index: int, folder: Path, drm: Path) -> Gpu:
-    """One of them, from its folder."""
+    """Read one GPU from its folder."""
     node = read_properties(folder)
     render = f"renderD{node.get('drm_render_minor', 0)}"
     heaps = [read_properties(bank) for bank in sorted(folder.glob("mem_banks/*"))]
@@ -50,19 +48,19 @@ def read_gpu(index: int, folder: Path, drm: Path) -> Gpu:
 
 
 def has_rocm_torch() -> bool:
-    """Whether the installed torch was built for them."""
-    place = torch_libraries()
-    return place is not None and (place / "libtorch_hip.so").exists()
+    """Whether the installed torch was built for ROCm."""
+    folder = torch_libraries()
+    return folder is not None and (folder / "libtorch_hip.so").exists()
 
 
 def torch_libraries() -> Path | None:
-    """Where the installed torch keeps its libraries; None: there is none."""
-    found = find_spec("torch")
-    return Path(found.origin).parent / "lib" if found and found.origin else None
+    """Return the folder of the installed torch's libraries; None: no torch."""
+    spec = find_spec("torch")
+    return Path(spec.origin).parent / "lib" if spec and spec.origin else None
 
 
 def read_properties(folder: Path) -> dict[str, int]:
-    """The numbers of a folder's `properties`; none where it may not be read."""
+    """Read the numbers of a `properties` file; empty if it may not be read."""
     lines = (
         line.split() for line in read_sysfs_text(folder / "properties").splitlines()
     )
@@ -74,7 +72,7 @@ def read_properties(folder: Path) -> dict[str, int]:
 
 
 def read_sysfs_text(path: Path) -> str:
-    """What stands in a file; nothing where it may not be read."""
+    """Read a file; "" if it may not be read."""
     try:
         return path.read_text(errors="replace").strip()
     except OSError:
@@ -82,7 +80,7 @@ def read_sysfs_text(path: Path) -> str:
 
 
 def gfx_target_name(node: dict[str, int]) -> str:
-    """The name compilers use: 90402 -> gfx942, 90010 -> gfx90a."""
+    """Return the name that compilers use: 90402 -> gfx942, 90010 -> gfx90a."""
     version = node.get("gfx_target_version", 0)
     major, minor, step = version // 10000, version // 100 % 100, version % 100
     return f"AMD gfx{major}{minor:x}{step:x}"

@@ -8,7 +8,7 @@ if TYPE_CHECKING:
 
 
 def begin(build: Callable[[], Any]) -> "Training":
-    """Join the run. In the evaluator's process this serves the model for ever.
+    """Start the training run; see `runtime.begin`.
 
     prepare.py re-exports it: committed labs import it from here.
     """

@@ -1,15 +1,15 @@
-"""A run in miniature, in the guest: does train.py get through two steps and a submit?
+"""A dry run of train.py in the sandbox: does it survive a few steps and a submit?
 
-The harness's `preflight` starts it in a cage, on a CPU, ahead of time: it imports what
-takes seconds, says so, and waits for a file. Then, with random tokens, twice through
-the file: up to `begin` at full size, where the model is built and called on the
-meta device (shapes and counts, no memory); then whole, in a small size, through some
-batches to `submit`, where the model is served again from its weights and asked whether
-a later token changes an earlier logit.
+The harness's `preflight` starts it in a sandbox, on the CPU, ahead of time: it imports
+the slow modules, reports that it is ready, and waits for a file. Then it runs the file
+twice, on random tokens: first up to `begin` at full size, where the model is built and
+called on the meta device (shapes and counts, no memory); then completely, at a small
+size, through some batches to `submit`, where a fresh model is loaded from the weights
+and checked for causality: a later token must not change an earlier logit.
 
-What it finds is advice: it runs in the same process as train.py, which could forge it
-and would gain nothing, since the real run is measured elsewhere. Not covered: what only
-CUDA does, what needs the whole size to go wrong, and whether the idea is any good.
+The result is advice only. It comes from the same process as train.py, which could forge
+it and would gain nothing, since the real run is measured elsewhere. Not covered: what
+only happens on CUDA or only at full size, and whether the idea is any good.
 """
 
 import ast
@@ -33,15 +33,15 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 MAX_CONTEXT = 128
-MAX_VOCABULARY = 512  # where the file does not write down its number itself
+MAX_VOCABULARY = 512  # unless the file contains the lab's number as a literal
 MAX_ROWS = 2
 MAX_BATCHES = 12
-BUDGET_SECONDS = 2.5  # of batches; then progress is 1
-GRACE_SECONDS = 8.0  # after that, for the last step and what stands behind the loop
-MAX_LATE_REPORTS = 2  # of a loss, that an honest loop makes after its budget is used
+BUDGET_SECONDS = 2.5  # for batches; then progress is 1
+GRACE_SECONDS = 8.0  # after that, for the last step and the code after the loop
+MAX_LATE_REPORTS = 2  # loss reports an honest loop makes after its budget is used
 TOKEN_COUNT = 20_000
-MAX_POWER = 64  # of a number that a file writes as a power
-LARGE_MODEL_PARAMETERS = 6_000_000  # from here on the small file is used
+MAX_POWER = 64  # largest base and exponent evaluated in a literal power
+LARGE_MODEL_PARAMETERS = 6_000_000  # a larger model is run from small.py
 SHAPE_ERROR_PATTERN = re.compile(
     r"shape|size|dimension|must match|divisible|broadcast|invalid for input|mat1",
     re.IGNORECASE,
@@ -49,15 +49,15 @@ SHAPE_ERROR_PATTERN = re.compile(
 
 
 class DryRunUnwound(BaseException):
-    """Back to the rehearsal from inside train.py."""
+    """Raised inside train.py to return to the dry run."""
 
 
 class DryRunFault(Exception):
-    """What is wrong, in one line."""
+    """A fault of train.py, described in one line."""
 
 
 class DryRunTraining:
-    """What train.py talks to instead of a run. Same names as `guest.Training`."""
+    """Stands in for `runtime.Training` and has the same members."""
 
     def __init__(
         self,
@@ -70,10 +70,10 @@ class DryRunTraining:
         self._give_up = give_up
         self._prepare = prepare
         self._causal = bool(prepare.CAUSAL)
-        self._begun: float | None = None
+        self._started: float | None = None  # None: the data has not been read
         self._loss: float | None = None
         self._reports = 0
-        self.batch_tokens = 0  # as train.py asked for them, before they are cut
+        self.batch_tokens = 0  # as train.py asked for, before the batch is cut
         self.tokens_seen = 0
         self.steps = 0
         self.seed = 7
@@ -84,49 +84,52 @@ class DryRunTraining:
 
     @property
     def data(self) -> memoryview:
-        """Training text: random tokens, or the lab's own where it is no text."""
-        if self._begun is None:
-            self._begun = time.monotonic()
+        """Random tokens in a text lab, else the lab's own training data."""
+        if self._started is None:
+            self._started = time.monotonic()
             threading.Thread(target=self._watch_budget, daemon=True).start()
         if self._causal:
             import numpy as np
 
             high = int(self._prepare.VOCABULARY)
-            drawn = np.random.default_rng(3).integers(0, high, TOKEN_COUNT)
-            return memoryview(drawn.astype("<u2").tobytes()).toreadonly()
-        found = self._prepare.training()
-        body = found.read_bytes() if isinstance(found, Path) else bytes(found)
+            tokens = np.random.default_rng(3).integers(0, high, TOKEN_COUNT)
+            return memoryview(tokens.astype("<u2").tobytes()).toreadonly()
+        data = self._prepare.training()
+        body = data.read_bytes() if isinstance(data, Path) else bytes(data)
         return memoryview(body).toreadonly()
 
     @property
     def tokens(self) -> "np.ndarray[Any, Any]":
-        """uint16 (N,)."""
+        """The training tokens, uint16 (N,)."""
         import numpy as np
 
         return np.frombuffer(self.data, dtype="<u2")
 
     @property
     def seconds(self) -> float:
-        return time.monotonic() - self._begun if self._begun is not None else 0.0
+        return time.monotonic() - self._started if self._started is not None else 0.0
 
     @property
     def progress(self) -> float:
         return min(1.0, max(self.steps / MAX_BATCHES, self.seconds / BUDGET_SECONDS))
 
     def _watch_budget(self) -> None:
-        """End a loop that does not look at its budget. Of CPU time as well as of the
-        clock: on a busy machine an honest step may take long. Where nothing was heard
-        of it meanwhile, it is in the middle of a large step, and passes."""
-        used = time.process_time()
+        """End a training loop that ignores its budget.
+
+        After the grace period in wall-clock and in CPU time: on a busy machine an
+        honest step may take long. Without loss reports in that period it is in the
+        middle of a large step, and passes.
+        """
+        cpu_start = time.process_time()
         while self.seconds < BUDGET_SECONDS:
             time.sleep(0.2)
-        heard = self._reports
+        reports = self._reports
         while (
             self.seconds < BUDGET_SECONDS + GRACE_SECONDS
-            or time.process_time() - used < BUDGET_SECONDS + GRACE_SECONDS
+            or time.process_time() - cpu_start < BUDGET_SECONDS + GRACE_SECONDS
         ):
             time.sleep(0.2)
-        trains_on = self._reports - heard > MAX_LATE_REPORTS
+        trains_on = self._reports - reports > MAX_LATE_REPORTS
         self._give_up(
             "it trains on after its budget is used (run.progress is 1)"
             if trains_on
@@ -142,7 +145,7 @@ class DryRunTraining:
         self._reports += 1
 
     def batches(self, rows: int, context: int) -> "Iterator[tuple[Tensor, Tensor]]":
-        """Few and small ones: at most two rows, and not for long."""
+        """Yield few and small batches: at most MAX_ROWS rows, until progress is 1."""
         import torch
 
         if rows < 1 or context < 1:
@@ -161,21 +164,20 @@ class DryRunTraining:
             yield batch[:, :-1].contiguous(), batch[:, 1:].contiguous()
 
     def submit(self, model: Any, **facts: float | int | str) -> None:
-        """Look at what is handed in, then end."""
-        self._give_up = lambda words: None  # what follows is ours, and may take a while
-        if self._begun is None:
-            raise DryRunFault("it submits without having touched the data")
+        """Check the submission, then unwind train.py."""
+        self._give_up = lambda fault: None  # the checks below may take a while
+        if self._started is None:
+            raise DryRunFault("it submits without reading the training data")
         if self.progress < 0.95:
             raise DryRunFault(
                 f"it submits after {self.progress:.0%} of the budget; a run must use it"
             )
         for name, value in facts.items():
             if isinstance(value, float) and not math.isfinite(value):
-                continue  # only shown
+                continue  # only displayed
             if not isinstance(value, int | float | str):
-                raise DryRunFault(
-                    f"submit({name}=...) is {type(value).__name__}, no number"
-                )
+                kind = type(value).__name__
+                raise DryRunFault(f"submit({name}=...) is {kind}, not a number or text")
         if self._causal:
             check_submission(model, self._build, self._prepare)
         else:
@@ -186,60 +188,59 @@ class DryRunTraining:
 def check_submission(
     model: "nn.Module", build: Callable[[], Any], prepare: Any
 ) -> None:
-    """Served again from its weights: same shape, same logits, nothing from later."""
+    """Load a fresh model from the weights: same tensors, same logits, causal."""
     import torch
 
     from autoresearch.guest import torch_model
 
     for name, parameter in torch_model.iter_named_tensors(model):
         if parameter.is_floating_point() and not torch.isfinite(parameter).all():
-            raise DryRunFault(
-                f"{torch_model.strip_wrapper_prefixes(name)} is not finite after a few steps"
-            )
+            plain = torch_model.strip_wrapper_prefixes(name)
+            raise DryRunFault(f"{plain} is not finite after a few steps")
     fresh = build()
     if not isinstance(fresh, torch.nn.Module):
         raise DryRunFault(
-            f"build_model() gives {type(fresh).__name__}, no torch module"
+            f"build_model() returns {type(fresh).__name__}, not a torch module"
         )
-    file = torch_model.export_state(model)
-    mine = {
+    state = torch_model.export_state(model)
+    built = {
         torch_model.strip_wrapper_prefixes(name): t
         for name, t in torch_model.iter_named_tensors(fresh)
     }
-    if odd := sorted(set(mine) ^ set(file)):
-        raise DryRunFault(
-            f"build_model() and the submitted model differ in {', '.join(odd[:4])}"
-        )
-    for name, tensor in mine.items():
-        if tuple(tensor.shape) != file[name].shape:
+    if unmatched := sorted(set(built) ^ set(state)):
+        names = ", ".join(unmatched[:4])
+        raise DryRunFault(f"build_model() and the submitted model differ in {names}")
+    for name, tensor in built.items():
+        shape, submitted = tuple(tensor.shape), state[name].shape
+        if shape != submitted:
             raise DryRunFault(
-                f"{name} is {tuple(tensor.shape)} built, {file[name].shape} trained"
+                f"{name} is {shape} in build_model(), {submitted} submitted"
             )
-    torch_model.load_state(fresh, file, "cpu")
+    torch_model.load_state(fresh, state, "cpu")
     context, vocabulary = int(prepare.CONTEXT), int(prepare.VOCABULARY)
     ids = torch.randint(vocabulary, (2, context))
     with torch.inference_mode():
         model.eval()
         trained, logits = model(ids), fresh(ids)
     check_logits(logits, ids, vocabulary)
-    apart = (trained.float() - logits.float()).abs().max().item()
-    if not apart < 0.05 * (1 + logits.abs().max().item()):
-        raise DryRunFault("the served model is not the one that was trained")
+    difference = (trained.float() - logits.float()).abs().max().item()
+    if not difference < 0.05 * (1 + logits.abs().max().item()):
+        raise DryRunFault("a model loaded from the weights gives other logits")
     check_causal(fresh, ids, vocabulary)
 
 
 def check_logits(logits: Any, ids: "Tensor", vocabulary: int) -> None:
-    """Logits (B, T, >= vocabulary), finite."""
+    """Check that logits are (B, T, >= vocabulary) and finite."""
     import torch
 
     if not isinstance(logits, torch.Tensor):
         raise DryRunFault(
-            f"model(ids) gives {type(logits).__name__}, not logits (B, T, V)"
+            f"model(ids) returns {type(logits).__name__}, not logits (B, T, V)"
         )
-    good = logits.ndim == 3 and logits.shape[:2] == ids.shape
-    if not good or logits.shape[2] < vocabulary:
+    has_rows = logits.ndim == 3 and logits.shape[:2] == ids.shape
+    if not has_rows or logits.shape[2] < vocabulary:
         raise DryRunFault(
-            f"model(ids) gives {tuple(logits.shape)} for ids {tuple(ids.shape)}; it "
+            f"model(ids) returns {tuple(logits.shape)} for ids {tuple(ids.shape)}; it "
             f"must be (B, T, at least {vocabulary})"
         )
     if not torch.isfinite(logits).all():
@@ -247,11 +248,11 @@ def check_logits(logits: Any, ids: "Tensor", vocabulary: int) -> None:
 
 
 def check_causal(model: "nn.Module", ids: "Tensor", vocabulary: int) -> None:
-    """Found when a later token changes an earlier logit, or rows touch each other."""
+    """Raise DryRunFault where a later token or another row changes a logit."""
     import torch
 
     torch.manual_seed(5)
-    with torch.no_grad():  # weights that start at zero would hide every mistake
+    with torch.no_grad():  # weights initialised to zero would hide every mistake
         for parameter in model.parameters():
             if parameter.is_floating_point():
                 parameter.add_(0.05 * torch.randn_like(parameter))
@@ -260,24 +261,30 @@ def check_causal(model: "nn.Module", ids: "Tensor", vocabulary: int) -> None:
         other = ids.clone()
         other[:, cut:] = torch.randint(vocabulary, (2, context - cut))
         with torch.inference_mode():
-            one, two = model(ids)[:, :cut].float(), model(other)[:, :cut].float()
-        if (one - two).abs().max().item() > 1e-3 * (1 + one.abs().max().item()):
+            before, after = model(ids)[:, :cut].float(), model(other)[:, :cut].float()
+        if not logits_match(before, after):
             raise DryRunFault("not causal: a later token changes an earlier logit")
     other = ids.clone()
     other[1] = torch.randint(vocabulary, (context,))
     with torch.inference_mode():
-        one, two = model(ids)[0].float(), model(other)[0].float()
-    if (one - two).abs().max().item() > 1e-3 * (1 + one.abs().max().item()):
-        raise DryRunFault("rows of a batch touch each other")
+        before, after = model(ids)[0].float(), model(other)[0].float()
+    if not logits_match(before, after):
+        raise DryRunFault("one row of a batch changes the logits of another")
+
+
+def logits_match(before: "Tensor", after: "Tensor") -> bool:
+    """Whether logits are unchanged but for rounding."""
+    limit = 1e-3 * (1 + before.abs().max().item())
+    return not (before - after).abs().max().item() > limit
 
 
 # -- the first pass: full size, on the meta device -------------------------------------
 
 
 def check_on_meta_device(build: Callable[[], Any], prepare: Any) -> dict[str, object]:
-    """Parameters and shapes at full size, where the model can be built without memory.
+    """Check shapes and count parameters at full size, on the meta device (no memory).
 
-    What the meta device cannot do is no fault; sizes that do not fit are.
+    What the meta device does not support is no fault; mismatched shapes are.
     """
     if not prepare.CAUSAL:
         return {}
@@ -295,10 +302,10 @@ def check_on_meta_device(build: Callable[[], Any], prepare: Any) -> dict[str, ob
             raise DryRunFault(format_error(error)) from None
         return {}
     except (TypeError, AttributeError, NotImplementedError):
-        return {}  # the second pass runs the same code on a CPU and will tell
+        return {}  # the second pass runs the same code on a CPU
     if logits.ndim != 3 or logits.shape[2] < int(prepare.VOCABULARY):
         raise DryRunFault(
-            f"model(ids) gives {tuple(logits.shape)} for ids {tuple(ids.shape)}"
+            f"model(ids) returns {tuple(logits.shape)} for ids {tuple(ids.shape)}"
         )
     return {
         "parameters": count,
@@ -307,163 +314,170 @@ def check_on_meta_device(build: Callable[[], Any], prepare: Any) -> dict[str, ob
 
 
 def measure_activation_bytes(build: Callable[[], Any], prepare: Any) -> float:
-    """What one token's forward pass keeps for the backward pass, at full size."""
+    """Bytes per token that the forward pass saves for the backward pass, full size."""
     import torch
 
-    kept: dict[int, int] = {}
+    saved: dict[int, int] = {}
 
-    def keep(tensor: "Tensor") -> "Tensor":
-        kept[id(tensor.untyped_storage())] = tensor.numel() * tensor.element_size()
+    def record(tensor: "Tensor") -> "Tensor":
+        saved[id(tensor.untyped_storage())] = tensor.numel() * tensor.element_size()
         return tensor
 
     context = int(prepare.CONTEXT)
     with torch.device("meta"):
         model = build()
         ids = torch.zeros((1, context), dtype=torch.int64)
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        with torch.autograd.graph.saved_tensors_hooks(record, lambda tensor: tensor):
             model(ids).float().log_softmax(-1)
         weights = sum(p.numel() * p.element_size() for p in model.parameters())
-    return float(max(0.0, sum(kept.values()) - weights) / context)
+    return float(max(0.0, sum(saved.values()) - weights) / context)
 
 
 # -- both passes -----------------------------------------------------------------------
 
 
 def main(link: Channel, hello: Message) -> NoReturn:
-    """Entry in the guest: wait for a file, rehearse it, say what was found, end."""
+    """Entry point: wait for the file, run both passes, report the result, exit."""
     if hello["tensors"]:
         import_torch()
     wait_for_source(link)
     outcome: dict[str, object] = {}
 
-    def give_up(words: str) -> None:
-        link.send({"say": "rehearsed", "fault": words})
+    def give_up(fault: str) -> None:
+        link.send({"say": "rehearsed", "fault": fault})
         os._exit(0)
 
     try:
         outcome = run_both_passes(hello, give_up)
         fault = ""
-    except DryRunFault as found:
-        fault = str(found)
+    except DryRunFault as error:
+        fault = str(error)
     except DryRunUnwound:
         fault = ""
-    except BaseException as error:  # whatever an untrusted train.py raises
+    except BaseException as error:  # untrusted code may raise anything
         fault = format_error(error)
     sys.stdout.flush()
     sys.stderr.flush()
-    used = {"cpu_seconds": time.process_time()}
-    link.send({"say": "rehearsed", "fault": fault[:300], **used, **outcome})
+    cpu_seconds = time.process_time()
+    link.send(
+        {
+            "say": "rehearsed",
+            "fault": fault[:300],
+            "cpu_seconds": cpu_seconds,
+            **outcome,
+        }
+    )
     os._exit(0)
 
 
 def import_torch() -> None:
-    """What every rehearsal of a model imports: two seconds of three."""
+    """Import what every dry run of a torch model needs: two of its three seconds."""
     try:
         import torch
         import torch._dynamo  # the meta device and every optimiser load it  # noqa: F401
     except ImportError:
-        pass  # a lab without torch; whoever needs it will say so
+        pass  # a lab without torch; where it is needed, train.py will fail
 
 
 def wait_for_source(link: Channel) -> None:
-    """Say that all is ready, and wait until the file has been put in its place."""
+    """Report that the imports are done, and wait until train.py has been written."""
     link.send({"say": "waiting"})
     try:
         link.receive()
     except ChannelClosed:
-        os._exit(0)  # it was never needed
+        os._exit(0)  # this dry run was not needed
 
 
 def run_both_passes(
     hello: Message, give_up: Callable[[str], None]
 ) -> dict[str, object]:
-    """Both passes; Found or any error of train.py says what is wrong."""
+    """Run both passes; raises DryRunFault or any error of train.py."""
     sys.argv = ["train.py"]
     sys.path.insert(0, os.getcwd())
     prepare: Any = importlib.import_module("prepare")
     outcome = run_meta_pass(prepare)
-    parameters = outcome.get("parameters", 0)  # 0: nobody knows, so it may be large
+    parameters = outcome.get("parameters", 0)  # 0: unknown, so it may be large
     assert isinstance(parameters, int)
-    big = bool(prepare.CAUSAL) and not 0 < parameters <= LARGE_MODEL_PARAMETERS
-    file = "small.py" if big and os.path.exists("small.py") else "train.py"
+    is_large = bool(prepare.CAUSAL) and not 0 < parameters <= LARGE_MODEL_PARAMETERS
+    file = "small.py" if is_large and os.path.exists("small.py") else "train.py"
     if prepare.CAUSAL:
         shrink_sizes(prepare, Path(file).read_text())
-    made: list[DryRunTraining] = []
+    runs: list[DryRunTraining] = []
 
     def begin(build: Callable[[], Any]) -> DryRunTraining:
-        if made:
+        if runs:
             raise DryRunFault("it calls prepare.begin twice")
-        made.append(DryRunTraining(build, prepare, hello, give_up))
-        seed_torch(made[0].seed)
-        return made[0]
+        runs.append(DryRunTraining(build, prepare, hello, give_up))
+        seed_torch(runs[0].seed)
+        return runs[0]
 
     prepare.begin = begin
     try:
         runpy.run_path(file, run_name="__main__")
     except DryRunUnwound:
-        return outcome | {"batch_tokens": made[0].batch_tokens}
-    if not made:
+        return outcome | {"batch_tokens": runs[0].batch_tokens}
+    if not runs:
         raise DryRunFault("it never calls prepare.begin(build_model)")
     raise DryRunFault("it ends without run.submit(model)")
 
 
 def shrink_sizes(prepare: Any, source: str) -> None:
-    """A short context and a small vocabulary, of which most of the time would go.
+    """Shorten the context and the vocabulary, which take most of the time.
 
-    A file that has either number written into it is left with it.
+    A number that the file contains as a literal stays as it is.
     """
-    written = find_integer_literals(source)
-    for name, most in (("CONTEXT", MAX_CONTEXT), ("VOCABULARY", MAX_VOCABULARY)):
+    literals = find_integer_literals(source)
+    for name, limit in (("CONTEXT", MAX_CONTEXT), ("VOCABULARY", MAX_VOCABULARY)):
         value = int(getattr(prepare, name))
-        if value > most and value not in written:
-            setattr(prepare, name, most)
+        if value > limit and value not in literals:
+            setattr(prepare, name, limit)
 
 
 def find_integer_literals(source: str) -> set[int]:
-    """Whole numbers a file spells out, powers like 2**13 and 1 << 13 included."""
-    found: set[int] = set()
+    """Integer literals in a file, including powers like 2**13 and 1 << 13."""
+    literals: set[int] = set()
     for node in ast.walk(ast.parse(source)):
         match node:
             case ast.Constant(value=int(number)):
-                found.add(number)
+                literals.add(number)
             case ast.BinOp(
                 left=ast.Constant(value=int(base)),
-                op=ast.Pow() | ast.LShift() as how,
+                op=ast.Pow() | ast.LShift() as operator,
                 right=ast.Constant(value=int(power)),
             ) if 0 <= power <= MAX_POWER and 0 <= base <= MAX_POWER:
-                raised = isinstance(how, ast.Pow)
-                found.add(base**power if raised else base << power)
-    return found
+                is_power = isinstance(operator, ast.Pow)
+                literals.add(base**power if is_power else base << power)
+    return literals
 
 
 def run_meta_pass(prepare: Any) -> dict[str, object]:
-    """The file up to `begin`, at full size."""
-    found: dict[str, object] = {}
+    """Run the file up to `begin`, at full size, on the meta device."""
+    outcome: dict[str, object] = {}
 
     def begin(build: Callable[[], Any]) -> NoReturn:
         if not callable(build) or is_torch_module(build):
             raise DryRunFault(
-                "prepare.begin takes build_model itself, not what it builds"
+                "prepare.begin takes build_model itself, not a built model"
             )
-        found.update(check_on_meta_device(build, prepare))
+        outcome.update(check_on_meta_device(build, prepare))
         raise DryRunUnwound
 
     prepare.begin = begin
     try:
         runpy.run_path("train.py", run_name="__main__")
     except DryRunUnwound:
-        return found
+        return outcome
     raise DryRunFault("it never calls prepare.begin(build_model)")
 
 
 def is_torch_module(build: object) -> bool:
-    """Whether it is a torch module, which is callable too."""
+    """Whether it is a torch module, which is also callable."""
     torch = sys.modules.get("torch")
     return torch is not None and isinstance(build, torch.nn.Module)
 
 
 def seed_torch(seed: int) -> None:
-    """Seed what is imported, as a run does."""
+    """Seed torch where it is imported, as a real run does."""
     if "torch" in sys.modules:
         import torch
 
@@ -471,12 +485,12 @@ def seed_torch(seed: int) -> None:
 
 
 def format_error(error: BaseException) -> str:
-    """An error in one line, with the line of train.py it came from."""
+    """Describe an error in one line, with the line of train.py that raised it."""
     lines = [
         frame.lineno
         for frame in traceback.extract_tb(error.__traceback__)
         if frame.filename.endswith(("train.py", "small.py"))
     ]
     where = f" (line {lines[-1]})" if lines else ""
-    words = " ".join(str(error).split())[:220]
-    return f"{type(error).__name__}: {words}{where}"
+    text = " ".join(str(error).split())[:220]
+    return f"{type(error).__name__}: {text}{where}"

@@ -1,4 +1,4 @@
-"""What a training run needs from whatever hosts it."""
+"""The interface between a training run and its host: the harness or a terminal."""
 
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
@@ -10,12 +10,13 @@ if TYPE_CHECKING:
 
 
 BuildModel = Callable[[], Any]  # build_model of the lab's train.py
-# One row of tokens uint16 (T+1) -> the trained model's loss of each next one, float32.
+# One row of tokens, uint16 (T+1) -> the trained model's loss on each next token, in
+# nats, float32 (T). Both as bytes.
 ConsistencyAnswer = Callable[[memoryview], bytes]
 
 
 class TrainingHost(Protocol):
-    """Where a training run gets its data from and hands its model to."""
+    """Supplies the training data and takes the trained model."""
 
     terms: "TrainingTerms"
 
@@ -24,7 +25,7 @@ class TrainingHost(Protocol):
         ...
 
     def report_progress(self, message: Message) -> None:
-        """Show how far the run is."""
+        """Report the run's progress."""
         ...
 
     def submit_weights(
@@ -33,12 +34,12 @@ class TrainingHost(Protocol):
         facts: Mapping[str, object],
         probe: "ConsistencyAnswer",
     ) -> None:
-        """Hand in the weights; does not return to a guest of the harness."""
+        """Submit the weights. Ends the process; does not return."""
         ...
 
 
 class TrainingTerms:
-    """What the harness grants one run."""
+    """Seed, device and budget of one run."""
 
     def __init__(self, message: Message) -> None:
         self.seed: int = message["seed"]

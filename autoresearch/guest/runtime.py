@@ -1,13 +1,13 @@
-"""What `train.py` talks to: begin, batches, submit. This side is not trusted.
+"""The API of `train.py`: begin, batches, submit. This side is not trusted.
 
-The same train.py runs in three ways, and need not know which:
+The same train.py runs in three modes, and need not know in which:
 
-* as a training guest of the harness: data arrives when the clock starts, weights leave;
-* as a model guest: `begin` loads handed-in weights, answers, and never returns;
-* alone, for a person at a keyboard: see `standalone`.
+* training under the harness: data arrives when the clock starts, weights are sent back;
+* serving a model: `begin` loads submitted weights, answers requests, never returns;
+* alone, started by a person: see `standalone`.
 
-Nothing here decides a score, a seed or a second. Code in the same process can change
-any of it and gains nothing: the harness keeps its own clock and does its own sums.
+Nothing here decides a score, a seed or a time. Code in the same process can change any
+of it and gains nothing: the harness keeps its own clock and computes its own score.
 """
 
 import contextlib
@@ -59,7 +59,7 @@ class Training:
 
     @property
     def data(self) -> memoryview:
-        """The training data as read-only bytes. The first touch starts the clock."""
+        """The training data as read-only bytes. The first access starts the clock."""
         if self._data is None:
             self._data = self._host.start_clock()
             self._started = time.monotonic()
@@ -67,55 +67,55 @@ class Training:
 
     @property
     def tokens(self) -> "np.ndarray[Any, np.dtype[np.uint16]]":
-        """The training text: one read-only uint16 array (N,)."""
+        """The training tokens: a read-only uint16 array (N,)."""
         import numpy as np
 
         return np.frombuffer(self.data, dtype="<u2")
 
     @property
     def seconds(self) -> float:
-        """Since the clock started; 0 before."""
+        """Seconds since the clock started; 0 before."""
         return time.monotonic() - self._started if self._data is not None else 0.0
 
     @property
     def progress(self) -> float:
-        """Share of the budget that is used, 0 to 1."""
+        """Fraction of the budget used, 0 to 1."""
         if self.budget_tokens is not None:
             return min(1.0, self.tokens_seen / self.budget_tokens)
         assert self.budget_seconds is not None
         return min(1.0, self.seconds / self.budget_seconds)
 
     def spent(self, tokens: int) -> None:
-        """Count one step over this many tokens; `batches` does it by itself."""
+        """Count one step over this many tokens; `batches` does this by itself."""
         self.tokens_seen += tokens
         self.steps += 1
         if time.monotonic() - self._reported > REPORT_EVERY_SECONDS:
             self._reported = time.monotonic()
-            shown, self._losses = self._losses, []
+            losses, self._losses = self._losses, []
             self._host.report_progress(
                 {
                     "say": "progress",
                     "progress": self.progress,
                     "tokens": self.tokens_seen,
                     "steps": self.steps,
-                    "loss": sum(shown) / len(shown) if shown else self._loss,
+                    "loss": sum(losses) / len(losses) if losses else self._loss,
                 }
             )
 
     def report(self, loss: float) -> None:
-        """Tell the live view the training loss, in nats per token.
+        """Report the training loss, in nats per token, to the live view.
 
-        A mean of those since it was last told: one step's loss says more of its batch
-        than of the model.
+        It shows the mean since its last update: the loss of one step says more about
+        its batch than about the model.
         """
         self._loss = float(loss)
         self._losses.append(self._loss)
 
     def batches(self, rows: int, context: int) -> "Iterator[tuple[Tensor, Tensor]]":
-        """Yield x, y, int64 (rows, context), on the device until the budget is used.
+        """Yield x, y on the device, int64 (rows, context), until the budget is used.
 
-        The text is cut into rows of `context` tokens, shuffled anew by the seed in
-        each pass; the cut moves from pass to pass. y is x one token later.
+        The text is cut into rows of `context` tokens, reshuffled in each epoch with the
+        run's seed; where the cuts lie differs by epoch. y is x shifted by one token.
         """
         tokens = self.tokens
         batches = iter_shuffled_batches(tokens, rows, context, self.seed)
@@ -124,7 +124,7 @@ class Training:
             yield copy_to_device(next(batches), self.device)
 
     def submit(self, model: Any, **facts: float | int | str) -> None:
-        """Hand in the trained model, and the configuration it was resolved to."""
+        """Submit the trained model and facts about its configuration; never returns."""
         from autoresearch.guest import safetensors_format
 
         facts.setdefault(
@@ -146,7 +146,10 @@ class Training:
         )
 
     def _estimate_mfu(self, flops_per_token: float | int | str | None) -> float | str:
-        """Percent of the GPU's peak; a diagnostic, from what train.py says it needs."""
+        """Model FLOPs utilisation in percent of the GPU's peak, or "unknown".
+
+        A diagnostic: it trusts train.py's FLOPs per token.
+        """
         torch = sys.modules.get("torch")
         if not isinstance(flops_per_token, int | float) or torch is None:
             return "unknown"
@@ -155,24 +158,29 @@ class Training:
         from autoresearch.devices import gpu_specs
 
         rate, name = self.tokens_seen / self.seconds, torch.cuda.get_device_name()
-        found = gpu_specs.mfu_percent(flops_per_token, rate, name)
-        return "unknown" if found is None else round(found, 1)
+        percent = gpu_specs.mfu_percent(flops_per_token, rate, name)
+        return "unknown" if percent is None else round(percent, 1)
 
 
 def iter_shuffled_batches(
     tokens: "np.ndarray[Any, Any]", rows: int, context: int, seed: int
 ) -> "Iterator[np.ndarray[Any, Any]]":
-    """Yield uint16 (rows, context + 1) for ever; every pass in another order."""
+    """Yield uint16 (rows, context + 1) for ever, each epoch in another order.
+
+    Raises ValueError where the tokens do not fill one row.
+    """
     import numpy as np
 
     rng = np.random.default_rng(seed)
     if len(tokens) < context + 1:
-        raise ValueError(f"{len(tokens)} training tokens do not fill {context + 1}")
+        raise ValueError(
+            f"{len(tokens)} training tokens do not fill a row of {context + 1}"
+        )
     while True:
         skip = int(rng.integers(min(context, len(tokens) - context)))
         count = (len(tokens) - skip - 1) // context
         starts = skip + context * rng.permutation(count)
-        starts = np.resize(starts, -(-count // rows) * rows)  # wraps: no short batch
+        starts = np.resize(starts, -(-count // rows) * rows)  # repeats: no short batch
         span = np.arange(context + 1)
         for at in range(0, len(starts), rows):
             yield tokens[starts[at : at + rows, None] + span]
@@ -185,7 +193,7 @@ def copy_to_device(
     import torch
 
     if device.startswith("cuda"):
-        # Two bytes a token cross the bus; torch has no arithmetic on uint16.
+        # Copies two bytes per token; torch has no arithmetic on uint16.
         host = torch.from_numpy(batch.view("<i2")).pin_memory()
         whole = host.to(device, non_blocking=True).long() & 0xFFFF
     else:
@@ -194,15 +202,16 @@ def copy_to_device(
 
 
 def export_for_submission(model: Any) -> "tuple[ModelState, ConsistencyAnswer]":
-    """A trained model -> (all its numbers, what answers the harness's probe)."""
+    """A trained model -> (its weights, its answer to the consistency check)."""
     from autoresearch.guest import safetensors_format
 
     if is_torch_model(model):
         from autoresearch.guest import torch_model
 
-        return torch_model.export_state(
-            model
-        ), lambda row: torch_model.answer_consistency_row(model, row)
+        return (
+            torch_model.export_state(model),
+            lambda row: torch_model.answer_consistency_row(model, row),
+        )
     state = {
         name: safetensors_format.tensor_from_floats(v)
         for name, v in model.state_dict().items()
@@ -211,24 +220,24 @@ def export_for_submission(model: Any) -> "tuple[ModelState, ConsistencyAnswer]":
 
 
 def is_torch_model(model: Any) -> bool:
-    """Whether the model is a torch module, without importing torch to find out."""
+    """Whether the model is a torch module; does not import torch."""
     torch = sys.modules.get("torch")
     return torch is not None and isinstance(model, torch.nn.Module)
 
 
 def read_peak_gpu_memory_gb() -> float:
-    """Peak memory torch took on the GPU; 0 without one."""
+    """Peak GPU memory allocated by torch, in GB; 0 without a GPU."""
     torch = sys.modules.get("torch")
     if torch is None or not torch.cuda.is_available():
         return 0.0
     return float(torch.cuda.max_memory_allocated() / 1e9)
 
 
-# -- as a guest of the harness ---------------------------------------------------------
+# -- under the harness -----------------------------------------------------------------
 
 
 class HarnessHost:
-    """The host of a training guest."""
+    """The harness as the host of a training run."""
 
     def __init__(self, link: Channel, hello: Message) -> None:
         self._link = link
@@ -253,8 +262,8 @@ class HarnessHost:
             safetensors_format.encode_parts(state), "weights"
         )
         self._link.send({"say": "submit", "facts": dict(facts)}, file)
-        # The clock has stopped. A text lab now asks the trained model for its losses
-        # on a text it has not seen; the served model will have to give the same.
+        # The clock has stopped. In a text lab the harness now asks the trained model
+        # for its losses on unseen text; the served model must give the same losses.
         try:
             _, (descriptor,) = self._link.receive()
             answer = probe(sealed_memory.map_read_only(descriptor))
@@ -262,12 +271,16 @@ class HarnessHost:
                 {"say": "probed"}, sealed_memory.seal_bytes(answer, "probe")
             )
         except ipc.ChannelClosed:
-            pass  # there was nothing to ask
+            pass  # this lab has no consistency check
         os._exit(0)
 
 
 def begin(build: BuildModel) -> Training:
-    """Join the run. In the evaluator's process this serves the model for ever."""
+    """Start the training run, or serve the model.
+
+    In a serving process it loads the submitted weights, answers the evaluator and never
+    returns.
+    """
     if _link is None:
         from autoresearch.guest.standalone import StandaloneHost
 
@@ -281,7 +294,7 @@ def begin(build: BuildModel) -> Training:
 
 
 def seed_generators(seed: int) -> None:
-    """Seed every generator the script has imported so far."""
+    """Seed the generators of every library the script has imported so far."""
     if "random" in sys.modules:
         import random
 
@@ -297,7 +310,7 @@ def seed_generators(seed: int) -> None:
 
 
 def serve_model(link: Channel, hello: Message, build: BuildModel) -> NoReturn:
-    """Answer the evaluator until it hangs up."""
+    """Load the submitted weights and answer the evaluator until it disconnects."""
     from autoresearch.guest import safetensors_format
 
     file = sealed_memory.map_read_only(_descriptors[0])
@@ -318,12 +331,12 @@ def serve_model(link: Channel, hello: Message, build: BuildModel) -> NoReturn:
             )
             serve_json_outputs(link, model)
     except ipc.ChannelClosed:
-        pass  # the evaluator has all it wanted
+        pass  # the evaluator is finished
     os._exit(0)
 
 
 def serve_json_outputs(link: Channel, model: Callable[[Any], Any]) -> NoReturn:
-    """For labs whose model maps JSON-able inputs to JSON-able outputs."""
+    """Serve a model that maps JSON inputs to JSON outputs."""
     import json
 
     link.send({"say": "ready"})
@@ -335,40 +348,41 @@ def serve_json_outputs(link: Channel, model: Callable[[Any], Any]) -> NoReturn:
         )
 
 
-_link: Channel | None = None  # None: nobody but a person started this
+_link: Channel | None = None  # None: started by a person, without a harness
 _hello: Message = {}
 _descriptors: list[int] = []
 
 
-def main(descriptor: int, words: str = "", *ahead: str) -> None:
-    """Entry of every guest process: hear the terms, then run the lab's train.py.
+def main(descriptor: int, restrictions: str = "", *preload: str) -> None:
+    """Entry point of every sandboxed process: receive the terms, then run train.py.
 
-    First it shuts itself in: nothing of train.py has run yet, and nothing of it can
-    take that back. Then it may import what most of them will, and wait.
+    First it applies the sandbox restrictions, before any code of train.py has run; they
+    cannot be removed. Then it imports the modules in `preload`, which most train.py
+    files will need, and waits for the first message.
     """
     global _link, _hello, _descriptors
-    if words:
-        SandboxRestrictions.from_argument(words).apply()
-    for module in ahead:
-        with contextlib.suppress(ImportError):  # train.py may do without
+    if restrictions:
+        SandboxRestrictions.from_argument(restrictions).apply()
+    for module in preload:
+        with contextlib.suppress(ImportError):  # train.py may not need it
             importlib.import_module(module)
     _link = Channel(socket.socket(fileno=descriptor))
     _hello, _descriptors = _link.receive()
-    if _hello.pop("source", False):  # else it lay here from the start
-        given = _descriptors.pop(0)
+    if _hello.pop("source", False):  # else the file was there from the start
+        descriptor = _descriptors.pop(0)
         with open("train.py", "wb") as file:
-            file.write(sealed_memory.map_read_only(given))
-        os.close(given)
+            file.write(sealed_memory.map_read_only(descriptor))
+        os.close(descriptor)
     sys.path.insert(0, os.getcwd())
     sys.argv = ["train.py"]
     if _hello["mode"] == "rehearse":
         from autoresearch.guest import dry_run
 
         dry_run.main(_link, _hello)
-    # As `python train.py` would: in the namespace that dataclasses and pickle look up
-    # by the name `__main__`. runpy does the same, after 4 ms of imports.
-    top = vars(sys.modules["__main__"])
+    # As `python train.py` would: in the namespace of `__main__`, where dataclasses and
+    # pickle look names up. runpy does the same, after 4 ms of imports.
+    namespace = vars(sys.modules["__main__"])
     with open("train.py", "rb") as file:
         source = file.read()
-    top["__file__"] = "train.py"
-    exec(compile(source, "train.py", "exec"), top)  # noqa: S102
+    namespace["__file__"] = "train.py"
+    exec(compile(source, "train.py", "exec"), namespace)  # noqa: S102

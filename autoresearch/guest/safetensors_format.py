@@ -1,10 +1,9 @@
-"""The safetensors format, read and written without trusting or importing anything.
+"""The safetensors format, read and written with the standard library only.
 
-A file is an 8-byte length, a JSON header, and raw little-endian numbers. The guest
-writes it from whatever it trained; the harness only checks it and passes it on. The
-official library reads these files (a test does); it is not used on the trusted side
-because the checks *are* the point there, and not in the guest because lab `line` has
-no numpy.
+A file is an 8-byte length, a JSON header, and raw little-endian numbers. The training
+process writes it; the harness only checks it and passes it on. The official library
+reads these files (a test does). It is not used in the harness because the checks are
+what matters there, and not in the sandbox because lab `line` has no numpy.
 
 Covered: sizes, offsets, shapes, overlaps, unknown dtypes, numbers that are not finite.
 Not covered: whether the weights are any good.
@@ -37,26 +36,26 @@ EXPONENT_MASKS = {
     "BF16": ("H", 0x7F80),
 }
 MAX_HEADER_BYTES = 16 << 20
-MAX_DIMENSIONS = 32  # the product of a million would take the harness hours
+MAX_DIMENSIONS = 32  # multiplying a million of them would take hours
 
 
 class InvalidWeights(Exception):
-    """These bytes are not weights; the message says why."""
+    """The bytes are not a valid safetensors file; the message says why."""
 
 
 class NonFiniteWeights(InvalidWeights):
-    """Training diverged: an inf or a nan among the weights."""
+    """Training diverged: a weight is inf or nan."""
 
 
 class RawTensor(NamedTuple):
-    """One named block of numbers, as raw bytes."""
+    """A tensor as raw little-endian bytes."""
 
     dtype: str
     shape: tuple[int, ...]
     raw: bytes | memoryview
 
 
-ModelState = Mapping[str, RawTensor]  # all that a trained model is, by name
+ModelState = Mapping[str, RawTensor]  # name -> parameter or buffer
 
 
 def encode(tensors: ModelState) -> bytes:
@@ -65,10 +64,10 @@ def encode(tensors: ModelState) -> bytes:
 
 
 def encode_parts(tensors: ModelState) -> list[bytes | memoryview]:
-    """The same in pieces, the numbers not copied: there may be a gigabyte of them.
+    """Like `encode`, in pieces and without copying: the tensors may take a gigabyte.
 
-    Wide numbers first, so that each lies at a multiple of its width: readers that map
-    the file refuse others.
+    Wide dtypes come first, so that each tensor is aligned to its width: readers that
+    map the file require that.
     """
     header: dict[str, object] = {}
     offset = 0
@@ -88,28 +87,28 @@ def encode_parts(tensors: ModelState) -> list[bytes | memoryview]:
 
 
 def decode(file: bytes | memoryview) -> dict[str, RawTensor]:
-    """The bytes of a safetensors file -> named tensors, or BadWeights."""
+    """The bytes of a safetensors file -> named tensors; raises InvalidWeights."""
     if len(file) < 8:
-        raise InvalidWeights("too short for a header")
+        raise InvalidWeights("the file is too short for a header")
     (length,) = struct.unpack_from("<Q", file)
     if length > min(MAX_HEADER_BYTES, len(file) - 8):
-        raise InvalidWeights(f"a header of {length} bytes")
+        raise InvalidWeights(f"the header claims {length} bytes")
     try:
         header = json.loads(bytes(file[8 : 8 + length]))
     except (ValueError, RecursionError):
-        raise InvalidWeights("a header that is not JSON") from None
+        raise InvalidWeights("the header is not JSON") from None
     if not isinstance(header, dict):
-        raise InvalidWeights("a header that is not a table")
+        raise InvalidWeights("the header is not a JSON object")
     header.pop("__metadata__", None)
     body = memoryview(file)[8 + length :]
     tensors = {name: _parse_tensor(name, entry, body) for name, entry in header.items()}
     end = 0
     for start, stop in sorted(entry["data_offsets"] for entry in header.values()):
         if start != end:
-            raise InvalidWeights("blocks that overlap or leave gaps")
+            raise InvalidWeights("tensors overlap or leave gaps")
         end = stop
     if end != len(body):
-        raise InvalidWeights("bytes that belong to no block")
+        raise InvalidWeights("bytes at the end belong to no tensor")
     return tensors
 
 
@@ -118,18 +117,21 @@ def _parse_tensor(name: str, entry: object, body: memoryview) -> RawTensor:
         case {"dtype": str(dtype), "shape": [*shape], "data_offsets": [start, end]}:
             pass
         case _:
-            raise InvalidWeights(f"no dtype, shape and place for {name[:80]!r}")
-    whole = all(type(n) is int and 0 <= n < 2**48 for n in [*shape, start, end])
-    whole = whole and len(shape) <= MAX_DIMENSIONS
-    if dtype not in DTYPE_BYTES or not whole or not start <= end <= len(body):
-        raise InvalidWeights(f"nonsense about {name[:80]!r}")
+            raise InvalidWeights(f"{name[:80]!r} has no dtype, shape or offsets")
+    valid = all(type(n) is int and 0 <= n < 2**48 for n in [*shape, start, end])
+    valid = valid and len(shape) <= MAX_DIMENSIONS
+    if dtype not in DTYPE_BYTES or not valid or not start <= end <= len(body):
+        raise InvalidWeights(f"{name[:80]!r} has an invalid dtype, shape or offset")
     if prod(shape) * DTYPE_BYTES[dtype] != end - start:
-        raise InvalidWeights(f"a shape that does not fit its bytes for {name[:80]!r}")
+        raise InvalidWeights(f"{name[:80]!r} has a shape that does not fit its size")
     return RawTensor(dtype, tuple(shape), body[start:end])
 
 
 def validate_weights(file: bytes | memoryview) -> int:
-    """Check weights that came from outside; return how many numbers they hold."""
+    """Check untrusted weights and count their elements.
+
+    Raises InvalidWeights, or NonFiniteWeights for an inf or nan.
+    """
     count = 0
     for name, tensor in decode(file).items():
         if not is_finite(tensor):
@@ -139,7 +141,7 @@ def validate_weights(file: bytes | memoryview) -> int:
 
 
 def is_finite(tensor: RawTensor) -> bool:
-    """Whether no number in the tensor is inf or nan."""
+    """Whether no element is inf or nan."""
     if tensor.dtype not in EXPONENT_MASKS or not len(tensor.raw):
         return True
     code, mask = EXPONENT_MASKS[tensor.dtype]
@@ -157,13 +159,13 @@ def is_finite(tensor: RawTensor) -> bool:
 
 
 def tensor_from_floats(numbers: Iterable[float]) -> RawTensor:
-    """A plain Python list of numbers as float64, for labs without tensors."""
+    """Numbers -> a float64 tensor (N,), for labs without torch."""
     values = array("d", numbers)
     return RawTensor("F64", (len(values),), values.tobytes())
 
 
 def tensor_to_floats(tensor: RawTensor) -> list[float]:
-    """The inverse of `from_floats`."""
+    """The inverse of `tensor_from_floats`."""
     values = array("d")
     values.frombytes(bytes(tensor.raw))
     return values.tolist()

@@ -1,8 +1,8 @@
 """The locked prepare.py, as the harness uses it.
 
-The text comes from the lab's commit, never from the working tree, and is refused when
-the two differ. It is the researcher's own code and trusted; what it offers is checked
-once, here, so that a mistake in it is one clear sentence.
+The source comes from the lab's commit, never from the working tree, and is refused if
+the two differ. It is the user's own code and trusted; what it offers is checked once,
+here, so that a mistake in it is one clear sentence.
 """
 
 import os
@@ -18,10 +18,8 @@ from autoresearch.errors import LabError
 from autoresearch.git import Repository
 from autoresearch.lab.folder import Lab
 
-MAX_CONSISTENCY_ROWS, MAX_WITHHELD_SHARE = (
-    64,
-    0.02,
-)  # rows kept back, and at most this share of the text
+MAX_CONSISTENCY_ROWS = 64  # withheld from training
+MAX_WITHHELD_SHARE = 0.02  # of the text
 REQUIRED_OFFERS = (
     "METRIC",
     "LOWER_IS_BETTER",
@@ -35,7 +33,7 @@ OUTPUT_OFFERS = ("inputs", "score")
 
 
 class Apparatus:
-    """Data, metric and direction of a lab."""
+    """The data, metric and direction of a lab."""
 
     def __init__(self, lab: Lab, blob: str, source: bytes) -> None:
         self.blob = blob
@@ -43,8 +41,8 @@ class Apparatus:
         self._path = lab.file_path("prepare.py")
         offers = vars(execute_module(self._path, source))
         self._offers = offers
-        self._training: int | None = None  # None: nothing has run yet
-        self._probes: bytes = b""
+        self._training: int | None = None  # descriptor; None: not sealed yet
+        self._withheld: bytes = b""
         self.causal = bool(self._require_offer("CAUSAL"))
         for name in REQUIRED_OFFERS + (TEXT_OFFERS if self.causal else OUTPUT_OFFERS):
             self._require_offer(name)
@@ -53,7 +51,7 @@ class Apparatus:
 
     @property
     def short_metric(self) -> str:
-        """The metric as a commit title names it: val_bpb is bpb."""
+        """The metric as commit titles show it: val_bpb is bpb."""
         return self.metric.removeprefix("val_")
 
     @property
@@ -65,31 +63,31 @@ class Apparatus:
         return int(self._require_offer("CONTEXT"))
 
     def prepare_data(self, show: Callable[[str, int, int], None]) -> None:
-        """Make and seal the data."""
+        """Build and seal the data."""
         self._require_offer("prepare")(show)
 
     def load_fingerprint(self) -> str:
-        """Hash of the sealed data, or LabError when there is none."""
+        """Return the hash of the sealed data; LabError if there is none."""
         return str(self._require_offer("fingerprint")())
 
     def verify_unchanged(self) -> None:
-        """LabError if prepare.py or the sealed data are not what they were.
+        """Raise LabError if prepare.py or the sealed data have changed.
 
-        A lab whose data lies in files offers `verify()`, which looks at their hashes.
+        A lab whose data lies in files offers `verify()`, which checks their hashes.
         """
         if self._path.read_bytes() != self.source:
             raise LabError(
-                f"{self._path} changed while the night was running; it is locked, and "
-                "nothing measured from now on could be compared. Next: git checkout "
-                "-- prepare.py, then autoresearch run"
+                f"{self._path} changed while the session was running; it is locked, "
+                "and later scores would not be comparable. Next: git checkout -- "
+                "prepare.py, then: autoresearch run"
             )
         if "verify" in self._offers:
             self._require_offer("verify")()
 
     def seal_training_data(self) -> int:
-        """A descriptor of the training data, sealed; the same for every run.
+        """Return a descriptor of the sealed training data, the same for every run.
 
-        A text's last rows are kept back, for `probes`.
+        The last rows of a text are withheld, for `draw_consistency_row`.
         """
         if self._training is None:
             data = self._require_offer("training")()
@@ -97,13 +95,13 @@ class Apparatus:
                 with data.open("rb") as file:
                     data = sealed_memory.map_read_only(file.fileno())
             whole = memoryview(data).cast("B")
-            kept = len(whole) - self._count_withheld_bytes(len(whole))
-            self._probes = bytes(whole[kept:])
-            self._training = sealed_memory.seal_bytes(whole[:kept], "training")
+            end = len(whole) - self._count_withheld_bytes(len(whole))
+            self._withheld = bytes(whole[end:])
+            self._training = sealed_memory.seal_bytes(whole[:end], "training")
         return self._training
 
     def _count_withheld_bytes(self, size_bytes: int) -> int:
-        """Bytes of text at the end that no train.py sees; 0 where there is no text."""
+        """Count the bytes at the end that no train.py sees; 0 without a text."""
         if not self.causal:
             return 0
         row_bytes = 2 * (self.context + 1)
@@ -112,30 +110,30 @@ class Apparatus:
         )
 
     def draw_consistency_row(self) -> bytes:
-        """A row of tokens, uint16 (T+1), that no run has seen; b"" without a text.
+        """Draw a row of tokens, uint16 (T+1), that no run has seen; b"" without a text.
 
-        Drawn anew each time: nobody can have prepared an answer.
+        Drawn anew each time, so that no answer can be prepared.
         """
         self.seal_training_data()
         row_bytes = 2 * (self.context + 1) if self.causal else 1
-        count = len(self._probes) // row_bytes
+        count = len(self._withheld) // row_bytes
         if not self.causal or count == 0:
             return b""
         at = row_bytes * int.from_bytes(os.urandom(4), "little") % (row_bytes * count)
         at -= at % row_bytes
-        return self._probes[at : at + row_bytes]
+        return self._withheld[at : at + row_bytes]
 
     def load_text(self, split: str) -> tuple[Any, Any]:
-        """(tokens uint16 (N,), raw bytes of each vocabulary entry (V,))."""
+        """Load (tokens uint16 (N,), raw bytes of each vocabulary entry (V,))."""
         tokens, widths = self._require_offer("text")(split)
         return tokens, widths
 
     def load_inputs(self, split: str) -> Any:
-        """What the model is asked, without answers."""
+        """Load the model's inputs of a split, without answers."""
         return self._require_offer("inputs")(split)
 
     def score_outputs(self, outputs: Any, split: str) -> float:
-        """The metric of a model's outputs."""
+        """Compute the metric of a model's outputs."""
         return float(self._require_offer("score")(outputs, split))
 
     def _require_offer(self, name: str) -> Any:
@@ -148,15 +146,15 @@ class Apparatus:
             ) from None
 
 
-def load_apparatus(lab: Lab, notebook: Repository) -> Apparatus:
-    """The apparatus of the lab's commit, or LabError if prepare.py is not locked."""
-    found = notebook.read_file_at(notebook.head_commit(), "prepare.py")
-    if found is None:
+def load_apparatus(lab: Lab, repository: Repository) -> Apparatus:
+    """Load the apparatus of the lab's commit; LabError if prepare.py is not locked."""
+    file = repository.read_file_at(repository.head_commit(), "prepare.py")
+    if file is None:
         raise LabError(
-            f"{lab.file_path('prepare.py')} is not committed, so nobody could check it. "
+            f"{lab.file_path('prepare.py')} is not committed, so it cannot be locked. "
             "Next: git add prepare.py, git commit -m apparatus"
         )
-    blob, source = found
+    blob, source = file
     if lab.file_path("prepare.py").read_bytes() != source:
         raise LabError(
             f"{lab.file_path('prepare.py')} differs from its commit; the apparatus is "
@@ -176,7 +174,7 @@ def execute_module(path: Path, source: bytes) -> ModuleType:
         exec(compile(source, str(path), "exec"), vars(module))  # noqa: S102
     except (LabError, KeyboardInterrupt):
         raise
-    except BaseException as error:  # whatever the researcher's file raised
+    except BaseException as error:  # whatever the user's file raised
         last = traceback.extract_tb(error.__traceback__)[-1]
         raise LabError(
             f"{path} line {last.lineno}: {type(error).__name__}: {error}. "

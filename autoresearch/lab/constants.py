@@ -1,14 +1,14 @@
 """The constants of a train.py: read by `ast`, never executed, and rewritten in place.
 
 A constant is a top-level capital NAME = literal: a number, `2**18`, `3 * 64`, a bool,
-or a text whose comment lists the choices. What may be tried comes from its comment,
+or a string whose comment lists the choices. Its range comes from its comment,
 
     MATRIX_LR = 0.04        # 0.005 .. 0.3, log
     WINDOW_PATTERN = "SSSL" # one of: "SSSL", "SSL", "L"
     HEAD_SIZE = 64          # fixed
 
-or else is inferred from its value. Seeds are never touched. Replacing keeps the rest of
-the file as it is, byte for byte, and the spelling of the number (2**18, 1e-3).
+or is inferred from its value. Seeds are never changed. Replacing keeps the rest of the
+file as it is, byte for byte, and the spelling of the number (2**18, 1e-3).
 
 Not covered: constants inside functions, tuples, and whether a value makes sense.
 """
@@ -32,12 +32,12 @@ RANGE_COMMENT = re.compile(
 CHOICES_COMMENT = re.compile(r"one of:\s*(.+)")
 FIXED_COMMENT = re.compile(r"\bfixed\b")
 LOG_COMMENT = re.compile(r",\s*log\b")
-DEFAULT_RANGE_FACTOR = 8.0  # without a stated range: this factor down and up
+DEFAULT_RANGE_FACTOR = 8.0  # without a stated range: divided and multiplied by this
 
 
 @dataclass(frozen=True, slots=True)
 class Constant:
-    """One number of the file that a proposal may change."""
+    """One constant that a proposal may change."""
 
     name: str
     value: Value
@@ -52,12 +52,12 @@ class Constant:
 
 
 def parse_constants(source: str) -> tuple[Constant, ...]:
-    """The constants of a train.py that is Python, in the order of the file."""
+    """Parse the constants of a train.py, in file order. Raises SyntaxError."""
     lines = source.encode().splitlines(keepends=True)
     starts = [0]
     for line in lines:
         starts.append(starts[-1] + len(line))
-    found: dict[str, Constant] = {}
+    constants: dict[str, Constant] = {}
     for node in parse_ast(source).body:
         name, spot = match_assignment(node)
         if name is None or spot is None or spot.end_lineno is None:
@@ -72,23 +72,23 @@ def parse_constants(source: str) -> tuple[Constant, ...]:
         spelling = source.encode()[start:end].decode()
         constant = build_constant(name, value, spelling, start, end, comment)
         if constant is not None:
-            found[name] = constant  # assigned twice: the last one counts
-    return tuple(found.values())
+            constants[name] = constant  # assigned twice: the last assignment counts
+    return tuple(constants.values())
 
 
-# CPython 3.11 keeps count of one syntax tree under construction per interpreter, and
-# raises SystemError when two threads make trees at once.
+# CPython 3.11 tracks the depth of the syntax tree under construction per interpreter,
+# and raises SystemError when two threads build trees at once.
 AST_LOCK = threading.Lock()
 
 
 def parse_ast(source: str) -> ast.Module:
-    """The syntax tree; raises what `ast.parse` raises. Safe in threads."""
+    """Parse a syntax tree, thread-safe; raises what `ast.parse` raises."""
     with AST_LOCK:
         return ast.parse(source)
 
 
 def match_assignment(node: ast.stmt) -> tuple[str | None, ast.expr | None]:
-    """NAME and expression of a top-level assignment to one capital name."""
+    """Return (NAME, expression) of an assignment to one capital name, or Nones."""
     match node:
         case ast.Assign(targets=[ast.Name(id=name)], value=value) if name.isupper():
             return name, value
@@ -98,7 +98,7 @@ def match_assignment(node: ast.stmt) -> tuple[str | None, ast.expr | None]:
 
 
 def evaluate_literal(node: ast.expr) -> Value | None:
-    """The value of a literal or of simple arithmetic on literals; None for others."""
+    """Evaluate a literal or simple arithmetic on literals; None for others."""
     match node:
         case ast.Constant(value=bool() | int() | float() | str() as value):
             return value
@@ -115,7 +115,7 @@ def evaluate_literal(node: ast.expr) -> Value | None:
 def evaluate_arithmetic(
     left: Value | None, op: ast.operator, right: Value | None
 ) -> Value | None:
-    """left op right, where that is a number of sane size; else None."""
+    """Evaluate `left op right`; None unless the result is a number below 1e18."""
     if not isinstance(left, int | float) or not isinstance(right, int | float):
         return None
     try:
@@ -142,7 +142,7 @@ def evaluate_arithmetic(
 def build_constant(
     name: str, value: Value, spelling: str, start: int, end: int, comment: str
 ) -> Constant | None:
-    """A constant with what may be tried; None for a text without choices."""
+    """Build a constant with its range or choices; None: a string without choices."""
     fixed = "SEED" in name or bool(FIXED_COMMENT.search(comment))
     place = (name, value, spelling, start, end)
     if listed := CHOICES_COMMENT.search(comment):
@@ -163,13 +163,13 @@ def build_constant(
 
 
 def parse_number(text: str) -> float:
-    """A number as comments spell it: 0.1, 1e-3, 2**14, 1_000."""
+    """Parse a number as comments spell it: 0.1, 1e-3, 2**14, 1_000."""
     base, _, power = text.replace(" ", "").replace("_", "").partition("**")
     return float(base) ** int(power) if power else float(base)
 
 
 def infer_range(value: int | float) -> tuple[float, float, bool]:
-    """(low, high, log) for a number whose comment states no range."""
+    """Infer (low, high, log) for a number whose comment states no range."""
     if value == 0:
         return (0.0, 1.0, False) if isinstance(value, float) else (0.0, 4.0, False)
     if value < 0:
@@ -180,14 +180,14 @@ def infer_range(value: int | float) -> tuple[float, float, bool]:
             value * DEFAULT_RANGE_FACTOR,
             value > 8,
         )
-    if 0.5 < value < 1:  # betas and shares: what counts is the distance to one
+    if 0.5 < value < 1:  # betas and shares: the distance to 1 is scaled
         return max(0.0, 1 - 8 * (1 - value)), 1 - (1 - value) / 8, False
     high = value * DEFAULT_RANGE_FACTOR
     return value / DEFAULT_RANGE_FACTOR, min(high, 1.0) if value < 1 else high, True
 
 
 def replace_constants(source: str, values: Mapping[str, Value]) -> str:
-    """The file with these constants changed and nothing else; LabError for others."""
+    """Change these constants and nothing else; LabError for unknown names."""
     known = {constant.name: constant for constant in parse_constants(source)}
     body = source.encode()
     for name in sorted(values, key=lambda n: -known[n].start if n in known else 0):
@@ -196,12 +196,9 @@ def replace_constants(source: str, values: Mapping[str, Value]) -> str:
                 f"train.py has no constant {name!r}; it has: {', '.join(sorted(known))}"
             )
         old = known[name]
-        words = (
-            old.spelling
-            if values[name] == old.value
-            else format_value(values[name], old)
-        )
-        body = body[: old.start] + words.encode() + body[old.end :]
+        same = values[name] == old.value
+        spelling = old.spelling if same else format_value(values[name], old)
+        body = body[: old.start] + spelling.encode() + body[old.end :]
     changed = body.decode()
     now = {constant.name: constant.value for constant in parse_constants(changed)}
     for name, value in values.items():
@@ -212,7 +209,7 @@ def replace_constants(source: str, values: Mapping[str, Value]) -> str:
 
 
 def format_value(value: Value, like: Constant) -> str:
-    """A value, spelled as the file spells that constant."""
+    """Spell a value as the file spells that constant."""
     if isinstance(value, bool) or isinstance(like.value, bool):
         return str(bool(value))
     if isinstance(value, str):
@@ -231,17 +228,17 @@ def format_value(value: Value, like: Constant) -> str:
 
 
 def round_significant(value: float, digits: int = 2) -> float:
-    """A number as a person would write it: two significant digits."""
+    """Round to significant digits, as a person would write it."""
     return float(f"{value:.{digits - 1}e}") if value else 0.0
 
 
 def constant_values(source: str) -> dict[str, Value]:
-    """NAME -> value."""
+    """Return NAME -> value of all constants."""
     return {constant.name: constant.value for constant in parse_constants(source)}
 
 
 def blank_constants(source: str) -> str:
-    """The code with every constant blanked: equal where only those differ."""
+    """Return the code with every constant set to 0: equal if only constants differ."""
     tree = parse_ast(source)
     names = {constant.name for constant in parse_constants(source)}
     for node in tree.body:
@@ -252,7 +249,7 @@ def blank_constants(source: str) -> str:
 
 
 def read_literal(source: str, name: str, default: Any) -> Any:
-    """A top-level constant of a file, without running it."""
+    """Read a top-level constant of a file without running it."""
     try:
         body = parse_ast(source).body
     except SyntaxError:

@@ -1,7 +1,7 @@
-"""What a proposal has to satisfy before it costs a second of training.
+"""Constraints that a proposal must satisfy before it is trained.
 
-Pure functions of the proposed and the present train.py. A refusal is one line that says
-what is wrong; the limits are program.md's. Not covered: whether the idea is any good.
+Pure functions of the proposed and the current train.py. A refusal is one line that says
+what is wrong; the limits come from program.md. Not covered: whether the idea is good.
 """
 
 import ast
@@ -15,9 +15,9 @@ from autoresearch.experiment import CodeSizeChange
 from autoresearch.lab import constants
 
 LARGEST_BYTES = 100_000
-# A file that does not compress carries data, not code (weights, tables, text).
+# A file that does not compress contains data, not code (weights, tables, text).
 LARGEST_COMPRESSED_BYTES = 64_000
-# What walks a tree by recursion ends Python at some 300 levels; people write 20.
+# Recursion over a syntax tree fails at some 300 levels; hand-written code has 20.
 MAX_NESTING_DEPTH = 150
 SEEDING_FUNCTIONS = ("manual_seed", "manual_seed_all", "seed", "default_rng", "Random")
 
@@ -27,11 +27,11 @@ class ChangeLimits:
     """How much one proposal may change."""
 
     max_constants: int = 1  # when nothing but constants differs
-    max_changed_lines: int = 80  # otherwise, added and removed
+    max_changed_lines: int = 80  # otherwise: added plus removed
 
 
 def find_violation(source: str, parent: str, limits: ChangeLimits) -> str | None:
-    """Why this proposal is refused; None when it may run."""
+    """Say why this proposal is refused; None: it may run."""
     if why := find_python_fault(source):
         return why
     if fingerprint_code(source) == fingerprint_code(parent):
@@ -62,7 +62,7 @@ def find_violation(source: str, parent: str, limits: ChangeLimits) -> str | None
 
 
 def find_python_fault(source: str) -> str | None:
-    """Why this cannot be a train.py at all; None when it can."""
+    """Say why this cannot be a train.py at all; None: it can."""
     try:
         body = source.encode()
     except UnicodeEncodeError:
@@ -87,24 +87,27 @@ def find_python_fault(source: str) -> str | None:
 
 
 def measure_nesting_depth(tree: ast.AST) -> int:
-    """How deep it is nested; without recursion, which is what too deep a one ends."""
-    deepest, waiting = 0, [(tree, 1)]
-    while waiting:
-        node, level = waiting.pop()
+    """Measure the nesting depth without recursion, which a deep tree would exhaust."""
+    deepest, stack = 0, [(tree, 1)]
+    while stack:
+        node, level = stack.pop()
         deepest = max(deepest, level)
-        waiting += [(child, level + 1) for child in ast.iter_child_nodes(node)]
+        stack += [(child, level + 1) for child in ast.iter_child_nodes(node)]
     return deepest
 
 
 def parse_without_warnings(source: str) -> ast.Module:
-    """The syntax tree, without the warnings that odd strings cause."""
+    """Parse the syntax tree, without warnings of invalid escape sequences."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return constants.parse_ast(source)
 
 
 def fingerprint_code(source: str, *, seedless: bool = False) -> str:
-    """A name for the code, whatever its comments, layout and docstrings."""
+    """Hash the code without its comments, layout and docstrings.
+
+    seedless: without seeds as well.
+    """
     try:
         tree = parse_without_warnings(source)
         strip_docstrings(tree)
@@ -112,12 +115,12 @@ def fingerprint_code(source: str, *, seedless: bool = False) -> str:
             tree = SeedBlanker().visit(tree)
         text = ast.unparse(tree)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
-        text = source  # it will be refused; until then it needs some name
+        text = source  # it is refused later; until then it needs some hash
     return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()
 
 
 def strip_docstrings(tree: ast.AST) -> None:
-    """Drop docstrings and other statements that are only a text."""
+    """Drop docstrings and other statements that are only a string."""
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
         if isinstance(body, list):
@@ -126,7 +129,7 @@ def strip_docstrings(tree: ast.AST) -> None:
 
 
 def is_string_statement(node: ast.AST) -> bool:
-    """Whether a statement is nothing but a text."""
+    """Whether a statement is only a string."""
     match node:
         case ast.Expr(value=ast.Constant(value=str())):
             return True
@@ -134,7 +137,7 @@ def is_string_statement(node: ast.AST) -> bool:
 
 
 class SeedBlanker(ast.NodeTransformer):
-    """Blanks seeds, so that files that differ in nothing else come out equal."""
+    """Blanks seeds, so that files that differ in nothing else become equal."""
 
     def visit_Call(self, node: ast.Call) -> ast.AST:
         self.generic_visit(node)
@@ -148,7 +151,7 @@ class SeedBlanker(ast.NodeTransformer):
         return node
 
     def visit_Expr(self, node: ast.Expr) -> ast.AST | None:
-        """A call that only seeds is dropped whole: adding one changes a seed too."""
+        """Drop a statement that only seeds: adding one changes the seed, too."""
         match node.value:
             case ast.Call(func=ast.Attribute(attr=name)) if name in SEEDING_FUNCTIONS:
                 return None
@@ -163,7 +166,7 @@ class SeedBlanker(ast.NodeTransformer):
 
 
 def count_changed_lines(parent: str, source: str) -> int:
-    """Lines added plus lines removed."""
+    """Count lines added plus lines removed."""
     diff = difflib.unified_diff(parent.splitlines(), source.splitlines(), n=0)
     return sum(
         line[:1] in ("+", "-") and line[:3] not in ("+++", "---") for line in diff
@@ -171,13 +174,13 @@ def count_changed_lines(parent: str, source: str) -> int:
 
 
 def compare_code_size(before: str, source: str) -> CodeSizeChange:
-    """How many lines of code longer or shorter a file became."""
+    """Compare two files by their number of lines of code."""
     more = count_code_lines(source) - count_code_lines(before)
     return CodeSizeChange(max(0, more), max(0, -more))
 
 
 def count_code_lines(source: str) -> int:
-    """Lines that are neither blank nor only a comment."""
+    """Count lines that are neither blank nor only a comment."""
     return sum(
         bool(line.strip()) and not line.lstrip().startswith("#")
         for line in source.splitlines()

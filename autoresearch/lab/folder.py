@@ -2,10 +2,10 @@
 
 * prepare.py   locked: data and the metric
 * train.py     mutable: the only file a proposal may change
-* program.md   the human's: what to look for, and a few settings on top
+* program.md   the user's: what to look for, and a few settings on top
 
-Everything the harness keeps lies in `.autoresearch/` beside them. This module knows
-where things are and whether the three files can be used; it starts no process.
+Everything the harness stores lies in `.autoresearch/` beside them. This module knows
+the paths and checks that the three files can be used; it starts no process.
 """
 
 import fcntl
@@ -28,13 +28,13 @@ FREE_BYTES_NEEDED = 200 << 20
 
 @dataclass(frozen=True, slots=True)
 class Lab:
-    """A folder that has the three files, and the places beside them."""
+    """A folder with the three files, and the paths beside them."""
 
     folder: Path
 
     @classmethod
     def find(cls, start: Path) -> "Lab":
-        """The lab that `start` is in, or LabError."""
+        """Find the lab that `start` is in, or raise LabError."""
         start = start.resolve()
         for folder in (start, *start.parents):
             if (folder / "prepare.py").is_file() and (folder / "train.py").is_file():
@@ -47,7 +47,7 @@ class Lab:
         )
 
     def require_files(self) -> "Lab":
-        """This lab, or LabError naming the file that is missing."""
+        """Return this lab, or raise LabError naming the file that is missing."""
         for name in LAB_FILES:
             if not self.file_path(name).is_file():
                 raise LabError(
@@ -57,11 +57,11 @@ class Lab:
         return self
 
     def file_path(self, name: str) -> Path:
-        """Path of one of the lab's files."""
+        """Return the path of one of the lab's files."""
         return self.folder / name
 
     def read_file(self, name: str) -> str:
-        """Text of one of the lab's files, or LabError."""
+        """Read one of the lab's files, or raise LabError."""
         path = self.file_path(name)
         try:
             if path.stat().st_size > LARGEST_FILE_BYTES:
@@ -73,12 +73,12 @@ class Lab:
             raise LabError(f"{path} cannot be read: {error.strerror}") from None
 
     def load_program(self) -> Program:
-        """What program.md says now."""
+        """Load program.md as it is now."""
         return program.parse_program(self.read_file("program.md"))
 
     @property
     def state_folder(self) -> Path:
-        """The harness's own folder, made on first use and invisible to git."""
+        """The harness's folder, created on first use and ignored by git."""
         folder = self.folder / ".autoresearch"
         try:
             folder.mkdir(exist_ok=True)
@@ -99,33 +99,33 @@ class Lab:
 
     @property
     def results_path(self) -> Path:
-        """The ledger as a table for people."""
+        """The ledger as a table for users."""
         return self.folder / "results.tsv"
 
     @property
     def pause_path(self) -> Path:
-        """While this file is there, a running night begins nothing new."""
+        """While this file exists, a session starts nothing new."""
         return self.state_folder / "paused"
 
     @property
     def live_status_path(self) -> Path:
-        """What is running at this moment, for views."""
+        """The live status of the runs, for views."""
         return self.state_folder / "now.json"
 
     def run_folder(self, number: int, seed: int) -> Path:
-        """Where one run keeps its files while it lasts."""
+        """Return the folder for the files of one run, deleted after it."""
         return self.state_folder / "runs" / f"{number}-{seed}"
 
     @property
     def log_folder(self) -> Path:
-        """Logs of every run."""
+        """The folder of the logs of all runs."""
         folder = self.state_folder / "logs"
         folder.mkdir(exist_ok=True)
         return folder
 
     @contextmanager
     def hold_lock(self) -> Iterator[None]:
-        """Be the only `run` in this lab; the kernel lets go when this process dies."""
+        """Be the only `run` in this lab; the kernel releases the lock at exit."""
         self.require_writable()
         descriptor = os.open(
             self.state_folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644
@@ -145,7 +145,7 @@ class Lab:
             os.close(descriptor)
 
     def find_lock_holder(self) -> int | None:
-        """The process that runs this lab now; None when nobody does."""
+        """Return the pid that runs this lab now; None: none does."""
         path = self.state_folder / "lock"
         if not path.exists():
             return None
@@ -153,17 +153,17 @@ class Lab:
             try:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except BlockingIOError:
-                said = file.read(32).strip()
-                return int(said) if said.isdigit() else None
+                pid = file.read(32).strip()
+                return int(pid) if pid.isdigit() else None
         return None
 
     @property
     def is_writable(self) -> bool:
-        """Whether anything can be written here; views read a lab all the same."""
+        """Whether anything can be written here; views only read."""
         return os.access(self.state_folder, os.W_OK) and os.access(self.folder, os.W_OK)
 
     def require_writable(self) -> None:
-        """LabError where nothing can be written."""
+        """Raise LabError if nothing can be written."""
         if not self.is_writable:
             raise LabError(
                 f"{self.folder} is read-only. Next: make it a folder you may write "
@@ -171,19 +171,20 @@ class Lab:
             )
 
     def require_disk_space(self) -> None:
-        """LabError when the disk is too full to go on."""
+        """Raise LabError if the disk is too full to continue."""
         free = os.statvfs(self.folder)
         if free.f_bavail * free.f_frsize < FREE_BYTES_NEEDED:
             raise LabError(
                 f"{self.folder}: less than {FREE_BYTES_NEEDED >> 20} MB of disk are "
-                "free. Next: make space, then autoresearch run goes on by itself"
+                "free. Next: make space, then: autoresearch run   (it continues where "
+                "it was)"
             )
 
 
 def try_lock(descriptor: int) -> bool:
-    """Take a lock; False when somebody else keeps it for more than a moment.
+    """Take a lock; False: another process holds it for longer than 0.4 s.
 
-    A view that asks who holds the lab takes the lock itself for that moment.
+    A view that looks for the lock holder takes the lock itself for a moment.
     """
     for _ in range(20):
         try:

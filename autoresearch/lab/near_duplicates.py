@@ -1,10 +1,10 @@
-"""Near-duplicates: a proposal that differs from an earlier one by next to nothing.
+"""Near-duplicates: proposals that hardly differ from an earlier one.
 
-Compared with every earlier experiment of the series on the same train.py, whoever
-proposed it: the same constants, each within 2 % of what was tried; or the same new
-lines of code but for layout and comments. Exact repeats are the ledger's (`same_code`).
-Not covered: the same idea in other words; and an idea tried on an older champion, or in
-another series, which may be worth it now.
+Compared with every earlier experiment of the series on the same train.py, by any
+proposer: the same constants, each within 2 % of what was tried; or the same new lines
+of code except for layout and comments. Exact repeats are found in the ledger. Not
+covered: the same idea in different code; and an idea tried on an older champion, or in
+another series, which may be worth trying now.
 """
 
 import re
@@ -19,9 +19,9 @@ COMMENT = re.compile(r"\s+#.*$|^\s*#.*$")
 def find_near_duplicate(
     source: str, parent: str, siblings: Iterable[tuple[int, str]]
 ) -> int | None:
-    """The first of `siblings` (number, train.py) that `source` nearly repeats.
+    """Find the first of `siblings` (number, train.py) that `source` nearly repeats.
 
-    All of them are changes of the train.py `parent`. None: it is new.
+    All are changes of the train.py `parent`. None: it is new.
     """
     old, new = source_diff.trim_common_ends(parent, source)
     olds, news = source_diff.parse_assignments(old), source_diff.parse_assignments(new)
@@ -48,7 +48,7 @@ def find_near_duplicate(
 def changed_constants(
     olds: dict[str, str] | None, news: dict[str, str] | None
 ) -> dict[str, str] | None:
-    """The constants that differ; None when something else does, or nothing."""
+    """Return the constants that differ; None if other code differs, or nothing."""
     if olds is None or news is None or olds.keys() != news.keys():
         return None
     return {name: value for name, value in news.items() if olds[name] != value} or None
@@ -62,18 +62,18 @@ def are_nearly_equal(ours: dict[str, str], theirs: dict[str, str]) -> bool:
 
 
 def is_nearly_equal(one: str, other: str) -> bool:
-    """Whether two spellings mean nearly the same number, or the same word."""
+    """Whether two spellings are nearly the same number, or the same word."""
     a, b = source_diff.parse_spelling(one), source_diff.parse_spelling(other)
     if a is None or b is None:
         return one == other
     if a.is_integer() and b.is_integer() and max(abs(a), abs(b)) < 100:
-        return a == b  # 49 and 50 layers are two models
+        return a == b  # 49 and 50 layers are different models
     if 0.5 < a < 1 and 0.5 < b < 1:
-        a, b = 1 - a, 1 - b  # betas: what counts is the distance to one
+        a, b = 1 - a, 1 - b  # betas: the distance to 1 is compared
     return abs(a - b) <= RELATIVE_TOLERANCE * max(abs(a), abs(b))
 
 
 def strip_comments(lines: Sequence[str]) -> tuple[str, ...]:
-    """Lines of code without comments and layout."""
+    """Remove comments and layout from lines of code."""
     plain = ("".join(COMMENT.sub("", line).split()) for line in lines)
     return tuple(line for line in plain if line)

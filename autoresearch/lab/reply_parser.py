@@ -1,17 +1,17 @@
-"""What somebody who proposes replies, and how it becomes a whole new train.py.
+"""Parse a proposer's reply into a whole new train.py.
 
 A reply is text: TITLE, REASON and EXPECTED on a line each, then search/replace blocks,
-a unified diff, or the whole file in one fence; the same as a JSON object is taken too.
-Blocks are found exactly, then without regard to trailing space, then to indentation;
-each must match one place only. Nothing is guessed: what does not fit is `Refused`, in a
-sentence that can be shown to whoever replied.
+a unified diff, or the whole file in one fence. A JSON object with the same content is
+accepted as well. Blocks are matched exactly, then without trailing space, then without
+indentation; each must match one place only. Nothing is guessed: what does not fit
+raises `ReplyRejected`, with a sentence that can be shown to the proposer.
 
-Not covered: whether the result is Python, or any good (`rules`, `preflight`).
+Not covered: whether the result is Python, or good (`constraints`, `preflight`).
 """
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,7 +35,7 @@ NUMBER = re.compile(r"[-+\u2212]?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?")
 
 
 class ReplyRejected(Exception):
-    """A reply that cannot be used; the message says why, to whoever wrote it."""
+    """A reply that cannot be used; the message tells its author why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,17 +48,17 @@ class EditBlock:
 
 @dataclass(frozen=True, slots=True)
 class ParsedReply:
-    """One idea, as a reply states it."""
+    """One idea, as stated in a reply."""
 
     title: str
     reason: str
-    expected: float | None  # change of the metric; None: it did not say
-    blocks: tuple[EditBlock, ...]  # empty: `whole` instead
-    whole: str  # "": blocks instead
+    expected: float | None  # change of the metric; None: not stated
+    blocks: tuple[EditBlock, ...]  # empty: `whole` is given
+    whole: str  # the new file; "": blocks are given
 
 
 def parse_reply(reply: str) -> ParsedReply:
-    """A reply -> Answer, or Refused."""
+    """Parse a reply, or raise ReplyRejected."""
     if len(reply) > LARGEST_REPLY_CHARACTERS:
         raise ReplyRejected(
             f"the reply has {len(reply)} characters; at most "
@@ -68,40 +68,39 @@ def parse_reply(reply: str) -> ParsedReply:
         raise ReplyRejected(
             "the reply holds null bytes or half characters; send plain text"
         )
-    found = parse_json_reply(reply) or parse_text_reply(reply)
-    if not all(
-        is_plain_text(text) for text in (found.whole, *map(block_text, found.blocks))
-    ):
+    parsed = parse_json_reply(reply) or parse_text_reply(reply)
+    texts = (parsed.whole, *map(block_text, parsed.blocks))
+    if not all(is_plain_text(text) for text in texts):
         raise ReplyRejected(
             "its edits hold null bytes or half characters; send plain text"
         )
-    if len(found.blocks) > MAX_BLOCKS:
+    if len(parsed.blocks) > MAX_BLOCKS:
         raise ReplyRejected(
-            f"{len(found.blocks)} blocks; one idea has at most {MAX_BLOCKS}"
+            f"{len(parsed.blocks)} blocks; one idea has at most {MAX_BLOCKS}"
         )
-    return found
+    return parsed
 
 
-def apply_edits(answer: ParsedReply, source: str) -> str:
-    """The whole new train.py, or Refused."""
-    if answer.whole:
-        return end_with_newline(answer.whole)
-    for number, block in enumerate(answer.blocks, 1):
+def apply_edits(parsed: ParsedReply, source: str) -> str:
+    """Return the whole new train.py, or raise ReplyRejected."""
+    if parsed.whole:
+        return end_with_newline(parsed.whole)
+    for number, block in enumerate(parsed.blocks, 1):
         source = replace_block(source, block, number)
     return source
 
 
 def apply_reply(reply: str, source: str) -> tuple[ParsedReply, str]:
-    """A reply and the file it is about -> (what it says, the new file), or Refused."""
-    answer = parse_reply(reply)
-    return answer, apply_edits(answer, source)
+    """Parse a reply and apply it: (the parsed reply, the new file)."""
+    parsed = parse_reply(reply)
+    return parsed, apply_edits(parsed, source)
 
 
 # -- reading a reply -------------------------------------------------------------------
 
 
 def parse_text_reply(reply: str) -> ParsedReply:
-    """A reply in the form that was asked for."""
+    """Parse a reply in the text form."""
     lines = reply.replace("\r\n", "\n").split("\n")
     heads: dict[str, str] = {}
     blocks: list[EditBlock] = []
@@ -121,9 +120,9 @@ def parse_text_reply(reply: str) -> ParsedReply:
             blocks.append(block)
             continue
         elif fence := FENCE.match(line):
-            found, at = parse_fence(lines, at, fence[1])
-            blocks += found.blocks
-            wholes += [found.whole] if found.whole else []
+            content, at = parse_fence(lines, at, fence[1])
+            blocks += content.blocks
+            wholes += [content.whole] if content.whole else []
             continue
         at += 1
     return build_reply(heads, blocks, wholes, reply)
@@ -131,14 +130,14 @@ def parse_text_reply(reply: str) -> ParsedReply:
 
 @dataclass(frozen=True, slots=True)
 class FenceContent:
-    """What stood between two fences."""
+    """The content of a fence."""
 
     blocks: tuple[EditBlock, ...]
     whole: str
 
 
 def parse_fence(lines: Sequence[str], at: int, mark: str) -> tuple[FenceContent, int]:
-    """The fence that opens at a line -> (what it holds, the line after it)."""
+    """Parse the fence that opens at a line: (its content, the line after it)."""
     word = FENCE.match(lines[at])
     language = word[2].lower() if word else ""
     end = at + 1
@@ -157,21 +156,21 @@ def parse_fence(lines: Sequence[str], at: int, mark: str) -> tuple[FenceContent,
 
 
 def parse_blocks(lines: Sequence[str]) -> list[EditBlock]:
-    """All search/replace blocks among some lines."""
-    found, at = [], 0
+    """Parse all search/replace blocks among some lines."""
+    blocks, at = [], 0
     while at < len(lines):
         if SEARCH.match(lines[at]):
             block, at = parse_block(lines, at)
-            found.append(block)
+            blocks.append(block)
             continue
         if path := PATH.match(lines[at]):
             require_train_file(path[1])
         at += 1
-    return found
+    return blocks
 
 
 def parse_block(lines: Sequence[str], at: int) -> tuple[EditBlock, int]:
-    """The block that begins at a line -> (block, the line after it), or Refused."""
+    """Parse the block that begins at a line: (block, the line after it)."""
     middle = end = None
     for number in range(at + 1, len(lines)):
         if middle is None and MIDDLE.match(lines[number]):
@@ -189,14 +188,14 @@ def parse_block(lines: Sequence[str], at: int) -> tuple[EditBlock, int]:
 
 
 def parse_diff_hunks(lines: Sequence[str]) -> list[EditBlock]:
-    """The hunks of a unified diff as blocks; its line numbers are not believed."""
-    found: list[EditBlock] = []
+    """Parse the hunks of a unified diff as blocks; line numbers are ignored."""
+    blocks: list[EditBlock] = []
     before: list[str] = []
     after: list[str] = []
 
-    def close() -> None:
+    def close_hunk() -> None:
         if before != after:
-            found.append(EditBlock("\n".join(before), "\n".join(after)))
+            blocks.append(EditBlock("\n".join(before), "\n".join(after)))
         before.clear()
         after.clear()
 
@@ -205,7 +204,7 @@ def parse_diff_hunks(lines: Sequence[str]) -> list[EditBlock]:
             if name[1] != "/dev/null":
                 require_train_file(name[1])
         elif line.startswith("@@"):
-            close()
+            close_hunk()
         elif line.startswith("-"):
             before.append(line[1:])
         elif line.startswith("+"):
@@ -213,14 +212,14 @@ def parse_diff_hunks(lines: Sequence[str]) -> list[EditBlock]:
         elif not line.startswith(("diff ", "index ", "\\")):
             before.append(line[1:])
             after.append(line[1:])
-    close()
-    return found
+    close_hunk()
+    return blocks
 
 
 def build_reply(
     heads: dict[str, str], blocks: list[EditBlock], wholes: list[str], reply: str
 ) -> ParsedReply:
-    """Heads and edits -> Answer, or Refused."""
+    """Build the parsed reply from heads and edits, or raise ReplyRejected."""
     if not blocks and not wholes:
         start = to_one_line(reply)[:120]
         raise ReplyRejected(
@@ -242,36 +241,37 @@ def build_reply(
 
 
 def parse_json_reply(reply: str) -> ParsedReply | None:
-    """A reply that is one JSON object; None when it is not."""
+    """Parse a reply that is one JSON object; None: it is not."""
     text = reply.strip()
     if fence := re.fullmatch(r"```(?:json)?\s*\n(.*)\n```", text, re.DOTALL):
         text = fence[1].strip()
     if not text.startswith("{"):
         return None
     try:
-        found = json.loads(text)
+        fields = json.loads(text)
     except (ValueError, RecursionError):
         return None
-    if not isinstance(found, dict):
+    if not isinstance(fields, dict):
         return None
     for key in ("file", "path"):
-        if isinstance(found.get(key), str):
-            require_train_file(found[key])
+        if isinstance(fields.get(key), str):
+            require_train_file(fields[key])
     return build_reply(
-        {key.upper(): str(found.get(key, "")) for key in ("title", "reason")}
-        | {"EXPECTED": str(found.get("expected", ""))},
-        [parse_json_edit(edit) for edit in as_list(found.get("edits"))],
-        [whole] if isinstance(whole := found.get("source"), str) and whole else [],
+        {key.upper(): str(fields.get(key, "")) for key in ("title", "reason")}
+        | {"EXPECTED": str(fields.get("expected", ""))},
+        [parse_json_edit(edit) for edit in as_list(fields.get("edits"))],
+        [whole] if isinstance(whole := fields.get("source"), str) and whole else [],
         reply,
     )
 
 
 def block_text(block: EditBlock) -> str:
+    """Return both sides of a block, for checks."""
     return block.search + block.replace
 
 
 def is_plain_text(text: str) -> bool:
-    """Whether a text can be a file: JSON may spell what UTF-8 cannot."""
+    """Whether a text can be a file: JSON can hold surrogates, which UTF-8 cannot."""
     try:
         return b"\0" not in text.encode()
     except UnicodeEncodeError:
@@ -283,7 +283,7 @@ def as_list(value: Any) -> list[Any]:
 
 
 def parse_json_edit(edit: Any) -> EditBlock:
-    """One edit of a JSON reply, or Refused."""
+    """Parse one edit of a JSON reply, or raise ReplyRejected."""
     if not isinstance(edit, dict):
         raise ReplyRejected("an edit must be an object with search and replace")
     if isinstance(edit.get("file"), str):
@@ -295,20 +295,21 @@ def parse_json_edit(edit: Any) -> EditBlock:
 
 
 def require_train_file(path: str) -> None:
-    """Refused when a reply names another file than train.py."""
+    """Raise ReplyRejected if a reply names another file than train.py."""
     name = path.strip().strip("`*\"' ").removeprefix("./")
     if name and name != TRAIN_FILE:
         raise ReplyRejected(
-            f"the reply edits {to_one_line(name)[:80]!r}; only {TRAIN_FILE} may be changed"
+            f"the reply edits {to_one_line(name)[:80]!r}; only {TRAIN_FILE} may be "
+            "changed"
         )
 
 
 def find_number(text: str) -> float | None:
-    """The first number of a text; None when it has none."""
-    found = NUMBER.search(text)
-    if found is None:
+    """Find the first number of a text; None: it has none."""
+    match = NUMBER.search(text)
+    if match is None:
         return None
-    value = float(found[0].replace("\u2212", "-"))
+    value = float(match[0].replace("\u2212", "-"))
     return value if abs(value) < 1e9 else None
 
 
@@ -316,14 +317,14 @@ def find_number(text: str) -> float | None:
 
 
 def replace_block(source: str, block: EditBlock, number: int) -> str:
-    """The file with one block replaced, or Refused."""
+    """Replace one block in the file, or raise ReplyRejected."""
     if not block.search.strip():
         raise ReplyRejected(
             f"block {number} has an empty SEARCH; quote the lines to replace"
         )
     lines, wanted = source.split("\n"), block.search.split("\n")
-    for same in (keep_line, str.rstrip, str.strip):
-        places = find_matches(lines, wanted, same)
+    for normalize in (keep_line, str.rstrip, str.strip):
+        places = find_matches(lines, wanted, normalize)
         if len(places) > 1:
             raise ReplyRejected(
                 f"block {number}: its SEARCH matches {len(places)} places (lines "
@@ -331,7 +332,7 @@ def replace_block(source: str, block: EditBlock, number: int) -> str:
             )
         if places:
             new = block.replace.split("\n") if block.replace else []
-            if same is str.strip:
+            if normalize is str.strip:
                 new = shift_indentation(
                     new, wanted, lines[places[0] : places[0] + len(wanted)]
                 )
@@ -339,7 +340,8 @@ def replace_block(source: str, block: EditBlock, number: int) -> str:
                 lines[: places[0]] + new + lines[places[0] + len(wanted) :]
             )
     raise ReplyRejected(
-        f"block {number}: its SEARCH is not in {TRAIN_FILE}: {explain_mismatch(lines, wanted)}"
+        f"block {number}: its SEARCH is not in {TRAIN_FILE}: "
+        f"{explain_mismatch(lines, wanted)}"
     )
 
 
@@ -347,32 +349,36 @@ def keep_line(line: str) -> str:
     return line
 
 
-def find_matches(lines: list[str], wanted: list[str], same: Any) -> list[int]:
-    """Where the wanted lines stand, by one notion of sameness."""
-    there, here = [same(line) for line in wanted], [same(line) for line in lines]
-    first, count = there[0], len(there)
+def find_matches(
+    lines: list[str], wanted: list[str], normalize: Callable[[str], str]
+) -> list[int]:
+    """Find the indices in `lines` where the wanted lines match, normalized."""
+    pattern, text = list(map(normalize, wanted)), list(map(normalize, lines))
+    count = len(pattern)
     return [
-        place
-        for place, line in enumerate(here)
-        if line == first and here[place : place + count] == there
+        index
+        for index, line in enumerate(text)
+        if line == pattern[0] and text[index : index + count] == pattern
     ]
 
 
-def shift_indentation(new: list[str], wanted: list[str], found: list[str]) -> list[str]:
-    """New lines, indented as far as the file is where the reply was not."""
-    pairs = [(w, f) for w, f in zip(wanted, found, strict=True) if w.strip()]
-    apart = {measure_indentation(f) - measure_indentation(w) for w, f in pairs}
-    if len(apart) != 1:
+def shift_indentation(
+    new: list[str], wanted: list[str], matched: list[str]
+) -> list[str]:
+    """Indent the new lines by the difference of the file and the reply."""
+    pairs = [(w, f) for w, f in zip(wanted, matched, strict=True) if w.strip()]
+    shifts = {measure_indentation(f) - measure_indentation(w) for w, f in pairs}
+    if len(shifts) != 1:
         raise ReplyRejected(
             "its SEARCH is indented unlike the file; quote it as it stands"
         )
-    by = apart.pop()
-    if any(line.strip() and measure_indentation(line) + by < 0 for line in new):
+    shift = shifts.pop()
+    if any(line.strip() and measure_indentation(line) + shift < 0 for line in new):
         raise ReplyRejected(
             "its REPLACE is indented unlike the file; indent it as the file"
         )
     return [
-        (" " * (measure_indentation(line) + by) + line.lstrip())
+        (" " * (measure_indentation(line) + shift) + line.lstrip())
         if line.strip()
         else line
         for line in new
@@ -384,7 +390,7 @@ def measure_indentation(line: str) -> int:
 
 
 def explain_mismatch(lines: list[str], wanted: list[str]) -> str:
-    """What of a block is there, for whoever wrote it."""
+    """Say which line of a block is missing, for its author."""
     have = {line.strip() for line in lines}
     missing = [line for line in wanted if line.strip() and line.strip() not in have]
     if missing:
@@ -393,5 +399,5 @@ def explain_mismatch(lines: list[str], wanted: list[str]) -> str:
 
 
 def end_with_newline(text: str) -> str:
-    """Ends with exactly one newline."""
+    """End a text with exactly one newline."""
     return text.rstrip("\n") + "\n"

@@ -1,4 +1,4 @@
-"""What differs between two versions of train.py."""
+"""Differences between two versions of train.py."""
 
 import re
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ ASSIGNMENT = re.compile(
 
 
 def parse_spelling(spelling: str) -> float | None:
-    """A constant's spelling as a number; None when it is none."""
+    """Parse a constant's spelling as a number; None: it is not one."""
     try:
         return constants.parse_number(spelling.rstrip(","))
     except (ValueError, OverflowError):
@@ -19,32 +19,31 @@ def parse_spelling(spelling: str) -> float | None:
 
 
 def parse_assignments(lines: Sequence[str]) -> dict[str, str] | None:
-    """NAME -> spelling, where lines are all assignments to capital names; else None."""
-    found = {}
+    """Return NAME -> spelling if all lines assign to capital names; else None."""
+    assignments = {}
     for line in lines:
         match = ASSIGNMENT.match(line)
         if match:
-            found[match[1]] = match[2][:40]
+            assignments[match[1]] = match[2][:40]
         elif line.strip() and not line.lstrip().startswith("#"):
             return None
-    return found
+    return assignments
 
 
 def trim_common_ends(before: str, after: str) -> tuple[list[str], list[str]]:
-    """The lines between the common beginning and the common end of two texts."""
+    """Return the lines between the common start and the common end of two texts."""
     head = common_prefix_length(before, after)
     head = before.rfind("\n", 0, head) + 1
     most = min(len(before), len(after)) - head
     tail = common_suffix_length(before, after, most)
     cut_at = before.find("\n", len(before) - tail) if tail else -1
     tail = len(before) - cut_at if cut_at >= 0 else 0
-    return before[head : len(before) - tail].split("\n"), after[
-        head : len(after) - tail
-    ].split("\n")
+    old, new = before[head : len(before) - tail], after[head : len(after) - tail]
+    return old.split("\n"), new.split("\n")
 
 
 def common_prefix_length(a: str, b: str) -> int:
-    """How many characters two texts begin with in common, by bisection."""
+    """Count the characters at the start that two texts share, by bisection."""
     low, high = 0, min(len(a), len(b))
     while low < high:
         half = (low + high + 1) // 2
@@ -56,7 +55,7 @@ def common_prefix_length(a: str, b: str) -> int:
 
 
 def common_suffix_length(a: str, b: str, most: int) -> int:
-    """How many characters two texts end with in common, at most so many."""
+    """Count the characters at the end that two texts share, at most `most`."""
     low, high = 0, most
     while low < high:
         half = (low + high + 1) // 2

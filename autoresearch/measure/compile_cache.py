@@ -1,15 +1,15 @@
-"""What the person's own train.py compiled, lent to every later run.
+"""What the user's own train.py compiled, lent to every later run.
 
 A cold start compiles for a minute on a GPU. A cache of compiled code is itself code,
-and a place to leave trained weights in: nothing that a run wrote may reach another run.
-There is one exception: experiment 0 is the train.py that the person wrote, who has
-nobody to cheat. What its first run compiled is kept, be it `check`'s or the night's;
-every run, whoever's, starts with a private copy, which dies with it. A candidate that
-changes constants finds most of what it needs there, one that changes the model compiles
-anew. The same for processes that serve, apart, where a text is so long that they
+and trained weights could be hidden in it: nothing that a run wrote may reach another
+run. There is one exception: experiment 0 is the train.py that the user wrote, who has
+no reason to cheat. What its first run compiled is kept, in `check` or in a session;
+every run starts with a private copy, which is deleted with it. A candidate that changes
+constants finds most of what it needs there, one that changes the model compiles anew.
+Processes that serve have a cache of their own, used where a text is so long that they
 compile (`evaluator`).
 
-Not covered: a person whose own train.py deceives them, and other labs.
+Not covered: a user whose own train.py deceives them, and other labs.
 """
 
 import contextlib
@@ -38,7 +38,7 @@ MAX_FILES = 50_000
 
 
 def cache_folder(lab: Lab, task: ProcessRole) -> Path:
-    """Where it is kept for the torch that is installed: another one's is of no use."""
+    """Return the folder for the installed torch: other versions have their own."""
     try:
         name = version("torch")
     except PackageNotFoundError:
@@ -49,38 +49,40 @@ def cache_folder(lab: Lab, task: ProcessRole) -> Path:
 
 
 def create_compile_folder(scratch: Path) -> None:
-    """An empty place in a run's folder for what it compiles."""
-    place = scratch / COMPILE_CACHE_FOLDER
-    place.mkdir()
-    place.chmod(0o777)  # the guest may be another user
+    """Create an empty compile cache in a run's folder."""
+    folder = scratch / COMPILE_CACHE_FOLDER
+    folder.mkdir()
+    folder.chmod(0o777)  # the process may run as another user
 
 
 def copy_to_scratch(lab: Lab, scratch: Path, task: ProcessRole) -> None:
-    """Put a private copy into a run's folder, if there is anything to lend."""
-    kept, place = cache_folder(lab, task), scratch / COMPILE_CACHE_FOLDER
-    if kept.is_dir():
-        shutil.copytree(kept, place, dirs_exist_ok=True)
-        for path in (place, *place.rglob("*")):
+    """Copy the cache into a run's folder, if there is one."""
+    cache, folder = cache_folder(lab, task), scratch / COMPILE_CACHE_FOLDER
+    if cache.is_dir():
+        shutil.copytree(cache, folder, dirs_exist_ok=True)
+        for path in (folder, *folder.rglob("*")):
             path.chmod(0o777 if path.is_dir() else 0o666)
 
 
 def discard_other_blobs(lab: Lab, *blobs: str) -> None:
-    """Throw away what any other train.py compiled than those a lab began with.
+    """Delete what any other train.py compiled than the given baselines of a lab.
 
-    `check` may have seen another, whose author nobody knows. Without a note it is as
-    old as the lab's first night.
+    `check` may have compiled another one, of unknown author. A cache without a note
+    dates from the lab's first session and stays.
     """
     for task in get_args(ProcessRole):
         if load_note(lab, task).blob not in ("", *blobs):
             old = cache_folder(lab, task).with_name(f"old-{uuid.uuid4().hex}")
-            with contextlib.suppress(FileNotFoundError):  # somebody else is at it
+            with contextlib.suppress(
+                FileNotFoundError
+            ):  # another process does the same
                 os.rename(cache_folder(lab, task), old)
             note_path(lab, task).unlink(missing_ok=True)
             shutil.rmtree(old, ignore_errors=True)
 
 
 def remove_leftovers(lab: Lab) -> None:
-    """Remove what was half kept, or half forgotten, when somebody was killed."""
+    """Remove what a killed process had half stored or half deleted."""
     for pattern in ("half-*", "old-*", ".*"):
         for path in cache_folder(lab, "train").parent.glob(pattern):
             remove_folder(path) if path.is_dir() else path.unlink(missing_ok=True)
@@ -89,46 +91,47 @@ def remove_leftovers(lab: Lab) -> None:
 def store_compiled(
     lab: Lab, proposal: Proposal, scratch: Path, task: ProcessRole, seconds: float = 0.0
 ) -> None:
-    """Keep what the person's own train.py compiled, the first time; all or nothing.
+    """Store what the user's own train.py compiled, the first time; all or nothing.
 
-    seconds: its start-up. Whoever compiles anew needs as long, and is not to be killed
-    for it because a later first run found the code there.
+    seconds: its start-up, which limits later ones. A run that compiles anew takes as
+    long, and must not be killed because the calibrating run was lent its code.
     """
-    kept, place = cache_folder(lab, task), scratch / COMPILE_CACHE_FOLDER
-    if kept.exists() or not is_human_baseline(proposal) or not place.is_dir():
+    cache, folder = cache_folder(lab, task), scratch / COMPILE_CACHE_FOLDER
+    if cache.exists() or not is_human_baseline(proposal) or not folder.is_dir():
         return
-    files = list_regular_files(place)
+    files = list_regular_files(folder)
     if not files:
         return
-    kept.parent.mkdir(exist_ok=True)
-    half = kept.parent / f"half-{uuid.uuid4().hex}"
+    cache.parent.mkdir(exist_ok=True)
+    half = cache.parent / f"half-{uuid.uuid4().hex}"
     try:
         for file in files:
-            target = half / file.relative_to(place)
+            target = half / file.relative_to(folder)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, target, follow_symlinks=False)
         note = CacheNote(compute_blob_id(proposal.source), seconds)
         write_whole(note_path(lab, task), json.dumps(asdict(note)))
-        os.rename(half, kept)
-    except OSError:  # a full disk, or another run was first: later runs compile anew
+        os.rename(half, cache)
+    except OSError:  # a full disk, or another run was first
         shutil.rmtree(half, ignore_errors=True)
 
 
 @dataclass(frozen=True, slots=True)
 class CacheNote:
-    """What is known of what is kept."""
+    """Which train.py filled a cache, and how long it took."""
 
     blob: str = ""  # of the train.py that compiled it
-    seconds: float = 0.0  # its start-up, without any of this; 0 for what serves
+    seconds: float = 0.0  # its start-up with an empty cache; 0 for serving
 
 
 def note_path(lab: Lab, task: ProcessRole) -> Path:
-    kept = cache_folder(lab, task)
-    return kept.with_name(f"{kept.name}.json")
+    """Return the path of the note beside a cache."""
+    cache = cache_folder(lab, task)
+    return cache.with_name(f"{cache.name}.json")
 
 
 def load_note(lab: Lab, task: ProcessRole) -> CacheNote:
-    """The note beside what is kept; an empty one where there is none."""
+    """Load the note beside a cache; an empty one if there is none."""
     if not cache_folder(lab, task).is_dir():
         return CacheNote()
     try:
@@ -138,19 +141,19 @@ def load_note(lab: Lab, task: ProcessRole) -> CacheNote:
 
 
 def is_human_baseline(proposal: Proposal) -> bool:
-    """Whether the person wrote it: the first thing a lab measures, before any keep."""
+    """Whether the user wrote it: what a lab measures first, before any keep."""
     return proposal.author == HUMAN_AUTHOR
 
 
-def list_regular_files(place: Path) -> list[Path]:
-    """Every regular file below, no links; none at all where there is too much."""
-    found, total = [], 0
-    for parent, _, names in os.walk(place):
+def list_regular_files(folder: Path) -> list[Path]:
+    """List every regular file below, no links; nothing if it exceeds the limits."""
+    files, total_bytes = [], 0
+    for parent, _, names in os.walk(folder):
         for name in names:
             status = os.lstat(path := Path(parent, name))
             if stat.S_ISREG(status.st_mode):
-                found.append(path)
-                total += status.st_size
-            if total > LARGEST_BYTES or len(found) > MAX_FILES:
+                files.append(path)
+                total_bytes += status.st_size
+            if total_bytes > LARGEST_BYTES or len(files) > MAX_FILES:
                 return []
-    return found
+    return files

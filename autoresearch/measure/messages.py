@@ -1,10 +1,10 @@
-"""What travels between the loop and a device: plain values that can be pickled.
+"""Messages between the loop and a device: plain values that can be pickled.
 
     RunRequest --pool, worker--> RunResult | RunLost
 
-The unit of work is one run. Whatever needs the ledger (the seed, the runs to compare
-with, the champion's source) is in the request when it leaves, and whatever the ledger
-or a person has to hear comes back in the result.
+The unit of work is one run. A request holds everything that is read from the ledger
+(the seed, the runs to compare with, the champion's source); a result holds everything
+that is written to the ledger or shown to the user.
 """
 
 from dataclasses import dataclass
@@ -22,17 +22,16 @@ class RunRequest:
     candidate: Candidate
     seed: int
     terms: RunTerms
-    holdout: bool = False  # score the holdout too, and keep nothing of the run
+    holdout: bool = False  # score the holdout too, and delete the weights
     pruner: Pruner | None = None  # None: the run goes on to its end
     paces: tuple[float, ...] = ()  # tokens per second of the champion's runs
-    score: Score | None = (
-        None  # given: nothing is trained, this run's holdout is scored
-    )
+    # Not None: nothing is trained; the run of this score is scored on the holdout.
+    score: Score | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Notice:
-    """A sentence for the person, said once a session for each `about`."""
+    """A sentence for the user, shown once a session for each `about`."""
 
     words: str
     about: str
@@ -40,7 +39,7 @@ class Notice:
 
 @dataclass(frozen=True, slots=True)
 class RunResult:
-    """How a request ended, and where."""
+    """The outcome of a request, and the device it ran on."""
 
     request: RunRequest
     outcome: Score | Failure
@@ -50,7 +49,7 @@ class RunResult:
 
 @dataclass(frozen=True, slots=True)
 class RunLost:
-    """The machine went away before the run ended. The run is made again."""
+    """The machine went away before the run ended. The request is sent again."""
 
     request: RunRequest
     why: str

@@ -17,45 +17,46 @@ from autoresearch.sealed_memory import ProtocolError
 
 
 def run_failure(run: Run, kind: Kind, detail: str) -> ExperimentFailed:
-    """A failure of this run, with its log."""
+    """Make the exception for a failure of this run, with its log."""
     return ExperimentFailed(Failure(run, kind, detail, run.log))
 
 
 @contextmanager
 def serve_model(
-    bench: Workbench,
+    workbench: Workbench,
     run: Run,
-    slot: Device,
+    device: Device,
     hello: dict[str, Any],
     allowed: ServingTimes,
     *shared: int,
     lends: bool = False,
 ) -> Iterator[SandboxedProcess]:
-    """A fresh guest that serves the run's weights, ready to answer."""
+    """Start a fresh process that serves the run's weights; yield it ready to answer."""
     proposal = run.candidate.proposal
     file = sealed_memory.seal_file(run.weights, "weights")
     try:
         with trainer.enter_process(
-            bench, slot, "serve", proposal, lends=lends
-        ) as guest:
-            greeting = {"mode": "serve", "device": slot.device_type, **hello}
+            workbench, device, "serve", proposal, lends=lends
+        ) as process:
+            greeting = {"mode": "serve", "device": device.device_type, **hello}
             try:
-                trainer.send_greeting(guest, greeting, proposal.source, file, *shared)
-                expect_message(guest, "ready", allowed.start_seconds)
-                yield guest
+                trainer.send_greeting(process, greeting, proposal.source, file, *shared)
+                expect_message(process, "ready", allowed.start_seconds)
+                yield process
             except ProcessExited:
-                raise explain_serving_failure(run, guest) from None
+                raise explain_serving_failure(run, process) from None
     finally:
         os.close(file)
 
 
-def explain_serving_failure(run: Run, guest: SandboxedProcess) -> ExperimentFailed:
-    """Why a model guest left. Only its own reason for not fitting is passed on:
+def explain_serving_failure(run: Run, process: SandboxedProcess) -> ExperimentFailed:
+    """Explain why a model process exited.
 
-    everything else it prints may hold validation text, and a proposer reads this.
+    Only its own reason for a mismatch is passed on, and only before it has seen
+    held-out text: other output may contain that text, and proposers read this.
     """
-    for line in guest.log.join_kept().decode(errors="replace").splitlines():
-        if line.startswith("MISFIT ") and not guest.has_seen_held_out:
+    for line in process.log.join_kept().decode(errors="replace").splitlines():
+        if line.startswith("MISFIT ") and not process.has_seen_held_out:
             return run_failure(
                 run,
                 "not the model you trained",
@@ -64,8 +65,8 @@ def explain_serving_failure(run: Run, guest: SandboxedProcess) -> ExperimentFail
     return run_failure(run, "no score", "the model could not be built and served")
 
 
-def expect_message(guest: SandboxedProcess, word: str, limit_seconds: float) -> None:
-    """Wait for one word from the model guest."""
-    message = guest.receive_message(time.monotonic() + limit_seconds)
+def expect_message(process: SandboxedProcess, word: str, limit_seconds: float) -> None:
+    """Wait for one word from the model process; raises ProtocolError for another."""
+    message = process.receive_message(time.monotonic() + limit_seconds)
     if message.get("say") != word:
         raise ProtocolError(f"not {word!r}")

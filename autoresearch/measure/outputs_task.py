@@ -15,16 +15,18 @@ from autoresearch.sealed_memory import ProtocolError
 LARGEST_OUTPUT_BYTES = 64 << 20
 
 
-def score_outputs_task(bench: Workbench, run: Run, slot: Device, split: str) -> float:
-    """Ask for the outputs on a split's inputs, and score them here."""
-    question = json.dumps(bench.apparatus.load_inputs(split)).encode()
-    sent = sealed_memory.seal_bytes(question, "inputs")
+def score_outputs_task(
+    workbench: Workbench, run: Run, device: Device, split: str
+) -> float:
+    """Request the outputs on a split's inputs, and score them in this process."""
+    inputs = json.dumps(workbench.apparatus.load_inputs(split)).encode()
+    sent = sealed_memory.seal_bytes(inputs, "inputs")
     try:
-        with serve_model(bench, run, slot, {}, ServingTimes()) as guest:
-            guest.has_seen_held_out = True
-            guest.send({"say": "answer"}, sent)
+        with serve_model(workbench, run, device, {}, ServingTimes()) as process:
+            process.has_seen_held_out = True
+            process.send({"say": "answer"}, sent)
             deadline = time.monotonic() + ServingTimes().batch_seconds
-            message, descriptors = guest.receive(deadline)
+            message, descriptors = process.receive(deadline)
             if message.get("say") != "done" or len(descriptors) != 1:
                 for descriptor in descriptors:
                     os.close(descriptor)
@@ -33,13 +35,13 @@ def score_outputs_task(bench: Workbench, run: Run, slot: Device, split: str) -> 
     finally:
         os.close(sent)
     try:
-        return bench.apparatus.score_outputs(outputs, split)
+        return workbench.apparatus.score_outputs(outputs, split)
     except (TypeError, ValueError, LookupError, ArithmeticError) as error:
         raise ProtocolError(f"outputs that prepare.py cannot score ({error})") from None
 
 
 def read_outputs(descriptor: int) -> Any:
-    """The outputs a model guest sealed."""
+    """Read the outputs that a model process sealed."""
     try:
         return json.loads(
             bytes(sealed_memory.map_verified(descriptor, LARGEST_OUTPUT_BYTES))

@@ -1,17 +1,17 @@
-"""Proposals tried on a CPU, in a cage, before they cost a run: seconds, not minutes.
+"""Dry runs of proposals on a CPU, in the sandbox, before they cost a run.
 
 Checked, in this order: that the file keeps the contract (by its syntax tree); that the
 model can be built and called at full size on the meta device; that a small size gets
 through some steps to `submit`, is served again with the same logits, is causal and
-finite (`rehearsal`); and that its memory, scaled from what the champion took, can fit.
+finite (`guest.dry_run`); and that its memory, scaled from the champion's, can fit.
 
-Each rehearsal has a caged process of its own, started ahead of time: it has imported
-torch and waits. While one is used the next gets ready, so a proposal costs a second or
-two. None is used twice: what a file does to its process dies with it.
+Each dry run has a sandboxed process of its own, started ahead of time, with torch
+imported. While one is used the next gets ready, so a proposal costs a second or two.
+None is used twice: what a file does to its process ends with it.
 
-Promises: at most `LIMIT_SECONDS`; the champion goes first, and where it does not pass,
-nothing is refused, since then this lab cannot be rehearsed; whoever runs out of time
-passes, since slow on a CPU is not wrong. Not covered: see `rehearsal`.
+Promises: at most `LIMIT_SECONDS`; the champion goes first, and if it does not pass,
+nothing is refused, since then dry runs do not work in this lab; a proposal that runs
+out of time passes, since slow on a CPU is not wrong. Not covered: see `guest.dry_run`.
 """
 
 import ast
@@ -30,12 +30,12 @@ from autoresearch.sandbox.process import LimitExceeded, ProcessExited, StopFlag
 from autoresearch.sealed_memory import ProtocolError
 from autoresearch.text import to_one_line
 
-DRY_RUN_FILES = ("train.py", "small.py")  # of a rehearsal, the second in a small size
-LIMIT_SECONDS = 60.0  # of the clock; on a free CPU it takes a tenth of it
+DRY_RUN_FILES = ("train.py", "small.py")  # of a dry run, the second in a small size
+LIMIT_SECONDS = 60.0  # wall time; on a free CPU it takes a tenth of it
 MAX_MEMORY_GB = 6.0
 BYTES_PER_PARAMETER = 16.0  # weights, gradients, two moments, in float32
-MEMORY_TOLERANCE = 1.25  # times the limit: an estimate must be clearly above to refuse
-# How far down a size goes for a rehearsal, by a word of its constant's name.
+MEMORY_TOLERANCE = 1.25  # an estimate must exceed the limit by this factor to refuse
+# The maximum of a size in a dry run, by a word of its constant's name.
 SMALL_SIZES = {
     "DEPTH": 4,
     "LAYERS": 4,
@@ -50,18 +50,18 @@ SMALL_SIZES = {
 
 @dataclass(frozen=True, slots=True)
 class DryRunReport:
-    """What a rehearsal found."""
+    """The result of a dry run."""
 
     fault: str  # "": none
     parameters: int = 0  # at full size; 0: unknown
     bytes_per_token: float = 0.0
     batch_tokens: int = 0
-    cpu_seconds: float = 0.0  # by its own count, what was done ahead included
+    cpu_seconds: float = 0.0  # as the process reports it, imports included
     is_in_time: bool = True
 
     @property
     def estimated_bytes(self) -> float:
-        """What training takes, roughly; 0 where it is unknown."""
+        """A rough estimate of the memory for training; 0: unknown."""
         if not self.parameters:
             return 0.0
         activations = self.bytes_per_token * self.batch_tokens
@@ -69,20 +69,22 @@ class DryRunReport:
 
 
 class Preflight:
-    """Called with a proposal, says what is wrong with it; "" when nothing is known."""
+    """Called with a proposal, returns what is wrong with it; "": no fault found."""
 
-    def __init__(self, bench: Workbench, ledger: Ledger) -> None:
-        self._bench = bench
+    def __init__(self, workbench: Workbench, ledger: Ledger) -> None:
+        self._workbench = workbench
         self._path = ledger.path
         self._lower_is_better = ledger.lower_is_better
         self._series = ledger.series
         self._champions: dict[str, DryRunReport] = {}
-        self._stop = StopFlag()  # its own: a night may stop soon and still want answers
-        self._lock = threading.Lock()  # two at once would take each other's seconds
+        self._stop = (
+            StopFlag()
+        )  # its own: a session that stops soon still needs answers
+        self._lock = threading.Lock()  # two at once would slow each other down
         self._waiting: DryRunWorker | None = None  # None: none was started yet
 
     def __call__(self, proposal: Proposal) -> str:
-        """One line on what is wrong, or "". Takes some seconds."""
+        """Return one line on what is wrong, or "". Takes seconds."""
         if why := find_contract_fault(proposal.source):
             return why
         with self._lock:
@@ -91,13 +93,13 @@ class Preflight:
             champion = self._dry_run_champion()
             if champion is None or champion[1].fault or not champion[1].is_in_time:
                 return ""
-            found = self.dry_run(proposal.source)
-        if found.fault:
-            return f"preflight: {found.fault}"
-        return self._find_memory_fault(found, *champion)
+            report = self.dry_run(proposal.source)
+        if report.fault:
+            return f"preflight: {report.fault}"
+        return self._find_memory_fault(report, *champion)
 
     def close(self) -> None:
-        """End what is being rehearsed and what waits; everything passes from now on."""
+        """End the dry run under way and the waiting worker; later proposals pass."""
         self._stop.now = True
         with self._lock:
             if self._waiting is not None:
@@ -105,7 +107,7 @@ class Preflight:
                 self._waiting = None
 
     def _dry_run_champion(self) -> tuple[Champion, DryRunReport] | None:
-        """The champion and its own rehearsal, done once; None before there is one."""
+        """Return the champion and its dry run, made once; None: no champion."""
         ledger = Ledger(self._path, lower_is_better=self._lower_is_better)
         ledger.series = self._series
         try:
@@ -120,119 +122,121 @@ class Preflight:
             ledger.close()
 
     def _find_memory_fault(
-        self, found: DryRunReport, champion: Champion, base: DryRunReport
+        self, report: DryRunReport, champion: Champion, champion_report: DryRunReport
     ) -> str:
-        """Whether it would run out of memory, judged by what the champion took."""
+        """Say whether it would run out of memory, scaled from the champion; "": no."""
         ledger = Ledger(self._path, lower_is_better=self._lower_is_better)
         try:
             row = ledger.load_row(champion.number)
         finally:
             ledger.close()
-        took_gb = row.memory_gb if row is not None else None
-        if not took_gb or not base.estimated_bytes or not found.estimated_bytes:
+        champion_gb = row.memory_gb if row is not None else None
+        estimated, base = report.estimated_bytes, champion_report.estimated_bytes
+        if not champion_gb or not base or not estimated:
             return ""
-        expected_gb = took_gb * found.estimated_bytes / base.estimated_bytes
-        limit_gb = self._bench.terms.limits.memory_gb
-        if expected_gb <= max(MEMORY_TOLERANCE * limit_gb, MEMORY_TOLERANCE * took_gb):
+        expected_gb = champion_gb * estimated / base
+        limit_gb = self._workbench.terms.limits.memory_gb
+        if expected_gb <= MEMORY_TOLERANCE * max(limit_gb, champion_gb):
             return ""
         return (
             f"preflight: about {expected_gb:.1f} GB of memory, and {limit_gb:.1f} are "
-            f"allowed (the champion took {took_gb:.1f})"
+            f"allowed (the champion took {champion_gb:.1f})"
         )
 
     def dry_run(self, source: str) -> DryRunReport:
-        """Run it in miniature, in a cage of its own."""
+        """Run a source in a small size, in a sandboxed process of its own."""
         deadline = time.monotonic() + LIMIT_SECONDS
-        waiting = self._waiting or self._start_worker()
+        worker = self._waiting or self._start_worker()
         self._waiting = None
         try:
-            if not waiting.wait_until_ready(deadline):  # it died while nobody looked
-                waiting.close()
-                waiting = self._start_worker()
-                if not waiting.wait_until_ready(deadline):
+            if not worker.wait_until_ready(deadline):  # it died while it waited
+                worker.close()
+                worker = self._start_worker()
+                if not worker.wait_until_ready(deadline):
                     return DryRunReport("", is_in_time=False)
             if not self._stop.now:
                 self._waiting = self._start_worker()
-            return waiting.dry_run_source(source, deadline)
+            return worker.dry_run_source(source, deadline)
         except (TimeoutError, RunStopped):
             return DryRunReport("", is_in_time=False)
         finally:
-            waiting.close()
+            worker.close()
 
     def _start_worker(self) -> "DryRunWorker":
-        """A guest for the next rehearsal, just started."""
-        return DryRunWorker(silence_workbench(self._bench, self._stop))
+        """Start a worker for the next dry run."""
+        return DryRunWorker(silence_workbench(self._workbench, self._stop))
 
 
 class DryRunWorker:
-    """A caged guest that imports what takes time, and runs one file when it comes."""
+    """A sandboxed process that imports torch ahead, and then runs one file."""
 
-    def __init__(self, bench: Workbench) -> None:
-        self._folder = trainer.create_scratch_folder(bench)
+    def __init__(self, workbench: Workbench) -> None:
+        self._folder = trainer.create_scratch_folder(workbench)
         for name in DRY_RUN_FILES:  # made readable now, filled when they are known
             (self._folder / name).write_text("")
-        self._guest = trainer.start_process(bench, self._folder, Device())
-        self._guest.send(
+        self._process = trainer.start_process(workbench, self._folder, Device())
+        self._process.send(
             {
                 "mode": "rehearse",
-                "tensors": bench.apparatus.causal,
+                "tensors": workbench.apparatus.causal,
                 "seed": 7,
                 "device": "cpu",
-                "budget_seconds": bench.terms.budget_seconds,
-                "budget_tokens": bench.terms.budget_tokens,
+                "budget_seconds": workbench.terms.budget_seconds,
+                "budget_tokens": workbench.terms.budget_tokens,
             }
         )
 
     def wait_until_ready(self, deadline: float) -> bool:
-        """Wait until it is; False when it ended instead."""
+        """Wait until it is ready; False: it ended instead."""
         try:
-            self._guest.receive_message(deadline)
+            self._process.receive_message(deadline)
         except (ProcessExited, LimitExceeded, ProtocolError):
             return False
-        return bool(self._guest.list_pids())
+        return bool(self._process.list_pids())
 
     def dry_run_source(self, source: str, deadline: float) -> DryRunReport:
-        """What becomes of a file. Raises TimeoutError and Stopped."""
-        guest = self._guest
+        """Run a file and return the report. Raises TimeoutError and RunStopped."""
+        process = self._process
         for name, text in zip(
             DRY_RUN_FILES, (source, shrink_source(source)), strict=True
         ):
             (self._folder / name).write_text(text)
         try:
-            guest.send({"say": "go"})
-            return parse_report(guest.receive_message(deadline))
-        except ProcessExited as gone:
-            guest.kill()
+            process.send({"say": "go"})
+            return parse_report(process.receive_message(deadline))
+        except ProcessExited as exited:
+            process.kill()
             words = (
-                trainer.last_error_line(guest.log.join_kept())
-                or f"exit code {gone.exit_code}"
+                trainer.last_error_line(process.log.join_kept())
+                or f"exit code {exited.exit_code}"
             )
-            return DryRunReport(f"ended without a word: {words}")
-        except LimitExceeded as over:
-            # Memory of a miniature says little about the card; anything else does.
+            return DryRunReport(f"ended without a report: {words}")
+        except LimitExceeded as exceeded:
+            # Memory on the CPU says little about the GPU; other limits are faults.
             return DryRunReport(
-                "" if over.resource == "memory" else str(over), is_in_time=False
+                "" if exceeded.resource == "memory" else str(exceeded),
+                is_in_time=False,
             )
-        except ProtocolError as junk:
-            return DryRunReport(f"spoke out of turn: {junk}")
+        except ProtocolError as error:
+            return DryRunReport(f"broke the protocol: {error}")
 
     def close(self) -> None:
         """Kill it, with everything it started, and remove its folder."""
-        self._guest.kill()
+        self._process.kill()
         process.remove_folder(self._folder)
 
 
-def silence_workbench(bench: Workbench, stop: StopFlag) -> Workbench:
-    """The same bench with a little memory and nobody watching."""
-    limits = replace(bench.terms.limits, memory_gb=MAX_MEMORY_GB)
-    terms = replace(bench.terms, limits=limits)
+def silence_workbench(workbench: Workbench, stop: StopFlag) -> Workbench:
+    """Return the workbench with less memory, its own stop flag and no progress."""
+    limits = replace(workbench.terms.limits, memory_gb=MAX_MEMORY_GB)
+    terms = replace(workbench.terms, limits=limits)
     return replace(
-        bench, terms=terms, stop=stop, watch=lambda candidate, progress: None
+        workbench, terms=terms, stop=stop, watch=lambda candidate, progress: None
     )
 
 
 def parse_report(message: dict[str, object]) -> DryRunReport:
-    """A guest's last words, with nonsense left out."""
+    """Parse and validate the report of a dry run; invalid numbers become 0."""
     fault = message.get("fault")
     numbers = [
         value if isinstance(value, int | float) and 0 <= value < 1e15 else 0
@@ -241,13 +245,15 @@ def parse_report(message: dict[str, object]) -> DryRunReport:
             for name in ("parameters", "bytes_per_token", "batch_tokens", "cpu_seconds")
         )
     ]
-    words = to_one_line(fault)[:300] if isinstance(fault, str) else "said nothing"
-    count, each, batch, used = numbers
-    return DryRunReport(words, int(count), float(each), int(batch), float(used))
+    words = to_one_line(fault)[:300] if isinstance(fault, str) else "reported nothing"
+    parameters, token_bytes, batch_tokens, seconds = numbers
+    return DryRunReport(
+        words, int(parameters), float(token_bytes), int(batch_tokens), float(seconds)
+    )
 
 
 def find_contract_fault(source: str) -> str:
-    """What of the contract is missing from the file's syntax; "" when nothing is."""
+    """Say which call of the contract the file lacks, by its syntax; "": none."""
     if why := constraints.find_python_fault(source):
         return why
     calls = {
@@ -266,19 +272,21 @@ def find_contract_fault(source: str) -> str:
 
 
 def shrink_source(source: str) -> str:
-    """The file with its sizes turned down, where constants name them."""
-    wanted = {}
-    for knob in constants.parse_constants(source):
+    """Reduce the sizes of a file, where constants name them."""
+    values = {}
+    for constant in constants.parse_constants(source):
         caps = [
-            SMALL_SIZES[word] for word in knob.name.split("_") if word in SMALL_SIZES
+            SMALL_SIZES[word]
+            for word in constant.name.split("_")
+            if word in SMALL_SIZES
         ]
-        if not caps or isinstance(knob.value, bool | str) or knob.is_fixed:
+        if not caps or isinstance(constant.value, bool | str) or constant.is_fixed:
             continue
-        low = knob.low if knob.low is not None else 1
+        low = constant.low if constant.low is not None else 1
         cap = max(min(caps), low)
-        if knob.value > cap:
-            wanted[knob.name] = int(cap)
+        if constant.value > cap:
+            values[constant.name] = int(cap)
     try:
-        return constants.replace_constants(source, wanted)
+        return constants.replace_constants(source, values)
     except (LabError, AssertionError):
         return source

@@ -1,13 +1,13 @@
-"""Candidate -> Run: train it once, in a cage, under a clock it cannot touch.
+"""Candidate -> Run: train it once, in the sandbox, under the harness's clock.
 
 Promises:
 - the data arrives when the clock starts and not before; start-up has its own limit
-- the clock is the harness's own and starts just before the data is handed over
-- weights count when they arrive sealed, finite and inside budget ± tolerance
-- at the wall, or on any other ending, every process of the run is dead
+- the clock is the harness's and starts just before the data is sent
+- weights count if they arrive sealed, finite and within budget ± tolerance
+- at the time limit, or on any other ending, every process of the run is dead
 
-Not covered: what the weights are worth (`evaluator`), and how a token budget was spent:
-the run gets that much text and a wall, but could read the text twice before it.
+Not covered: what the weights score (`evaluator`), and how a token budget was spent: the
+run gets that much text and a time limit, but could read the text twice before it.
 """
 
 import json
@@ -54,7 +54,7 @@ LARGEST_CONSISTENCY_BYTES = 1 << 22
 MAX_FACTS = 40
 ERROR_LINE = re.compile(r"[\w.]*(?:Error|Exception): ")
 ADVICE_LINES = 12
-# What a guest that waits imports: what serving needs, and what compiling needs as well.
+# Imports of a warm process: what serving needs, and what compiling needs as well.
 # The first kernel of attention loads torch._dynamo: 4 s, measured on an H100.
 SERVING_IMPORTS = (
     "torch",
@@ -63,247 +63,263 @@ SERVING_IMPORTS = (
     "autoresearch.guest.torch_model",
 )
 COMPILING_IMPORTS = (*SERVING_IMPORTS, "torch._inductor.compile_fx")
-MAX_WARM_SERVERS = (
-    4  # processes: two for each split, and what is kept is scored on both
-)
+MAX_WARM_SERVERS = 4  # two for each split, and what is kept is scored on both
 OUT_OF_MEMORY_OUTPUT = re.compile(
     rb"OutOfMemoryError|out of memory|MemoryError|bad_alloc"
 )
 
 
 def train_candidate(
-    bench: Workbench,
+    workbench: Workbench,
     candidate: Candidate,
     *,
     seed: int,
-    slot: Device,
-    outlook: Pruner | None = None,
+    device: Device,
+    pruner: Pruner | None = None,
 ) -> Run:
-    """Candidate -> Run, or Failed, or Stopped. `outlook` may end a hopeless one."""
+    """Candidate -> Run. `pruner` may end it early.
+
+    Raises ExperimentFailed, RunStopped and LabError.
+    """
     proposal = candidate.proposal
     assert proposal.number is not None
-    bench.apparatus.verify_unchanged()
-    folder = bench.lab.run_folder(proposal.number, seed)
+    workbench.apparatus.verify_unchanged()
+    folder = workbench.lab.run_folder(proposal.number, seed)
     remove_folder(folder)
     folder.mkdir(parents=True)
     if compile_cache.is_human_baseline(proposal):
-        compile_cache.discard_other_blobs(bench.lab, candidate.blob)
-    with enter_process(bench, slot, "train", proposal) as guest:
+        compile_cache.discard_other_blobs(workbench.lab, candidate.blob)
+    with enter_process(workbench, device, "train", proposal) as process:
         try:
             run = supervise_training(
-                bench, candidate, guest, seed, slot, folder, outlook
+                workbench, candidate, process, seed, device, folder, pruner
             )
         finally:
-            guest.kill()
-            run_log_path(bench, folder).write_bytes(guest.log.join_kept())
-            bench.apparatus.verify_unchanged()
-        waited = run.startup_seconds
-        compile_cache.store_compiled(bench.lab, proposal, guest.folder, "train", waited)
-    refill_warm_pool(bench, slot)  # after a first run there is compiled code to lend
+            process.kill()
+            run_log_path(workbench, folder).write_bytes(process.log.join_kept())
+            workbench.apparatus.verify_unchanged()
+        compile_cache.store_compiled(
+            workbench.lab, proposal, process.folder, "train", run.startup_seconds
+        )
+    refill_warm_pool(workbench, device)  # a first run leaves compiled code to lend
     return run
 
 
 @contextmanager
 def enter_process(
-    bench: Workbench,
-    slot: Device,
+    workbench: Workbench,
+    device: Device,
     task: ProcessRole,
     proposal: Proposal,
     *,
     lends: bool = False,
 ) -> Iterator[SandboxedProcess]:
-    """A guest to `greet`, which may have waited; its folder goes when it does.
+    """Yield a process for `send_greeting`, from the warm pool if it has one.
 
-    lends: whether one that serves is given what others that serve compiled.
+    Its folder is removed with it. lends: give a serving process the code that earlier
+    serving processes compiled.
     """
-    guest = None
-    if bench.waiting is not None:
-        guest = bench.waiting.take_process(slot, task, proposal.source)
-    if guest is None:
+    process = None
+    if workbench.warm_pool is not None:
+        process = workbench.warm_pool.take_process(device, task, proposal.source)
+    if process is None:
         folder = create_task_folder(
-            bench, task, own=compile_cache.is_human_baseline(proposal)
+            workbench, task, own=compile_cache.is_human_baseline(proposal)
         )
-        guest = start_process(bench, folder, slot)
+        process = start_process(workbench, folder, device)
     try:
-        if task == "serve" and lends:  # before it has read a word of train.py
-            compile_cache.copy_to_scratch(bench.lab, guest.folder, task)
-        yield guest
+        if task == "serve" and lends:  # before it has read any train.py
+            compile_cache.copy_to_scratch(workbench.lab, process.folder, task)
+        yield process
     finally:
-        guest.kill()
-        remove_folder(guest.folder)
+        process.kill()
+        remove_folder(process.folder)
 
 
-def refill_warm_pool(bench: Workbench, slot: Device) -> None:
-    """Have what comes next start while the GPU is at work."""
-    if bench.waiting is not None:
-        bench.waiting.refill(slot, MAX_WARM_SERVERS)
+def refill_warm_pool(workbench: Workbench, device: Device) -> None:
+    """Start the next processes while the GPU is busy."""
+    if workbench.warm_pool is not None:
+        workbench.warm_pool.refill(device, MAX_WARM_SERVERS)
 
 
 def start_warm_process(
-    bench: Workbench, slot: Device, task: ProcessRole
+    workbench: Workbench, device: Device, task: ProcessRole
 ) -> SandboxedProcess | None:
-    """A guest that will wait; None where what it is to be lent is not there yet."""
-    compiles = compile_cache.cache_folder(bench.lab, task).is_dir()
+    """Start a process for the warm pool; None: no compiled code to lend yet."""
+    compiles = compile_cache.cache_folder(workbench.lab, task).is_dir()
     if task == "train" and not compiles:
         return None
-    folder = create_task_folder(bench, task, own=False)
+    folder = create_task_folder(workbench, task, own=False)
     return start_process(
-        bench, folder, slot, COMPILING_IMPORTS if compiles else SERVING_IMPORTS
+        workbench, folder, device, COMPILING_IMPORTS if compiles else SERVING_IMPORTS
     )
 
 
 def start_process(
-    bench: Workbench, folder: Path, slot: Device, modules: tuple[str, ...] = ()
+    workbench: Workbench, folder: Path, device: Device, modules: tuple[str, ...] = ()
 ) -> SandboxedProcess:
-    """A guest in this folder, its first process just started."""
+    """Start a sandboxed process in this folder, which imports `modules` ahead."""
     return SandboxedProcess(
         folder,
-        lab=bench.lab.folder,
-        slot=slot,
-        limits=bench.terms.limits,
-        stop=bench.stop,
-        walls=bench.walls,
-        ahead=modules,
+        lab=workbench.lab.folder,
+        device=device,
+        limits=workbench.terms.limits,
+        stop=workbench.stop,
+        backend=workbench.backend,
+        preload=modules,
     )
 
 
 def send_greeting(
-    guest: SandboxedProcess, message: Message, source: str, *descriptors: int
+    process: SandboxedProcess, message: Message, source: str, *descriptors: int
 ) -> None:
-    """Tell a guest its terms, and what train.py is."""
+    """Send a process its terms and train.py."""
     file = seal_bytes(source.encode(), "train.py")
-    guest.send({**message, "source": True}, file, *descriptors)
+    process.send({**message, "source": True}, file, *descriptors)
     os.close(file)
 
 
-def create_scratch_folder(bench: Workbench) -> Path:
-    """A fresh folder with all that a guest may read before it is greeted."""
-    scratch = bench.lab.state_folder / "runs" / f"guest-{uuid.uuid4().hex}"
+def create_scratch_folder(workbench: Workbench) -> Path:
+    """Create a folder with all that a process may read before it is greeted."""
+    scratch = workbench.lab.state_folder / "runs" / f"guest-{uuid.uuid4().hex}"
     scratch.mkdir(parents=True)
-    (scratch / "prepare.py").write_bytes(bench.apparatus.source)
-    for name, content in bench.terms.readonly:
+    (scratch / "prepare.py").write_bytes(workbench.apparatus.source)
+    for name, content in workbench.terms.readonly:
         path = scratch / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
     return scratch
 
 
-def create_task_folder(bench: Workbench, task: ProcessRole, *, own: bool) -> Path:
-    """Such a folder, with room for compiled code, and what there is to train with.
+def create_task_folder(workbench: Workbench, task: ProcessRole, *, own: bool) -> Path:
+    """Create such a folder with a compile cache, filled for a training run.
 
-    own: whether it is for the person's own train.py, which compiles from nothing.
+    own: for the user's own train.py, which starts with an empty cache.
     """
-    folder = create_scratch_folder(bench)
+    folder = create_scratch_folder(workbench)
     if own or task == "serve":
         compile_cache.create_compile_folder(folder)
     if task == "train":
-        compile_cache.copy_to_scratch(bench.lab, folder, task)
+        compile_cache.copy_to_scratch(workbench.lab, folder, task)
     return folder
 
 
 def discard_runs(*runs: Run) -> None:
-    """Throw away what is kept of runs that have been measured."""
+    """Delete the folders of runs that have been measured, with their weights."""
     for run in runs:
         remove_folder(run.weights.parent)
 
 
 def supervise_training(
-    bench: Workbench,
+    workbench: Workbench,
     candidate: Candidate,
-    guest: SandboxedProcess,
+    process: SandboxedProcess,
     seed: int,
-    slot: Device,
+    device: Device,
     folder: Path,
-    outlook: Pruner | None,
+    pruner: Pruner | None,
 ) -> Run:
-    """Hand over the data, keep the clock, take the weights."""
-    terms, begun, log = bench.terms, time.monotonic(), run_log_path(bench, folder)
-    place = CalibrationFile(bench.lab, bench.apparatus.blob, bench.walls.level, slot)
-    stage = RunStage(
-        "start-up", place.compute_startup_limit(terms.budget_seconds or 0.0)
+    """Send the data, keep the clock, receive the weights."""
+    terms, log = workbench.terms, run_log_path(workbench, folder)
+    began = time.monotonic()
+    calibration = CalibrationFile(
+        workbench.lab, workbench.apparatus.blob, workbench.backend.level, device
     )
-    with translate_failures(candidate, guest, stage, log):
-        send_greeting(
-            guest, build_greeting(terms, seed, slot), candidate.proposal.source
-        )
-        bench.watch(candidate, RunProgress("starting", 0.0, 0.0))
-        message = guest.receive_message(begun + stage.seconds)
-        if message.get("say") != "start":
+    limit_seconds = calibration.compute_startup_limit(terms.budget_seconds or 0.0)
+    stage = RunStage("start-up", limit_seconds)
+    with translate_failures(candidate, process, stage, log):
+        greeting = build_greeting(terms, seed, device)
+        send_greeting(process, greeting, candidate.proposal.source)
+        workbench.watch(candidate, RunProgress("starting", 0.0, 0.0))
+        if process.receive_message(began + stage.seconds).get("say") != "start":
             raise ProtocolError("something else before it touched the data")
         stage.begin("training", terms.kill_after_seconds, terms.kill_after_detail)
         started = time.monotonic()
-        guest.send({"say": "go"}, bench.apparatus.seal_training_data())
-        refill_warm_pool(bench, slot)
-        with GpuMonitor(
-            bench.nvml(slot), partial(list_own_pids, bench, guest)
-        ) as monitor:
+        process.send({"say": "go"}, workbench.apparatus.seal_training_data())
+        refill_warm_pool(workbench, device)
+        own_pids = partial(list_own_pids, workbench, process)
+        with GpuMonitor(workbench.nvml(device), own_pids) as monitor:
             submitted, descriptors = wait_for_weights(
-                bench, candidate, guest, started, started + stage.seconds, outlook
+                workbench, candidate, process, started, started + stage.seconds, pruner
             )
         seconds = time.monotonic() - started
-        guest.update_peak_memory()
+        process.update_peak_memory()
         try:
             require_budget_used(candidate, terms, seconds, submitted, log)
-        except ExperimentFailed:  # what came with it may be the whole model
-            for descriptor in descriptors:
-                os.close(descriptor)
+        except ExperimentFailed:  # a descriptor may hold the whole model
+            close_descriptors(descriptors)
             raise
         file = receive_weights(candidate, descriptors, folder, log)
         stage.begin("the probe", CONSISTENCY_SECONDS)
-        probe, answer = request_consistency_losses(bench, guest)
-    file.with_name("probe.u2").write_bytes(probe)
-    file.with_name("probe.f4").write_bytes(answer)
+        row, losses = request_consistency_losses(workbench, process)
+    file.with_name("probe.u2").write_bytes(row)
+    file.with_name("probe.f4").write_bytes(losses)
     facts = parse_facts(submitted)
-    on_card = dict(facts).get("gpu_memory_gb") or 0.0
-    memory_gb = float(on_card) if slot.device_type == "cuda" else guest.peak_memory_gb
-    run = Run(candidate, seed, seconds, started - begun, memory_gb, file, facts, log)
+    memory_gb = process.peak_memory_gb
+    if device.device_type == "cuda":
+        memory_gb = float(dict(facts).get("gpu_memory_gb") or 0.0)
+    run = Run(candidate, seed, seconds, started - began, memory_gb, file, facts, log)
+    return add_findings(run, monitor, pruner)
+
+
+def add_findings(run: Run, monitor: GpuMonitor, pruner: Pruner | None) -> Run:
+    """Add what the monitor and the pruner recorded of a run."""
     run = replace(run, health=monitor.health_summary, harm=monitor.interference)
-    if outlook is None:
+    if pruner is None:
         return run
     return replace(
         run,
-        curve=outlook.curve,
-        schedule=outlook.touches_schedule,
-        spared=outlook.exempted,
+        curve=pruner.curve,
+        schedule=pruner.touches_schedule,
+        spared=pruner.exempted,
     )
 
 
-def run_log_path(bench: Workbench, folder: Path) -> Path:
-    """Where what a run printed is kept, by its folder."""
-    return bench.lab.log_folder / f"{folder.name}.log"
+def close_descriptors(descriptors: list[int]) -> None:
+    """Close descriptors that a process sent."""
+    for descriptor in descriptors:
+        os.close(descriptor)
 
 
-def list_own_pids(bench: Workbench, guest: SandboxedProcess) -> set[int]:
-    """The processes on this machine that are ours: no strangers to a run."""
-    others = bench.waiting.list_pids() if bench.waiting is not None else set()
-    return guest.list_pids() | others
+def run_log_path(workbench: Workbench, folder: Path) -> Path:
+    """Return the path of a run's log, by its folder."""
+    return workbench.lab.log_folder / f"{folder.name}.log"
 
 
-def build_greeting(terms: RunTerms, seed: int, slot: Device) -> Message:
-    """What a training guest is told first."""
+def list_own_pids(workbench: Workbench, process: SandboxedProcess) -> set[int]:
+    """List the pids that may use the GPU during a run: its own and the warm pool's."""
+    others = (
+        workbench.warm_pool.list_pids() if workbench.warm_pool is not None else set()
+    )
+    return process.list_pids() | others
+
+
+def build_greeting(terms: RunTerms, seed: int, device: Device) -> Message:
+    """Build the first message to a training process."""
     return {
         "mode": "train",
         "seed": seed,
-        "device": slot.device_type,
+        "device": device.device_type,
         "budget_seconds": terms.budget_seconds,
         "budget_tokens": terms.budget_tokens,
     }
 
 
 def request_consistency_losses(
-    bench: Workbench, guest: SandboxedProcess
+    workbench: Workbench, process: SandboxedProcess
 ) -> tuple[bytes, memoryview]:
-    """Ask the trained model about a text that nobody has seen: (tokens, losses).
+    """Ask the trained model for its losses on a row of text that no run has seen.
 
-    It has handed in its weights and cannot tell them what was asked.
+    Return (tokens uint16, losses float32) as bytes; both empty without a text. The
+    weights are submitted already, so they cannot depend on what was asked.
     """
-    row = bench.apparatus.draw_consistency_row()
+    row = workbench.apparatus.draw_consistency_row()
     if not row:
         return b"", memoryview(b"")
     descriptor = seal_bytes(row, "probe")
-    guest.send({"say": "probe"}, descriptor)
+    process.send({"say": "probe"}, descriptor)
     os.close(descriptor)
-    message, answers = guest.receive(time.monotonic() + CONSISTENCY_SECONDS)
+    message, answers = process.receive(time.monotonic() + CONSISTENCY_SECONDS)
     try:
         if message.get("say") != "probed" or len(answers) != 1:
             raise ProtocolError("no answer to the probe")
@@ -313,28 +329,28 @@ def request_consistency_losses(
             raise ProtocolError("an answer to the probe of another size")
         return row, losses
     finally:
-        for answer in answers:
-            os.close(answer)
+        close_descriptors(answers)
 
 
 @dataclass(slots=True)
 class RunStage:
-    """What a run is doing, and how long that may take."""
+    """The stage a run is in, and how long it may take."""
 
     name: str
     seconds: float
-    limit_detail: str = ""  # what those seconds are made of
+    limit_detail: str = ""  # how these seconds are made up
 
-    def begin(self, name: str, seconds: float, granted: str = "") -> None:
-        """Go on with something else."""
-        self.name, self.seconds, self.limit_detail = name, seconds, granted
+    def begin(self, name: str, seconds: float, limit_detail: str = "") -> None:
+        """Enter the next stage."""
+        self.name, self.seconds = name, seconds
+        self.limit_detail = limit_detail
 
 
 @contextmanager
 def translate_failures(
-    candidate: Candidate, guest: SandboxedProcess, stage: RunStage, log: Path
+    candidate: Candidate, process: SandboxedProcess, stage: RunStage, log: Path
 ) -> Iterator[None]:
-    """Turn every way a guest can end without weights into Failed."""
+    """Turn every way a process can end without weights into ExperimentFailed."""
     try:
         yield
     except TimeoutError:
@@ -342,60 +358,59 @@ def translate_failures(
             f"killed: {stage.name} went past {stage.seconds:.0f} s{stage.limit_detail}"
         )
         raise ExperimentFailed(Failure(candidate, "timeout", detail, log)) from None
-    except ProcessExited as gone:
+    except ProcessExited as exited:
         raise ExperimentFailed(
-            explain_exit(candidate, guest, gone, stage.name, log)
+            explain_exit(candidate, process, exited, stage.name, log)
         ) from None
-    except LimitExceeded as over:
-        kind: Kind = "out of memory" if over.resource == "memory" else "crash"
-        raise ExperimentFailed(Failure(candidate, kind, str(over), log)) from None
-    except ProtocolError as junk:
-        detail = f"spoke out of turn: {junk}"
+    except LimitExceeded as exceeded:
+        kind: Kind = "out of memory" if exceeded.resource == "memory" else "crash"
+        raise ExperimentFailed(Failure(candidate, kind, str(exceeded), log)) from None
+    except ProtocolError as error:
+        detail = f"broke the protocol: {error}"
         raise ExperimentFailed(Failure(candidate, "crash", detail, log)) from None
-    except RunPruned as none:
-        end = none.decision
+    except RunPruned as pruned:
+        end = pruned.decision
         failure = Failure(candidate, "ended early", end.reason, log, end.progress)
         raise ExperimentFailed(failure) from None
 
 
 class RunPruned(Exception):
-    """A run is on course for less than it has to beat."""
+    """A run is predicted to score worse than it has to."""
 
-    def __init__(self, hopeless: PruneDecision) -> None:
-        super().__init__(hopeless.reason)
-        self.decision = hopeless
+    def __init__(self, decision: PruneDecision) -> None:
+        super().__init__(decision.reason)
+        self.decision = decision
 
 
 def wait_for_weights(
-    bench: Workbench,
+    workbench: Workbench,
     candidate: Candidate,
-    guest: SandboxedProcess,
+    process: SandboxedProcess,
     started: float,
     deadline: float,
-    outlook: Pruner | None,
+    pruner: Pruner | None,
 ) -> tuple[Message, list[int]]:
-    """Pass progress on until the weights come."""
+    """Report progress until the weights come."""
     while True:
-        message, descriptors = guest.receive(deadline)
+        message, descriptors = process.receive(deadline)
         if message.get("say") == "submit":
             return message, descriptors
-        for descriptor in descriptors:
-            os.close(descriptor)
+        close_descriptors(descriptors)
         if message.get("say") != "progress":
             raise ProtocolError("an unknown message")
         seconds = time.monotonic() - started
         progress = parse_progress(message, seconds)
-        bench.watch(candidate, progress)
-        if outlook is None:
+        workbench.watch(candidate, progress)
+        if pruner is None:
             continue
-        budget = bench.terms.budget_seconds
+        budget = workbench.terms.budget_seconds
         share = progress.share if budget is None else seconds / budget
-        if (end := outlook(share, progress.loss)) is not None:
-            raise RunPruned(end)
+        if (decision := pruner(share, progress.loss)) is not None:
+            raise RunPruned(decision)
 
 
 def parse_progress(message: Message, seconds: float) -> RunProgress:
-    """What a run says of itself, with nonsense left out."""
+    """Parse the progress that a run claims; invalid values are left out."""
     share, loss = (
         parse_message_number(message, "progress"),
         parse_message_number(message, "loss"),
@@ -411,7 +426,7 @@ def parse_progress(message: Message, seconds: float) -> RunProgress:
 
 
 def parse_message_number(message: Message, key: str) -> float | None:
-    """A number that a run says, if it is one that a float can hold."""
+    """Parse a number of a run's message; None: it is not finite or not a number."""
     value = message.get(key)
     if isinstance(value, float | int) and is_json_safe(value):
         return float(value)
@@ -420,38 +435,38 @@ def parse_message_number(message: Message, key: str) -> float | None:
 
 def explain_exit(
     candidate: Candidate,
-    guest: SandboxedProcess,
-    gone: ProcessExited,
+    process: SandboxedProcess,
+    exited: ProcessExited,
     phase: str,
     log: Path,
 ) -> Failure:
-    """Why a guest that left without submitting left."""
-    printed = guest.log.join_kept()
-    if gone.exit_code == 0:
+    """Explain why a process exited without submitting."""
+    printed = process.log.join_kept()
+    if exited.exit_code == 0:
         detail = f"ended in {phase} without run.submit(model)"
         return Failure(candidate, "no score", detail, log)
     if phase == "the probe":
         words = last_error_line(printed).removeprefix("MISFIT ")
-        detail = f"{words or 'it left'} (asked about a text after training)"
+        detail = f"{words or 'it exited'} (asked about a text after training)"
         return Failure(candidate, "no score", detail, log)
-    if guest.is_oom_killed:
+    if process.is_oom_killed:
         detail = "killed: it took more memory than max_memory_gb allows"
         return Failure(candidate, "out of memory", detail, log)
     if OUT_OF_MEMORY_OUTPUT.search(printed[-4096:]):
         return Failure(candidate, "out of memory", last_error_line(printed), log)
     words = last_error_line(printed) or "no output"
     how = (
-        f"signal {-gone.exit_code}"
-        if gone.exit_code < 0
-        else f"exit code {gone.exit_code}"
+        f"signal {-exited.exit_code}"
+        if exited.exit_code < 0
+        else f"exit code {exited.exit_code}"
     )
     return Failure(candidate, "crash", f"{words} ({how}, in {phase})", log)
 
 
 def require_budget_used(
-    candidate: Candidate, terms: RunTerms, seconds: float, said: Message, log: Path
+    candidate: Candidate, terms: RunTerms, seconds: float, submitted: Message, log: Path
 ) -> None:
-    """Refuse weights that come before the budget was used."""
+    """Raise ExperimentFailed for weights that come before the budget is used."""
     if terms.budget_seconds is not None:
         first = terms.budget_seconds - terms.tolerance_seconds
         if seconds < first:
@@ -459,7 +474,7 @@ def require_budget_used(
             raise ExperimentFailed(Failure(candidate, "too early", detail, log))
         return
     assert terms.budget_tokens is not None
-    tokens = dict(parse_facts(said)).get("tokens", 0)
+    tokens = dict(parse_facts(submitted)).get("tokens", 0)
     if not isinstance(tokens, int) or tokens < terms.budget_tokens:
         detail = f"submitted after {tokens} of {terms.budget_tokens} tokens"
         raise ExperimentFailed(Failure(candidate, "too early", detail, log))
@@ -468,43 +483,42 @@ def require_budget_used(
 def receive_weights(
     candidate: Candidate, descriptors: list[int], folder: Path, log: Path
 ) -> Path:
-    """Check what was handed in and keep a private copy of it."""
+    """Check the submitted weights and keep a private copy."""
     path = folder / "model.safetensors"
     try:
         if len(descriptors) != 1:
-            raise ProtocolError(
-                f"{len(descriptors)} files where one of weights belongs"
-            )
+            raise ProtocolError(f"{len(descriptors)} files instead of one with weights")
         file = map_verified(descriptors[0], LARGEST_WEIGHTS_BYTES)
         safetensors_format.validate_weights(file)
-    except safetensors_format.NonFiniteWeights as odd:
-        raise ExperimentFailed(Failure(candidate, "diverged", str(odd), log)) from None
-    except (ProtocolError, safetensors_format.InvalidWeights) as odd:
-        detail = f"handed in {odd}"
+    except safetensors_format.NonFiniteWeights as error:
+        raise ExperimentFailed(
+            Failure(candidate, "diverged", str(error), log)
+        ) from None
+    except (ProtocolError, safetensors_format.InvalidWeights) as error:
+        detail = f"submitted {error}"
         raise ExperimentFailed(Failure(candidate, "no score", detail, log)) from None
     finally:
-        for descriptor in descriptors:
-            os.close(descriptor)
+        close_descriptors(descriptors)
     path.write_bytes(file)
     return path
 
 
 def parse_facts(message: Message) -> Facts:
-    """The resolved configuration a run reports, bounded and printable."""
+    """Parse the resolved configuration that a run reports, bounded and printable."""
     facts = message.get("facts")
     if not isinstance(facts, dict):
         return ()
-    found: list[tuple[str, float | int | str]] = []
+    kept_facts: list[tuple[str, float | int | str]] = []
     for key, value in list(facts.items())[:MAX_FACTS]:
         if isinstance(value, str):
-            found.append((to_one_line(key)[:40], to_one_line(value)[:200]))
+            kept_facts.append((to_one_line(key)[:40], to_one_line(value)[:200]))
         elif isinstance(value, bool | int | float) and is_json_safe(value):
-            found.append((to_one_line(key)[:40], value))
-    return tuple(found)
+            kept_facts.append((to_one_line(key)[:40], value))
+    return tuple(kept_facts)
 
 
 def is_json_safe(value: float | int) -> bool:
-    """Whether a number survives JSON and SQLite: finite, and not absurd."""
+    """Whether a number survives JSON and SQLite: finite and below 1e18."""
     try:
         return abs(value) < 1e18 and json.loads(json.dumps(value)) == value
     except (ValueError, OverflowError):
@@ -512,7 +526,7 @@ def is_json_safe(value: float | int) -> bool:
 
 
 def last_error_line(printed: bytes) -> str:
-    """The last error a run named, or else the last thing it said; safe to print.
+    """Find the last error line of a run, or else its last line; safe to print.
 
     Compilers print advice after their errors.
     """

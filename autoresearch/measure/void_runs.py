@@ -1,17 +1,18 @@
-"""When a slow run was the machine's fault, and is void."""
+"""Which slow runs are void: the machine caused it, not the candidate."""
 
 from collections.abc import Sequence
 
-MIN_RUNS = 3  # before a machine has a range of its own
+MIN_RUNS = 3  # of the champion, before there is a usual range
 
 
 def find_void_reason(
     harmed: str | None, tokens_per_second: float, usual: Sequence[float]
 ) -> str | None:
-    """Why a run does not count, or None.
+    """Return why a run does not count, or None.
 
-    usual: tokens per second of earlier runs of its champion here. Slow alone is the
-    candidate's business, heat alone nobody's: both must come together.
+    harmed: what slowed the GPU down, from `devices.monitor`. usual: tokens per second
+    of earlier runs of the champion here. A run is void only if it was slow and the
+    machine was at fault: a slow candidate alone, or heat alone, is no reason.
     """
     if len(usual) < MIN_RUNS or tokens_per_second >= min(usual):
         return None

@@ -1,13 +1,13 @@
-"""Guests that are started before they are needed, and wait with torch imported.
+"""Processes that are started before they are needed, with torch imported.
 
 On a GPU a run needs three processes, one after the other, a kept one five, and each
 imports torch and its compiler for 4 to 9 seconds while the GPU idles. Here they are
 started while a run trains.
 
-Promises: a guest that waits has read nothing of any train.py and been told nothing; it
-serves one run and dies with it; one that died while it waited is not given out; all die
-with the night. Not covered: walls that do not keep guests apart, and machines whose
-processors are what trains: `night` has no guests wait there.
+Promises: a warm process has read no train.py and received no message; it serves one run
+and ends with it; one that died in the pool is not given out; all end with the session.
+Not covered: sandboxes that do not isolate processes from each other, and machines that
+train on the CPU: `run.session` uses no warm pool there.
 """
 
 import re
@@ -17,91 +17,93 @@ from collections.abc import Callable
 from autoresearch.experiment import Device
 from autoresearch.sandbox.process import ProcessRole, SandboxedProcess
 
-# What torch reads when it is imported, a train.py may want to set before.
+# A train.py may set variables that torch reads when it is imported.
 SETS_ENVIRONMENT = re.compile(r"\b(?:environ(?!\.get\()|putenv|setenv)\b")
 
 
 def sets_environment(source: str) -> bool:
-    """Whether this train.py may set what torch reads: then torch must come after it."""
+    """Whether this train.py may set variables: then torch must be imported after it."""
     return SETS_ENVIRONMENT.search(source) is not None
 
 
 class WarmPool:
-    """Guests in waiting, by slot and task."""
+    """Started processes, by device and task."""
 
     def __init__(
         self, start: Callable[[Device, ProcessRole], SandboxedProcess | None]
     ) -> None:
-        """start: makes one that imports ahead; None: not now."""
+        """start: starts one that imports ahead; it returns None if it cannot now."""
         self._start = start
-        self._guests: dict[tuple[Device, ProcessRole], list[SandboxedProcess]] = {}
+        self._processes: dict[tuple[Device, ProcessRole], list[SandboxedProcess]] = {}
         self._threads: list[threading.Thread] = []
         self._lock = threading.Lock()
         self._filling = threading.Lock()  # one at a time, or two start the same one
         self._closed = False
 
-    def refill(self, slot: Device, serving: int) -> None:
-        """Have so many wait to serve, and one to train. Returns at once.
+    def refill(self, device: Device, serving: int) -> None:
+        """Keep `serving` processes ready to serve, and one to train. Returns at once.
 
-        Who was not needed for one run waits on for the next.
+        Processes that one run did not need stay for the next.
         """
-        thread = threading.Thread(target=self._start_missing, args=(slot, serving))
+        thread = threading.Thread(target=self._start_missing, args=(device, serving))
         self._threads = [other for other in self._threads if other.is_alive()]
         self._threads.append(thread)
         thread.start()
 
-    def _start_missing(self, slot: Device, serving: int) -> None:
+    def _start_missing(self, device: Device, serving: int) -> None:
         wanted: tuple[tuple[ProcessRole, int], ...] = (("serve", serving), ("train", 1))
         with self._filling:
             for task, count in wanted:
-                while self._is_short_of(slot, task, count) and self._start_one(
-                    slot, task
+                while self._lacks(device, task, count) and self._start_one(
+                    device, task
                 ):
                     pass
 
-    def _start_one(self, slot: Device, task: ProcessRole) -> bool:
-        guest = self._start(slot, task)
-        if guest is None:
+    def _start_one(self, device: Device, task: ProcessRole) -> bool:
+        process = self._start(device, task)
+        if process is None:
             return False
         with self._lock:
             if not self._closed:
-                self._guests.setdefault((slot, task), []).append(guest)
+                self._processes.setdefault((device, task), []).append(process)
                 return True
-        guest.kill()
+        process.kill()
         return False
 
-    def _is_short_of(self, slot: Device, task: ProcessRole, wanted: int) -> bool:
+    def _lacks(self, device: Device, task: ProcessRole, wanted: int) -> bool:
         with self._lock:
-            waiting = [g for g in self._guests.get((slot, task), []) if g.is_running]
-            return not self._closed and len(waiting) < wanted
+            processes = self._processes.get((device, task), [])
+            running = sum(process.is_running for process in processes)
+            return not self._closed and running < wanted
 
     def take_process(
-        self, slot: Device, task: ProcessRole, source: str
+        self, device: Device, task: ProcessRole, source: str
     ) -> SandboxedProcess | None:
-        """One that waits for this; None: there is none that this train.py could use."""
+        """Take a process for this task; None: none that this train.py can use."""
         if sets_environment(source):
             return None
         with self._lock:
-            guests = self._guests.get((slot, task), [])
-            while guests:
-                guest = guests.pop(0)
-                if guest.is_running:
-                    return guest
-                guest.kill()
+            processes = self._processes.get((device, task), [])
+            while processes:
+                process = processes.pop(0)
+                if process.is_running:
+                    return process
+                process.kill()
         return None
 
     def list_pids(self) -> set[int]:
-        """The processes of all that wait."""
+        """List the pids of all processes of the pool."""
         with self._lock:
-            guests = [guest for group in self._guests.values() for guest in group]
-        return {pid for guest in guests for pid in guest.list_pids()}
+            groups = list(self._processes.values())
+            processes = [process for group in groups for process in group]
+        return {pid for process in processes for pid in process.list_pids()}
 
     def close(self) -> None:
-        """Send everybody home."""
+        """Kill all processes of the pool."""
         with self._lock:
             self._closed = True
         for thread in self._threads:
             thread.join()
-        for guests in self._guests.values():
-            while guests:
-                guests.pop().kill()
+        for processes in self._processes.values():
+            while processes:
+                processes.pop().kill()

@@ -1,7 +1,7 @@
-"""Where runs of a lab happen: its apparatus, its terms, its sandbox.
+"""What every run of a lab needs: its apparatus, its terms, its sandbox.
 
-`Workbench.open` is how every command gets one: the loop, `check`, `score`,
-`verify-ledger`, the exploits and the benchmarks.
+`Workbench.open` is how a command gets one: `check`, `score`, `verify-ledger`.
+`run.session` builds its own.
 """
 
 from collections.abc import Callable
@@ -20,44 +20,44 @@ from autoresearch.sandbox import selftest
 from autoresearch.sandbox.process import ResourceLimits, SandboxBackend, StopFlag
 from autoresearch.sandbox.selftest import HostPaths
 
-FIRST_WALL_SECONDS = 3600.0  # of a token budget, until the champion says more
+FIRST_WALL_SECONDS = 3600.0  # of a token budget, until there is a champion
 
 
 @dataclass(frozen=True, slots=True)
 class RunTerms:
-    """What every run of a series is granted."""
+    """The budget and the limits of every run of a series."""
 
-    budget_seconds: float | None  # None: a token budget holds
-    budget_tokens: int | None  # None: a time budget holds
+    budget_seconds: float | None  # None: a token budget applies
+    budget_tokens: int | None  # None: a time budget applies
     tolerance_seconds: float
-    wall_seconds: float  # of a token budget, which has no clock of its own
+    wall_seconds: float  # time limit of a token budget, which sets none itself
     limits: ResourceLimits
     readonly: tuple[tuple[str, bytes], ...] = ()
 
     @property
     def kill_after_seconds(self) -> float:
-        """When a run that has not handed in its weights is killed."""
+        """When a run that has not submitted its weights is killed."""
         if self.budget_seconds is None:
             return self.wall_seconds
         return self.budget_seconds + self.tolerance_seconds
 
     @property
     def kill_after_detail(self) -> str:
-        """What the last seconds are made of, to be read by whoever ran out of them."""
+        """How the limit is made up, for the message of a timeout; "" for tokens."""
         if self.budget_seconds is None:
             return ""
-        more = f"{self.tolerance_seconds:g} to hand in the weights"
+        more = f"{self.tolerance_seconds:g} to submit the weights"
         return f" (budget_seconds {self.budget_seconds:g}, and {more})"
 
 
 @dataclass(frozen=True, slots=True)
 class RunProgress:
-    """How far a run is: for views, and claimed by the run itself."""
+    """The progress of a run, for views. The run itself claims it."""
 
     phase: str  # "starting", "training" or "scoring"
     seconds: float
-    share: float
-    loss: float | None = None  # None: it has not said
+    share: float  # of its budget, 0 to 1
+    loss: float | None = None  # None: not reported
     tokens: int = 0
 
 
@@ -66,18 +66,17 @@ ProgressCallback = Callable[[Candidate, RunProgress], None]
 
 @dataclass(frozen=True, slots=True)
 class Workbench:
-    """Where runs of a lab happen, and what they are given."""
+    """What every run of a lab needs, opened once."""
 
     lab: Lab
     apparatus: Apparatus
     terms: RunTerms
     stop: StopFlag
     watch: ProgressCallback
-    walls: SandboxBackend
-    nvml: Callable[[Device], NvmlQuery | None] = (
-        discovery.open_device_nvml
-    )  # None: no GPU to ask
-    waiting: WarmPool | None = None  # None: every guest starts when it is needed
+    backend: SandboxBackend
+    # Opens NVML for a device; None: it has none.
+    nvml: Callable[[Device], NvmlQuery | None] = discovery.open_device_nvml
+    warm_pool: WarmPool | None = None  # None: every process starts when it is needed
 
     @classmethod
     def open(
@@ -85,57 +84,57 @@ class Workbench:
         lab: Lab,
         *,
         stop: StopFlag | None = None,
-        watch: "ProgressCallback | None" = None,
-        found: Apparatus | None = None,
+        watch: ProgressCallback | None = None,
+        apparatus: Apparatus | None = None,
         device: Device | None = None,
     ) -> "Workbench":
         """Load a lab's apparatus and program, build its sandbox and test it.
 
-        `found`: the apparatus, where it is loaded already. `device`: what the sandbox
-        is tested with; the first of this machine where none is named. Raises LabError.
+        apparatus: if it is loaded already. device: what the sandbox is tested with,
+        by default the first of this machine. Raises LabError.
         """
-        found = found or load_apparatus(lab, Repository(lab.folder))
+        apparatus = apparatus or load_apparatus(lab, Repository(lab.folder))
         program = lab.load_program()
-        walls = selftest.require_backend(
-            host_paths(lab), program.cage, device or list_usable_devices(found)[0]
+        backend = selftest.require_backend(
+            host_paths(lab), program.cage, device or list_usable_devices(apparatus)[0]
         )
         return cls(
             lab,
-            found,
+            apparatus,
             terms_from_program(program, read_readonly_files(lab, program)),
             stop or StopFlag(),
             watch or (lambda candidate, progress: None),
-            walls,
+            backend,
         )
 
 
 def host_paths(lab: Lab) -> HostPaths:
-    """What a sandbox of this lab hides."""
+    """Return the paths that a sandbox of this lab hides."""
     return HostPaths(lab.folder, lab.state_folder, corpus.cache_root())
 
 
-def list_usable_devices(found: Apparatus) -> tuple[Device, ...]:
-    """The devices that a lab can use; one CPU where it trains no torch model."""
-    return discovery.discover_devices() if found.causal else (Device(),)
+def list_usable_devices(apparatus: Apparatus) -> tuple[Device, ...]:
+    """List the devices that a lab can use; one CPU if it trains no torch model."""
+    return discovery.discover_devices() if apparatus.causal else (Device(),)
 
 
 def terms_from_program(
     program: Program, readonly: tuple[tuple[str, bytes], ...]
 ) -> RunTerms:
-    """What program.md grants every run."""
-    most = program.max_memory_gb
+    """Return the terms that program.md sets for every run."""
+    memory_gb = program.max_memory_gb
+    if memory_gb is None:
+        memory_gb = discovery.default_memory_limit_gb()
     return RunTerms(
         program.budget_seconds,
         program.budget_tokens,
         program.tolerance_seconds,
         FIRST_WALL_SECONDS,
-        ResourceLimits(
-            memory_gb=discovery.default_memory_limit_gb() if most is None else most
-        ),
+        ResourceLimits(memory_gb=memory_gb),
         readonly,
     )
 
 
 def read_readonly_files(lab: Lab, program: Program) -> tuple[tuple[str, bytes], ...]:
-    """The further files that program.md shows to train.py."""
+    """Read the further files that program.md shows to train.py: (name, content)."""
     return tuple((name, lab.read_file(name).encode()) for name in program.readonly)

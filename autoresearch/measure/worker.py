@@ -1,9 +1,9 @@
-"""Makes the runs that are asked for, on the devices of this machine.
+"""Carry out run requests on the devices of this machine.
 
     RunRequest -> RunResult
 
 The same for every pool that runs here. A run that the machine slowed down is void and
-made again before anything knows what it would have scored (`void_runs`).
+is repeated before it is scored (`void_runs`).
 """
 
 from dataclasses import dataclass, replace
@@ -14,43 +14,47 @@ from autoresearch.measure import evaluator, trainer, void_runs
 from autoresearch.measure.messages import Notice, RunRequest, RunResult
 from autoresearch.measure.workbench import Workbench
 
-MAX_VOID_REPEATS = 2  # of one run; then it counts, with what harmed it on record
+MAX_VOID_REPEATS = 2  # of one run; then it counts, and the cause is on record
 
 
 @dataclass(frozen=True, slots=True)
 class Worker:
-    """One machine's way from a request to a result."""
+    """Carries out requests with the workbench of one machine."""
 
-    bench: Workbench
+    workbench: Workbench
 
     def __call__(self, request: RunRequest, device: Device) -> RunResult:
-        """Carry out a request. Raises Stopped, LabError and OSError; a run that fails
-        is a result."""
-        bench = replace(self.bench, terms=request.terms)
+        """Carry out a request. A run that fails is a result.
+
+        Raises RunStopped, LabError and OSError.
+        """
+        workbench = replace(self.workbench, terms=request.terms)
         notices: list[Notice] = []
         try:
             if request.score is not None:
-                outcome = evaluator.add_holdout_score(bench, request.score, slot=device)
+                outcome = evaluator.add_holdout_score(
+                    workbench, request.score, device=device
+                )
             else:
-                outcome = train_and_score(bench, request, device, notices)
+                outcome = train_and_score(workbench, request, device, notices)
         except ExperimentFailed as failed:
             return RunResult(request, failed.failure, device, tuple(notices))
         return RunResult(request, outcome, device, tuple(notices))
 
     def release(self, score: Score) -> None:
-        """Delete what is kept of a run that has its verdict."""
+        """Delete the weights of a run that has its verdict."""
         trainer.discard_runs(score.run)
 
 
 def train_and_score(
-    bench: Workbench, request: RunRequest, device: Device, notices: list[Notice]
+    workbench: Workbench, request: RunRequest, device: Device, notices: list[Notice]
 ) -> Score:
-    """Train once and score. Without `holdout` the weights stay until `release`."""
-    run = train_until_valid(bench, request, device, notices)
+    """Train once and score. Unless `request.holdout`, weights stay until `release`."""
+    run = train_until_valid(workbench, request, device, notices)
     try:
-        score = evaluator.score_run(bench, run, slot=device)
+        score = evaluator.score_run(workbench, run, device=device)
         if request.holdout:
-            score = evaluator.add_holdout_score(bench, score, slot=device)
+            score = evaluator.add_holdout_score(workbench, score, device=device)
     except BaseException:
         trainer.discard_runs(run)
         raise
@@ -60,18 +64,18 @@ def train_and_score(
 
 
 def train_until_valid(
-    bench: Workbench, request: RunRequest, device: Device, notices: list[Notice]
+    workbench: Workbench, request: RunRequest, device: Device, notices: list[Notice]
 ) -> Run:
-    """Train once; again where the run was void. Appends to `notices`."""
+    """Train once; repeat a void run. Appends to `notices`."""
     for repeat in range(MAX_VOID_REPEATS + 1):
         if repeat and request.pruner is not None:
             request.pruner.reset()
         run = trainer.train_candidate(
-            bench,
+            workbench,
             request.candidate,
             seed=request.seed,
-            slot=device,
-            outlook=request.pruner,
+            device=device,
+            pruner=request.pruner,
         )
         pace = run.tokens_per_second
         why = None

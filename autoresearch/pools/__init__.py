@@ -1,7 +1,7 @@
 """Where runs happen: in this process, or one per device of this machine.
 
-A pool knows nothing of experiments: it hands requests to a worker and its results back.
-What the worker raises, `next` raises.
+A pool knows nothing of experiments: it passes requests to a worker and returns the
+results. What the worker raises, `next_result` raises.
 """
 
 from typing import Protocol
@@ -19,7 +19,7 @@ class RunWorker(Protocol):
 
 
 class Pool(Protocol):
-    """Runs requests on free devices and hands back results as they end."""
+    """Runs requests on free devices and returns results as they end."""
 
     @property
     def capacity(self) -> int:
@@ -33,7 +33,7 @@ class Pool(Protocol):
 
     @property
     def has_result(self) -> bool:
-        """Whether `next` returns at once."""
+        """Whether `next_result` returns at once."""
         ...
 
     def submit(self, request: RunRequest) -> None:
@@ -41,9 +41,9 @@ class Pool(Protocol):
         ...
 
     def next_result(self) -> RunResult | RunLost | None:
-        """Whichever request ends first; None when there is none to wait for."""
+        """Wait for the request that ends first; None when none is under way."""
         ...
 
     def release(self, score: Score) -> None:
-        """Delete what is kept of a run that has its verdict."""
+        """Delete the weights of a run that has its verdict."""
         ...

@@ -9,31 +9,31 @@ from autoresearch.pools import RunWorker
 
 
 class InlinePool:
-    """A pool of one device, which works only when asked for the next result."""
+    """A pool of one device, which runs a request when its result is asked for."""
 
     capacity = 1
     has_result = False
 
-    def __init__(self, work: RunWorker, devices: Sequence[Device]) -> None:
-        self._work, self._device = work, devices[0]
+    def __init__(self, worker: RunWorker, devices: Sequence[Device]) -> None:
+        self._worker, self._device = worker, devices[0]
         self._waiting: deque[RunRequest] = deque()
 
     @property
     def free_count(self) -> int:
-        """One, unless something is waiting."""
+        """One, unless a request is waiting."""
         return 1 - len(self._waiting)
 
     def submit(self, request: RunRequest) -> None:
-        """Remember the request; `next` will carry it out."""
-        assert self.free_count, "the one device is taken"
+        """Queue the request; `next_result` carries it out."""
+        assert self.free_count, "the one device is busy"
         self._waiting.append(request)
 
     def next_result(self) -> RunResult | None:
         """Carry out the waiting request."""
         if not self._waiting:
             return None
-        return self._work(self._waiting.popleft(), self._device)
+        return self._worker(self._waiting.popleft(), self._device)
 
     def release(self, score: Score) -> None:
-        """Delete what is kept of a run."""
-        self._work.release(score)
+        """Delete the weights of a run."""
+        self._worker.release(score)

@@ -7,22 +7,24 @@ from autoresearch.experiment import Device, Score
 from autoresearch.measure.messages import RunRequest, RunResult
 from autoresearch.pools import RunWorker
 
-POLL_SECONDS = 0.2  # how often a waiting `next` lets a signal through
+POLL_SECONDS = 0.2  # how often a waiting `next_result` lets a signal through
 
 
 class LocalPool:
-    """A thread per device: the work is a child process, so threads are enough."""
+    """A thread per device: a run is a child process, so threads are enough."""
 
-    def __init__(self, work: RunWorker, devices: Sequence[Device]) -> None:
+    def __init__(self, worker: RunWorker, devices: Sequence[Device]) -> None:
         self.capacity = len(devices)
-        self._work = work
-        self._idle = list(reversed(devices))  # the one freed last is given first
+        self._worker = worker
+        self._idle = list(
+            reversed(devices)
+        )  # a stack: the one freed last is used first
         self._busy: dict[Future[RunResult], Device] = {}
         self._threads = ThreadPoolExecutor(len(devices), thread_name_prefix="device")
 
     @property
     def free_count(self) -> int:
-        """Devices with nothing to do."""
+        """Idle devices."""
         return len(self._idle)
 
     @property
@@ -32,9 +34,9 @@ class LocalPool:
 
     def submit(self, request: RunRequest) -> None:
         """Start a request on an idle device."""
-        assert self._idle, "every device is taken"
+        assert self._idle, "every device is busy"
         device = self._idle.pop()
-        self._busy[self._threads.submit(self._work, request, device)] = device
+        self._busy[self._threads.submit(self._worker, request, device)] = device
 
     def next_result(self) -> RunResult | None:
         """Wait for the first request to end and free its device."""
@@ -48,5 +50,5 @@ class LocalPool:
         return first.result()
 
     def release(self, score: Score) -> None:
-        """Delete what is kept of a run."""
-        self._work.release(score)
+        """Delete the weights of a run."""
+        self._worker.release(score)

@@ -1,6 +1,6 @@
-"""Which pool a name stands for. Plugins: autoresearch.pools (see `plugins`).
+"""The pool of a name. Plugins: autoresearch.pools (see `plugins`).
 
-A plugin's entry point is callable as (work, devices of this machine) -> Pool.
+A plugin's entry point is callable as (worker, devices of this machine) -> Pool.
 """
 
 from autoresearch import plugins
@@ -11,12 +11,11 @@ from autoresearch.pools.inline import InlinePool
 from autoresearch.pools.local import LocalPool
 
 
-def load_pool(name: str, work: RunWorker, devices: tuple[Device, ...]) -> Pool:
-    """The pool that config.toml names; LabError for an unknown name."""
+def load_pool(name: str, worker: RunWorker, devices: tuple[Device, ...]) -> Pool:
+    """Make the pool that config.toml names; LabError for an unknown name."""
     if name == "local":
-        return (
-            InlinePool(work, devices) if len(devices) == 1 else LocalPool(work, devices)
-        )
+        make_local = InlinePool if len(devices) == 1 else LocalPool
+        return make_local(worker, devices)
     make = plugins.load_plugin("pools", name)
     if make is None:
         known = ", ".join(("local", *plugins.plugin_names("pools")))
@@ -24,5 +23,5 @@ def load_pool(name: str, work: RunWorker, devices: tuple[Device, ...]) -> Pool:
             f"unknown pool {name!r}; the pools are: {known}. Next: correct `pool` in "
             "config.toml"
         )
-    pool: Pool = make(work, devices)
+    pool: Pool = make(worker, devices)
     return pool

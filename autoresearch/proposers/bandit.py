@@ -30,11 +30,11 @@ from autoresearch.records import queries
 from autoresearch.records.ledger import LEDGER_ONLY_KINDS, Ledger
 from autoresearch.stats.history import compute_change_effects
 
-HALF_LIFE = 25.0  # experiments of that arm, after which a gain counts half
-FLOOR = 0.3  # share of all proposals that is split evenly among the arms
+GAIN_HALF_LIFE = 25.0  # experiments of that arm, after which a gain counts half
+EVEN_SPLIT_SHARE = 0.3  # share of all proposals that is split evenly among the arms
 PRIOR_WEIGHT = 2.0  # gains of the typical size that every arm is credited with
-REFUSED_SHARE = 0.1  # of a run: what a proposal that never ran is counted as
-CURIOSITY = 0.5  # of UCB
+REFUSED_COST_SHARE = 0.1  # of a run: what a proposal that never ran is counted as
+UCB_EXPLORATION = 0.5  # of UCB
 
 
 @dataclass
@@ -42,10 +42,10 @@ class Arm:
     """What one proposer has brought: (gain, seconds of the GPU), oldest first."""
 
     results: list[tuple[float, float]] = field(default_factory=list)
-    last: int = -1  # place of its last proposal among all
+    last_place: int = -1  # place of its last proposal among all
 
 
-class Hybrid:
+class Bandit:
     """Asks the arms in the order of what they promise; `rule` is for the benchmark."""
 
     def __init__(
@@ -61,7 +61,7 @@ class Hybrid:
         self.close = closing  # ends what thinks in the background
         self._seed = seed
         self._rule = rule
-        self._spare = spare
+        self._fallback = spare
 
     @property
     def name(self) -> str:
@@ -71,7 +71,7 @@ class Hybrid:
     @property
     def exhausted(self) -> bool:
         """Whether all of them are, and nobody stands in."""
-        return self._spare is None and all(
+        return self._fallback is None and all(
             proposer.exhausted for proposer in self.proposers
         )
 
@@ -81,40 +81,47 @@ class Hybrid:
         all_rows = queries.load_evidence(ledger, series).adjust_rows()
         rows = [row for row in all_rows if row.parent]
         sign = -1.0 if ledger.lower_is_better else 1.0
-        arms = histories(self.names, rows, gains_of(all_rows, sign))
+        arms = collect_results(self.arm_names, rows, compute_gains(all_rows, sign))
         waiting = len(ledger.load_open_proposals())
         rng = random.Random(f"{self._seed}:{len(rows)}:{waiting}")
-        for place in self.order(arms, len(rows), rng):
+        for place in self.rank_arms(arms, len(rows), rng):
             proposer = self.proposers[place]
             if not proposer.exhausted and (proposal := proposer.propose(ledger)):
                 return proposal
-        return self._spare.propose(ledger) if self._spare else None
+        return self._fallback.propose(ledger) if self._fallback else None
 
     @property
-    def names(self) -> list[str]:
+    def arm_names(self) -> list[str]:
         """One name per arm."""
         return [proposer.name for proposer in self.proposers]
 
-    def order(self, arms: Sequence[Arm], total: int, rng: random.Random) -> list[int]:
+    def rank_arms(
+        self, arms: Sequence[Arm], total: int, rng: random.Random
+    ) -> list[int]:
         """The places of the arms: who is due by the floor, then who promises most."""
-        unit = typical([gain for arm in arms for gain, _ in arm.results])
-        seconds = typical([s for arm in arms for _, s in arm.results])
+        unit = mean_positive([gain for arm in arms for gain, _ in arm.results])
+        seconds = mean_positive([s for arm in arms for _, s in arm.results])
         if self._rule == "ucb":
-            said = [bound(arm, unit, seconds, total) for arm in arms]
+            said = [compute_ucb(arm, unit, seconds, total) for arm in arms]
         else:
-            said = [drawn(arm, unit, seconds, rng) for arm in arms]
+            said = [sample_gain_rate(arm, unit, seconds, rng) for arm in arms]
         every = math.ceil(
-            len(arms) / FLOOR
+            len(arms) / EVEN_SPLIT_SHARE
         )  # proposals between two of one arm, at most
-        due = [total - arm.last > every for arm in arms]
+        due = [total - arm.last_place > every for arm in arms]
         tie = [rng.random() for _ in arms]
         return sorted(
             range(len(arms)),
-            key=lambda i: (not due[i], arms[i].last if due[i] else 0, -said[i], tie[i]),
+            key=lambda i: (
+                not due[i],
+                arms[i].last_place if due[i] else 0,
+                -said[i],
+                tie[i],
+            ),
         )
 
 
-def gains_of(rows: Sequence[Row], sign: float) -> dict[int, float]:
+def compute_gains(rows: Sequence[Row], sign: float) -> dict[int, float]:
     """What each experiment gained; nothing is lost by a bad idea but its time."""
     return {
         number: max(0.0, sign * by)
@@ -122,46 +129,50 @@ def gains_of(rows: Sequence[Row], sign: float) -> dict[int, float]:
     }
 
 
-def histories(
+def collect_results(
     names: Sequence[str], rows: Sequence[Row], gains: Mapping[int, float]
 ) -> list[Arm]:
     """Each arm's results; what has no score gained nothing, and took its time."""
     arms = {name: Arm() for name in names}
-    usual = typical([row.seconds + row.evaluation_seconds for row in rows])
+    usual = mean_positive([row.seconds + row.evaluation_seconds for row in rows])
     for place, row in enumerate(rows):
         arm = arms.get(row.author)
         if arm is not None:
-            arm.results.append((gains.get(row.number, 0.0), took(row, usual)))
-            arm.last = place
+            arm.results.append(
+                (gains.get(row.number, 0.0), estimate_gpu_seconds(row, usual))
+            )
+            arm.last_place = place
     return [arms[name] for name in names]
 
 
-def took(row: Row, usual: float) -> float:
+def estimate_gpu_seconds(row: Row, usual: float) -> float:
     """Seconds of the GPU; of a run without a score as far as is known."""
     if row.runs:
         return row.seconds + row.evaluation_seconds
     if row.kind in LEDGER_ONLY_KINDS:
-        return REFUSED_SHARE * usual
+        return REFUSED_COST_SHARE * usual
     between = row.decided_at - row.proposed_at
     return min(between, usual) if between > 0 else usual
 
 
-def typical(numbers: Sequence[float]) -> float:
+def mean_positive(numbers: Sequence[float]) -> float:
     """The mean of what is positive; 1 where nothing is."""
     positive = [number for number in numbers if number > 0]
     return sum(positive) / len(positive) if positive else 1.0
 
 
-def weights_of(count: int) -> list[float]:
+def compute_weights(count: int) -> list[float]:
     """How much each result counts, oldest first."""
-    return [0.5 ** ((count - 1 - place) / HALF_LIFE) for place in range(count)]
+    return [0.5 ** ((count - 1 - place) / GAIN_HALF_LIFE) for place in range(count)]
 
 
-def drawn(arm: Arm, unit: float, seconds: float, rng: random.Random) -> float:
+def sample_gain_rate(
+    arm: Arm, unit: float, seconds: float, rng: random.Random
+) -> float:
     """Gain per second under random weights, with one hopeful result to begin with."""
     weight = PRIOR_WEIGHT * rng.expovariate(1.0)
     gained, spent = weight * unit, weight * seconds
-    counts = weights_of(len(arm.results))
+    counts = compute_weights(len(arm.results))
     for (gain, took), count in zip(arm.results, counts, strict=True):
         weight = count * rng.expovariate(1.0)
         gained += weight * gain
@@ -169,14 +180,14 @@ def drawn(arm: Arm, unit: float, seconds: float, rng: random.Random) -> float:
     return gained / spent if spent else 0.0
 
 
-def bound(arm: Arm, unit: float, seconds: float, total: int) -> float:
+def compute_ucb(arm: Arm, unit: float, seconds: float, total: int) -> float:
     """Gain per second, plus what may be hoped for: discounted UCB."""
-    counts = weights_of(len(arm.results))
+    counts = compute_weights(len(arm.results))
     tries = PRIOR_WEIGHT + sum(counts)
     gained = PRIOR_WEIGHT * unit
     spent = PRIOR_WEIGHT * seconds
     for (gain, took), count in zip(arm.results, counts, strict=True):
         gained += count * gain
         spent += count * took
-    hope = CURIOSITY * unit * math.sqrt(math.log(total + 2) / tries)
+    hope = UCB_EXPLORATION * unit * math.sqrt(math.log(total + 2) / tries)
     return (gained / tries + hope) * tries / spent if spent else 0.0

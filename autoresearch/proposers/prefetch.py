@@ -24,15 +24,15 @@ from typing import Protocol
 from autoresearch.errors import LabError
 from autoresearch.experiment import Champion, Proposal
 from autoresearch.lab import constants, constraints
-from autoresearch.proposers.toolkit import Desk
+from autoresearch.proposers.toolkit import Toolkit
 from autoresearch.records.ledger import Ledger
 
-MOST_UNDERWAY = 6
+MAX_UNDERWAY = 6
 JOIN_SECONDS = 10.0
-LOOK_SECONDS = 1.0  # how often an idle thread looks whether its proposer may be asked
+POLL_SECONDS = 1.0  # how often an idle thread looks whether its proposer may be asked
 
 
-class Thinker(Protocol):
+class SlowProposer(Protocol):
     """A proposer that may take minutes, and can be told to stop."""
 
     @property
@@ -52,78 +52,84 @@ class Thinker(Protocol):
         """Stop what is under way; it is not asked again."""
         ...
 
-    def examine(self) -> str:
+    def check_ready(self) -> str:
         """`ok ...`, or what is wrong with it and what to type."""
         ...
 
 
-class Ahead:
+class Prefetch:
     """The same proposer, never waited for."""
 
-    def __init__(self, inner: Thinker, desk: Desk, most: int = MOST_UNDERWAY) -> None:
+    def __init__(
+        self, inner: SlowProposer, desk: Toolkit, most: int = MAX_UNDERWAY
+    ) -> None:
         self.name = inner.name
         self.dropped = 0  # ideas that a new champion made useless
         self.inner = inner
-        self._desk = desk
-        self._most = most
-        self._wanted = 1
-        self._busy = 0
+        self._toolkit = desk
+        self._max_underway = most
+        self._target_underway = 1
+        self._busy_count = 0
         self._ready: list[Proposal] = []
         self._threads: list[threading.Thread] = []
-        self._turn = threading.Condition()
+        self._condition = threading.Condition()
         self._closed = False
-        self._went_wrong: BaseException | None = None  # in a thread; raised here
+        self._thread_error: BaseException | None = None  # in a thread; raised here
 
     @property
     def exhausted(self) -> bool:
         """Whether nothing is ready and nothing will be."""
-        with self._turn:
-            return self.inner.exhausted and not self._ready and not self._busy
+        with self._condition:
+            return self.inner.exhausted and not self._ready and not self._busy_count
 
     def propose(self, ledger: Ledger) -> Proposal | None:
         """An idea that is ready, on the present champion; None when there is none."""
         start = ledger.starting_point
         if start is None:
             return None
-        with self._turn:
-            if self._went_wrong is not None:
-                raise self._went_wrong
-            proposal = self._next(ledger, start)
+        with self._condition:
+            if self._thread_error is not None:
+                raise self._thread_error
+            proposal = self._take_ready(ledger, start)
             if proposal is None and not self.inner.resting_until:
-                self._wanted = min(self._most, self._wanted + 1)
+                self._target_underway = min(
+                    self._max_underway, self._target_underway + 1
+                )
             elif len(self._ready) > 1:
-                self._wanted = max(1, self._wanted - 1)
-            self._hire(ledger)
-            self._turn.notify_all()
+                self._target_underway = max(1, self._target_underway - 1)
+            self._start_threads(ledger)
+            self._condition.notify_all()
         return proposal
 
     def close(self) -> None:
         """Stop thinking; wait for the threads, but not for long."""
-        with self._turn:
+        with self._condition:
             self._closed = True
-            self._turn.notify_all()
+            self._condition.notify_all()
         self.inner.close()
         deadline = time.monotonic() + JOIN_SECONDS  # for all of them together
         for thread in self._threads:
             thread.join(max(0.0, deadline - time.monotonic()))
 
-    def _next(self, ledger: Ledger, start: Champion) -> Proposal | None:
+    def _take_ready(self, ledger: Ledger, start: Champion) -> Proposal | None:
         while self._ready:
             proposal = self._ready.pop(0)
-            self._desk.underway.discard(proposal.title)
+            self._toolkit.pending_titles.discard(proposal.title)
             if proposal.parent == start.blob or proposal.refused:
                 return proposal
-            carried = carried_over(ledger, proposal, start.blob)
-            if carried is not None and not self._desk.quick_fault(ledger, carried):
+            carried = rebase_proposal(ledger, proposal, start.blob)
+            if carried is not None and not self._toolkit.find_quick_fault(
+                ledger, carried
+            ):
                 return carried
             self.dropped += 1
         return None
 
-    def _hire(self, ledger: Ledger) -> None:
+    def _start_threads(self, ledger: Ledger) -> None:
         """As many threads as ideas are wanted at once."""
-        while len(self._threads) < self._wanted:
+        while len(self._threads) < self._target_underway:
             thread = threading.Thread(
-                target=self._work,
+                target=self._run_thread,
                 args=(ledger.path, ledger.lower_is_better, ledger.series),
                 name=f"thinking: {self.name}"[:60],
                 daemon=True,
@@ -131,39 +137,39 @@ class Ahead:
             self._threads.append(thread)
             thread.start()
 
-    def _work(self, path: Path, lower_is_better: bool, series: str) -> None:
+    def _run_thread(self, path: Path, lower_is_better: bool, series: str) -> None:
         """One thread: think whenever an idea is wanted."""
         ledger = Ledger(path, lower_is_better=lower_is_better)
         ledger.series = series
         try:
-            while self._wait():
+            while self._wait_for_demand():
                 proposal = self.inner.propose(ledger)
-                with self._turn:
-                    self._busy -= 1
+                with self._condition:
+                    self._busy_count -= 1
                     if proposal is not None:
-                        self._queue(proposal)
+                        self._enqueue(proposal)
                     elif not self._closed:
-                        self._turn.wait(LOOK_SECONDS)
+                        self._condition.wait(POLL_SECONDS)
         except BaseException as error:  # ours: shown where the night can see it
-            with self._turn:
-                self._went_wrong = error
+            with self._condition:
+                self._thread_error = error
             raise
         finally:
             ledger.close()
 
-    def _wait(self) -> bool:
+    def _wait_for_demand(self) -> bool:
         """Until an idea is wanted and may be asked for; False when it is over."""
-        with self._turn:
+        with self._condition:
             while not self._closed:
-                missing = self._wanted - len(self._ready) - self._busy
+                missing = self._target_underway - len(self._ready) - self._busy_count
                 asleep = self.inner.exhausted or self.inner.resting_until
                 if missing > 0 and not asleep:
-                    self._busy += 1
+                    self._busy_count += 1
                     return True
-                self._turn.wait(LOOK_SECONDS)
+                self._condition.wait(POLL_SECONDS)
         return False
 
-    def _queue(self, proposal: Proposal) -> None:
+    def _enqueue(self, proposal: Proposal) -> None:
         """Put an idea into the queue, unless the same one waits there already."""
         code = constraints.fingerprint_code(proposal.source)
         if not proposal.refused and any(
@@ -171,14 +177,14 @@ class Ahead:
         ):
             proposal = replace(proposal, refused="the same as another idea that waited")
         self._ready.append(proposal)
-        self._desk.underway.add(proposal.title)
+        self._toolkit.pending_titles.add(proposal.title)
 
 
-def carried_over(ledger: Ledger, proposal: Proposal, blob: str) -> Proposal | None:
+def rebase_proposal(ledger: Ledger, proposal: Proposal, blob: str) -> Proposal | None:
     """The same change on another champion; None where the two touch the same lines."""
     base, ours = ledger.load_source(proposal.parent), ledger.load_source(blob)
-    merged = same_constants(ours, base, proposal.source)
-    merged = merged or merge(ours, base, proposal.source)
+    merged = rebase_constants(ours, base, proposal.source)
+    merged = merged or merge_texts(ours, base, proposal.source)
     if merged is None or constraints.fingerprint_code(
         merged
     ) == constraints.fingerprint_code(ours):
@@ -186,7 +192,7 @@ def carried_over(ledger: Ledger, proposal: Proposal, blob: str) -> Proposal | No
     return replace(proposal, source=merged, parent=blob)
 
 
-def same_constants(ours: str, base: str, theirs: str) -> str | None:
+def rebase_constants(ours: str, base: str, theirs: str) -> str | None:
     """The constants that `theirs` changed, changed in `ours`; None when more differs.
 
     To a three-way merge neighbouring lines conflict, and constants are neighbours.
@@ -207,7 +213,7 @@ def same_constants(ours: str, base: str, theirs: str) -> str | None:
         return None
 
 
-def merge(ours: str, base: str, theirs: str) -> str | None:
+def merge_texts(ours: str, base: str, theirs: str) -> str | None:
     """Both changes to `base` in one text; None when they conflict."""
     with tempfile.TemporaryDirectory(prefix="autoresearch-merge-") as made:
         files = []

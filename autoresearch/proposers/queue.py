@@ -8,7 +8,7 @@ from autoresearch.experiment import Proposal
 from autoresearch.records.ledger import Ledger
 
 
-class Mailbox:
+class QueueProposer:
     """Never exhausted: the next letter may come at any time."""
 
     exhausted = False

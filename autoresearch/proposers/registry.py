@@ -15,14 +15,14 @@ from autoresearch import plugins
 from autoresearch.errors import LabError
 from autoresearch.lab.program import Program
 from autoresearch.proposers import Proposer
-from autoresearch.proposers.toolkit import Desk
+from autoresearch.proposers.toolkit import Toolkit
 
 GRAMMAR = (
     "search, mailbox, human:NAME, script:FILE, claude, codex, gemini, opencode, aider, "
     'cmd:"...", acp:"...", provider:model[@URL]'
 )
-AGENT = re.compile(r"claude|codex|gemini|opencode|aider|(?:cmd|acp):.+")
-MODEL = re.compile(
+AGENT_PATTERN = re.compile(r"claude|codex|gemini|opencode|aider|(?:cmd|acp):.+")
+MODEL_PATTERN = re.compile(
     r"(?!script:|cmd:|acp:|human:)[a-z][a-z0-9_-]*:[^@\s]+(@https?://\S+)?"
 )
 
@@ -32,24 +32,24 @@ def load_proposers(
     program: Program,
     folder: Path,
     seed: int,
-    desk: Desk | None = None,
+    desk: Toolkit | None = None,
 ) -> Proposer:
     """The proposers that these words name; LabError for others.
 
     Several share the GPU by a bandit. Who takes long thinks in the background, and
     while it does, or rests, the optimiser stands in.
     """
-    from autoresearch.proposers.toolkit import desk_of
+    from autoresearch.proposers.toolkit import open_toolkit
 
-    desk = desk or desk_of(folder, program)
+    desk = desk or open_toolkit(folder, program)
     found = [load_proposer(spec, program, desk, seed) for spec in dict.fromkeys(specs)]
     thinking = [proposer for proposer in found if is_slow(proposer.name)]
     if len(found) == 1 and not thinking:
         return found[0]
-    from autoresearch.proposers.bandit import Hybrid
+    from autoresearch.proposers.bandit import Bandit
 
     spare = load_stand_in(program, seed) if thinking and "search" not in specs else None
-    return Hybrid(
+    return Bandit(
         found, seed, spare=spare, closing=partial(close_proposers, found, desk)
     )
 
@@ -75,18 +75,18 @@ def check_proposers(
     Asks models and agents once, so it may take a minute and some money.
     """
     from autoresearch.proposers.llm import LLM
-    from autoresearch.proposers.prefetch import Ahead
-    from autoresearch.proposers.toolkit import desk_of
+    from autoresearch.proposers.prefetch import Prefetch
+    from autoresearch.proposers.toolkit import open_toolkit
 
-    desk, found = desk_of(folder, program), {}
+    desk, found = open_toolkit(folder, program), {}
     for spec in dict.fromkeys(specs):
         proposer = load_proposer(spec, program, desk, seed=0)
         match proposer:
-            case Ahead(inner=thinker):
-                found[spec] = ProposerState(thinker.examine())
+            case Prefetch(inner=thinker):
+                found[spec] = ProposerState(thinker.check_ready())
             case LLM() as model:  # asked between two runs
                 begun = time.monotonic()
-                state = model.examine()
+                state = model.check_ready()
                 found[spec] = ProposerState(state, time.monotonic() - begun)
             case _:
                 found[spec] = ProposerState("ok")
@@ -95,7 +95,7 @@ def check_proposers(
 
 def is_slow(spec: str) -> bool:
     """Whether this proposer thinks, which takes a while."""
-    return bool(AGENT.fullmatch(spec) or MODEL.fullmatch(spec))
+    return bool(AGENT_PATTERN.fullmatch(spec) or MODEL_PATTERN.fullmatch(spec))
 
 
 def load_stand_in(program: Program, seed: int) -> Proposer | None:
@@ -108,17 +108,17 @@ def load_stand_in(program: Program, seed: int) -> Proposer | None:
         return None
 
 
-def close_proposers(proposers: Sequence[Proposer], desk: Desk) -> None:
+def close_proposers(proposers: Sequence[Proposer], desk: Toolkit) -> None:
     """The night is over: nobody thinks on."""
-    from autoresearch.proposers.prefetch import Ahead
+    from autoresearch.proposers.prefetch import Prefetch
 
-    desk.closing()
+    desk.stop_checks()
     for proposer in proposers:
-        if isinstance(proposer, Ahead):
+        if isinstance(proposer, Prefetch):
             proposer.close()
 
 
-def load_proposer(spec: str, program: Program, desk: Desk, seed: int) -> Proposer:
+def load_proposer(spec: str, program: Program, desk: Toolkit, seed: int) -> Proposer:
     """The proposer that one word names."""
     word, _, rest = spec.partition(":")
     if spec == "search":
@@ -126,25 +126,25 @@ def load_proposer(spec: str, program: Program, desk: Desk, seed: int) -> Propose
 
         return Search(seed=seed, max_constants=program.max_constants)
     if spec == "mailbox" or (word == "human" and rest):
-        from autoresearch.proposers.queue import Mailbox
+        from autoresearch.proposers.queue import QueueProposer
 
-        return Mailbox(spec)
+        return QueueProposer(spec)
     if word == "script" and rest:
         from autoresearch.proposers.script import Script
 
-        return Script.read(desk.lab.folder / rest)
-    if AGENT.fullmatch(spec):
+        return Script.load(desk.lab.folder / rest)
+    if AGENT_PATTERN.fullmatch(spec):
         from autoresearch.proposers.agents.process import Agent
-        from autoresearch.proposers.prefetch import Ahead
+        from autoresearch.proposers.prefetch import Prefetch
 
         # One at a time: two of one agent would share its HOME, and its database there.
-        return Ahead(Agent(spec, desk), desk, most=1)
-    if MODEL.fullmatch(spec):
+        return Prefetch(Agent(spec, desk), desk, most=1)
+    if MODEL_PATTERN.fullmatch(spec):
         from autoresearch.proposers.llm import LLM
-        from autoresearch.proposers.prefetch import Ahead
+        from autoresearch.proposers.prefetch import Prefetch
 
         model = LLM(spec, desk)
-        return model if model.shares_the_gpu else Ahead(model, desk)
+        return model if model.shares_gpu else Prefetch(model, desk)
     if make := plugins.load_plugin("proposers", word):
         proposer: Proposer = make(rest, desk, seed)
         return proposer

@@ -17,8 +17,8 @@ from autoresearch.experiment import Proposal
 from autoresearch.lab import constants
 from autoresearch.records.ledger import Ledger
 
-LARGEST_SCRIPT_BYTES = 16 << 20
-KEYS = {"title", "source", "set", "reason"}
+MAX_SCRIPT_BYTES = 16 << 20
+ENTRY_KEYS = {"title", "source", "set", "reason"}
 
 
 class Script:
@@ -26,14 +26,14 @@ class Script:
 
     def __init__(self, lines: Sequence[Mapping[str, Any]], name: str) -> None:
         self.name = name
-        self._lines = lines
-        self._next = 0
+        self._entries = lines
+        self._next_index = 0
 
     @classmethod
-    def read(cls, path: Path) -> "Script":
+    def load(cls, path: Path) -> "Script":
         """A script from its file, or LabError naming the line that is wrong."""
         try:
-            if path.stat().st_size > LARGEST_SCRIPT_BYTES:
+            if path.stat().st_size > MAX_SCRIPT_BYTES:
                 raise LabError(f"{path} is larger than 16 MB. Next: shorten it")
             lines = json.loads(path.read_text())
         except OSError as error:
@@ -48,22 +48,22 @@ class Script:
         if not isinstance(lines, list):
             raise LabError(f"{path} is not a JSON list of proposals")
         for number, line in enumerate(lines):
-            if why := fault(line):
+            if why := find_fault(line):
                 raise LabError(f"{path}: proposal {number} {why}")
         return cls(lines, f"script:{path.name}")
 
     @property
     def exhausted(self) -> bool:
         """Whether every line has been proposed."""
-        return self._next >= len(self._lines)
+        return self._next_index >= len(self._entries)
 
     def propose(self, ledger: Ledger) -> Proposal | None:
         """The next line, on the train.py to start from."""
         start = ledger.starting_point
         if self.exhausted or start is None:
             return None
-        line = self._lines[self._next]
-        self._next += 1
+        line = self._entries[self._next_index]
+        self._next_index += 1
         source, refused = ledger.load_source(start.blob), ""
         try:
             source = line.get("source") or constants.replace_constants(
@@ -82,12 +82,12 @@ class Script:
         )
 
 
-def fault(line: object) -> str:
+def find_fault(line: object) -> str:
     """What is wrong with a line of a script; "" when nothing is."""
     if not isinstance(line, dict) or not isinstance(line.get("title"), str):
         return "has no title"
-    if odd := sorted(set(line) - KEYS):
-        return f"has an unknown key {odd[0]!r}; the keys are: {', '.join(sorted(KEYS))}"
+    if odd := sorted(set(line) - ENTRY_KEYS):
+        return f"has an unknown key {odd[0]!r}; the keys are: {', '.join(sorted(ENTRY_KEYS))}"
     if ("source" in line) == ("set" in line):
         return "needs either source or set"
     if not isinstance(line.get("source", ""), str):

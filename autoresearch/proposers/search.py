@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     import optuna
 
 # What usually moves a training score most, first. Only an order to begin with.
-MATTERS = (
+WORDS_BY_IMPORTANCE = (
     "LR",
     "RATE",
     "BATCH",
@@ -42,14 +42,14 @@ MATTERS = (
     "WARMDOWN",
     "DECAY",
 )
-ENOUGH_FOR_TPE = 4  # results of one constant before a model of it says more than steps
-BOLD, FINE = 2.0, 1.3  # factors of a first and of a later step
-CURIOSITY = 1.0
-MOST_TRIES = 40  # values to draw before calling a constant used up
+MIN_TPE_RESULTS = 4  # results of one constant before a model of it says more than steps
+BOLD_FACTOR, FINE_FACTOR = 2.0, 1.3  # factors of a first and of a later step
+UCB_EXPLORATION = 1.0
+MAX_RANDOM_DRAWS = 40  # values to draw before calling a constant used up
 
 
 @dataclass
-class Tried:
+class ConstantResults:
     """What changing one constant has brought so far."""
 
     points: list[tuple[Value, float | None]] = field(default_factory=list)
@@ -64,11 +64,11 @@ class Search:
     exhausted = False
 
     def __init__(self, seed: int = 0, max_constants: int = 1) -> None:
-        need_optuna()
+        require_optuna()
         self._seed = seed
-        self._most = max_constants
-        self._values: dict[str, dict[str, Value]] = {}
-        self._skeletons: dict[str, str] = {}
+        self._max_constants = max_constants
+        self._values_by_blob: dict[str, dict[str, Value]] = {}
+        self._skeleton_by_blob: dict[str, str] = {}
 
     def propose(self, ledger: Ledger) -> Proposal | None:
         """A new value for the constant that promises most; None if all are used up."""
@@ -82,14 +82,16 @@ class Search:
         }
         rng = random.Random(f"{self._seed}:{len(rows)}:{len(taken)}:{start.blob}")
         knobs = {c.name: c for c in constants.parse_constants(source) if not c.is_fixed}
-        history = self._history(ledger, start.blob, knobs, rows)
-        for name in order(knobs, history, rng):
-            for value, reason in self._values_for(
+        history = self._collect_results(ledger, start.blob, knobs, rows)
+        for name in rank_constants(knobs, history, rng):
+            for value, reason in self._rank_values(
                 knobs[name], history[name], ledger, rng
             ):
                 changed = {name: value}
-                if self._most > 1:
-                    changed |= companions(knobs, history, name, self._most - 1, rng)
+                if self._max_constants > 1:
+                    changed |= add_companions(
+                        knobs, history, name, self._max_constants - 1, rng
+                    )
                 text = constants.replace_constants(source, changed)
                 code = constraints.fingerprint_code(text)
                 known = ledger.find_same_code(code, start.blob, None) is not None
@@ -99,30 +101,32 @@ class Search:
                     or code == constraints.fingerprint_code(source)
                 ):
                     continue
-                title = ", ".join(worded(knobs[n], v) for n, v in changed.items())
+                title = ", ".join(
+                    format_change(knobs[n], v) for n, v in changed.items()
+                )
                 return Proposal(None, title, text, start.blob, self.name, reason)
         return None
 
     # -- memory ------------------------------------------------------------------------
 
-    def _history(
+    def _collect_results(
         self,
         ledger: Ledger,
         blob: str,
         knobs: dict[str, Constant],
         rows: Sequence[Row],
-    ) -> dict[str, Tried]:
+    ) -> dict[str, ConstantResults]:
         """Per constant: results near the champion in this series, and gains ever."""
-        history = {name: Tried() for name in knobs}
-        here, shape = self._constants(ledger, blob)
+        history = {name: ConstantResults() for name in knobs}
+        here, shape = self._read_constants(ledger, blob)
         sign = 1.0 if ledger.lower_is_better else -1.0
         effect = compute_change_effects(rows)
         series = ledger.series or ledger.find_last_series()
         for row in rows:
             if row.kind == "refused" or row.kind == "duplicate" or not row.parent:
                 continue
-            there, theirs = self._constants(ledger, row.blob)
-            before, _ = self._constants(ledger, row.parent)
+            there, theirs = self._read_constants(ledger, row.blob)
+            before, _ = self._read_constants(ledger, row.parent)
             changed = [n for n in there if before.get(n) != there[n] and n in history]
             for name in changed:
                 history[name].count += 1
@@ -137,28 +141,33 @@ class Search:
         for waiting in (
             proposal for proposal in ledger.load_open_proposals() if proposal.parent
         ):
-            there, _ = self._constants(ledger, compute_blob_id(waiting.source))
-            before, _ = self._constants(ledger, waiting.parent)
+            there, _ = self._read_constants(ledger, compute_blob_id(waiting.source))
+            before, _ = self._read_constants(ledger, waiting.parent)
             for name in (name for name in there if name in history):
                 history[name].count += before.get(name) != there[name]
         return history
 
-    def _constants(self, ledger: Ledger, blob: str) -> tuple[dict[str, Value], str]:
-        if blob not in self._values:
+    def _read_constants(
+        self, ledger: Ledger, blob: str
+    ) -> tuple[dict[str, Value], str]:
+        if blob not in self._values_by_blob:
             try:
                 source = ledger.load_source(blob)
-                self._values[blob] = constants.constant_values(source)
-                self._skeletons[blob] = constraints.fingerprint_code(
+                self._values_by_blob[blob] = constants.constant_values(source)
+                self._skeleton_by_blob[blob] = constraints.fingerprint_code(
                     constants.blank_constants(source)
                 )
             except (SyntaxError, ValueError, RecursionError):
-                self._values[blob], self._skeletons[blob] = {}, "not Python"
-        return self._values[blob], self._skeletons[blob]
+                self._values_by_blob[blob], self._skeleton_by_blob[blob] = (
+                    {},
+                    "not Python",
+                )
+        return self._values_by_blob[blob], self._skeleton_by_blob[blob]
 
     # -- values ------------------------------------------------------------------------
 
-    def _values_for(
-        self, knob: Constant, tried: Tried, ledger: Ledger, rng: random.Random
+    def _rank_values(
+        self, knob: Constant, tried: ConstantResults, ledger: Ledger, rng: random.Random
     ) -> list[tuple[Value, str]]:
         """Values to try for one constant, best first, each with its reason."""
         done = {value for value, _ in tried.points} | {knob.value}
@@ -166,15 +175,17 @@ class Search:
             rest = [value for value in knob.choices if value not in done]
             rng.shuffle(rest)
             return [(value, f"{knob.name} untried at {value!r}") for value in rest]
-        found = steps(knob, tried, rng, lower_is_better=ledger.lower_is_better)
-        if len(tried.points) >= ENOUGH_FOR_TPE:
-            values = self._modelled(knob, tried, ledger)
+        found = propose_steps(knob, tried, rng, lower_is_better=ledger.lower_is_better)
+        if len(tried.points) >= MIN_TPE_RESULTS:
+            values = self._sample_tpe(knob, tried, ledger)
             found = [
                 (v, f"TPE over {len(tried.points)} results") for v in values
             ] + found
         return [(value, why) for value, why in found if value not in done]
 
-    def _modelled(self, knob: Constant, tried: Tried, ledger: Ledger) -> list[Value]:
+    def _sample_tpe(
+        self, knob: Constant, tried: ConstantResults, ledger: Ledger
+    ) -> list[Value]:
         """What TPE asks for next, a few times over, for one constant."""
         import optuna
 
@@ -193,12 +204,14 @@ class Search:
         mean = sum(start.values) / len(start.values)
         for value, score in [(knob.value, mean), *tried.points]:
             if knob.low <= float(value) <= knob.high:
-                study.add_trial(trial_of(knob.name, float(value), score, spread))
+                study.add_trial(
+                    make_optuna_trial(knob.name, float(value), score, spread)
+                )
         asked = [study.ask({knob.name: spread}) for _ in range(4)]
-        return [tidy(knob, trial.params[knob.name]) for trial in asked]
+        return [round_value(knob, trial.params[knob.name]) for trial in asked]
 
 
-def need_optuna() -> None:
+def require_optuna() -> None:
     """LabError when the optimiser is not installed."""
     try:
         import optuna
@@ -209,7 +222,7 @@ def need_optuna() -> None:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 
-def trial_of(
+def make_optuna_trial(
     name: str,
     value: float,
     score: float | None,
@@ -227,8 +240,8 @@ def trial_of(
     )
 
 
-def order(
-    knobs: dict[str, Constant], history: dict[str, Tried], rng: random.Random
+def rank_constants(
+    knobs: dict[str, Constant], history: dict[str, ConstantResults], rng: random.Random
 ) -> list[str]:
     """The constants, most promising first: what they gained, plus curiosity."""
     total = 1 + sum(tried.count for tried in history.values())
@@ -239,29 +252,31 @@ def order(
         tried = history[name]
         best = max([0.0, *tried.gains]) / unit
         # A gain is worth less each time it was followed by nothing.
-        late = 0.5 ** max(0, len(tried.gains) - 1 - last_gain(tried.gains))
-        curious = CURIOSITY * math.sqrt(math.log(total + 1) / (tried.count + 0.5))
-        return best * late + curious * (1 + prior(name)) + 0.01 * rng.random()
+        late = 0.5 ** max(0, len(tried.gains) - 1 - find_last_gain(tried.gains))
+        curious = UCB_EXPLORATION * math.sqrt(math.log(total + 1) / (tried.count + 0.5))
+        return (
+            best * late + curious * (1 + prior_importance(name)) + 0.01 * rng.random()
+        )
 
     return sorted(knobs, key=promise, reverse=True)
 
 
-def last_gain(gains: Sequence[float]) -> int:
+def find_last_gain(gains: Sequence[float]) -> int:
     """Where the last positive gain stands; before the first when there is none."""
     return max((i for i, gain in enumerate(gains) if gain > 0), default=-1)
 
 
-def prior(name: str) -> float:
+def prior_importance(name: str) -> float:
     """How much a constant of this name usually matters, 0 to 1."""
     words = name.split("_")
-    for place, word in enumerate(MATTERS):
+    for place, word in enumerate(WORDS_BY_IMPORTANCE):
         if word in words:
-            return 1 - place / len(MATTERS)
+            return 1 - place / len(WORDS_BY_IMPORTANCE)
     return 0.0
 
 
-def steps(
-    knob: Constant, tried: Tried, rng: random.Random, *, lower_is_better: bool
+def propose_steps(
+    knob: Constant, tried: ConstantResults, rng: random.Random, *, lower_is_better: bool
 ) -> list[tuple[Value, str]]:
     """Steps away from the champion's value: bold at first, on where it helped."""
     gained = [gain > 0 for gain in tried.gains]
@@ -271,23 +286,28 @@ def steps(
         up = False
     elif worse and not any(worse):
         up = True
-    factor = BOLD if not any(gained) and len(tried.points) < 2 else FINE
+    factor = BOLD_FACTOR if not any(gained) and len(tried.points) < 2 else FINE_FACTOR
     found: list[tuple[Value, str]] = []
     for size in (factor, math.sqrt(factor), factor * factor, 1.1):
         for way in (up, not up):
-            value = tidy(knob, moved(knob, size if way else 1 / size))
+            value = round_value(knob, step_value(knob, size if way else 1 / size))
             why = (
                 "untried" if not tried.points else f"{len(tried.points)} results so far"
             )
             found.append(
                 (value, f"{knob.name}: {why}; {'up' if way else 'down'} a step")
             )
-    for _ in range(MOST_TRIES):
-        found.append((tidy(knob, drawn(knob, rng)), f"{knob.name}: anywhere in range"))
+    for _ in range(MAX_RANDOM_DRAWS):
+        found.append(
+            (
+                round_value(knob, sample_value(knob, rng)),
+                f"{knob.name}: anywhere in range",
+            )
+        )
     return found
 
 
-def moved(knob: Constant, factor: float) -> float:
+def step_value(knob: Constant, factor: float) -> float:
     """The champion's value, a step away on the scale that suits it."""
     value = float(knob.value)
     assert knob.low is not None
@@ -300,7 +320,7 @@ def moved(knob: Constant, factor: float) -> float:
     return value + share * (knob.high - knob.low)
 
 
-def drawn(knob: Constant, rng: random.Random) -> float:
+def sample_value(knob: Constant, rng: random.Random) -> float:
     """Any value of the range."""
     assert knob.low is not None
     assert knob.high is not None
@@ -309,7 +329,7 @@ def drawn(knob: Constant, rng: random.Random) -> float:
     return rng.uniform(knob.low, knob.high)
 
 
-def tidy(knob: Constant, value: float) -> Value:
+def round_value(knob: Constant, value: float) -> Value:
     """Inside the range, of the constant's type, and as a person would write it."""
     assert knob.low is not None
     assert knob.high is not None
@@ -324,15 +344,15 @@ def tidy(knob: Constant, value: float) -> Value:
     return constants.round_significant(value)
 
 
-def companions(
+def add_companions(
     knobs: dict[str, Constant],
-    history: dict[str, Tried],
+    history: dict[str, ConstantResults],
     name: str,
     most: int,
     rng: random.Random,
 ) -> dict[str, Value]:
     """Further constants to change along, where program.md allows more than one."""
-    others = [n for n in order(knobs, history, rng) if n != name][
+    others = [n for n in rank_constants(knobs, history, rng) if n != name][
         : rng.randint(0, most)
     ]
     found: dict[str, Value] = {}
@@ -341,10 +361,12 @@ def companions(
         if knob.choices:
             found[other] = rng.choice(knob.choices)
         else:
-            found[other] = tidy(knob, moved(knob, rng.choice((FINE, 1 / FINE))))
+            found[other] = round_value(
+                knob, step_value(knob, rng.choice((FINE_FACTOR, 1 / FINE_FACTOR)))
+            )
     return found
 
 
-def worded(knob: Constant, value: Value) -> str:
+def format_change(knob: Constant, value: Value) -> str:
     """`MATRIX_LR 0.04 -> 0.05`"""
     return f"{knob.name} {knob.spelling} -> {constants.format_value(value, knob)}"

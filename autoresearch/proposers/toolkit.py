@@ -21,103 +21,114 @@ from autoresearch.records import queries
 from autoresearch.records.ledger import Ledger, ProposerCall
 from autoresearch.text import to_one_line
 
-Check = Callable[[Proposal], str]  # what is wrong with a proposal; "" when nothing is
-LARGEST_TRANSCRIPT_BYTES = 4 << 20
+ProposalCheck = Callable[
+    [Proposal], str
+]  # what is wrong with a proposal; "" when nothing is
+MAX_TRANSCRIPT_BYTES = 4 << 20
 
 
-def unchecked(proposal: Proposal) -> str:
+def accept_all(proposal: Proposal) -> str:
     """Nothing is known against it."""
     return ""
 
 
-def unsaid(words: str) -> None:
+def ignore_notice(words: str) -> None:
     """Nobody listens."""
 
 
-def nothing() -> None:
+def do_nothing() -> None:
     """There is nothing to end."""
 
 
-class Purse:
+class CostBudget:
     """What a night may spend on askings; shared by its proposers and their threads."""
 
     def __init__(self, dollars: float, tokens: int = 50_000_000) -> None:
         self.limit_dollars = dollars
         self.limit_tokens = tokens
-        self.dollars = 0.0
-        self.tokens = 0
-        self.unpriced = 0  # askings whose cost nobody knows
-        self._held = 0.0  # of calls under way, each at the most it can cost
+        self.spent_dollars = 0.0
+        self.spent_tokens = 0
+        self.unpriced_calls = 0  # askings whose cost nobody knows
+        self._reserved_dollars = 0.0  # of calls under way, each at the most it can cost
         self._lock = threading.Lock()
 
     @property
-    def spent(self) -> bool:
+    def is_spent(self) -> bool:
         """Whether the tokens are used up, or the dollars where there is a limit.
 
         Without one (0) only what asks `hold` first is kept from spending.
         """
-        used_up = 0 < self.limit_dollars <= self.dollars
-        return used_up or self.tokens >= self.limit_tokens
+        used_up = 0 < self.limit_dollars <= self.spent_dollars
+        return used_up or self.spent_tokens >= self.limit_tokens
 
     @property
-    def holding(self) -> bool:
+    def has_reservations(self) -> bool:
         """Whether calls are under way that may turn out cheaper than was held."""
-        return self._held > 0
+        return self._reserved_dollars > 0
 
-    def hold(self, dollars: float | None) -> bool:
+    def reserve(self, dollars: float | None) -> bool:
         """Put aside what a call may cost at most, if it fits. None: unknown."""
         with self._lock:
-            if self.tokens >= self.limit_tokens:
+            if self.spent_tokens >= self.limit_tokens:
                 return False
             if dollars is None:
                 return True
-            if self.dollars + self._held + dollars > self.limit_dollars:
+            if (
+                self.spent_dollars + self._reserved_dollars + dollars
+                > self.limit_dollars
+            ):
                 return False
-            self._held += dollars
+            self._reserved_dollars += dollars
             return True
 
-    def release(self, dollars: float) -> None:
+    def release_dollars(self, dollars: float) -> None:
         """Give back what was put aside, after `paid`."""
         with self._lock:
-            self._held = max(0.0, self._held - dollars)
+            self._reserved_dollars = max(0.0, self._reserved_dollars - dollars)
 
-    def paid(self, dollars: float | None, tokens: int, at_most: float = 0.0) -> None:
+    def charge(self, dollars: float | None, tokens: int, at_most: float = 0.0) -> None:
         """Take note of what an asking took; `at_most` counts where that is unknown."""
         with self._lock:
-            self.tokens += tokens
-            self.unpriced += dollars is None
-            self.dollars += at_most if dollars is None else dollars
+            self.spent_tokens += tokens
+            self.unpriced_calls += dollars is None
+            self.spent_dollars += at_most if dollars is None else dollars
 
 
 @dataclass(slots=True)
-class Desk:
+class Toolkit:
     """Shared by the proposers of one night."""
 
     lab: Lab
-    purse: Purse
-    check: Check = unchecked  # replaced by `preflight` where a night is on
-    notify: Callable[[str], None] = unsaid  # tells the human something
-    closing: Callable[[], None] = nothing  # ends `check`, with the night
-    last_good: Program = field(default_factory=Program)
-    underway: set[str] = field(default_factory=set)  # titles being written or queued
+    budget: CostBudget
+    check_proposal: ProposalCheck = (
+        accept_all  # replaced by `preflight` where a night is on
+    )
+    notify: Callable[[str], None] = ignore_notice  # tells the human something
+    stop_checks: Callable[[], None] = do_nothing  # ends `check`, with the night
+    last_valid_program: Program = field(default_factory=Program)
+    pending_titles: set[str] = field(
+        default_factory=set
+    )  # titles being written or queued
 
-    def program(self) -> tuple[Program, str]:
+    def load_program(self) -> tuple[Program, str]:
         """program.md as it stands and its text; a broken fence leaves the last good."""
         try:
             text = self.lab.read_file("program.md")
-            self.last_good = program.parse_program(text)
+            self.last_valid_program = program.parse_program(text)
         except LabError:
-            text = self.last_good.prose
-        return self.last_good, text
+            text = self.last_valid_program.prose
+        return self.last_valid_program, text
 
-    def asked(self, ledger: Ledger) -> context.Asked:
+    def build_request(self, ledger: Ledger) -> context.ContextRequest:
         """What the context is built for."""
-        settings, text = self.program()
-        titles = {p.title for p in ledger.load_open_proposals()} | set(self.underway)
-        return context.Asked(
+        settings, text = self.load_program()
+        titles = {p.title for p in ledger.load_open_proposals()} | set(
+            self.pending_titles
+        )
+        return context.ContextRequest(
             text,
             self.metric,
-            agent_guide.limits(settings),
+            agent_guide.describe_limits(settings),
             underway=tuple(sorted(titles)),
         )
 
@@ -131,13 +142,13 @@ class Desk:
                 )
         return "the score"
 
-    def fault(self, ledger: Ledger, proposal: Proposal) -> str:
+    def find_fault(self, ledger: Ledger, proposal: Proposal) -> str:
         """What is wrong with a proposal, before anything trains; "" when nothing is."""
-        return self.quick_fault(ledger, proposal) or self.check(proposal)
+        return self.find_quick_fault(ledger, proposal) or self.check_proposal(proposal)
 
-    def quick_fault(self, ledger: Ledger, proposal: Proposal) -> str:
+    def find_quick_fault(self, ledger: Ledger, proposal: Proposal) -> str:
         """The same without running anything of it."""
-        settings, _ = self.program()
+        settings, _ = self.load_program()
         limits = constraints.ChangeLimits(
             settings.max_constants, settings.max_changed_lines
         )
@@ -150,7 +161,7 @@ class Desk:
             return f"the same code as experiment {twin}"
         return queries.describe_near_duplicate(ledger, proposal.source, proposal.parent)
 
-    def record(
+    def record_call(
         self, ledger: Ledger, asking: ProposerCall, at_most: float = 0.0
     ) -> None:
         """Put an asking on record and its cost on the bill.
@@ -158,29 +169,31 @@ class Desk:
         `at_most`: what it may have cost, where that is unknown but bounded.
         """
         tokens = (asking.tokens_in or 0) + (asking.tokens_out or 0)
-        before = self.purse.spent
-        self.purse.paid(asking.dollars, tokens, at_most)
+        before = self.budget.is_spent
+        self.budget.charge(asking.dollars, tokens, at_most)
         ledger.record_proposer_call(asking)
-        if self.purse.spent and not before:
+        if self.budget.is_spent and not before:
             self.notify("what this night may spend is spent; only free proposers go on")
         if not asking.outcome.startswith(("proposed", "refused")):
             self.notify(f"{asking.author}: {asking.outcome[:160]}; others go on")
 
-    def keep(self, words: bytes, suffix: str = "json") -> str:
+    def save_transcript(self, words: bytes, suffix: str = "json") -> str:
         """Keep what was said whole, up to a size; its file's name."""
         folder = self.lab.state_folder / "asked"
         folder.mkdir(exist_ok=True)
         name = f"{time.time_ns()}-{threading.get_ident() % 10_000}.{suffix}"
-        (folder / name).write_bytes(words[:LARGEST_TRANSCRIPT_BYTES])
+        (folder / name).write_bytes(words[:MAX_TRANSCRIPT_BYTES])
         return name
 
 
-def desk_of(folder: Path, settings: Program) -> Desk:
+def open_toolkit(folder: Path, settings: Program) -> Toolkit:
     """The desk of one night in a lab."""
-    return Desk(Lab(folder), Purse(settings.dollars), last_good=settings)
+    return Toolkit(
+        Lab(folder), CostBudget(settings.dollars), last_valid_program=settings
+    )
 
 
-def proposal_of(
+def proposal_from_reply(
     reply: str, author: str, blob: str, source: str
 ) -> tuple[Proposal, str]:
     """(a reply as a proposal on the champion, what is wrong with it or "").
@@ -191,7 +204,7 @@ def proposal_of(
     try:
         answer, new = reply_parser.apply_reply(reply, source)
     except reply_parser.ReplyRejected as refused:
-        title = to_one_line(title_in(reply))[:120] or "an answer without an edit"
+        title = to_one_line(find_title(reply))[:120] or "an answer without an edit"
         return Proposal(None, title, source, blob, author), str(refused)
     reason = answer.reason
     if answer.expected is not None:
@@ -199,7 +212,7 @@ def proposal_of(
     return Proposal(None, answer.title, new, blob, author, reason), ""
 
 
-def title_in(reply: str) -> str:
+def find_title(reply: str) -> str:
     """The title of a reply that is otherwise no use."""
     for line in reply[:20_000].splitlines():
         if (head := reply_parser.HEAD.match(line)) and head[1].upper() == "TITLE":

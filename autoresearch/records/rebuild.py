@@ -18,7 +18,7 @@ from autoresearch.records.ledger import (
     Ledger,
     derive_series_seed,
 )
-from autoresearch.records.schema import insert_source
+from autoresearch.records.schema import FILL_OUTCOME, insert_source
 
 # What a rebuild cannot restore, as shown to the user.
 NOT_IN_GIT = (
@@ -55,10 +55,8 @@ def rebuild_ledger(lab: Lab, ledger: Ledger) -> int:
             restore_champion_runs(db, git.parse_trailers(message))
         for number, commit, message in repository.list_reverted_commits():
             restore_reversion(ledger, repository, number, commit, message)
-        db.execute(  # a trailer has three words; as migration 7 does
-            "update experiment set in_git = 1, outcome = case when decision = 'discard'"
-            " and why like 'unresolved%' then 'unresolved' else decision end"
-        )
+        db.execute("update experiment set in_git = 1")
+        db.execute(FILL_OUTCOME)  # a trailer has it in the reason only
         hash_chain.chain_existing_rows(db)
     return len(entries)
 

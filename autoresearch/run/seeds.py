@@ -1,4 +1,4 @@
-"""Which seed a run gets: the same for all candidates, fresh ones for a champion."""
+"""The seed of each run: the same for all candidates, fresh ones for a champion."""
 
 import hashlib
 from itertools import count
@@ -8,24 +8,26 @@ from autoresearch.records.ledger import Ledger
 
 
 def compute_seed(base: int, run: int) -> int:
-    """The seed of a candidate's n-th run: the same for all candidates of a series."""
+    """The seed of a candidate's n-th run, the same for all candidates of a series.
+
+    base: the session's seed. run: counted from 0.
+    """
     digest = hashlib.sha256(f"{base}:{run}".encode()).digest()
     return int.from_bytes(digest[:4], "little") % 2**31
 
 
 class ChampionSeeds:
-    """Seeds that an experiment has not run with, in the order of all; none twice."""
+    """Draws seeds that an experiment has not run with, in seed order; none twice."""
 
     def __init__(self, ledger: Ledger, base: int) -> None:
         self._ledger, self._base = ledger, base
-        self._given: dict[int, set[int]] = {}
+        self._drawn: dict[int, set[int]] = {}  # by experiment, used ones included
 
     def draw(self, number: int) -> int:
-        """The next fresh seed of this experiment."""
-        given = self._given.setdefault(number, set())
-        given |= queries.load_used_seeds(self._ledger, number)
-        seed = next(
-            s for n in count() if (s := compute_seed(self._base, n)) not in given
-        )
-        given.add(seed)
+        """Draw the next fresh seed of this experiment."""
+        drawn = self._drawn.setdefault(number, set())
+        drawn |= queries.load_used_seeds(self._ledger, number)
+        seeds = (compute_seed(self._base, run) for run in count())
+        seed = next(seed for seed in seeds if seed not in drawn)
+        drawn.add(seed)
         return seed

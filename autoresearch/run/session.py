@@ -1,7 +1,7 @@
-"""Open a lab for a night: from a folder and some options to everything `run` needs.
+"""Open a lab for a session: from a folder and options to everything `run` needs.
 
-Holds the lab's lock for as long as it is open; cleans up what an earlier night that was
-killed left behind; decides nothing about experiments.
+Holds the lab's lock while the session is open; cleans up after an earlier session that
+was killed; decides nothing about experiments.
 """
 
 import hashlib
@@ -23,8 +23,7 @@ from autoresearch.devices.gpu_specs import Gpu
 from autoresearch.errors import LabError
 from autoresearch.experiment import HARNESS_AUTHOR, HUMAN_AUTHOR, Candidate, Device
 from autoresearch.git import Repository, compute_blob_id
-from autoresearch.lab import apparatus
-from autoresearch.lab.apparatus import Apparatus
+from autoresearch.lab.apparatus import Apparatus, load_apparatus
 from autoresearch.lab.folder import Lab
 from autoresearch.lab.program import Program
 from autoresearch.measure import compile_cache, trainer
@@ -47,8 +46,8 @@ from autoresearch.pools import Pool
 from autoresearch.pools import registry as pool_registry
 from autoresearch.proposers import Proposer
 from autoresearch.proposers import registry as proposer_registry
-from autoresearch.proposers.bandit import Hybrid
-from autoresearch.proposers.toolkit import desk_of
+from autoresearch.proposers.bandit import Bandit
+from autoresearch.proposers.toolkit import open_toolkit
 from autoresearch.records.ledger import Ledger
 from autoresearch.records.recorder import Recorder
 from autoresearch.sandbox import process, selftest
@@ -65,7 +64,7 @@ VIEWS_OF_OURS = ("results.tsv", "report.html", ".autoresearch/")
 
 @dataclass(frozen=True, slots=True)
 class SessionOptions:
-    """What was asked for on the command line, for this night only."""
+    """Command-line options, for this session only."""
 
     experiments: int | None = None  # None: what program.md says
     hours: float | None = None  # None: what program.md says
@@ -85,19 +84,18 @@ class Session:
     pool: Pool
     devices: tuple[Device, ...]  # the devices behind the pool
     seed: int  # what the seeds of all runs are drawn from
-    is_over: Callable[[int], bool]  # given how many proposals were taken so far
-    estimate_runs_left: Callable[[], float] = lambda: (
-        math.inf
-    )  # runs, until its hours are over
+    is_over: Callable[[int], bool]  # given the number of proposals so far
+    # Rounds of runs on all devices until its hours are over.
+    estimate_runs_left: Callable[[], float] = lambda: math.inf
 
     @property
     def width(self) -> int:
-        """How many runs there can be at one time."""
+        """How many runs there can be at once."""
         return self.pool.capacity
 
 
 class LiveStatus:
-    """What is running at this moment, written where every view can read it."""
+    """The runs under way, written to a file that every view reads."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -105,14 +103,14 @@ class LiveStatus:
         self._written = 0.0
         # By experiment and thread: a baseline runs on several devices at once.
         self._runs: dict[tuple[int, int], dict[str, object]] = {}
-        self._finished: Counter[int] = Counter()  # runs of experiments in hand
+        self._finished: Counter[int] = Counter()  # runs of experiments under way
         self.notices: list[str] = []
         self.ends_at: float | None = None  # None: no end was set
         self.listener: Callable[[Candidate, RunProgress], None] | None = None
         self.reader: Callable[[str], None] | None = None
 
     def add_notice(self, words: str) -> None:
-        """Something the human should know."""
+        """Show the user a sentence."""
         with self._lock:
             self.notices.append(words)
             self._write()
@@ -120,7 +118,7 @@ class LiveStatus:
             self.reader(words)
 
     def __call__(self, candidate: Candidate, progress: RunProgress) -> None:
-        """Take note of how far a run is."""
+        """Record the progress of a run."""
         proposal = candidate.proposal
         assert proposal.number is not None
         number, key = proposal.number, (proposal.number, threading.get_ident())
@@ -147,7 +145,7 @@ class LiveStatus:
             self.listener(candidate, progress)
 
     def finish_experiment(self, number: int) -> None:
-        """An experiment has its verdict, and the champion's runs for it are over."""
+        """Forget an experiment that has its verdict, and the champion's runs for it."""
         with self._lock:
             self._runs = {
                 key: run
@@ -161,9 +159,9 @@ class LiveStatus:
     def _write(self) -> None:
         self._written = time.monotonic()
         runs = list(self._runs.values())
-        said = {"pid": os.getpid(), "at": time.time(), "until": self.ends_at}
+        status = {"pid": os.getpid(), "at": time.time(), "until": self.ends_at}
         write_whole(
-            self._path, json.dumps({**said, "runs": runs, "notices": self.notices})
+            self._path, json.dumps({**status, "runs": runs, "notices": self.notices})
         )
 
 
@@ -171,41 +169,40 @@ class LiveStatus:
 def open_session(
     lab: Lab, options: SessionOptions, stop: StopFlag
 ) -> Iterator[tuple[Session, LiveStatus]]:
-    """A night, ready for `loop.research`; LabError says what is missing."""
+    """Open a session for `loop.research`; LabError says what is missing."""
     Repository(lab.folder).require_usable()
     lab.require_disk_space()
     with lab.hold_lock():
         clean_up_killed_session(lab)
-        found = apparatus.load_apparatus(lab, Repository(lab.folder))
-        ledger = Ledger(lab.ledger_path, lower_is_better=found.lower_is_better)
-        thinking: Proposer | None = None  # None: the night could not be put together
-        waiting: WarmPool | None = None
+        apparatus = load_apparatus(lab, Repository(lab.folder))
+        ledger = Ledger(lab.ledger_path, lower_is_better=apparatus.lower_is_better)
+        proposer: Proposer | None = None  # None: the session could not be built
+        warm_pool: WarmPool | None = None
         try:
             forget_foreign_code(lab, ledger)
-            found_night, now = build_session(lab, options, stop, found, ledger)
-            thinking = found_night.proposer
-            waiting = found_night.workbench.waiting
-            yield found_night, now
+            session, status = build_session(lab, options, stop, apparatus, ledger)
+            proposer = session.proposer
+            warm_pool = session.workbench.warm_pool
+            yield session, status
         finally:
-            if isinstance(thinking, Hybrid):
-                thinking.close()
-            if waiting is not None:
-                waiting.close()
+            if isinstance(proposer, Bandit):
+                proposer.close()
+            if warm_pool is not None:
+                warm_pool.close()
             lab.live_status_path.unlink(missing_ok=True)
             process.remove_folder(lab.state_folder / "runs")
             ledger.close()
 
 
 def forget_foreign_code(lab: Lab, ledger: Ledger) -> None:
-    """Drop what `check` compiled of a file that this lab did not begin with."""
-    if begun_with := {
-        row.blob for row in ledger.load_rows() if row.author == HUMAN_AUTHOR
-    }:
-        compile_cache.discard_other_blobs(lab, *begun_with)
+    """Delete what `check` compiled of a file that is no baseline of this lab."""
+    rows = ledger.load_rows()
+    if baselines := {row.blob for row in rows if row.author == HUMAN_AUTHOR}:
+        compile_cache.discard_other_blobs(lab, *baselines)
 
 
 def clean_up_killed_session(lab: Lab) -> None:
-    """End what a killed night left: processes, run folders, the note of what ran."""
+    """Remove what a killed session left: processes, run folders, its live status."""
     process.sweep(lab.folder)
     process.remove_folder(lab.state_folder / "runs")
     compile_cache.remove_leftovers(lab)
@@ -214,94 +211,130 @@ def clean_up_killed_session(lab: Lab) -> None:
 
 
 def build_session(
-    lab: Lab, options: SessionOptions, stop: StopFlag, found: Apparatus, ledger: Ledger
+    lab: Lab,
+    options: SessionOptions,
+    stop: StopFlag,
+    apparatus: Apparatus,
+    ledger: Ledger,
 ) -> tuple[Session, LiveStatus]:
-    """Put the parts of a night together."""
-    now = LiveStatus(lab.live_status_path)
-    books = Recorder(lab, found, ledger, now.add_notice)
-    program = books.program
-    slots = list_usable_devices(found)
-    readonly = read_readonly_files(lab, program)
-    walls = selftest.require_backend(host_paths(lab), program.cage, slots[0])
-    slots = find_working_devices(slots, walls, lab, now.add_notice)
-    series, facts = compute_series(found, program, slots[0], readonly)
-    session = {**asdict(options), "cage": dict(selftest.collect_sandbox_facts(walls))}
-    ledger.begin_session(series, json.dumps(facts), options.seed, json.dumps(session))
-    books.publish_pending()
-    champion = ledger.champion
-    if champion and lab.read_file("train.py") != ledger.load_source(champion.blob):
-        now.add_notice(
-            "train.py in your folder is not the champion's and is left alone; to have "
-            'it measured: autoresearch try train.py "what is new"'
-        )
+    """Build the parts of a session."""
+    status = LiveStatus(lab.live_status_path)
+    recorder = Recorder(lab, apparatus, ledger, status.add_notice)
+    program = recorder.program
+    devices = list_usable_devices(apparatus)
+    terms = terms_from_program(program, read_readonly_files(lab, program))
+    backend = selftest.require_backend(host_paths(lab), program.cage, devices[0])
+    workbench = Workbench(lab, apparatus, terms, stop, status, backend)
+    devices = find_working_devices(devices, backend, lab, status.add_notice)
+    begin_ledger_session(ledger, options, workbench, program, devices[0])
+    recorder.publish_pending()
     hours = options.hours if options.hours is not None else program.hours
-    now.ends_at = None if hours is None else time.time() + 3600 * hours
+    status.ends_at = None if hours is None else time.time() + 3600 * hours
     for words in list_start_notices(lab, hours, program, ledger):
-        now.add_notice(words)
-    bench = Workbench(
-        lab, found, terms_from_program(program, readonly), stop, now, walls
-    )
-    if uses_warm_pool(found, slots[0], walls):
-        bench = replace(
-            bench, waiting=WarmPool(partial(trainer.start_warm_process, bench))
-        )
-    specs = options.proposers or program.proposers
-    if options.dollars is not None:
-        program = replace(program, dollars=options.dollars)
-    desk = desk_of(lab.folder, program)
-    flight = Preflight(bench, ledger)
-    desk.check, desk.closing, desk.notify = flight, flight.close, now.add_notice
-    night = Session(
-        books,
-        bench,
-        proposer_registry.load_proposers(
-            specs, program, lab.folder, ledger.base_seed, desk
-        ),
+        status.add_notice(words)
+    if uses_warm_pool(apparatus, devices[0], backend):
+        start = partial(trainer.start_warm_process, workbench)
+        workbench = replace(workbench, warm_pool=WarmPool(start))
+    pool = pool_registry.load_pool(load_config().pool, Worker(workbench), devices)
+    is_over = StopCondition(recorder, options, status)
+    session = Session(
+        recorder,
+        workbench,
+        load_session_proposers(options, program, workbench, ledger, status),
         policy_registry.load_policy(
             program.policy,
-            lower_is_better=found.lower_is_better,
+            lower_is_better=apparatus.lower_is_better,
             gain_per_20_added_lines=program.gain_per_20_added_lines,
         ),
-        pool_registry.load_pool(load_config().pool, Worker(bench), slots),
-        slots,
+        pool,
+        devices,
         ledger.base_seed,
-        over := StopCondition(books, options, now),
-        lambda: over.estimate_runs_left() / len(slots),
+        is_over,
+        lambda: is_over.estimate_runs_left() / max(1, pool.capacity),
     )
-    return night, now
+    return session, status
 
 
-def uses_warm_pool(found: Apparatus, slot: Device, walls: SandboxBackend) -> bool:
-    """Whether processes that come next import torch while a run trains."""
-    return found.causal and slot.device_type == "cuda" and walls.level == "full"
+def begin_ledger_session(
+    ledger: Ledger,
+    options: SessionOptions,
+    workbench: Workbench,
+    program: Program,
+    device: Device,
+) -> None:
+    """Record the session, its series and its sandbox in the ledger."""
+    series, facts = compute_series(
+        workbench.apparatus, program, device, workbench.terms.readonly
+    )
+    sandbox_facts = dict(selftest.collect_sandbox_facts(workbench.backend))
+    session = json.dumps({**asdict(options), "cage": sandbox_facts})
+    ledger.begin_session(series, json.dumps(facts), options.seed, session)
+
+
+def load_session_proposers(
+    options: SessionOptions,
+    program: Program,
+    workbench: Workbench,
+    ledger: Ledger,
+    status: LiveStatus,
+) -> Proposer:
+    """Load the proposers of a session, with the preflight as their check."""
+    if options.dollars is not None:
+        program = replace(program, dollars=options.dollars)
+    toolkit = open_toolkit(workbench.lab.folder, program)
+    preflight = Preflight(workbench, ledger)
+    toolkit.check_proposal, toolkit.stop_checks = preflight, preflight.close
+    toolkit.notify = status.add_notice
+    return proposer_registry.load_proposers(
+        options.proposers or program.proposers,
+        program,
+        workbench.lab.folder,
+        ledger.base_seed,
+        toolkit,
+    )
+
+
+def uses_warm_pool(
+    apparatus: Apparatus, device: Device, backend: SandboxBackend
+) -> bool:
+    """Whether the next processes import torch while a run trains."""
+    cuda = device.device_type == "cuda"
+    return apparatus.causal and cuda and backend.level == "full"
 
 
 def count_baseline_runs(program: Program) -> int:
-    """How many runs of the baseline come before the first idea."""
+    """How many baseline runs come before the first idea."""
     return 1 if program.policy == "greedy" else BASELINE_RUNS
 
 
 def list_start_notices(
     lab: Lab, hours: float | None, program: Program, ledger: Ledger
 ) -> Iterator[str]:
-    """What a human should know before anything runs."""
+    """Yield what the user should know before anything runs."""
+    champion = ledger.champion
+    if champion and lab.read_file("train.py") != ledger.load_source(champion.blob):
+        yield (
+            "train.py in your folder is not the champion's and is left alone; to have "
+            'it measured: autoresearch try train.py "what is new"'
+        )
     if lab.pause_path.exists():
         yield "this lab is paused; to begin: autoresearch resume"
-    if hours is None or program.budget_seconds is None or ledger.champion is not None:
+    if hours is None or program.budget_seconds is None or champion is not None:
         return
     runs = count_baseline_runs(program)
     least_seconds = runs * program.budget_seconds
     if 3600 * hours <= least_seconds:
         yield (
-            f"{hours:g} hours hold no idea: the baseline alone is {runs} runs of "
-            f"{program.budget_seconds:g} s, at least {least_seconds / 60:.3g} min, and "
-            f"is finished. To have ideas tried: --hours {2 * least_seconds / 3600:.2g} "
-            "or more, or a smaller budget_seconds"
+            f"{hours:g} hours leave no time for ideas: the baseline alone is {runs} "
+            f"runs of {program.budget_seconds:g} s, at least "
+            f"{least_seconds / 60:.3g} min, and is completed in any case. To have "
+            f"ideas tried: --hours {2 * least_seconds / 3600:.2g} or more, or a "
+            "smaller budget_seconds"
         )
 
 
 def list_left_out_gpus(same: Sequence[Gpu], others: Sequence[Gpu]) -> Iterator[str]:
-    """What a human should know of GPUs that are of another kind than the rest."""
+    """Yield what the user should know of GPUs of another model than the rest."""
     for gpu in others:
         yield (
             f"GPU {gpu.index} ({gpu.name}) is left out: its runs would not compare "
@@ -311,39 +344,42 @@ def list_left_out_gpus(same: Sequence[Gpu], others: Sequence[Gpu]) -> Iterator[s
 
 
 def find_working_devices(
-    slots: tuple[Device, ...],
-    walls: SandboxBackend,
+    devices: tuple[Device, ...],
+    backend: SandboxBackend,
     lab: Lab,
     notice: Callable[[str], None],
 ) -> tuple[Device, ...]:
-    """The slots whose GPU can be used from inside the cage; LabError: none can.
+    """Return the devices that work inside the sandbox; LabError: none does.
 
-    One that cannot would turn every proposal it got into a crash.
+    One that does not would turn every proposal it got into a crash.
     """
-    found = tuple(
-        slot
-        for slot in slots
-        if slot.device_type != "cuda"
-        or selftest.sees_only_its_gpu(walls, host_paths(lab), slot)
+    working = tuple(
+        device
+        for device in devices
+        if device.device_type != "cuda"
+        or selftest.sees_only_its_gpu(backend, host_paths(lab), device)
     )
-    if not found:
+    if not working:
         raise LabError(
-            f"CUDA finds no GPU from inside the cage ({walls.level}). Next: nvidia-smi;"
-            ' if it lists one, write cage = "none" in program.md, and report this'
+            f"CUDA finds no GPU inside the sandbox ({backend.level}). Next: "
+            'nvidia-smi; if it lists one, write cage = "none" in program.md, and '
+            "report this"
         )
-    for slot in slots:
-        if slot not in found:
-            notice(f"GPU {slot.index} is left out: CUDA does not find it in the cage")
-    if slots[0].device_type == "cuda":
+    for device in devices:
+        if device not in working:
+            notice(
+                f"GPU {device.index} is left out: CUDA does not find it in the sandbox"
+            )
+    if devices[0].device_type == "cuda":
         for words in list_left_out_gpus(
             *discovery.partition_same_model(discovery.list_visible_gpus())
         ):
             notice(words)
-    return found
+    return working
 
 
 def compute_terms(session: Session) -> RunTerms:
-    """What a run is granted; a token budget's wall time fits what the champion took."""
+    """Return the terms of a run; a token budget's time limit follows the champion's."""
     terms = session.workbench.terms
     champion = session.recorder.ledger.champion
     if terms.budget_tokens is None or champion is None:
@@ -355,57 +391,59 @@ def compute_terms(session: Session) -> RunTerms:
 
 
 class StopCondition:
-    """Whether a night has had its experiments or its hours. Read afresh each time."""
+    """Whether the limit of experiments or hours is reached, read anew on each call."""
 
     def __init__(
-        self, books: Recorder, options: SessionOptions, now: LiveStatus
+        self, recorder: Recorder, options: SessionOptions, status: LiveStatus
     ) -> None:
-        self._books = books
+        self._recorder = recorder
         self._options = options
-        self._now = now
-        self._began, self._runs = time.time(), books.ledger.run_count
+        self._status = status
+        self._began, self._runs = time.time(), recorder.ledger.run_count
 
     def estimate_runs_left(self) -> float:
-        """How many runs fit until the hours are over, at tonight's pace."""
-        made = self._books.ledger.run_count - self._runs
-        if self._now.ends_at is None or not made:
+        """Estimate how many runs fit before the end, at the session's pace so far."""
+        made = self._recorder.ledger.run_count - self._runs
+        if self._status.ends_at is None or not made:
             return math.inf
         each = (time.time() - self._began) / made
-        return max(0.0, self._now.ends_at - time.time()) / each
+        return max(0.0, self._status.ends_at - time.time()) / each
 
-    def __call__(self, taken: int) -> bool:
-        most = self.max_experiments
-        if most is not None and taken >= most:
+    def __call__(self, proposal_count: int) -> bool:
+        limit = self.max_experiments
+        if limit is not None and proposal_count >= limit:
             return True
-        return self._now.ends_at is not None and time.time() >= self._now.ends_at
+        return self._status.ends_at is not None and time.time() >= self._status.ends_at
 
     @property
     def max_experiments(self) -> int | None:
-        """How many this night may take; None: no end."""
+        """The maximum of experiments in this session; None: no limit."""
         if self._options.experiments is not None:
             return self._options.experiments
-        return self._books.program.experiments
+        return self._recorder.program.experiments
 
 
 def compute_series(
-    found: Apparatus,
+    apparatus: Apparatus,
     program: Program,
-    slot: Device,
+    device: Device,
     readonly: tuple[tuple[str, bytes], ...],
 ) -> tuple[str, dict[str, object]]:
-    """(hash, facts): what must be equal for scores to be compared."""
+    """Return (hash, facts) of what must be equal for scores to be comparable."""
     if program.budget_seconds is None:
         budget = f"{program.budget_tokens} tokens"
     else:
         budget = f"{program.budget_seconds:g} ± {program.tolerance_seconds:g} s"
     facts: dict[str, object] = {
-        "apparatus": found.blob,
-        "data": found.load_fingerprint(),
-        "metric": found.metric,
+        "apparatus": apparatus.blob,
+        "data": apparatus.load_fingerprint(),
+        "metric": apparatus.metric,
         "budget": budget,
         "cage": program.cage,
         **(
-            discovery.collect_machine_facts(slot) if found.causal else {"device": "any"}
+            discovery.collect_machine_facts(device)
+            if apparatus.causal
+            else {"device": "any"}
         ),
         **{
             f"readonly {name}": compute_blob_id(text.decode())
@@ -416,6 +454,6 @@ def compute_series(
 
 
 def hash_facts(facts: Mapping[str, object]) -> str:
-    """A short name for a set of facts."""
+    """Return a 12-character hash of a set of facts."""
     text = json.dumps(facts, sort_keys=True).encode()
     return hashlib.sha256(text).hexdigest()[:12]

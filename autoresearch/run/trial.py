@@ -5,6 +5,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from statistics import fmean
 from typing import Literal
 
 from autoresearch.experiment import Candidate, CodeSizeChange, Failure, Score, Scores
@@ -19,24 +20,22 @@ NO_CHANGE = CodeSizeChange(0, 0)
 
 @dataclass(eq=False, slots=True)
 class Trial:
-    """A candidate, what came back of its runs, and what is still under way."""
+    """A candidate, the results of its runs, and the runs still under way."""
 
     candidate: Candidate
     is_baseline: bool = False  # measured alone, on both splits, against nothing
     is_closing: bool = False  # one of a session's closing runs
     first_run: int = 0  # runs of the same train.py under another number
-    finished_runs: tuple[
-        FinishedRun, ...
-    ] = ()  # runs whose learning curves it is compared with
+    finished_runs: tuple[FinishedRun, ...] = ()  # whose learning curves it is held to
     changes_schedule: bool = False
-    runs: dict[int, Score] = field(default_factory=dict)  # by their place in the order
-    champion_runs: Scores = ()  # runs of the champion that were made on the way
+    runs: dict[int, Score] = field(default_factory=dict)  # by index in seed order
+    champion_runs: Scores = ()  # champion runs made for this trial
     failure: Failure | None = None
-    champion_failed: bool = False  # when it was run again just now
+    champion_failed: bool = False  # in its latest run for this trial
     started: int = 0  # runs of the candidate
     pending: list[RunKind | Literal["holdout"]] = field(default_factory=list)
-    keeps: bool = False  # it will be kept, once its runs are scored on the holdout
-    sent_to_holdout: set[int] = field(default_factory=set)  # places of runs
+    keeps: bool = False  # to be kept, once its runs are scored on the holdout
+    sent_to_holdout: set[int] = field(default_factory=set)  # indices of runs
 
     @property
     def number(self) -> int:
@@ -48,11 +47,11 @@ class Trial:
     @property
     def scores(self) -> Scores:
         """One per run, in the order of the seeds."""
-        return tuple(self.runs[place] for place in sorted(self.runs))
+        return tuple(self.runs[index] for index in sorted(self.runs))
 
     @property
     def result(self) -> Scores | Failure:
-        """The failure, where there is one; else the scores."""
+        """The failure, if it failed; else the scores."""
         if self.failure is None:
             return self.scores
         return add_earlier_scores(self.failure, self.scores)
@@ -61,11 +60,11 @@ class Trial:
 def plan_runs(
     trial: Trial, policy: Policy, evidence: Evidence, change: CodeSizeChange, free: int
 ) -> list[RunKind]:
-    """The runs to start now, at most `free`, so that a proof's runs go side by side.
+    """Plan the runs to start now, at most `free`, so that a proof runs in parallel.
 
-    Runs under way, and those planned before it, are taken to come out like the mean of
-    what was seen; with nothing seen one run goes first, alone: most candidates lose by
-    it, and a baseline's first run compiles what the others are lent.
+    Runs under way, and those planned earlier in this plan, are assumed to score the
+    mean of what was seen. The first run goes alone: most candidates are discarded by
+    it, and the compiled code of a baseline's first run is lent to the others.
     """
     planned: list[RunKind] = []
     scores, expected = trial.scores, evidence
@@ -74,7 +73,7 @@ def plan_runs(
             return []
         free = min(free, 1)
     elif choose_run(policy, expected, scores, change) is None:
-        return []  # what is under way comes in, and no more is asked for
+        return []  # what is under way is waited for, and nothing is added to it
     for kind in trial.pending:
         if kind != "holdout":
             scores, expected = add_expected(kind, scores, expected)
@@ -94,7 +93,7 @@ def plan_runs(
 def choose_run(
     policy: Policy, evidence: Evidence, scores: Scores, change: CodeSizeChange
 ) -> RunKind | None:
-    """Which run the policy wants next; None: no more."""
+    """Ask the policy which run it wants next; None: no more."""
     wanted = policy.choose_next_run(
         evidence.adjust_scores(scores), evidence.build_history(change)
     )
@@ -104,17 +103,17 @@ def choose_run(
 def add_expected(
     kind: RunKind, scores: Scores, evidence: Evidence
 ) -> tuple[Scores, Evidence]:
-    """The same with one more run, of the candidate or of the champion, as expected."""
-    if kind == "candidate":
-        return (*scores, scores[-1]), evidence
-    values = evidence.champions[-1].values
+    """Add one run at the mean of its train.py so far. Seed 0 has no seed effect."""
     run = replace(scores[-1].run, seed=0)
-    expected = replace(scores[-1], run=run, value=sum(values) / len(values))
-    return scores, evidence.with_champion_run(expected)
+    if kind == "candidate":
+        values = [score.value for score in evidence.adjust_scores(scores)]
+        return (*scores, replace(scores[-1], run=run, value=fmean(values))), evidence
+    value = fmean(evidence.champions[-1].values)
+    return scores, evidence.with_champion_run(replace(scores[-1], run=run, value=value))
 
 
 def add_earlier_scores(failure: Failure, scores: Sequence[Score]) -> Failure:
-    """The failure of a candidate that had scores before it failed: say so."""
+    """Return the failure with the scores that came before it in its detail."""
     if not scores:
         return failure
     values = ", ".join(format_exact(score.value) for score in scores)

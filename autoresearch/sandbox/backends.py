@@ -1,19 +1,19 @@
-"""What stands around a guest, level by level.
+"""The sandbox backends, one class per level.
 
-full       bubblewrap: own mount, pid, network, ipc and uts namespaces, no capability, a
-           seccomp filter; Landlock inside as a second layer; a user that is not root's
-landlock   where namespaces are refused: Landlock, a seccomp filter without any socket
-container  the same by older kernels, for a root harness in a container: what Landlock
-           cannot yet deny (signals), another user and the filter do
+full       bubblewrap: own mount, pid, network, ipc and uts namespaces, no capabilities,
+           a seccomp filter; Landlock inside as a second layer; never root
+landlock   where namespaces are refused: Landlock, a seccomp filter without any sockets
+container  the same on older kernels, for a root harness in a container: what Landlock
+           cannot deny yet (signals) is denied by another user id and the filter
 seatbelt   macOS: a profile for sandbox-exec (never run by us; the self-test decides)
-none       a clock, limits and a bare environment
+none       time and resource limits, and a minimal environment
 
-Behind bubblewrap a guest sees: the system and the interpreter, read-only; its own files
-in /scratch, whose size is limited; nothing else. No home, no lab, no ledger, no sealed
-data, no directory called `test` or `tests`, because held-out documents of the default
-text come from there.
+With bubblewrap a process sees the system and the interpreter, read-only, and its own
+files in /scratch, whose size is limited; nothing else. No home, no lab, no ledger, no
+sealed data, and no directory called `test` or `tests`, because held-out documents of
+the default text come from there.
 
-What is promised is not what is written here but what `probing` finds when it tries.
+What counts is not this text but what `selftest` finds when it tries to escape.
 """
 
 import functools
@@ -46,18 +46,13 @@ from autoresearch.sandbox.restrictions import SandboxRestrictions
 SCRATCH = "/scratch"
 SHM_BYTES = 2 << 30  # of /dev/shm
 HIDDEN_FOLDERS = {"test", "tests"}
-# Of the system, without /usr/share: documents and dictionaries are text to learn from.
+# Not /usr/share: its documents and dictionaries are text that a model could learn from.
 SYSTEM_FOLDERS = tuple(
     "/usr/" + name for name in ["bin", "sbin", "lib", "lib32", "lib64"]
 )
 SYSTEM_FOLDERS += ("/usr/libexec", "/usr/include", "/usr/local")
-USR_MERGE_LINKS = (
-    "/bin",
-    "/sbin",
-    "/lib",
-    "/lib32",
-    "/lib64",
-)  # of old into /usr, or folders
+# Links into /usr; folders on systems without the merge.
+USR_MERGE_LINKS = ("/bin", "/sbin", "/lib", "/lib32", "/lib64")
 LOADER_FILES = tuple(
     "/etc/" + name
     for name in ["ld.so.cache", "ld.so.conf", "ld.so.conf.d", "alternatives"]
@@ -80,66 +75,59 @@ SHARED_GPU_DEVICES = tuple(
 
 @dataclass(frozen=True, slots=True)
 class FilesystemView:
-    """What of this machine a guest may read, and what inside it is hidden."""
+    """Which paths of this machine may be read, and which paths in them are hidden."""
 
     roots: tuple[Path, ...]
     hidden: tuple[Path, ...]
-    secret: tuple[Path, ...]  # of which not even names may be seen
+    secret: tuple[Path, ...]  # paths where not even names may be seen
 
 
 @dataclass(frozen=True, slots=True)
 class Bubblewrap:
-    """Level `full`. Two ways in: a root harness's guest becomes another user inside,
-    because its interpreter may lie where only root can go; a plain user's guest gets a
-    user namespace, and is that user outside it.
+    """Level `full`: bubblewrap, with seccomp-BPF and Landlock inside.
+
+    Under a root harness the process changes to another user once inside, because its
+    interpreter may lie where only root can go. Under any other user it gets a user
+    namespace, and is still that user outside it.
     """
 
     program: str
     view: FilesystemView
-    is_root: bool  # whether the harness is
+    is_root: bool  # whether the harness runs as root
     cgroup_parent: cgroups.CgroupParent | None
     level: str = "full"
 
-    def build_launch_spec(self, room: SandboxSpec) -> LaunchSpec:
-        make_world_readable(room.folder)
+    def build_launch_spec(self, spec: SandboxSpec) -> LaunchSpec:
+        make_world_readable(spec.folder)
         filter_ = sealed_memory.seal_bytes(seccomp.build_filter(), "filter")
-        gpu = room.slot.device_type == "cuda"
-        fenced = SandboxRestrictions(
+        has_gpu = spec.device.device_type == "cuda"
+        restrictions = SandboxRestrictions(
             read=tuple(map(str, (*self.view.roots, *LOADER_FILES, "/proc", "/sys"))),
-            # All of /proc is its own here, and CUDA names the threads of its children.
-            write=(SCRATCH, "/dev/shm", *(["/proc"] if gpu else [])),
-            devices=(*PLAIN_DEVICES, *map(str, list_gpu_device_files(room.slot))),
+            # /proc shows only its own processes here; CUDA writes thread names into it.
+            write=(SCRATCH, "/dev/shm", *(["/proc"] if has_gpu else [])),
+            devices=(*PLAIN_DEVICES, *map(str, list_gpu_device_files(spec.device))),
             identity=SANDBOX_USER_ID if self.is_root else None,
             paths=landlock.landlock_abi() > 0,
         )
-        before = (
-            *(
-                self.program,
-                *self.build_namespace_arguments(),
-                "--die-with-parent",
-                "--new-session",
-            ),
-            *(
-                "--seccomp",
-                str(filter_),
-                *self.build_mount_arguments(room),
-                "--chdir",
-                SCRATCH,
-                "--",
-            ),
+        command_prefix = (
+            *(self.program, *self.build_namespace_arguments()),
+            *("--die-with-parent", "--new-session", "--seccomp", str(filter_)),
+            *(*self.build_mount_arguments(spec), "--chdir", SCRATCH, "--"),
         )
         group = (
-            self.cgroup_parent.create_group(room.limits.memory_gb)
+            self.cgroup_parent.create_group(spec.limits.memory_gb)
             if self.cgroup_parent
             else None
         )
-        seen = build_environment(room, SCRATCH)
-        return LaunchSpec(before, seen, fenced.to_json(), (filter_,), group)
+        environment = build_environment(spec, SCRATCH)
+        return LaunchSpec(
+            command_prefix, environment, restrictions.to_json(), (filter_,), group
+        )
 
     def build_namespace_arguments(self) -> Iterator[str]:
-        """Everything unshared, every capability gone but those that dropping needs."""
+        """Unshare every namespace; keep only the capabilities that setuid needs."""
         yield from ("--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts")
-        # bubblewrap started by root keeps every capability unless told otherwise.
+        # bubblewrap started by root keeps every capability by default.
         yield from ("--unshare-cgroup-try", "--hostname", "cage", "--cap-drop", "ALL")
         if not self.is_root:
             yield from ("--unshare-user", "--disable-userns")
@@ -147,13 +135,13 @@ class Bubblewrap:
             for name in ("CAP_SETUID", "CAP_SETGID", "CAP_SETPCAP"):
                 yield from ("--cap-add", name)
 
-    def build_mount_arguments(self, room: SandboxSpec) -> Iterator[str]:
-        """bubblewrap does these in order: what hides comes after what it hides in."""
+    def build_mount_arguments(self, spec: SandboxSpec) -> Iterator[str]:
+        """The mounts. bubblewrap makes them in order, so the outer path comes first."""
         for link in map(Path, USR_MERGE_LINKS):
             if link.is_symlink():
                 yield from ("--symlink", os.readlink(link), str(link))
         made: set[Path] = set()
-        # What hides may itself lead to something visible: the outer comes first.
+        # A hidden folder may in turn contain something visible.
         places = sorted(
             (*self.view.roots, *self.view.hidden), key=lambda p: len(p.parts)
         )
@@ -167,91 +155,93 @@ class Bubblewrap:
             yield from build_parent_arguments(Path(name), made)
             yield from ("--ro-bind-try", name, name)
         yield from ("--proc", "/proc", "--dev", "/dev")
-        if room.slot.device_type == "cuda":
-            yield from ("--ro-bind", "/sys", "/sys")  # cuInit looks for its card there
+        if spec.device.device_type == "cuda":
+            yield from ("--ro-bind", "/sys", "/sys")  # cuInit looks for its GPU there
         else:
             for name in CPU_TOPOLOGY_FOLDERS:
                 yield from build_parent_arguments(Path(name), made)
                 yield from ("--ro-bind-try", name, name)
-        for node in list_gpu_device_files(room.slot):
+        for node in list_gpu_device_files(spec.device):
             yield from ("--dev-bind-try", str(node), str(node))
         yield from ("--perms", "1777", "--size", str(SHM_BYTES))
         yield from ("--tmpfs", "/dev/shm")
-        size = int(room.limits.disk_gb * 1e9)
+        size = int(spec.limits.disk_gb * 1e9)
         yield from ("--perms", "1777", "--size", str(size), "--tmpfs", SCRATCH)
-        for path in sorted(room.folder.iterdir()):
+        for path in sorted(spec.folder.iterdir()):
             bind = "--bind" if path.name == COMPILE_CACHE_FOLDER else "--ro-bind"
             yield from (bind, str(path), f"{SCRATCH}/{path.name}")
-        # Without these two the root and /dev are memory without a limit.
+        # Left writable, these two would be memory without a limit.
         yield from ("--remount-ro", "/dev", "--remount-ro", "/")
 
 
 @dataclass(frozen=True, slots=True)
 class Landlock:
-    """Levels `landlock` and `container`: the kernel's doors, closed from the inside.
+    """Levels `landlock` and `container`: restrictions the process applies to itself.
 
-    Not covered, compared with `full`: the guest sees that other processes exist, how
-    full the disk is, and the names of files that it may not read in folders called
-    `test`; its files lie on the real disk while it runs.
+    Not covered, compared with `full`: the process sees that other processes exist, how
+    full the disk is, and the names of unreadable files in folders called `test`; its
+    own files lie on the real disk while it runs.
     """
 
-    readable_paths: tuple[str, ...]  # paths that may be read, with all below them
-    listable_folders: tuple[
-        str, ...
-    ]  # folders whose names may be seen, with all below them
-    user_id: int | None  # None: the harness is not root; 0: stays root, with no power
+    readable_paths: tuple[str, ...]  # may be read, with everything below
+    listable_folders: tuple[str, ...]  # only names may be seen, with everything below
+    user_id: int | None  # None: the harness is not root; 0: root without capabilities
     cgroup_parent: cgroups.CgroupParent | None
     level: str = "landlock"
 
-    def build_launch_spec(self, room: SandboxSpec) -> LaunchSpec:
-        make_world_readable(room.folder)
+    def build_launch_spec(self, spec: SandboxSpec) -> LaunchSpec:
+        make_world_readable(spec.folder)
         if self.user_id:
-            shutil.chown(room.folder, self.user_id, self.user_id)
+            shutil.chown(spec.folder, self.user_id, self.user_id)
         loader = (*LOADER_FILES, *CPU_TOPOLOGY_FOLDERS)
         proc: tuple[str, ...] = ("/proc/self", "/proc/cpuinfo", "/proc/meminfo")
         proc += ("/proc/stat",)
-        if room.slot.device_type == "cuda":
-            # Its compilers' child processes need their own /proc/self, which has no
-            # name yet. Environments and memory of others stay shut (Landlock, ptrace).
+        if spec.device.device_type == "cuda":
+            # The compilers' child processes need their own /proc/self, whose path is
+            # not known yet. Environments and memory of other processes stay protected
+            # (Landlock, ptrace).
             proc = ("/proc", "/sys")
-        fenced = SandboxRestrictions(
+        restrictions = SandboxRestrictions(
             read=(*self.readable_paths, *loader, *proc),
             names=self.listable_folders,
-            write=(str(room.folder), "/proc/self"),
-            devices=(*PLAIN_DEVICES, *map(str, list_gpu_device_files(room.slot))),
+            write=(str(spec.folder), "/proc/self"),
+            devices=(*PLAIN_DEVICES, *map(str, list_gpu_device_files(spec.device))),
             filter=True,
             identity=self.user_id,
         )
-        words = sealed_memory.seal_bytes(fenced.to_json().encode(), "fence")
+        file = sealed_memory.seal_bytes(restrictions.to_json().encode(), "restrictions")
         group = (
-            self.cgroup_parent.create_group(room.limits.memory_gb)
+            self.cgroup_parent.create_group(spec.limits.memory_gb)
             if self.cgroup_parent
             else None
         )
-        return LaunchSpec((), build_environment(room), f"@{words}", (words,), group)
+        return LaunchSpec((), build_environment(spec), f"@{file}", (file,), group)
 
 
 @dataclass(frozen=True, slots=True)
 class Seatbelt:
-    """Level `seatbelt`: macOS. Written from its documentation and never run by us."""
+    """Level `seatbelt`: macOS. Written from the documentation, never run by us."""
 
     view: FilesystemView
     level: str = "seatbelt"
 
-    def build_launch_spec(self, room: SandboxSpec) -> LaunchSpec:
-        text = build_seatbelt_profile(self.view, room.folder)
-        before = ("/usr/bin/sandbox-exec", "-p", text)
-        return LaunchSpec(before, build_environment(room), "")
+    def build_launch_spec(self, spec: SandboxSpec) -> LaunchSpec:
+        profile = build_seatbelt_profile(self.view, spec.folder)
+        command_prefix = ("/usr/bin/sandbox-exec", "-p", profile)
+        return LaunchSpec(command_prefix, build_environment(spec), "")
 
 
 def build_seatbelt_profile(view: FilesystemView, folder: Path) -> str:
-    """A Seatbelt profile: deny, then allow what a run needs. The last match wins."""
+    """Build a Seatbelt profile: deny by default, allow what a run needs.
 
-    def quoted(path: Path | str) -> str:
+    The last matching rule wins.
+    """
+
+    def quote(path: Path | str) -> str:
         return '"' + str(path).replace("\\", "\\\\").replace('"', '\\"') + '"'
 
-    reads = [*map(quoted, view.roots), *map(quoted, ("/usr/lib", "/System", "/dev"))]
-    hidden = " ".join(f"(subpath {quoted(path)})" for path in view.hidden)
+    reads = [*map(quote, view.roots), *map(quote, ("/usr/lib", "/System", "/dev"))]
+    hidden = " ".join(f"(subpath {quote(path)})" for path in view.hidden)
     lines = [
         "(version 1)",
         "(deny default)",
@@ -261,18 +251,18 @@ def build_seatbelt_profile(view: FilesystemView, folder: Path) -> str:
         '(allow iokit-open (iokit-user-client-class "AGXDeviceUserClient"))',
         '(allow file-read-metadata (literal "/"))',
         *(f"(allow file-read* (subpath {path}))" for path in reads),
-        f"(allow file-read* file-write* (subpath {quoted(folder)}))",
+        f"(allow file-read* file-write* (subpath {quote(folder)}))",
         '(allow file-write-data (literal "/dev/null"))',
     ]
     return "\n".join([*lines, *([f"(deny file-read* {hidden})"] if hidden else [])])
 
 
-# -- what a guest may see --------------------------------------------------------------
+# -- what a sandboxed process may see --------------------------------------------------
 
 
 @functools.cache  # it walks through every installed package
 def build_view(secret: tuple[Path, ...]) -> FilesystemView:
-    """The system and this interpreter, without tests and the `secret` places."""
+    """Collect the system and this interpreter, without tests and the secret paths."""
     package = Path(autoresearch.__file__).resolve().parent
     roots = [Path(path) for path in SYSTEM_FOLDERS if Path(path).is_dir()]
     roots += [Path(path) for path in USR_MERGE_LINKS if not Path(path).is_symlink()]
@@ -282,8 +272,8 @@ def build_view(secret: tuple[Path, ...]) -> FilesystemView:
         *iter_import_paths(package),
         *iter_library_folders(),
     ):
-        seen = any(is_inside(path, root) for root in roots)
-        if path.exists() and (not seen or any(is_inside(path, s) for s in secrets)):
+        covered = any(is_inside(path, root) for root in roots)
+        if path.exists() and (not covered or any(is_inside(path, s) for s in secrets)):
             roots.append(path)
     hidden = [s for s in secrets if any(is_inside(s, root) for root in roots)]
     hidden += find_test_folders(
@@ -296,23 +286,23 @@ def build_view(secret: tuple[Path, ...]) -> FilesystemView:
         for path in site
         if path.is_dir() and str(path) not in read_isolated_sys_path()
     ]
-    kept = {path for path in hidden if path.is_dir()}
-    kept -= {path for path in kept if not secrets & {path} and kept & {*path.parents}}
-    shown = tuple(p for p in roots if p.exists())
-    return FilesystemView(shown, tuple(sorted(kept)), tuple(sorted(secrets)))
+    masked = {path for path in hidden if path.is_dir()}
+    masked -= {p for p in masked if not secrets & {p} and masked & {*p.parents}}
+    existing = tuple(p for p in roots if p.exists())
+    return FilesystemView(existing, tuple(sorted(masked)), tuple(sorted(secrets)))
 
 
 def iter_interpreter_paths() -> Iterator[Path]:
-    """The parts of an installation and of an environment that Python needs.
+    """The parts of the Python installation and environment that an interpreter needs.
 
-    Never the whole of one: a lab or a home may lie beside `bin` and `lib`.
+    Never a whole prefix: a lab or a home may lie beside `bin` and `lib`.
     """
     for prefix in dict.fromkeys((sys.base_prefix, sys.base_exec_prefix, sys.prefix)):
         for name in ("bin", "lib", "lib64", "include", "pyvenv.cfg"):
             yield Path(prefix, name)
-    # An environment's python may be a link to a link; each stop has to be there.
+    # An environment's python may be a chain of links; each one has to be visible.
     link = Path(sys.executable)
-    with suppress(PermissionError):  # then it was not by this link that we got here
+    with suppress(PermissionError):  # then the interpreter was not found through it
         while link.is_symlink():
             yield link.parent
             link = (link.parent / os.readlink(link)).absolute()
@@ -320,7 +310,7 @@ def iter_interpreter_paths() -> Iterator[Path]:
 
 
 def iter_import_paths(package: Path) -> Iterator[Path]:
-    """Where modules come from; of a checkout of ours only the package."""
+    """The folders on sys.path; of a source checkout of ours only the package."""
     yield package
     for entry in map(Path, read_isolated_sys_path()):
         if entry.is_dir() and entry.resolve() != package.parent:
@@ -328,7 +318,7 @@ def iter_import_paths(package: Path) -> Iterator[Path]:
 
 
 def iter_library_folders() -> Iterator[Path]:
-    """Folders of shared libraries that the environment names."""
+    """The folders named by LD_LIBRARY_PATH and CUDA_HOME."""
     for name in ("LD_LIBRARY_PATH", "CUDA_HOME"):
         for entry in filter(None, os.environ.get(name, "").split(":")):
             if Path(entry).is_dir():
@@ -337,7 +327,7 @@ def iter_library_folders() -> Iterator[Path]:
 
 @functools.cache
 def read_isolated_sys_path() -> tuple[str, ...]:
-    """sys.path as a guest has it: without this process's folder or PYTHONPATH."""
+    """sys.path under `python -I`: without the current folder or PYTHONPATH."""
     code = "import sys; print('\\0'.join(sys.path), end='')"
     done = subprocess.run(
         (sys.executable, "-I", "-B", "-c", code), capture_output=True, text=True
@@ -346,7 +336,7 @@ def read_isolated_sys_path() -> tuple[str, ...]:
 
 
 def find_test_folders(roots: Iterable[Path]) -> list[Path]:
-    """Directories called test or tests below some folders, outermost only."""
+    """Find directories called test or tests below the roots, outermost only."""
     found: list[Path] = []
     waiting = [root for root in roots if root.is_dir()]
     seen: set[Path] = set()
@@ -358,47 +348,49 @@ def find_test_folders(roots: Iterable[Path]) -> list[Path]:
         with suppress(OSError), os.scandir(folder) as entries:
             for entry in entries:
                 if entry.is_dir(follow_symlinks=False):
-                    hide = entry.name in HIDDEN_FOLDERS
-                    (found if hide else waiting).append(Path(entry.path))
+                    is_hidden = entry.name in HIDDEN_FOLDERS
+                    (found if is_hidden else waiting).append(Path(entry.path))
     return found
 
 
 def build_allowlists(view: FilesystemView) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """A view as allowances: (what may be read, where names may be seen).
+    """Turn a view into allowlists: (readable paths, listable folders).
 
-    Instead of what is hidden, its neighbours may be read. Python finds a module by
-    listing the folder it is in, so a folder with something hidden in it may be listed;
-    and Landlock's rights hold for all below, so the names in what is hidden show too.
-    Of what is secret not even those.
+    Landlock cannot exclude a path inside an allowed folder, so the siblings of a hidden
+    path are allowed instead. Python lists a folder to find a module in it, so a folder
+    that contains a hidden path stays listable; and since Landlock's rights extend to
+    everything below, the names inside hidden folders are visible as well. Those inside
+    secret folders are not.
     """
     hidden = {os.path.realpath(path) for path in view.hidden}
     above = {str(parent) for path in hidden for parent in Path(path).parents}
     secret = {str(parent) for path in view.secret for parent in (path, *path.parents)}
     read: list[str] = []
     names: list[str] = []
-    # A root may be a link to another; by the link's name nothing in it is hidden.
+    # A root may be a link to another root; under the link's name nothing is hidden.
     waiting = [
         (root, False) for root in sorted({os.path.realpath(r) for r in view.roots})
     ]
     while waiting:
-        path, listed = waiting.pop()
+        path, is_listed = waiting.pop()
         if path not in above:
             read.append(path)
             continue
-        if not listed and path not in secret:
+        if not is_listed and path not in secret:
             names.append(path)
-            listed = True
+            is_listed = True
         for entry in os.scandir(path):
             if entry.path not in hidden and not entry.is_symlink():
-                waiting.append((entry.path, listed))
+                waiting.append((entry.path, is_listed))
     return tuple(read), tuple(names)
 
 
-def list_gpu_device_files(slot: Device) -> tuple[Path, ...]:
-    """The device nodes of a slot's GPU; none for a slot without one."""
-    if slot.device_type != "cuda":
+def list_gpu_device_files(device: Device) -> tuple[Path, ...]:
+    """The existing device nodes of a GPU; () for a device that is no GPU."""
+    if device.device_type != "cuda":
         return ()
-    names = (*SHARED_GPU_DEVICES, slot.device_file or f"/dev/nvidia{slot.index or 0}")
+    own_node = device.device_file or f"/dev/nvidia{device.index or 0}"
+    names = (*SHARED_GPU_DEVICES, own_node)
     return tuple(path for path in map(Path, names) if path.exists())
 
 
@@ -408,7 +400,7 @@ def is_inside(path: Path, folder: Path) -> bool:
 
 
 def build_parent_arguments(path: Path, made: set[Path]) -> Iterator[str]:
-    """Make the folders that lead to a mount, open to all: by default only root may."""
+    """Make the parents of a mount, readable by all: by default only root may enter."""
     for parent in reversed(path.parents[:-1]):
         if parent not in made:
             made.add(parent)
@@ -416,7 +408,7 @@ def build_parent_arguments(path: Path, made: set[Path]) -> Iterator[str]:
 
 
 def make_world_readable(folder: Path) -> None:
-    """Another user has to read what is in a run's folder, whatever the umask was."""
+    """Make a run's folder readable by other users, whatever the umask was."""
     for path in (folder, *folder.rglob("*")):
         if not path.is_symlink():
             mode = path.stat().st_mode
@@ -424,31 +416,27 @@ def make_world_readable(folder: Path) -> None:
             path.chmod(stat.S_IMODE(mode) | extra)
 
 
-# -- which walls there are -------------------------------------------------------------
+# -- which backends there are ----------------------------------------------------------
 
 
 def iter_available_backends(
     secret: tuple[Path, ...], lab: Path
 ) -> Iterator[SandboxBackend]:
-    """The walls that could stand here, the best first; each still has to be probed."""
+    """The backends this machine may support, strongest first; each has to be tested."""
     view = build_view(secret)
-    root = os.geteuid() == 0
+    is_root = os.geteuid() == 0
     if sys.platform == "linux":
-        place = cgroups.find_cgroup_parent()
+        cgroup = cgroups.find_cgroup_parent()
         bwrap = shutil.which("bwrap")
         if bwrap:
-            yield Bubblewrap(bwrap, view, root, place)
-        identity = (
-            None
-            if not root
-            else SANDBOX_USER_ID
-            if is_world_reachable(view, lab)
-            else 0
-        )
+            yield Bubblewrap(bwrap, view, is_root, cgroup)
+        user_id = None
+        if is_root:
+            user_id = SANDBOX_USER_ID if is_world_reachable(view, lab) else 0
         if landlock.landlock_abi() >= landlock.REQUIRED_ABI:
-            yield Landlock(*build_allowlists(view), identity, place)
-        if landlock.landlock_abi() >= 1 and identity and in_container():
-            yield Landlock(*build_allowlists(view), identity, place, level="container")
+            yield Landlock(*build_allowlists(view), user_id, cgroup)
+        if landlock.landlock_abi() >= 1 and user_id and in_container():
+            yield Landlock(*build_allowlists(view), user_id, cgroup, level="container")
     if sys.platform == "darwin" and Path("/usr/bin/sandbox-exec").exists():
         yield Seatbelt(view)
     yield Unsandboxed()
@@ -456,13 +444,13 @@ def iter_available_backends(
 
 def in_container() -> bool:
     """Whether this process seems to run in a container."""
-    marks = (Path("/.dockerenv"), Path("/run/.containerenv"))
+    markers = (Path("/.dockerenv"), Path("/run/.containerenv"))
     names = ("container", "KUBERNETES_SERVICE_HOST")
-    return any(mark.exists() for mark in marks) or any(n in os.environ for n in names)
+    return any(m.exists() for m in markers) or any(n in os.environ for n in names)
 
 
 def is_world_reachable(view: FilesystemView, lab: Path) -> bool:
-    """Whether another user gets to everything the view shows, and to a lab's runs."""
+    """Whether another user can reach every path of the view, and the lab's runs."""
     return all(
         parent.stat().st_mode & 0o001
         for path in (*view.roots, lab / "runs")

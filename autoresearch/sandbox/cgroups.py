@@ -1,9 +1,9 @@
-"""Control groups, where they can be had: memory and processes as the kernel sees them.
+"""Control groups, where available: memory and processes as the kernel counts them.
 
-A control group sees what no list of processes shows: memory that belongs to a memfd or
-to a mounted tmpfs. Version 2 is used where a parent with the memory controller may be
-written to (root, or a delegated user service), version 1 likewise. Where neither is to
-be had, the cage measures processes from outside, and `find` says so by returning None.
+A control group also counts memory that belongs to no process: a memfd or a mounted
+tmpfs. Version 2 is used where a parent with the memory controller is writable (root, or
+a delegated user service), version 1 likewise. Where neither is, `find_cgroup_parent`
+returns None, and memory is measured from outside, process by process.
 """
 
 import os
@@ -19,13 +19,13 @@ REMOVAL_SECONDS = 2.0
 
 @dataclass(frozen=True, slots=True)
 class CgroupParent:
-    """Where this process may make control groups for its guests."""
+    """Where this process may create control groups."""
 
     parents: tuple[Path, ...]  # one for version 2; memory and pids for version 1
     version: int
 
     def create_group(self, memory_gb: float) -> "Cgroup | None":
-        """A group with these limits; None when the kernel refuses after all."""
+        """Create a group with these limits; None where the kernel refuses."""
         name = f"autoresearch-{os.getpid()}-{time.monotonic_ns()}"
         group = Cgroup(tuple(parent / name for parent in self.parents), self.version)
         try:
@@ -37,7 +37,7 @@ class CgroupParent:
 
 
 class Cgroup:
-    """The control group of one guest."""
+    """The control group of one sandboxed process."""
 
     def __init__(self, folders: tuple[Path, ...], version: int) -> None:
         self._folders = folders
@@ -50,7 +50,7 @@ class Cgroup:
         return tuple(str(folder / "cgroup.procs") for folder in self._folders)
 
     def create_with_limits(self, memory_bytes: int) -> None:
-        """Make the group and set what it may take."""
+        """Create the group and set its memory and process limits."""
         for folder in self._folders:
             folder.mkdir()
         memory, processes = self._folders[0], self._folders[-1]
@@ -65,7 +65,7 @@ class Cgroup:
 
     @property
     def peak_memory_gb(self) -> float:
-        """Peak of what cannot be given back: not files that were merely read."""
+        """Peak of anonymous and shared memory; the page cache does not count."""
         with suppress(OSError, ValueError):
             words = (self._folders[0] / "memory.stat").read_text().split()
             stat = dict(zip(words[::2], map(int, words[1::2]), strict=True))
@@ -78,7 +78,7 @@ class Cgroup:
 
     @property
     def is_oom_killed(self) -> bool:
-        """Whether the kernel killed something of it for its memory."""
+        """Whether the kernel's OOM killer killed one of its processes."""
         name = "memory.events" if self._version == 2 else "memory.oom_control"
         with suppress(OSError):
             words = (self._folders[0] / name).read_text().split()
@@ -89,8 +89,8 @@ class Cgroup:
         return self._was_oom_killed
 
     def close(self) -> None:
-        """Kill what is left in it and remove it; the kernel may need a moment."""
-        self.is_oom_killed  # noqa: B018  (remembered: the files go away)
+        """Kill the remaining processes and remove the group; may take a moment."""
+        self.is_oom_killed  # noqa: B018  (reads it before the files go)
         deadline = time.monotonic() + REMOVAL_SECONDS
         for folder in self._folders:
             with suppress(OSError):
@@ -103,31 +103,31 @@ class Cgroup:
 
 
 def find_cgroup_parent() -> CgroupParent | None:
-    """Where groups can be made, tried and not guessed; None where they cannot."""
-    for place in list_candidate_parents():
-        group = place.create_group(1.0)
+    """The first parent in which a group can really be created; None without one."""
+    for parent in list_candidate_parents():
+        group = parent.create_group(1.0)
         if group is not None:
             group.close()
-            return place
+            return parent
     return None
 
 
 def list_candidate_parents() -> list[CgroupParent]:
-    """Places worth a try, the most fitting first."""
-    mine = read_own_cgroups()
+    """Parents worth trying, the best first."""
+    own = read_own_cgroups()
     found = []
     uid = os.getuid()
-    if "" in mine:
+    if "" in own:
         service = f"user.slice/user-{uid}.slice/user@{uid}.service"
         for parent in (
             CGROUP_MOUNT,
             CGROUP_MOUNT / service,
-            CGROUP_MOUNT / mine[""].lstrip("/"),
+            CGROUP_MOUNT / own[""].lstrip("/"),
         ):
             with suppress(OSError):
                 if "memory" in (parent / "cgroup.subtree_control").read_text().split():
                     found.append(CgroupParent((parent,), 2))
-    for where in (mine, dict.fromkeys(mine, "/")):
+    for where in (own, dict.fromkeys(own, "/")):
         if "memory" in where:
             names = [name for name in ("memory", "pids") if name in where]
             parents = tuple(
@@ -139,7 +139,7 @@ def list_candidate_parents() -> list[CgroupParent]:
 
 
 def read_own_cgroups() -> dict[str, str]:
-    """Controller -> path of this process's group; version 2 goes by the name ""."""
+    """Controller -> path of this process's group; version 2 has the key ""."""
     found: dict[str, str] = {}
     with suppress(OSError):
         for line in Path("/proc/self/cgroup").read_text().splitlines():

@@ -1,13 +1,13 @@
-"""Run a command that may do anything within a time limit, and kill all it started.
+"""Run an untrusted command with a time limit, and kill every process it started.
 
-Promises: no shell; the environment that was given and nothing else; input by stdin, at
-once (`run`) or as a talk goes on (`talk`); output read and kept up to a size; at the
-limit, at `stop`, or when this process dies, the whole tree is dead, also what called
-setsid (`warden`). With bubblewrap, all of the disk but the given folders is read-only
-and what is named as hidden is empty.
+Promises: no shell; only the given environment; stdin in one piece (`run_command`) or
+during a conversation (`run_interactive`); output kept up to a size; at the limit, at
+`stop`, or when this process dies, the whole tree is killed, including processes that
+called setsid (`supervisor`). With bubblewrap, the disk is read-only except for the
+given folders, and hidden paths appear empty.
 
 Not covered: the network, which a coding agent needs; without bubblewrap (off Linux),
-files that this user may read or write anywhere.
+all files that this user may read or write.
 """
 
 import os
@@ -27,56 +27,54 @@ from typing import IO, Protocol
 
 from autoresearch.sandbox import supervisor
 
-MAX_OUTPUT_BYTES = 64 << 20  # more than that and it is stopped
-KEPT_OUTPUT_BYTES = 2 << 20  # of its end
+MAX_OUTPUT_BYTES = 64 << 20  # a command that prints more is killed
+KEPT_OUTPUT_BYTES = 2 << 20  # the end of its output
 MAX_FILE_BYTES = 4 << 30
 POLL_SECONDS = 0.1
-EXIT_GRACE_SECONDS = (
-    3.0  # for a command to end by itself when nobody talks to it any more
-)
-TEMPORARY_FOLDER = Path("/tmp")  # noqa: S108  (programs write there, whatever TMPDIR says)
+EXIT_GRACE_SECONDS = 3.0  # for a command to exit by itself after its stdin was closed
+TEMPORARY_FOLDER = Path("/tmp")  # noqa: S108  (programs use it despite TMPDIR)
 
 
 @dataclass(frozen=True, slots=True)
 class CommandResult:
-    """How a command came to its end."""
+    """Exit code, output and duration of a command."""
 
-    exit_code: int | None  # None: it was killed, at its limit or because we stop
-    output: bytes  # stdout and stderr, the end of it
+    exit_code: int | None  # None: killed, at a limit or because of `stop`
+    output: bytes  # the end of stdout and stderr
     seconds: float
 
     @property
     def text(self) -> str:
-        """The output as text; not yet safe to print."""
+        """The output as text, with control characters: not safe to print."""
         return self.output.decode(errors="replace")
 
 
 @dataclass(frozen=True, slots=True)
 class FilesystemAccess:
-    """What of the disk a command may write, and what it must not see."""
+    """Which paths a command may write, and which it must not see."""
 
     writable: tuple[Path, ...]
     hidden: tuple[Path, ...] = ()
 
 
 class InteractiveClient(Protocol):
-    """Whom a command talks with. Never waits."""
+    """The other side of a conversation with a command. Never blocks."""
 
     @property
     def is_finished(self) -> bool:
-        """Whether there is nothing left to say."""
+        """Whether the conversation is over."""
         ...
 
-    def feed_stdout(self, said: bytes) -> None:
-        """Take what it printed on stdout."""
+    def feed_stdout(self, printed: bytes) -> None:
+        """Receive what the command printed on stdout."""
         ...
 
-    def feed_stderr(self, said: bytes) -> None:
-        """Take what it printed on stderr."""
+    def feed_stderr(self, printed: bytes) -> None:
+        """Receive what the command printed on stderr."""
         ...
 
     def pending_input(self) -> bytearray:
-        """What is to be sent; what has been is deleted from it."""
+        """The bytes still to send; the caller deletes what it has sent."""
         ...
 
 
@@ -93,19 +91,22 @@ def run_command(
     walls: FilesystemAccess,
     stop: Callable[[], bool],
 ) -> CommandResult:
-    """Run it in the folder with `words` on stdin; FileNotFoundError if it is absent."""
-    said_path = folder.parent / "stdin"
-    said_path.write_bytes(words)
-    begun = time.monotonic()
+    """Run a command in `folder` with `words` on stdin.
+
+    Raises FileNotFoundError where the program is absent.
+    """
+    input_path = folder.parent / "stdin"
+    input_path.write_bytes(words)
+    started = time.monotonic()
     with (
-        said_path.open("rb") as said,
-        start_command(argv, folder, env, walls, said, subprocess.STDOUT) as (
+        input_path.open("rb") as stdin,
+        start_command(argv, folder, env, walls, stdin, subprocess.STDOUT) as (
             process,
-            ours,
+            control,
         ),
     ):
-        code, output = collect_output(process, ours, begun + limit_seconds, stop)
-    return CommandResult(code, output, time.monotonic() - begun)
+        code, output = collect_output(process, control, started + limit_seconds, stop)
+    return CommandResult(code, output, time.monotonic() - started)
 
 
 def run_interactive(
@@ -118,15 +119,18 @@ def run_interactive(
     walls: FilesystemAccess,
     stop: Callable[[], bool],
 ) -> int | None:
-    """Run it while its partner has something to say; its exit code, None: killed."""
+    """Run a command until its partner is finished; return its exit code.
+
+    None: it was killed. Raises FileNotFoundError where the program is absent.
+    """
     deadline = time.monotonic() + limit_seconds
     pipe = subprocess.PIPE
-    with start_command(argv, folder, env, walls, pipe, pipe) as (process, ours):
-        code = relay_messages(process, ours, deadline, stop, partner)
+    with start_command(argv, folder, env, walls, pipe, pipe) as (process, control):
+        code = relay_messages(process, control, deadline, stop, partner)
         if code is None and partner.is_finished and not stop():
             assert process.stdin is not None
             process.stdin.close()
-            select.select([ours.fileno()], [], [], EXIT_GRACE_SECONDS)
+            select.select([control.fileno()], [], [], EXIT_GRACE_SECONDS)
             return 0
     return code
 
@@ -136,16 +140,19 @@ def start_command(
     argv: Sequence[str],
     folder: Path,
     env: Mapping[str, str],
-    walls: FilesystemAccess,
+    access: FilesystemAccess,
     stdin: IO[bytes] | int,
     stderr: int,
 ) -> Iterator[tuple[CommandProcess, socket.socket]]:
-    """The command behind its walls, and the warden's line; all is dead afterwards."""
+    """Start a sandboxed command; yield it and the supervisor's socket.
+
+    On exit its whole process tree is killed.
+    """
     program = shutil.which(argv[0], path=env.get("PATH"))
     if program is None:
         raise FileNotFoundError(argv[0])
     command = [
-        *build_bubblewrap_prefix(walls, folder, (program, *argv)),
+        *build_bubblewrap_prefix(access, folder, (program, *argv)),
         program,
         *argv[1:],
     ]
@@ -175,7 +182,7 @@ def start_command(
     try:
         yield process, ours
     finally:
-        ours.close()  # the warden kills everything when this end closes
+        ours.close()  # the supervisor kills everything when this end closes
         wait_and_close(process)
 
 
@@ -186,41 +193,49 @@ def relay_messages(
     stop: Callable[[], bool],
     partner: InteractiveClient,
 ) -> int | None:
-    """Pass words on, both ways, until one has enough; None: it did not exit."""
+    """Relay messages both ways until either side ends.
+
+    Returns the exit code; None where the command has not exited.
+    """
     assert process.stdin is not None
     assert process.stdout is not None
     assert process.stderr is not None
-    to, out, err = (f.fileno() for f in (process.stdin, process.stdout, process.stderr))
-    for pipe in (to, out, err):
+    stdin, out, err = (
+        f.fileno() for f in (process.stdin, process.stdout, process.stderr)
+    )
+    for pipe in (stdin, out, err):
         os.set_blocking(pipe, False)
-    ears = {out: partner.feed_stdout, err: partner.feed_stderr}
+    feeds = {out: partner.feed_stdout, err: partner.feed_stderr}
     open_pipes, total = {out, err}, 0
     while time.monotonic() < deadline and not stop() and not partner.is_finished:
-        words = partner.pending_input()
+        pending = partner.pending_input()
         ready, free, _ = select.select(
-            [*open_pipes, control.fileno()], [to] if words else [], [], POLL_SECONDS
+            [*open_pipes, control.fileno()],
+            [stdin] if pending else [],
+            [],
+            POLL_SECONDS,
         )
-        if free and not write_available(to, words):
+        if free and not write_available(stdin, pending):
             return read_exit_code(control)
         for pipe in sorted(open_pipes & set(ready)):
             printed = os.read(pipe, 1 << 16)
             total += len(printed)
-            ears[pipe](printed)
+            feeds[pipe](printed)
             if not printed:
                 open_pipes.discard(pipe)
         if total > MAX_OUTPUT_BYTES:
             return None
         if control.fileno() in ready:
             for pipe in sorted(open_pipes):
-                ears[pipe](read_remaining(pipe))
+                feeds[pipe](read_remaining(pipe))
             return read_exit_code(control)
     return None
 
 
-def write_available(pipe: int, words: bytearray) -> bool:
-    """Send as much as fits, and delete it; False when nobody reads any more."""
+def write_available(pipe: int, pending: bytearray) -> bool:
+    """Write as much as fits and delete it; False where the reading end is closed."""
     try:
-        del words[: os.write(pipe, words[: 1 << 16])]
+        del pending[: os.write(pipe, pending[: 1 << 16])]
     except BlockingIOError:
         return True
     except BrokenPipeError:
@@ -229,12 +244,12 @@ def write_available(pipe: int, words: bytearray) -> bool:
 
 
 def read_exit_code(control: socket.socket) -> int | None:
-    """What the warden says of the command's end; None when it says nothing in time."""
+    """The exit code that the supervisor reports; None where no report comes in time."""
     ready, _, _ = select.select([control], [], [], EXIT_GRACE_SECONDS)
     if not ready:
         return None
-    words = control.recv(64).split()
-    return int(words[1]) if len(words) == 2 else -signal.SIGKILL
+    status = control.recv(64).split()
+    return int(status[1]) if len(status) == 2 else -signal.SIGKILL
 
 
 def collect_output(
@@ -243,7 +258,10 @@ def collect_output(
     deadline: float,
     stop: Callable[[], bool],
 ) -> tuple[int | None, bytes]:
-    """Read what it prints until it ends; (exit code or None, the end of the output)."""
+    """Read the output until the command exits: (exit code, the end of the output).
+
+    The exit code is None at the deadline, at `stop` or after too much output.
+    """
     assert process.stdout is not None
     pipe = process.stdout.fileno()
     os.set_blocking(pipe, False)
@@ -258,14 +276,14 @@ def collect_output(
             if total > MAX_OUTPUT_BYTES:
                 return None, bytes(kept)
             if not printed:
-                time.sleep(POLL_SECONDS / 10)  # closed; the warden speaks next
+                time.sleep(POLL_SECONDS / 10)  # closed; the exit code follows
         if control.fileno() in ready:
             return read_exit_code(control), bytes(kept + read_remaining(pipe))
     return None, bytes(kept)
 
 
 def read_remaining(pipe: int) -> bytes:
-    """What is left in a pipe nobody writes to any more."""
+    """Read the remaining bytes of a pipe after its writer has exited."""
     try:
         return os.read(pipe, 1 << 20)
     except BlockingIOError:
@@ -273,7 +291,7 @@ def read_remaining(pipe: int) -> bytes:
 
 
 def wait_and_close(process: CommandProcess) -> None:
-    """Wait until the warden has killed everything; then close."""
+    """Wait until the supervisor has killed everything; then close the pipes."""
     try:
         process.wait(supervisor.GIVE_UP_SECONDS + 5)
     except subprocess.TimeoutExpired:
@@ -286,27 +304,27 @@ def wait_and_close(process: CommandProcess) -> None:
 
 
 def build_bubblewrap_prefix(
-    walls: FilesystemAccess, folder: Path, words: Sequence[str]
+    access: FilesystemAccess, folder: Path, arguments: Sequence[str]
 ) -> list[str]:
-    """bubblewrap around a command; nothing where it cannot be used.
+    """The bubblewrap command line to put before a command; [] where it is unusable.
 
-    /tmp is an empty one of its own, but for the folders that the command's words name.
+    /tmp is private and empty, except for folders in it that the arguments name.
     """
     program = find_bubblewrap()
     if not program:
         return []
     tops = {
         top
-        for word in words
-        if (top := find_top_entry(TEMPORARY_FOLDER, word)) is not None
+        for argument in arguments
+        if (top := find_top_entry(TEMPORARY_FOLDER, argument)) is not None
     }
     shown = [w for top in sorted(tops) for w in ("--ro-bind", str(top), str(top))]
     binds = [
-        word for path in walls.writable for word in ("--bind", str(path), str(path))
+        word for path in access.writable for word in ("--bind", str(path), str(path))
     ]
     hidden = [
         word
-        for path in walls.hidden
+        for path in access.hidden
         if path.exists()
         for word in (
             ("--tmpfs", str(path))
@@ -321,9 +339,9 @@ def build_bubblewrap_prefix(
     ]
 
 
-def find_top_entry(folder: Path, word: str) -> Path | None:
-    """The entry of a folder that a word's path leads through; None: it does not."""
-    path = Path(word)
+def find_top_entry(folder: Path, argument: str) -> Path | None:
+    """The folder's entry that an argument lies in or below; None: no such path."""
+    path = Path(argument)
     if not path.is_absolute() or folder not in path.parents or not path.exists():
         return None
     return folder / path.relative_to(folder).parts[0]
@@ -331,7 +349,7 @@ def find_top_entry(folder: Path, word: str) -> Path | None:
 
 @cache
 def find_bubblewrap() -> str:
-    """Where bubblewrap is; "" where it is absent or may not make namespaces."""
+    """The path of bubblewrap; "" where it is absent or may not create namespaces."""
     program = shutil.which("bwrap")
     if program is None:
         return ""

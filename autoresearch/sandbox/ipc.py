@@ -1,13 +1,13 @@
-"""How harness and guest talk: small JSON messages and sealed memory over one socket.
+"""Messages between harness and sandboxed process: JSON and sealed memory on a socket.
 
-A message is a 4-byte length and a JSON object of at most 64 KiB; file descriptors
-travel beside it. Bulk data never goes through the socket: it is handed over as memory
-that cannot change any more (a sealed memfd), so what was checked is what is used.
+A message is a 4-byte length and a JSON object of at most 64 KiB, with file descriptors
+as ancillary data. Bulk data never goes through the socket: it is passed as sealed
+memory (a memfd), which can no longer change, so that what was checked is what is used.
 
 Covered: oversized, malformed, deeply nested or flooding messages, surplus file
 descriptors, memory that is not sealed or too large. Not covered: what a message means;
-every value in it is a claim of its sender. Where there are no memfds (macOS), an
-unlinked temporary file takes their place and the receiver copies it.
+every value in it is an unverified statement of its sender. Where there are no memfds
+(macOS), an unlinked temporary file takes their place and the receiver copies it.
 """
 
 import json
@@ -20,7 +20,7 @@ from typing import Any
 
 from autoresearch.sealed_memory import ProtocolError
 
-Message = dict[str, Any]  # what json.loads gives; every use checks what it takes
+Message = dict[str, Any]  # from json.loads; the receiver checks every value it uses
 
 MAX_MESSAGE_BYTES = 64 * 1024
 MAX_DESCRIPTORS = 4  # in one message
@@ -28,11 +28,11 @@ LENGTH_PREFIX = struct.Struct("<I")
 
 
 class ChannelClosed(Exception):
-    """The other side is gone."""
+    """The peer has closed the connection."""
 
 
 class Channel:
-    """One end of the conversation."""
+    """One end of the connection."""
 
     def __init__(self, end: socket.socket) -> None:
         self.socket = end
@@ -40,9 +40,10 @@ class Channel:
         self._descriptors: list[int] = []
 
     def send(self, message: Message, *descriptors: int) -> None:
-        """Send one message; blocks until the kernel took it.
+        """Send one message; blocks until the kernel has taken it.
 
-        On a socket with a time limit: Junk from one that does not read.
+        Raises ChannelClosed; ProtocolError where the socket has a timeout and the peer
+        does not read in time; ValueError for a message that is too large.
         """
         body = json.dumps({**message, "descriptors": len(descriptors)}).encode()
         if len(body) > MAX_MESSAGE_BYTES:
@@ -58,27 +59,30 @@ class Channel:
         except (BrokenPipeError, ConnectionResetError):
             raise ChannelClosed from None
         except (TimeoutError, BlockingIOError):
-            raise ProtocolError("it does not read what it is sent") from None
+            raise ProtocolError("the peer does not read its messages") from None
 
     def receive(self, limit_seconds: float | None = None) -> tuple[Message, list[int]]:
-        """Wait for the next message, or raise TimeoutError, Closed or Junk."""
+        """Wait for the next message and its file descriptors.
+
+        Raises TimeoutError, ChannelClosed or ProtocolError.
+        """
         deadline = None if limit_seconds is None else time.monotonic() + limit_seconds
-        while (found := self.pop_message()) is None:
+        while (received := self.pop_message()) is None:
             left = None if deadline is None else deadline - time.monotonic()
             if left is not None and left <= 0:
                 raise TimeoutError
             self.socket.settimeout(left)
             self.fill_buffer()
-        return found
+        return received
 
     def poll(self, limit_seconds: float) -> bool:
-        """Whether a message has begun to come, or does within so many seconds."""
+        """Whether part of a message has arrived, or arrives within this time."""
         end = select.poll()
         end.register(self.socket, select.POLLIN)
         return bool(self._buffer) or bool(end.poll(1000 * limit_seconds))
 
     def fill_buffer(self) -> None:
-        """Take what has arrived off the socket; block for it if nothing has."""
+        """Read what has arrived; block where nothing has."""
         try:
             arrived, descriptors, flags, _ = socket.recv_fds(
                 self.socket, MAX_MESSAGE_BYTES, MAX_DESCRIPTORS
@@ -95,7 +99,7 @@ class Channel:
         self._buffer += arrived
 
     def pop_message(self) -> tuple[Message, list[int]] | None:
-        """The next whole message that has been read, or None so far."""
+        """Remove and return the next complete message; None where there is none yet."""
         if len(self._buffer) < LENGTH_PREFIX.size:
             return None
         (length,) = LENGTH_PREFIX.unpack_from(self._buffer)
@@ -109,11 +113,11 @@ class Channel:
         count = message.pop("descriptors", 0)
         if type(count) is not int or not 0 <= count <= len(self._descriptors):
             raise ProtocolError("a message without its file descriptors")
-        mine, self._descriptors = self._descriptors[:count], self._descriptors[count:]
-        return message, mine
+        own, self._descriptors = self._descriptors[:count], self._descriptors[count:]
+        return message, own
 
     def close(self) -> None:
-        """Close the socket and whatever descriptors nobody took."""
+        """Close the socket and every descriptor not yet returned with a message."""
         for descriptor in self._descriptors:
             os.close(descriptor)
         self._descriptors = []
@@ -121,7 +125,7 @@ class Channel:
 
 
 def parse_message(body: bytes) -> Message:
-    """Bytes -> JSON object, or Junk."""
+    """Parse a JSON object; raises ProtocolError."""
     try:
         message = json.loads(body)
     except (ValueError, RecursionError):

@@ -1,18 +1,16 @@
-"""Give up root: another user id, no capabilities, no new privileges. Linux."""
+"""Drop privileges: another user id, no capabilities, no new privileges. Linux."""
 
 import ctypes
 import os
 import struct
 from contextlib import suppress
 
-SANDBOX_USER_ID = 61_999  # user and group of guests of a root harness; owns nothing
+# User and group id of sandboxed processes under a root harness; owns no files.
+SANDBOX_USER_ID = 61_999
 
-PR_SET_DUMPABLE, PR_SET_NO_NEW_PRIVS, PR_SET_SECCOMP, SECCOMP_MODE_FILTER = (
-    4,
-    38,
-    22,
-    2,
-)  # <linux/prctl.h>
+# <linux/prctl.h>, <linux/capability.h>
+PR_SET_DUMPABLE, PR_SET_NO_NEW_PRIVS = 4, 38
+PR_SET_SECCOMP, SECCOMP_MODE_FILTER = 22, 2
 PR_CAPBSET_DROP, CAP_LAST_CAP = 24, 40
 LIBC = ctypes.CDLL(None, use_errno=True)
 LINUX_CAPABILITY_VERSION_3 = 0x2008_0522
@@ -22,7 +20,10 @@ LINUX_CAPABILITY_VERSION_3 = 0x2008_0522
 
 
 def drop_privileges(identity: int) -> None:
-    """Stop being root: another user with no groups, and no capability, for good."""
+    """Change from root to this user id, without groups or capabilities, for good.
+
+    0: stay root, without capabilities. Does nothing where this process is not root.
+    """
     if os.geteuid() != 0:
         return
     for capability in range(CAP_LAST_CAP + 1):
@@ -32,31 +33,31 @@ def drop_privileges(identity: int) -> None:
         os.setgroups([])
         os.setresgid(identity, identity, identity)
         os.setresuid(identity, identity, identity)
-    # Changing the user took them away; one that stays root has to give them up.
+    # setresuid has dropped the capabilities; a process that stays root drops them here.
     header = ctypes.create_string_buffer(
         struct.pack("=Ii", LINUX_CAPABILITY_VERSION_3, 0), 8
     )
-    none = ctypes.create_string_buffer(24)
-    if LIBC.capset(header, none) < 0:
+    empty = ctypes.create_string_buffer(24)
+    if LIBC.capset(header, empty) < 0:
         raise OSError(ctypes.get_errno(), "capset")
-    # The change of user made this process undumpable: its own /proc/self would be shut.
+    # setresuid cleared the dumpable flag, which would deny access to /proc/self.
     prctl(PR_SET_DUMPABLE, 1)
 
 
 def set_no_new_privileges() -> None:
-    """No setuid program gives this process more than it has."""
+    """Set no_new_privs: a setuid program gains this process nothing."""
     prctl(PR_SET_NO_NEW_PRIVS, 1)
 
 
 def prctl(option: int, value: int, pointer: object = 0) -> None:
-    """One call of prctl, or OSError."""
+    """Call prctl; raises OSError."""
     if LIBC.prctl(option, ctypes.c_ulong(value), pointer, 0, 0) < 0:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
 
 
 def call_syscall(number: int, *arguments: object) -> int:
-    """A system call that libc has no name for, or OSError."""
-    found = int(LIBC.syscall(ctypes.c_long(number), *arguments))
-    if found < 0:
+    """Make a system call that libc has no wrapper for; raises OSError."""
+    result = int(LIBC.syscall(ctypes.c_long(number), *arguments))
+    if result < 0:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
-    return found
+    return result

@@ -1,18 +1,13 @@
-"""What a process can forbid itself for good: system calls, paths, identity. Linux.
+"""The seccomp-BPF filter over system calls, assembled here as classic BPF. Linux.
 
-Three kernel mechanisms, each needing no helper program and no privilege:
+It is either handed to a launcher or installed by the process itself, before it reads a
+byte of train.py (man 2 seccomp). It needs no helper program and no privilege, holds for
+every thread and child started later, and cannot be removed. `landlock` and `privileges`
+are the other two mechanisms of this kind; `restrictions` applies all three. Standard
+library only.
 
-* seccomp: a filter over system calls, assembled here as classic BPF and either given to
-  a launcher or loaded by the process itself (man 2 seccomp);
-* Landlock: only named paths, no TCP, no signals or abstract sockets to the outside
-  (Linux documentation, userspace-api/landlock);
-* another user id, when this process is root.
-
-All hold for every thread started later and for every child, and cannot be taken back.
-Standard library only; a guest applies it to itself before it reads a byte of train.py.
-
-Not covered: what a path that is allowed contains; time; memory. Elsewhere than on Linux
-every function here raises OSError.
+Not covered: pointer arguments, such as paths, which a filter cannot read; time; memory.
+Off Linux, and on machines whose system call numbers are not listed, OSError is raised.
 """
 
 import ctypes
@@ -26,22 +21,17 @@ from autoresearch.sandbox.privileges import PR_SET_SECCOMP, SECCOMP_MODE_FILTER,
 # <linux/seccomp.h>, <linux/filter.h>, <linux/audit.h>
 RET_KILL, RET_ALLOW, RET_ERRNO = 0x8000_0000, 0x7FFF_0000, 0x0005_0000
 LOAD, JUMP_EQUAL, JUMP_AT_LEAST, JUMP_SET, RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
-NUMBER_OFFSET, ARCHITECTURE_OFFSET, ARGUMENTS_OFFSET = (
-    0,
-    4,
-    16,
-)  # in struct seccomp_data
-X32_SYSCALL_BIT = 0x4000_0000  # a second table of the same calls on x86-64
+# Offsets in struct seccomp_data.
+NUMBER_OFFSET, ARCHITECTURE_OFFSET, ARGUMENTS_OFFSET = 0, 4, 16
+X32_SYSCALL_BIT = 0x4000_0000  # a second numbering of the same calls on x86-64
 
 CLONE_NAMESPACE_FLAGS = 0x7E02_0080  # CLONE_NEW{NS,CGROUP,UTS,IPC,USER,PID,NET,TIME}
-TERMINAL_INJECTION_IOCTLS = (
-    0x5412,
-    0x541C,
-)  # TIOCSTI, TIOCLINUX: typing for somebody else
+# TIOCSTI, TIOCLINUX: they inject input into the user's terminal.
+TERMINAL_INJECTION_IOCTLS = (0x5412, 0x541C)
 
 # What no training script needs: other processes' memory, mounts, namespaces, keys that
-# outlive a process, the system's clock, kernel interfaces with a history of holes, and
-# questions about the page cache, which is a blackboard that outlives every process.
+# outlive a process, the system clock, kernel interfaces with a history of exploits, and
+# queries of the page cache: a covert channel that survives process exit.
 DENIED_SYSCALL_TABLES = {
     "x86_64": """
         ptrace 101  process_vm_readv 310  process_vm_writev 311  kcmp 312
@@ -80,14 +70,14 @@ DENIED_SYSCALL_NUMBERS = {
         (name, table.split()) for name, table in DENIED_SYSCALL_TABLES.items()
     )
 }
-# As the audit system names them, and calls that are refused by their arguments.
+# AUDIT_ARCH_* constants, and the calls that are denied by their arguments.
 AUDIT_ARCHITECTURES = {"x86_64": 0xC000_003E, "aarch64": 0xC000_00B7}
 ARGUMENT_FILTERED_SYSCALLS = {  # socket, clone, clone3, ioctl, fadvise64, madvise
     "x86_64": (41, 56, 435, 16, 221, 28),
     "aarch64": (198, 220, 435, 29, 223, 233),
 }
-POSIX_FADV_DONTNEED, MADV_PAGEOUT = 4, 21  # POSIX_FADV_DONTNEED, MADV_PAGEOUT
-# Memory that outlives its process where there is no namespace for it:
+POSIX_FADV_DONTNEED, MADV_PAGEOUT = 4, 21  # they evict pages from the page cache
+# IPC objects that outlive their process without an IPC namespace:
 # shmget, semget, msgget, mq_open.
 PERSISTENT_IPC_SYSCALLS = {"x86_64": (29, 64, 68, 240), "aarch64": (194, 190, 186, 180)}
 
@@ -95,12 +85,12 @@ PERSISTENT_IPC_SYSCALLS = {"x86_64": (29, 64, 68, 240), "aarch64": (194, 190, 18
 # -- seccomp ---------------------------------------------------------------------------
 
 
-def build_filter(*, sockets: bool = True, lasting: bool = True) -> bytes:
-    """The filter for this machine, as an array of struct sock_filter.
+def build_filter(*, allow_sockets: bool = True, allow_ipc: bool = True) -> bytes:
+    """Assemble the filter for this machine, as an array of struct sock_filter.
 
-    `sockets`: AF_UNIX may be used (else only pairs). `lasting`: System V memory and
-    POSIX queues may be used, because a namespace ends them.
-    Raises OSError on a machine whose system calls are not listed here.
+    `allow_sockets`: AF_UNIX sockets (without it only socket pairs). `allow_ipc`:
+    System V IPC and POSIX message queues, for use with an IPC namespace.
+    Raises OSError on a machine whose system call numbers are not listed here.
     """
     machine = os.uname().machine
     if machine not in AUDIT_ARCHITECTURES:
@@ -119,21 +109,23 @@ def build_filter(*, sockets: bool = True, lasting: bool = True) -> bytes:
     ]
     denied = [
         *DENIED_SYSCALL_NUMBERS[machine].values(),
-        *(() if lasting else PERSISTENT_IPC_SYSCALLS[machine]),
+        *(() if allow_ipc else PERSISTENT_IPC_SYSCALLS[machine]),
     ]
     for number in denied:
         lines += deny_if(JUMP_EQUAL, number, errno.EPERM)
-    allowed = (JUMP_EQUAL, 1, 0, socket.AF_UNIX) if sockets else (JUMP_SET, 0, 0, 0)
+    family = (
+        (JUMP_EQUAL, 1, 0, socket.AF_UNIX) if allow_sockets else (JUMP_SET, 0, 0, 0)
+    )
     lines += filter_argument(
-        socket_, 0, [allowed, (RETURN, 0, 0, RET_ERRNO | errno.EAFNOSUPPORT)]
+        socket_, 0, [family, (RETURN, 0, 0, RET_ERRNO | errno.EAFNOSUPPORT)]
     )
     lines += filter_argument(
         clone, 0, deny_if(JUMP_SET, CLONE_NAMESPACE_FLAGS, errno.EPERM)
     )
-    tricks = [
+    injections = [
         part for n in TERMINAL_INJECTION_IOCTLS for part in deny_if(JUMP_EQUAL, n, 1)
     ]
-    lines += filter_argument(ioctl, 1, tricks)
+    lines += filter_argument(ioctl, 1, injections)
     lines += filter_argument(
         fadvise, 3, deny_if(JUMP_EQUAL, POSIX_FADV_DONTNEED, errno.EPERM)
     )
@@ -146,14 +138,14 @@ BpfInstruction = tuple[int, int, int, int]  # code, jump if true, jump if false,
 
 
 def deny_if(test: int, operand: int, error: int) -> list[BpfInstruction]:
-    """Return `error` where the loaded word passes the test."""
+    """Return `error` where the loaded word passes the test, else go on."""
     return [(test, 0, 1, operand), (RETURN, 0, 0, RET_ERRNO | error)]
 
 
 def filter_argument(
     number: int, argument: int, body: list[BpfInstruction]
 ) -> list[BpfInstruction]:
-    """For one call: look at the low half of an argument, then allow what is left."""
+    """For one system call: load the low half of an argument, run `body`, then allow."""
     return [
         (JUMP_EQUAL, 0, len(body) + 2, number),
         (LOAD, 0, 0, ARGUMENTS_OFFSET + 8 * argument),
@@ -163,8 +155,8 @@ def filter_argument(
 
 
 def install_filter(filter_bytes: bytes) -> None:
-    """Put a filter around this process for good."""
-    held = ctypes.create_string_buffer(filter_bytes, len(filter_bytes))
+    """Install a filter in this process, for good. Raises OSError."""
+    buffer = ctypes.create_string_buffer(filter_bytes, len(filter_bytes))
     count = len(filter_bytes) // 8
-    fprog = struct.pack("HxxxxxxP", count, ctypes.addressof(held))
+    fprog = struct.pack("HxxxxxxP", count, ctypes.addressof(buffer))
     prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, ctypes.c_char_p(fprog))

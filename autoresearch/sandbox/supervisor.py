@@ -1,18 +1,19 @@
-"""The one process between harness and guest: starts it, waits, then kills everything.
+"""The supervisor: start a command, wait for it, then kill its whole process tree.
 
-    python -I -S -B warden.py CONTROL KEEP,KEEP FILE_BYTES GROUP:GROUP COMMAND...
+    python -I -S -B supervisor.py CONTROL KEEP,KEEP FILE_BYTES GROUP:GROUP COMMAND...
 
-CONTROL is a socket to the harness. When it closes (the harness hung up, or died at any
-instruction) or when the guest's first process exits, every process the guest ever
-started is killed: children of dead parents are handed to this process by the kernel
-(PR_SET_CHILD_SUBREAPER), so setsid and double forks do not escape. The guest joins the
-control groups whose `cgroup.procs` files are named before it runs. When all are dead it
-writes `exited CODE` to CONTROL, a signal as a negative code; its own exit code is 0.
+CONTROL is a socket to the harness. When it closes (the harness closed it, or died at
+any instruction) or when the command exits, every process it ever started is killed:
+this process is a subreaper (PR_SET_CHILD_SUBREAPER), to which the kernel reparents
+orphans, so setsid and double forks do not escape. Before the command runs, its process
+joins the control groups given by their `cgroup.procs` files. When all are dead, the
+supervisor writes `exited CODE` to CONTROL, with a signal as a negative code; its own
+exit code is 0.
 
-Not covered: a guest of the same user that kills or stops the warden itself (the harness
-then sweeps for survivors by their environment); off Linux, only the process group.
-Standard library only, the fast half of it, and no import of the package: it is on every
-run's start-up path.
+Not covered: a command of the same user that kills or stops the supervisor (the harness
+then finds survivors by their environment); off Linux, only the process group is killed.
+Standard library only, its fast part, and no import of the package: it is on the
+start-up path of every run.
 """
 
 import ctypes
@@ -27,49 +28,50 @@ if TYPE_CHECKING:
     import signal
     from collections.abc import Iterator
 else:
-    import _signal as signal  # what `signal` wraps: its enums take 6 ms to make
+    import _signal as signal  # the enums of `signal` take 6 ms to create
 
 PR_SET_CHILD_SUBREAPER = 36
 GIVE_UP_SECONDS = 5.0
-MAX_PROCESSES = 8192  # threads count too, and so do the user's others
+MAX_PROCESSES = 8192  # includes threads, and the user's other processes
 
 
 def main() -> None:
     control, keep = int(sys.argv[1]), [int(fd) for fd in sys.argv[2].split(",")]
     file_bytes, groups, command = int(sys.argv[3]), sys.argv[4], sys.argv[5:]
-    os.set_inheritable(control, False)  # else the guest could speak for its warden
+    # Or the sandboxed process could forge the exit message.
+    os.set_inheritable(control, False)
     become_subreaper()
     for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        # A guest may send them; only CONTROL counts.
+        # The sandboxed process may send them; only CONTROL counts.
         signal.signal(name, signal.SIG_IGN)
     woken, wake = os.pipe()
     for end in (woken, wake):
         os.set_blocking(end, False)
     signal.set_wakeup_fd(wake)
     signal.signal(signal.SIGCHLD, lambda *_: None)
-    guest = os.fork()
-    if guest == 0:
+    child = os.fork()
+    if child == 0:
         exec_command(command, keep, file_bytes, groups)
     raise_priority()
     for descriptor in keep:
-        os.close(descriptor)  # else the harness would never see the guest hang up
-    code = wait_for_exit(guest, control, woken)
-    if not kill_descendants(guest):
+        os.close(descriptor)  # or the harness would never see the child close it
+    code = wait_for_exit(child, control, woken)
+    if not kill_descendants(child):
         sys.exit(1)
     try:
         os.write(control, f"exited {code}\n".encode())
     except OSError:
-        pass  # the harness is gone; there is nobody to tell
+        pass  # the harness is gone
 
 
 def become_subreaper() -> None:
-    """Make this process the parent of every orphaned descendant (Linux)."""
+    """Become the parent of every orphaned descendant (Linux)."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
 def raise_priority() -> None:
-    """Run before any guest where root may ask for it: spinning ones delay their end."""
+    """Get real-time priority (Linux, root): spinning processes would delay the kill."""
     if sys.platform == "linux":
         try:
             os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
@@ -80,16 +82,16 @@ def raise_priority() -> None:
 def exec_command(
     command: list[str], keep: list[int], file_bytes: int, groups: str
 ) -> None:
-    """In the child: limits, a session of its own, then the guest."""
+    """In the child: new session, limits and control groups, then exec the command."""
     signal.set_wakeup_fd(-1)
     for name in (signal.SIGCHLD, signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(name, signal.SIG_DFL)
     os.setsid()
-    # 1, not 0: where the kernel pipes dumps to a program, only 1 byte means none.
+    # 1, not 0: where the kernel pipes core dumps to a program, only 1 disables them.
     resource.setrlimit(resource.RLIMIT_CORE, (1, 1))
     limit_processes()
     resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, file_bytes))
-    # When memory runs out, take the guest first. Only Linux has the file.
+    # The OOM killer should prefer this process. Only Linux has the file.
     try_write_file("/proc/self/oom_score_adj", "500")
     for group in filter(None, groups.split(":")):
         try_write_file(group, "0")
@@ -99,23 +101,23 @@ def exec_command(
 
 
 def limit_processes() -> None:
-    """Leave some of a user's processes to the harness, which may be the same user."""
+    """Limit the number of processes, so that the harness of the same user has some."""
     _, hard = resource.getrlimit(resource.RLIMIT_NPROC)
     allowed = MAX_PROCESSES if hard < 0 else min(MAX_PROCESSES, hard * 3 // 4)
     resource.setrlimit(resource.RLIMIT_NPROC, (allowed, allowed))
 
 
-def try_write_file(path: str, words: str) -> None:
-    """Tell the kernel something, if it listens."""
+def try_write_file(path: str, text: str) -> None:
+    """Write a file of the kernel, where it exists and is writable."""
     try:
         with open(path, "w") as file:
-            file.write(words)
+            file.write(text)
     except OSError:
         pass
 
 
-def wait_for_exit(guest: int, control: int, woken: int) -> int:
-    """Until the guest exits or the harness hangs up; its exit code."""
+def wait_for_exit(child: int, control: int, woken: int) -> int:
+    """Wait until the child exits or CONTROL closes; return the exit code."""
     while True:
         ready, _, _ = select.select([control, woken], [], [])
         if control in ready:
@@ -124,15 +126,15 @@ def wait_for_exit(guest: int, control: int, woken: int) -> int:
             os.read(woken, 4096)
         except BlockingIOError:
             pass
-        code, _ = reap_children(guest)
+        code, _ = reap_children(child)
         if code is not None:
             return code
 
 
-def reap_children(guest: int) -> tuple[int | None, bool]:
-    """Collect every dead child: (the guest's exit code if seen, whether none is left).
+def reap_children(child: int) -> tuple[int | None, bool]:
+    """Reap every dead child: (exit code of `child` if reaped, whether none is left).
 
-    None left means neither dead nor alive.
+    None left: neither dead nor alive.
     """
     code = None
     while True:
@@ -142,17 +144,17 @@ def reap_children(guest: int) -> tuple[int | None, bool]:
             return code, True
         if pid == 0:
             return code, False
-        if pid == guest:
+        if pid == child:
             code = os.waitstatus_to_exitcode(status)
 
 
-def kill_descendants(guest: int) -> bool:
-    """Kill children until there are none; orphans of the killed become children.
+def kill_descendants(child: int) -> bool:
+    """Kill children until none is left; orphans of the killed become children.
 
-    False after some seconds, which only a process stuck in the kernel takes.
+    False after GIVE_UP_SECONDS, which only a process stuck in the kernel takes.
     """
     try:
-        os.killpg(guest, signal.SIGKILL)
+        os.killpg(child, signal.SIGKILL)
     except (ProcessLookupError, PermissionError):
         pass
     deadline = time.monotonic() + GIVE_UP_SECONDS
@@ -162,7 +164,7 @@ def kill_descendants(guest: int) -> bool:
                 os.kill(pid, signal.SIGKILL)
             except ProcessLookupError:
                 pass
-        _, none_left = reap_children(guest)
+        _, none_left = reap_children(child)
         if none_left:
             return True
         time.sleep(0.001)
@@ -170,10 +172,10 @@ def kill_descendants(guest: int) -> bool:
 
 
 def iter_children() -> "Iterator[int]":
-    """The present children of this process (Linux; elsewhere none are known).
+    """The current children of this process (Linux; elsewhere none are known).
 
-    The newest first and each as soon as it is seen: one that forks and exits all the
-    time has another number when a whole list is ready.
+    Newest first, each as soon as it is found: a process that forks and exits all the
+    time has a new pid by the time a whole list is complete.
     """
     me = os.getpid()
     if sys.platform != "linux":
@@ -184,7 +186,7 @@ def iter_children() -> "Iterator[int]":
 
 
 def read_parent_pid(pid: str) -> int | None:
-    """The parent of a process; None when it has just gone."""
+    """The parent pid of a process; None where it has just exited."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             return int(file.read().rpartition(b")")[2].split()[1])

@@ -1,8 +1,8 @@
-"""Sources: where the text of a lab comes from. Python's own code, files, or the hub.
+"""Sources of a lab's text: Python's own code, files, or the Hugging Face hub.
 
-A source names its files with size and sha256 (`description`), so that the text has a
+A source lists its files with size and sha256 (`describe`), so that the text has a
 fingerprint, and yields documents under stable names. It decides nothing about splits,
-but knows which documents may be held out.
+but says which documents may be held out.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -14,7 +14,7 @@ ShowProgress = Callable[[str, int, int], None]  # stage, done, total
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """One text under a name that is the same on every machine."""
+    """One text, under a name that is the same on every machine."""
 
     name: str
     text: str
@@ -22,20 +22,20 @@ class Document:
 
 
 class Source(Protocol):
-    """A text and where it came from."""
+    """A text and its origin."""
 
     def collect_quick_facts(self) -> Mapping[str, object]:
-        """What changes when the text may have changed; quick to find out."""
+        """Return facts that change whenever the text may have changed; fast."""
         ...
 
     def fetch(self, show: ShowProgress) -> None:
-        """Bring the text to this machine, where it is not yet."""
+        """Download the text, unless it is on this machine."""
         ...
 
     def describe(self) -> Mapping[str, object]:
-        """What the text is: names, sizes, sha256, versions."""
+        """Return the names, sizes, sha256 and versions of the text."""
         ...
 
     def iter_documents(self) -> Iterator[Document]:
-        """Every document, in a fixed order."""
+        """Yield every document, in a fixed order."""
         ...

@@ -1,8 +1,8 @@
-"""A PATH: .parquet (column `text`), .jsonl (field `text`), .txt and .md files.
+"""Text files under a path: .parquet (column `text`), .jsonl (field `text`), .txt, .md.
 
-One text file is one document; a single large .txt is cut at `<|endoftext|>` marks, or
-at blank lines. Names are relative to PATH, so the same files elsewhere are the same
-text. Not covered: other columns, compressed files, other encodings than UTF-8.
+A text file is one document; it is cut at `<|endoftext|>` marks, or at blank lines if it
+is large. Names are relative to the path, so the same files elsewhere are the same text.
+Not covered: other columns, compressed files, other encodings than UTF-8.
 """
 
 import hashlib
@@ -26,25 +26,27 @@ class FileSource:
     def __init__(self, path: Path) -> None:
         if not path.exists():
             raise LabError(
-                f"the text {path} does not exist. Next: mend TEXT in prepare.py, or "
+                f"the text {path} does not exist. Next: correct TEXT in prepare.py, or "
                 "autoresearch new LAB --text PATH"
             )
         self._root = path if path.is_dir() else path.parent
-        every = sorted(path.rglob("*")) if path.is_dir() else [path]
-        self._paths = [p for p in every if p.suffix in TEXT_SUFFIXES and p.is_file()]
+        paths = sorted(path.rglob("*")) if path.is_dir() else [path]
+        self._paths = [p for p in paths if p.suffix in TEXT_SUFFIXES and p.is_file()]
         if not self._paths:
-            raise LabError(f"{path} holds no text: no {', '.join(TEXT_SUFFIXES)} file")
+            raise LabError(
+                f"{path} contains no text: no {', '.join(TEXT_SUFFIXES)} file"
+            )
 
     def collect_quick_facts(self) -> Mapping[str, object]:
-        """Names, sizes and times."""
+        """Return names, sizes and times of modification."""
         stats = [(self._relative_name(path), path.stat()) for path in self._paths]
         return {"files": [[n, s.st_size, s.st_mtime_ns] for n, s in stats]}
 
     def fetch(self, show: ShowProgress) -> None:
-        """It is here already."""
+        """Do nothing: the files are local."""
 
     def describe(self) -> Mapping[str, object]:
-        """Names, sizes and sha256."""
+        """Return names, sizes and sha256."""
         return {
             "text": "files",
             "files": [
@@ -54,7 +56,7 @@ class FileSource:
         }
 
     def iter_documents(self) -> Iterator[Document]:
-        """Every text."""
+        """Yield every text."""
         for path in self._paths:
             yield from iter_file_documents(path, self._relative_name(path))
 
@@ -63,7 +65,7 @@ class FileSource:
 
 
 def iter_file_documents(path: Path, name: str) -> Iterator[Document]:
-    """The documents of one file."""
+    """Yield the documents of one file."""
     if path.suffix == ".parquet":
         texts = iter_parquet_texts(path)
     elif path.suffix == ".jsonl":
@@ -76,7 +78,7 @@ def iter_file_documents(path: Path, name: str) -> Iterator[Document]:
 
 
 def iter_parquet_texts(path: Path) -> Iterator[str]:
-    """Column `text`, batch by batch."""
+    """Yield column `text`, batch by batch."""
     try:
         import pyarrow
         import pyarrow.parquet
@@ -93,26 +95,26 @@ def iter_parquet_texts(path: Path) -> Iterator[str]:
                 for value in batch.column(0):
                     yield str(value.as_py() or "")
     except (pyarrow.ArrowException, OSError) as error:
-        raise LabError(f"{path} is not whole parquet ({error})") from None
+        raise LabError(f"{path} is not a complete parquet file ({error})") from None
 
 
 def iter_jsonl_texts(path: Path) -> Iterator[str]:
-    """Field `text` of every line."""
+    """Yield field `text` of every line."""
     with path.open("rb") as file:
         for number, line in enumerate(
             iter(lambda: file.readline(LARGEST_LINE_BYTES), b"")
         ):
             try:
-                found = json.loads(line)["text"]
+                text = json.loads(line)["text"]
             except (ValueError, RecursionError, LookupError, TypeError):
                 raise LabError(
-                    f"{path} line {number + 1} is no JSON object with a field 'text'"
+                    f"{path} line {number + 1} is not a JSON object with a field 'text'"
                 ) from None
-            yield str(found)
+            yield str(text)
 
 
 def iter_plain_texts(path: Path) -> Iterator[str]:
-    """A text file: one document, or its parts where it is large."""
+    """Yield a text file as one document, or its parts."""
     try:
         text = path.read_bytes().decode()
     except UnicodeDecodeError:
@@ -127,19 +129,19 @@ def iter_plain_texts(path: Path) -> Iterator[str]:
 
 def split_at_blank_lines(text: str) -> Iterator[str]:
     """Cut a long text at blank lines into parts of a few thousand characters."""
-    held: list[str] = []
+    parts: list[str] = []
     size = 0
     for part in text.split("\n\n"):
-        held.append(part)
+        parts.append(part)
         size += len(part) + 2
         if size > PIECE_CHARACTERS:
-            yield "\n\n".join(held)
-            held, size = [], 0
-    if held:
-        yield "\n\n".join(held)
+            yield "\n\n".join(parts)
+            parts, size = [], 0
+    if parts:
+        yield "\n\n".join(parts)
 
 
 def sha256_file(path: Path) -> str:
-    """Hash of a file."""
+    """Return the sha256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

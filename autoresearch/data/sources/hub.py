@@ -1,10 +1,10 @@
 """`fineweb-edu`, `climbmix`, `tinystories`: parquet shards of the Hugging Face hub.
 
-Promises: a shard counts when its size and sha256 are those the hub lists; a download
-that was cut, or killed, goes on where it stood; nothing half-made has the final name.
-The endpoint is HF_ENDPOINT where set (a mirror, or the tests' local server).
+Promises: a shard counts if its size and sha256 are those that the hub lists; a download
+that was interrupted or killed resumes; no partial file has the final name. The endpoint
+is HF_ENDPOINT if set (a mirror, or the tests' local server).
 
-Not covered: private data sets (no login is sent), and a hub that lists wrong hashes.
+Not covered: private data sets (no login is sent), and wrong hashes in the listing.
 """
 
 import http.client
@@ -36,7 +36,7 @@ DATASETS = {  # name -> (repository, folder of its shards)
 }
 PARALLEL_DOWNLOADS = 4
 MAX_TRIES = 8
-TIMEOUT_SECONDS = 60.0  # for a server that says nothing
+TIMEOUT_SECONDS = 60.0  # for a server that sends nothing
 MAX_BACKOFF_SECONDS = 60.0
 LARGEST_LISTING_BYTES = 32 << 20
 LARGEST_SHARD_BYTES = 16 << 30
@@ -46,7 +46,7 @@ SHARD_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]*\.parquet")
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """One file of a data set, as the hub lists it."""
+    """One file of a data set, from the hub's listing."""
 
     path: str
     size_bytes: int
@@ -62,15 +62,15 @@ class HubSource:
         self._most_bytes = most_bytes
         self._endpoint = os.environ.get("HF_ENDPOINT", DEFAULT_ENDPOINT).rstrip("/")
         self._folder = folder / self._repository.replace("/", "--")
-        self._pause = 1.0  # seconds before a second try; grows
+        self._pause = 1.0  # seconds before the second try; doubles
 
     def collect_quick_facts(self) -> Mapping[str, object]:
-        """The listing that was fetched; nothing else can change under it."""
-        listed = self._listing_path()
-        return {"listing": listed.read_text() if listed.exists() else None}
+        """Return the fetched listing: the shards of a listing never change."""
+        path = self._listing_path()
+        return {"listing": path.read_text() if path.exists() else None}
 
     def describe(self) -> Mapping[str, object]:
-        """Revision and shards."""
+        """Return revision and shards."""
         revision, shards = self._read_listing()
         return {
             "text": self._name,
@@ -80,7 +80,7 @@ class HubSource:
         }
 
     def iter_documents(self) -> Iterator[Document]:
-        """Every text of every shard."""
+        """Yield every text of every shard."""
         _, shards = self._read_listing()
         for shard in shards:
             yield from iter_file_documents(self._shard_path(shard), shard.path)
@@ -88,7 +88,7 @@ class HubSource:
     # -- fetching ----------------------------------------------------------------------
 
     def fetch(self, show: ShowProgress) -> None:
-        """Download the shards that are not here yet, several at once."""
+        """Download the missing shards, several in parallel."""
         self._folder.mkdir(parents=True, exist_ok=True)
         if not self._listing_path().exists():
             self._fetch_listing()
@@ -98,18 +98,18 @@ class HubSource:
         total = sum(shard.size_bytes for shard in shards)
         done = ByteCounter(total - sum(shard.size_bytes for shard in missing))
         with ThreadPoolExecutor(PARALLEL_DOWNLOADS) as threads:
-            waiting = [
+            futures = [
                 threads.submit(self._download_shard, s, revision, done) for s in missing
             ]
-            while not all(future.done() for future in waiting):
+            while not all(future.done() for future in futures):
                 show(f"download {self._name}", min(done.count, total - 1), total)
                 time.sleep(0.1)
-            for future in waiting:
+            for future in futures:
                 future.result()
         show(f"download {self._name}", total, total)
 
     def _fetch_listing(self) -> None:
-        """Ask for the revision and the shards, and keep the answer."""
+        """Fetch the revision and the list of shards, and store them."""
         base = f"{self._endpoint}/api/datasets/{self._repository}"
         revision = json.loads(self._get_with_retries(f"{base}/revision/main")).get(
             "sha"
@@ -122,13 +122,13 @@ class HubSource:
         shards = select_shards(parse_shards(tree), self._most_bytes)
         if not shards:
             raise LabError(f"{base} lists no parquet files. Next: check HF_ENDPOINT")
-        said = [[s.path, s.size_bytes, s.sha256] for s in shards]
+        rows = [[s.path, s.size_bytes, s.sha256] for s in shards]
         write_whole(
-            self._listing_path(), json.dumps({"revision": revision, "shards": said})
+            self._listing_path(), json.dumps({"revision": revision, "shards": rows})
         )
 
     def _get_with_retries(self, url: str) -> bytes:
-        """A small answer, with retries."""
+        """Get a small answer, with retries."""
         for left in reversed(range(MAX_TRIES)):
             try:
                 with urllib.request.urlopen(url, timeout=TIMEOUT_SECONDS) as answer:  # noqa: S310
@@ -138,7 +138,7 @@ class HubSource:
         raise AssertionError("unreachable")
 
     def _download_shard(self, shard: Shard, revision: str, done: "ByteCounter") -> None:
-        """Download one shard, going on where an earlier try ended."""
+        """Download one shard, resuming where an earlier try ended."""
         path = urllib.parse.quote(shard.path)
         url = f"{self._endpoint}/datasets/{self._repository}/resolve/{revision}/{path}"
         part = self._shard_path(shard).with_suffix(".part")
@@ -159,7 +159,7 @@ class HubSource:
         raise LabError(f"{url} could not be downloaded. Next: autoresearch prepare")
 
     def _verify_shard(self, shard: Shard, part: Path, done: "ByteCounter") -> None:
-        """Compare a finished file with the listing; start over if it is another."""
+        """Compare a finished file with the listing; delete it if it differs."""
         size_bytes = part.stat().st_size
         if size_bytes < shard.size_bytes:
             raise ShardMismatch(
@@ -169,18 +169,18 @@ class HubSource:
             part.unlink()
             done.add(-size_bytes)
             raise ShardMismatch(
-                "it is not the file that the hub lists (size or sha256)"
+                "it is not the file in the hub's listing (size or sha256)"
             )
 
     def _back_off_or_raise(self, error: Exception, url: str, left: int) -> None:
-        """Wait before another try, or give up with one clear sentence."""
+        """Wait before the next try, or raise LabError if there is none left."""
         final = isinstance(error, urllib.error.HTTPError) and error.code not in (
             408, 425, 429, 500, 502, 503, 504,
         )  # fmt: skip
         if final or left == 0:
             raise LabError(
-                f"{url}: {error}. Next: autoresearch prepare goes on where it stood; "
-                "behind a mirror, set HF_ENDPOINT"
+                f"{url}: {error}. Next: autoresearch prepare   (it resumes); behind a "
+                "mirror, set HF_ENDPOINT"
             ) from None
         time.sleep(compute_backoff_seconds(error, MAX_TRIES - left, self._pause))
 
@@ -194,19 +194,19 @@ class HubSource:
             raise LabError(
                 f"{self._name} was never fetched. Next: autoresearch prepare"
             )
-        said = json.loads(self._listing_path().read_text())
-        return said["revision"], [Shard(*shard) for shard in said["shards"]]
+        listing = json.loads(self._listing_path().read_text())
+        return listing["revision"], [Shard(*shard) for shard in listing["shards"]]
 
     def _shard_path(self, shard: Shard) -> Path:
         return self._folder / f"{shard.sha256[:16]}.parquet"
 
 
 class ShardMismatch(Exception):
-    """What came is not what was listed."""
+    """A downloaded file differs from the listing."""
 
 
 class ByteCounter:
-    """Bytes that have arrived, over all threads."""
+    """Counts received bytes over all threads."""
 
     def __init__(self, count: int) -> None:
         self.count = count
@@ -218,30 +218,30 @@ class ByteCounter:
 
 
 def parse_shards(tree: object) -> list[Shard]:
-    """The parquet files of a listing; nothing in it is believed before a check."""
-    found = []
+    """Parse the parquet files of a listing, which is not trusted."""
+    shards = []
     for entry in tree if isinstance(tree, list) else ():
         match entry:
             case {"path": str(path), "size": int(size), "lfs": {"oid": str(oid)}}:
-                plain = SHARD_NAME.fullmatch(path) and ".." not in path
-                sane = 0 < size < LARGEST_SHARD_BYTES
-                if plain and sane and re.fullmatch("[0-9a-f]{64}", oid):
-                    found.append(Shard(path, size, oid))
-    return sorted(found, key=lambda shard: shard.path)
+                is_safe = SHARD_NAME.fullmatch(path) and ".." not in path
+                fits = 0 < size < LARGEST_SHARD_BYTES
+                if is_safe and fits and re.fullmatch("[0-9a-f]{64}", oid):
+                    shards.append(Shard(path, size, oid))
+    return sorted(shards, key=lambda shard: shard.path)
 
 
 def select_shards(shards: Sequence[Shard], most_bytes: int) -> list[Shard]:
-    """The first shards that together hold as many bytes; text is larger still."""
-    taken: list[Shard] = []
+    """Select the first shards that reach this size; their text is larger."""
+    selected: list[Shard] = []
     for shard in shards:
-        if sum(s.size_bytes for s in taken) >= most_bytes:
+        if sum(s.size_bytes for s in selected) >= most_bytes:
             break
-        taken.append(shard)
-    return taken
+        selected.append(shard)
+    return selected
 
 
 def resume_download(url: str, part: Path, size_bytes: int, done: ByteCounter) -> None:
-    """Append what is missing of a file; a server that ignores Range starts over."""
+    """Append the rest of a file; start over if the server ignores Range."""
     have = part.stat().st_size if part.exists() else 0
     if have >= size_bytes:
         return
@@ -256,11 +256,11 @@ def resume_download(url: str, part: Path, size_bytes: int, done: ByteCounter) ->
                 done.add(len(chunk))
                 have += len(chunk)
                 if have > size_bytes:
-                    return  # too long: `_check` will say so
+                    return  # too long: `_verify_shard` reports it
 
 
 def compute_backoff_seconds(error: Exception, tried: int, unit: float) -> float:
-    """How long to wait: what the server asks for, else longer each time."""
+    """Return the seconds to wait: Retry-After, else exponential with jitter."""
     if isinstance(error, urllib.error.HTTPError):
         asked = error.headers.get("Retry-After", "")
         if asked.isdigit():
@@ -270,7 +270,7 @@ def compute_backoff_seconds(error: Exception, tried: int, unit: float) -> float:
 
 
 def require_disk_space(folder: Path, size_bytes: int) -> None:
-    """LabError when the disk has no room for a download."""
+    """Raise LabError if the disk has no room for a download."""
     free = shutil.disk_usage(folder).free
     if free < size_bytes * 1.1:
         raise LabError(

@@ -1,10 +1,10 @@
-"""`python`: the source code of this interpreter's library and of installed packages.
+"""`python`: the source code of the standard library and of installed packages.
 
 Real text on every machine, without a network. Held-out documents come only from
-directories named `test` or `tests`: the library itself stays readable to train.py,
-which runs on it, and those directories can be hidden from it.
+directories named `test` or `tests`: train.py needs to read the library itself, but
+those directories can be hidden from it.
 
-Not covered: two machines with other versions have another text, and so another series.
+Not covered: machines with other versions have another text, and so another series.
 """
 
 import hashlib
@@ -16,7 +16,7 @@ from pathlib import Path
 from autoresearch.data.sources import Document, ShowProgress
 
 LARGEST_FILE_BYTES = 1 << 20
-LARGEST_HELD_OUT_CHARACTERS = 32_000  # many documents, rather than a few huge ones
+LARGEST_HELD_OUT_CHARACTERS = 32_000  # many documents rather than a few huge ones
 TEST_FOLDERS = {"test", "tests"}
 EXCLUDED_FOLDERS = {"site-packages", "__pycache__", "dist-packages", "node_modules"}
 
@@ -28,14 +28,14 @@ class PythonSource:
         self._roots = [("python", Path(sysconfig.get_path("stdlib")))]
         self._versions = {"python": sysconfig.get_python_version()}
         for name in packages:
-            found = util.find_spec(name)
-            places = found.submodule_search_locations if found else None
-            if places:
-                self._roots.append((name, Path(places[0])))
+            spec = util.find_spec(name)
+            folders = spec.submodule_search_locations if spec else None
+            if folders:
+                self._roots.append((name, Path(folders[0])))
                 self._versions[name] = metadata.version(name)
 
     def collect_quick_facts(self) -> Mapping[str, object]:
-        """Versions, and names, sizes and times of all files."""
+        """Return versions, and a hash over names, sizes and times of all files."""
         digest = hashlib.sha256()
         for name, path in self._iter_files():
             stat = path.stat()
@@ -43,10 +43,10 @@ class PythonSource:
         return {"versions": self._versions, "files": digest.hexdigest()}
 
     def fetch(self, show: ShowProgress) -> None:
-        """It is here already."""
+        """Do nothing: the files are local."""
 
     def describe(self) -> Mapping[str, object]:
-        """Versions, and a hash over every file's name and bytes."""
+        """Return versions, and a hash over every file's name and bytes."""
         digest, count, size = hashlib.sha256(), 0, 0
         for name, path in self._iter_files():
             body = path.read_bytes()
@@ -61,16 +61,16 @@ class PythonSource:
         }
 
     def iter_documents(self) -> Iterator[Document]:
-        """Every file that is text."""
+        """Yield every file that is UTF-8 text."""
         for name, path in self._iter_files():
             try:
                 text = path.read_bytes().decode()
             except UnicodeDecodeError:
-                continue  # a few test files are in other encodings on purpose
+                continue  # a few test files use other encodings on purpose
             if text.strip():
                 folders = set(Path(name).parts[:-1])
-                short = len(text) <= LARGEST_HELD_OUT_CHARACTERS
-                yield Document(name, text, short and bool(folders & TEST_FOLDERS))
+                is_short = len(text) <= LARGEST_HELD_OUT_CHARACTERS
+                yield Document(name, text, is_short and bool(folders & TEST_FOLDERS))
 
     def _iter_files(self) -> Iterator[tuple[str, Path]]:
         for label, root in self._roots:
@@ -79,7 +79,7 @@ class PythonSource:
 
 
 def iter_python_files(folder: Path) -> Iterator[Path]:
-    """The .py files below a folder, in order; no links, nothing huge or empty."""
+    """Yield the .py files below a folder, sorted; no links, nothing huge or empty."""
     for path in sorted(folder.iterdir()):
         if path.is_symlink() or path.name in EXCLUDED_FOLDERS:
             continue

@@ -1,4 +1,4 @@
-"""Which source a prepare.py's TEXT stands for. Plugins: autoresearch.sources."""
+"""The source that prepare.py's TEXT names. Plugins: autoresearch.sources."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from autoresearch.data.sources.python import PythonSource
 def load_source(
     text: str, packages: tuple[str, ...], cache: Path, most_bytes: int
 ) -> Source:
-    """The source that prepare.py's TEXT names; a path where nothing else fits.
+    """Load the source that prepare.py's TEXT names; any other text is a path.
 
     A plugin's entry point is callable as (text, cache folder, most bytes) -> Source.
     """

@@ -26,25 +26,25 @@ from pathlib import Path, PurePosixPath
 from autoresearch import __version__
 from autoresearch.text import to_one_line
 
-VERSION = 1
-LARGEST_LINE_BYTES = 4 << 20
-LARGEST_FILE_BYTES = 1 << 20
-LARGEST_WAITING_BYTES = 16 << 20  # answers that the agent does not fetch
-KEPT_BYTES = 2 << 20  # of the end of the talk
-KEPT_TEXT_LETTERS = 3000  # of the end of what the agent said to a person
-MOST_NOISE_LINES = 200  # on stdout that are no messages
-MOST_TOOLS = 2000  # whose details are remembered
+PROTOCOL_VERSION = 1
+MAX_LINE_BYTES = 4 << 20
+MAX_FILE_BYTES = 1 << 20
+MAX_PENDING_BYTES = 16 << 20  # answers that the agent does not fetch
+MAX_TRANSCRIPT_BYTES = 2 << 20  # of the end of the talk
+MAX_MESSAGE_CHARACTERS = 3000  # of the end of what the agent said to a person
+MAX_NOISE_LINES = 200  # on stdout that are no messages
+MAX_TOOL_CALLS = 2000  # whose details are remembered
 
-NOT_LOGGED_IN = -32000
-METHOD_UNKNOWN, PARAMS_WRONG, FAILED = -32601, -32602, -32603
-ABSENT = -32002
+AUTH_REQUIRED = -32000
+METHOD_NOT_FOUND, INVALID_PARAMS, INTERNAL_ERROR = -32601, -32602, -32603
+RESOURCE_NOT_FOUND = -32002
 # What a tool may be for, and whether it has to name the files it is for.
-ALLOWED = {"read": True, "edit": True, "search": True, "think": False}
+ALLOWED_TOOL_KINDS = {"read": True, "edit": True, "search": True, "think": False}
 
-Fields = dict[str, object]
+JsonObject = dict[str, object]
 
 
-class Refused(Exception):
+class RequestRefused(Exception):
     """A request of the agent's that gets an error for an answer."""
 
     def __init__(self, code: int, words: str) -> None:
@@ -53,7 +53,7 @@ class Refused(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Bill:
+class AgentUsage:
     """What an agent says that it took; None: it did not say."""
 
     dollars: float | None = None
@@ -61,15 +61,15 @@ class Bill:
     tokens_out: int | None = None
 
 
-class Client:
+class AcpClient:
     """One talk: fed with what the agent prints, says what to send it."""
 
     def __init__(self, folder: Path, prompt: str, cancel_at: float) -> None:
         self.is_finished = False
         self.ended = ""  # the reason the turn stopped for, in the protocol's words
         self.fault = ""  # why the talk failed; "": it did not
-        self.bill = Bill()
-        self._folder = Folder(folder)
+        self.bill = AgentUsage()
+        self._folder = AgentFolder(folder)
         self._prompt = prompt
         self._cancel_at = cancel_at  # time.monotonic(): ask it to stop then
         self._cancelled = False
@@ -79,15 +79,15 @@ class Client:
         self._kept = bytearray()
         self._text = ""
         self._noise = 0
-        self._tools: dict[str, Fields] = {}
+        self._tools: dict[str, JsonObject] = {}
         self._asked = ""  # what of ours waits for its answer
         self._number = -1
         abilities = {"fs": {"readTextFile": True, "writeTextFile": True}}
         about = {"name": "autoresearch", "version": __version__}
-        self._ask(
+        self._send_request(
             "initialize",
             {
-                "protocolVersion": VERSION,
+                "protocolVersion": PROTOCOL_VERSION,
                 "clientCapabilities": abilities | {"terminal": False},
                 "clientInfo": about,
             },
@@ -103,26 +103,28 @@ class Client:
         for line in lines:
             if self.is_finished:
                 return
-            self._line(line)
-        if len(rest) > LARGEST_LINE_BYTES:
-            self._fail(f"a line of more than {LARGEST_LINE_BYTES >> 20} MB")
+            self._parse_line(line)
+        if len(rest) > MAX_LINE_BYTES:
+            self._fail(f"a line of more than {MAX_LINE_BYTES >> 20} MB")
 
     def feed_stderr(self, said: bytes) -> None:
         """Take what came from stderr, which is for people."""
-        self._keep(said)
+        self._append_transcript(said)
 
     def pending_input(self) -> bytearray:
         """What is to be sent; the caller deletes what it has sent."""
         if self._session and not self._cancelled and time.monotonic() > self._cancel_at:
             self._cancelled = True
-            self._send(method="session/cancel", params={"sessionId": self._session})
+            self._send_message(
+                method="session/cancel", params={"sessionId": self._session}
+            )
         return self._waiting
 
     def close(self) -> None:
         """Let go of the folder."""
         self._folder.close()
 
-    def whole(self) -> bytes:
+    def transcript(self) -> bytes:
         """The end of the talk, with what was said to a person, and why it failed."""
         words = f"\n{to_one_line(self._text)}\n"
         if self.fault:
@@ -131,53 +133,57 @@ class Client:
 
     # -- sending -----------------------------------------------------------------------
 
-    def _ask(self, method: str, params: Fields) -> None:
+    def _send_request(self, method: str, params: JsonObject) -> None:
         self._number += 1
         self._asked = method
-        self._send(id=self._number, method=method, params=params)
+        self._send_message(id=self._number, method=method, params=params)
 
-    def _send(self, **fields: object) -> None:
+    def _send_message(self, **fields: object) -> None:
         line = json.dumps({"jsonrpc": "2.0", **fields}).encode() + b"\n"
         self._waiting += line
-        self._keep(b"> " + line[:300].rstrip() + b"\n")
-        if len(self._waiting) > LARGEST_WAITING_BYTES:
+        self._append_transcript(b"> " + line[:300].rstrip() + b"\n")
+        if len(self._waiting) > MAX_PENDING_BYTES:
             self._fail("it asks and does not listen")
 
-    def _keep(self, words: bytes) -> None:
+    def _append_transcript(self, words: bytes) -> None:
         self._kept += words
-        del self._kept[:-KEPT_BYTES]
+        del self._kept[:-MAX_TRANSCRIPT_BYTES]
 
     def _fail(self, why: str) -> None:
         self.is_finished, self.fault = True, self.fault or to_one_line(why)[:400]
 
     # -- hearing -----------------------------------------------------------------------
 
-    def _line(self, line: bytes) -> None:
-        self._keep(line + b"\n")
-        if len(line) > LARGEST_LINE_BYTES:
-            self._fail(f"a line of more than {LARGEST_LINE_BYTES >> 20} MB")
+    def _parse_line(self, line: bytes) -> None:
+        self._append_transcript(line + b"\n")
+        if len(line) > MAX_LINE_BYTES:
+            self._fail(f"a line of more than {MAX_LINE_BYTES >> 20} MB")
             return
-        message = fields_of(line)
+        message = parse_message(line)
         if message is None:
             self._noise += bool(line.strip())
-            if self._noise > MOST_NOISE_LINES:
+            if self._noise > MAX_NOISE_LINES:
                 self._fail("what it prints is not the protocol")
         elif isinstance(method := message.get("method"), str):
-            self._asks(method, message)
+            self._receive_request(method, message)
         elif message.get("id") == self._number and self._asked:
-            self._answers(message)
+            self._receive_response(message)
 
-    def _answers(self, message: Fields) -> None:
+    def _receive_response(self, message: JsonObject) -> None:
         """It answered what we asked: go on to the next step."""
         asked, self._asked = self._asked, ""
-        result, error = dict_of(message.get("result")), message.get("error")
+        result, error = as_dict(message.get("result")), message.get("error")
         if error is not None:
-            self._fail(words_of(dict_of(error), asked))
+            self._fail(describe_error(as_dict(error), asked))
         elif asked == "initialize":
-            if result.get("protocolVersion") != VERSION:
-                self._fail(f"it speaks another version than {VERSION} of the protocol")
+            if result.get("protocolVersion") != PROTOCOL_VERSION:
+                self._fail(
+                    f"it speaks another version than {PROTOCOL_VERSION} of the protocol"
+                )
                 return
-            self._ask("session/new", {"cwd": str(self._folder.path), "mcpServers": []})
+            self._send_request(
+                "session/new", {"cwd": str(self._folder.path), "mcpServers": []}
+            )
         elif asked == "session/new":
             session = result.get("sessionId")
             if not isinstance(session, str) or not 0 < len(session) <= 1000:
@@ -185,93 +191,107 @@ class Client:
                 return
             self._session = session
             text = {"type": "text", "text": self._prompt}
-            self._ask("session/prompt", {"sessionId": session, "prompt": [text]})
+            self._send_request(
+                "session/prompt", {"sessionId": session, "prompt": [text]}
+            )
         else:
             self.is_finished, self.ended = (
                 True,
                 to_one_line(str(result.get("stopReason")))[:40],
             )
-            self._count(dict_of(result.get("usage")))
+            self._add_usage(as_dict(result.get("usage")))
 
-    def _asks(self, method: str, message: Fields) -> None:
+    def _receive_request(self, method: str, message: JsonObject) -> None:
         """It tells something, or asks and gets one answer."""
-        params = dict_of(message.get("params"))
+        params = as_dict(message.get("params"))
         if "id" not in message:
             if method == "session/update":
-                self._told(dict_of(params.get("update")))
+                self._receive_update(as_dict(params.get("update")))
             return
         try:
-            self._send(id=message["id"], result=self._answer(method, params))
-        except Refused as refused:
+            self._send_message(
+                id=message["id"], result=self._build_response(method, params)
+            )
+        except RequestRefused as refused:
             error = {"code": refused.code, "message": str(refused)}
-            self._send(id=message["id"], error=error)
+            self._send_message(id=message["id"], error=error)
 
-    def _answer(self, method: str, params: Fields) -> Fields | None:
+    def _build_response(self, method: str, params: JsonObject) -> JsonObject | None:
         """The result of a request, or Refused."""
-        if method not in ASKED_OF_US:
-            raise Refused(
-                METHOD_UNKNOWN, f"there is no {to_one_line(method)[:80]} here"
+        if method not in CLIENT_METHODS:
+            raise RequestRefused(
+                METHOD_NOT_FOUND, f"there is no {to_one_line(method)[:80]} here"
             )
         if not self._session or params.get("sessionId") != self._session:
-            raise Refused(PARAMS_WRONG, "there is no such session")
+            raise RequestRefused(INVALID_PARAMS, "there is no such session")
         if method == "fs/read_text_file":
-            return {"content": self._folder.read(params)}
+            return {"content": self._folder.read_lines(params)}
         if method == "fs/write_text_file":
-            self._folder.write(params)
+            self._folder.write_file(params)
             return None
-        return {"outcome": self._leave(params)}
+        return {"outcome": self._choose_permission(params)}
 
-    def _leave(self, params: Fields) -> Fields:
+    def _choose_permission(self, params: JsonObject) -> JsonObject:
         """Leave to use a tool, or none: one of the options that it offers."""
         if self._cancelled:
             return {"outcome": "cancelled"}
-        tool = dict_of(params.get("toolCall"))
+        tool = as_dict(params.get("toolCall"))
         known = self._tools.get(str(tool.get("toolCallId")), {})
         given = {key: value for key, value in tool.items() if value is not None}
-        word = "allow" if self._folder.allows({**known, **given}) else "reject"
-        options = [dict_of(option) for option in list_of(params.get("options"))]
+        word = "allow" if self._folder.allows_tool({**known, **given}) else "reject"
+        options = [as_dict(option) for option in as_list(params.get("options"))]
         for kind in (f"{word}_once", f"{word}_always"):
             for option in options:
                 if option.get("kind") == kind:
                     return {"outcome": "selected", "optionId": option.get("optionId")}
         return {"outcome": "cancelled"}
 
-    def _told(self, update: Fields) -> None:
+    def _receive_update(self, update: JsonObject) -> None:
         """Something of the turn: words, a tool, a bill."""
         what = update.get("sessionUpdate")
         if what == "agent_message_chunk":
-            words = dict_of(update.get("content")).get("text")
+            words = as_dict(update.get("content")).get("text")
             if isinstance(words, str):
-                self._text = (self._text + words)[-KEPT_TEXT_LETTERS:]
+                self._text = (self._text + words)[-MAX_MESSAGE_CHARACTERS:]
         elif what in ("tool_call", "tool_call_update"):
             name = str(update.get("toolCallId"))[:200]
-            if name in self._tools or len(self._tools) < MOST_TOOLS:
-                kept = {key: update[key] for key in TOLD if update.get(key) is not None}
+            if name in self._tools or len(self._tools) < MAX_TOOL_CALLS:
+                kept = {
+                    key: update[key]
+                    for key in TOOL_CALL_FIELDS
+                    if update.get(key) is not None
+                }
                 self._tools[name] = self._tools.get(name, {}) | kept
         elif what == "usage_update":
-            cost = dict_of(update.get("cost"))
-            amount = number_of(cost.get("amount"), 1e6)
+            cost = as_dict(update.get("cost"))
+            amount = bounded_number(cost.get("amount"), 1e6)
             # The sum so far. Some say 0 for a price that they do not know.
             if amount and cost.get("currency") == "USD":
-                self.bill = Bill(amount, self.bill.tokens_in, self.bill.tokens_out)
+                self.bill = AgentUsage(
+                    amount, self.bill.tokens_in, self.bill.tokens_out
+                )
 
-    def _count(self, usage: Fields) -> None:
+    def _add_usage(self, usage: JsonObject) -> None:
         into, out = (
-            number_of(usage.get(name), 1 << 40)
+            bounded_number(usage.get(name), 1 << 40)
             for name in ("inputTokens", "outputTokens")
         )
-        self.bill = Bill(
+        self.bill = AgentUsage(
             self.bill.dollars,
             None if into is None else int(into),
             None if out is None else int(out),
         )
 
 
-ASKED_OF_US = ("fs/read_text_file", "fs/write_text_file", "session/request_permission")
-TOLD = ("kind", "locations", "content")  # of a tool: what leave depends on
+CLIENT_METHODS = (
+    "fs/read_text_file",
+    "fs/write_text_file",
+    "session/request_permission",
+)
+TOOL_CALL_FIELDS = ("kind", "locations", "content")  # of a tool: what leave depends on
 
 
-class Folder:
+class AgentFolder:
     """The agent's folder: everything below it, and nothing through a link."""
 
     def __init__(self, path: Path) -> None:
@@ -283,70 +303,70 @@ class Folder:
         """Let go of it."""
         os.close(self._top)
 
-    def read(self, params: Fields) -> str:
+    def read_lines(self, params: JsonObject) -> str:
         """Lines of a text file, or Refused."""
         first, most = params.get("line"), params.get("limit")
-        with self._file(params, os.O_RDONLY) as file:
-            text = os.read(file, LARGEST_FILE_BYTES + 1)
-        if len(text) > LARGEST_FILE_BYTES:
-            raise Refused(FAILED, "the file is too large")
+        with self._open_file(params, os.O_RDONLY) as file:
+            text = os.read(file, MAX_FILE_BYTES + 1)
+        if len(text) > MAX_FILE_BYTES:
+            raise RequestRefused(INTERNAL_ERROR, "the file is too large")
         lines = text.decode(errors="replace").splitlines(keepends=True)
         start = max(0, first - 1) if type(first) is int else 0
         end = start + max(0, most) if type(most) is int else len(lines)
         return "".join(lines[start:end])
 
-    def write(self, params: Fields) -> None:
+    def write_file(self, params: JsonObject) -> None:
         """A whole text file, made where it is missing, or Refused."""
         content = params.get("content")
         if not isinstance(content, str):
-            raise Refused(PARAMS_WRONG, "content is no text")
+            raise RequestRefused(INVALID_PARAMS, "content is no text")
         body = content.encode(errors="replace")
-        if len(body) > LARGEST_FILE_BYTES:
-            raise Refused(PARAMS_WRONG, "the file would be too large")
-        with self._file(params, os.O_WRONLY | os.O_CREAT) as file:
+        if len(body) > MAX_FILE_BYTES:
+            raise RequestRefused(INVALID_PARAMS, "the file would be too large")
+        with self._open_file(params, os.O_WRONLY | os.O_CREAT) as file:
             os.truncate(file, 0)
             while body:
                 body = body[os.write(file, body) :]
 
-    def allows(self, tool: Fields) -> bool:
+    def allows_tool(self, tool: JsonObject) -> bool:
         """Whether a tool may be used: of a harmless kind, and inside the folder."""
         kind = tool.get("kind")
-        if not isinstance(kind, str) or kind not in ALLOWED:
+        if not isinstance(kind, str) or kind not in ALLOWED_TOOL_KINDS:
             return False
-        named = [dict_of(place) for place in list_of(tool.get("locations"))]
-        parts = [dict_of(part) for part in list_of(tool.get("content"))]
+        named = [as_dict(place) for place in as_list(tool.get("locations"))]
+        parts = [as_dict(part) for part in as_list(tool.get("content"))]
         if any(part.get("type") == "terminal" for part in parts):
             return False
         named += [part for part in parts if part.get("type") == "diff"]
         try:
             for one in named:
-                self._parts(one)
-        except Refused:
+                self._parse_path(one)
+        except RequestRefused:
             return False
-        return bool(named) or not ALLOWED[kind]
+        return bool(named) or not ALLOWED_TOOL_KINDS[kind]
 
-    def _parts(self, params: Fields) -> tuple[str, ...]:
+    def _parse_path(self, params: JsonObject) -> tuple[str, ...]:
         """The names on the way from the folder to a path, or Refused."""
         path = params.get("path")
         if not isinstance(path, str) or not 0 < len(path) < 4096 or "\0" in path:
-            raise Refused(PARAMS_WRONG, "path is no path")
+            raise RequestRefused(INVALID_PARAMS, "path is no path")
         pure = PurePosixPath(path)
         if pure.is_absolute():
             if not pure.is_relative_to(self.path):
-                raise Refused(PARAMS_WRONG, "the path leaves the folder")
+                raise RequestRefused(INVALID_PARAMS, "the path leaves the folder")
             pure = pure.relative_to(self.path)
         if ".." in pure.parts or not pure.parts:
-            raise Refused(PARAMS_WRONG, "the path leaves the folder")
+            raise RequestRefused(INVALID_PARAMS, "the path leaves the folder")
         return pure.parts
 
     @contextmanager
-    def _file(self, params: Fields, flags: int) -> Iterator[int]:
+    def _open_file(self, params: JsonObject, flags: int) -> Iterator[int]:
         """A plain file below the folder, open, or Refused."""
-        *folders, name = self._parts(params)
+        *folders, name = self._parse_path(params)
         opened = [os.dup(self._top)]
         try:
             for folder in folders:
-                if flags & os.O_CREAT and not exists(folder, opened[-1]):
+                if flags & os.O_CREAT and not name_exists(folder, opened[-1]):
                     os.mkdir(folder, dir_fd=opened[-1])
                 way = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
                 opened.append(os.open(folder, way, dir_fd=opened[-1]))
@@ -354,19 +374,19 @@ class Folder:
             opened.append(os.open(name, how, 0o644, dir_fd=opened[-1]))
             found = os.fstat(opened[-1])
             if not stat.S_ISREG(found.st_mode) or found.st_nlink != 1:
-                raise Refused(PARAMS_WRONG, "that is no plain file")
+                raise RequestRefused(INVALID_PARAMS, "that is no plain file")
             yield opened[-1]
         except FileNotFoundError:
-            raise Refused(ABSENT, "there is no such file") from None
+            raise RequestRefused(RESOURCE_NOT_FOUND, "there is no such file") from None
         except (OSError, UnicodeError) as error:
             words = getattr(error, "strerror", None) or "that is no name"
-            raise Refused(FAILED, words) from None
+            raise RequestRefused(INTERNAL_ERROR, words) from None
         finally:
             for descriptor in opened:
                 os.close(descriptor)
 
 
-def exists(name: str, folder: int) -> bool:
+def name_exists(name: str, folder: int) -> bool:
     """Whether something of this name is there, a broken link too."""
     try:
         os.stat(name, dir_fd=folder, follow_symlinks=False)
@@ -375,7 +395,7 @@ def exists(name: str, folder: int) -> bool:
     return True
 
 
-def fields_of(line: bytes) -> Fields | None:
+def parse_message(line: bytes) -> JsonObject | None:
     """A message; None for anything else."""
     try:
         found = json.loads(line)
@@ -384,26 +404,26 @@ def fields_of(line: bytes) -> Fields | None:
     return found if isinstance(found, dict) else None
 
 
-def words_of(error: Fields, asked: str) -> str:
+def describe_error(error: JsonObject, asked: str) -> str:
     """An error as the agent put it, with what is known of its code."""
     words = to_one_line(str(error.get("message")))
     detail = to_one_line(json.dumps(error.get("data"))) if error.get("data") else ""
-    start = "not logged in: " if error.get("code") == NOT_LOGGED_IN else ""
+    start = "not logged in: " if error.get("code") == AUTH_REQUIRED else ""
     return f"{start}{asked}: {words} {detail}"
 
 
-def number_of(value: object, most: float) -> float | None:
+def bounded_number(value: object, most: float) -> float | None:
     """A number that can be believed; None for anything else."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     return value if 0 <= value < most else None
 
 
-def dict_of(value: object) -> Fields:
+def as_dict(value: object) -> JsonObject:
     """A JSON object, or an empty one for anything else."""
     return value if isinstance(value, dict) else {}
 
 
-def list_of(value: object) -> list[object]:
+def as_list(value: object) -> list[object]:
     """A JSON list, or an empty one for anything else."""
     return value if isinstance(value, list) else []

@@ -17,6 +17,12 @@ from autoresearch.errors import LabError
 from autoresearch.records import hash_chain
 from autoresearch.records.row_query import ExactFloatList
 
+# What migration 7 fills `outcome` with; a ledger rebuilt from git needs it as well.
+FILL_OUTCOME = """
+    update experiment set outcome =
+        case when decision = 'discard' and why like 'unresolved%' then 'unresolved'
+             else decision end
+"""
 BUSY_SECONDS = 30.0  # to wait for another process that holds the file
 
 
