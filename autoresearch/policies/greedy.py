@@ -2,7 +2,7 @@
 
 Promises: no more than that.
 
-Not covered: noise. About half of what it keeps near the end of a night is noise
+Not covered: noise. About half of what it keeps near the end of a session is noise
 (measured elsewhere, see docs/how-it-works.md).
 """
 

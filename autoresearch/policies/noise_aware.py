@@ -167,25 +167,25 @@ class NoiseAwarePolicy:
             return self.greedy_policy.decide(scores, history, change)
         won = compute_gain(scores, champion, lower_is_better=self.lower_is_better)
         if not math.isfinite(won):
-            return Verdict("discard", "a score is no number", scores, champion)
+            return Verdict("discard", "a score is not finite", scores, champion)
         if known is None:
             return decide_without_noise(won, scores, champion)
         price = self.compute_required_gain(change, known)
         standing = self.compute_standing(scores, history, known, price)
         times = "one run" if len(scores) == 1 else f"{len(scores)} runs"
-        said = f"gain {won:.6f} in {times}, noise {known.sd:.6f} a run"
+        details = f"gain {won:.6f} in {times}, noise {known.sd:.6f} a run"
         if known.degrees < BASELINE_RUNS:
-            said += f" (not yet sure: degrees of freedom {known.degrees:.0f})"
+            details += f" (not yet sure: degrees of freedom {known.degrees:.0f})"
         if is_proven(standing, len(scores) + has_earlier_runs(scores, history)):
             if has_stale_champion(history):
-                why = f"unresolved: {said}; scores drift, the champion's runs are old"
-                return Verdict("unresolved", why, scores, champion)
-            return Verdict("keep", said, scores, champion)
+                details += "; scores drift, the champion's runs are old"
+                return Verdict("unresolved", f"unresolved: {details}", scores, champion)
+            return Verdict("keep", details, scores, champion)
         if price > 0:
-            said += f", {change.added_lines} added lines cost {price:.6f}"
+            details += f", {change.added_lines} added lines cost {price:.6f}"
         if standing.posterior_z > 0:
-            return Verdict("unresolved", f"unresolved: {said}", scores, champion)
-        return Verdict("discard", f"worse: {said}", scores, champion)
+            return Verdict("unresolved", f"unresolved: {details}", scores, champion)
+        return Verdict("discard", f"worse: {details}", scores, champion)
 
     def compute_required_gain(self, change: CodeSizeChange, known: Noise) -> float:
         """The gain a candidate needs, in the metric's units; negative for a removal.

@@ -84,8 +84,8 @@ class Recorder:
                 self.program = program.parse_program(text)
                 self.ledger.store_source(blob, text)
                 self._program_blob = blob
-                if doubt := program.find_ignored_settings(text):
-                    self._notify(doubt)
+                if warning := program.find_ignored_settings(text):
+                    self._notify(warning)
         except LabError as error:
             if first:
                 raise
