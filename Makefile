@@ -23,5 +23,6 @@ exploits:
 
 bench:
 	python benchmarks/overhead.py
+	python benchmarks/overhead.py --hearing
 	python benchmarks/kill.py
 	python benchmarks/text.py

@@ -105,7 +105,7 @@ def map_verified(descriptor: int, largest_bytes: int) -> memoryview:
         except OSError:
             raise ProtocolError("got a file where sealed memory was expected") from None
         if seals & ALL_SEALS != ALL_SEALS:
-            raise ProtocolError("the memory is not sealed")
+            raise ProtocolError("memory that is not sealed")
     size_bytes = os.fstat(descriptor).st_size
     if size_bytes > largest_bytes:
         raise ProtocolError(f"got {size_bytes} bytes, the limit is {largest_bytes}")

@@ -1,11 +1,24 @@
-"""Real coding-agent command lines on a scripted local model: do they drive a night?
+"""Coding-agent command lines as proposers, on a scripted local model.
 
-    python benchmarks/agents.py --agent opencode --agent codex --experiments 10
+    python benchmarks/agents.py --agent opencode --agent codex --experiments 10 --json
 
-The command lines are the real ones (npm install -g opencode-ai @openai/codex); the
-model behind them is a local server with a script, which asks for one shell command that
-changes a constant of lab `line` and writes IDEA.md. What is tested is everything
-around: argv, prompt, HOME, walls, the diff, the time limit. Nothing is paid.
+Takes about 2 minutes per agent. The command lines are the real ones (npm install -g
+opencode-ai @openai/codex); the model behind them is a local server with a script, which
+asks for one shell command that changes a constant of lab `line` and writes IDEA.md.
+What is tested is everything around: arguments, prompt, HOME, sandbox, diff, time limit.
+Nothing is paid. With --quick a stand-in takes the place of the command line: twenty
+lines of Python that send one request and run the command in the reply.
+
+JSON keys, all but the first with the agent's name in front:
+  quick                            whether --quick was given: then no number counts
+  *_experiments                    experiments proposed by the agent
+  *_failed                         of these, failed
+  *_titled                         of these, with the title that IDEA.md gave
+  *_by_search                      experiments proposed by the stand-in, `search`
+  *_seconds_per_idea               wall time of one request to the agent, mean
+  *_tokens_known                   requests whose tokens the agent reported
+  *_outcomes                       what became of the requests
+  *_wall_seconds                   the whole session
 """
 
 import argparse
@@ -29,6 +42,24 @@ from autoresearch.run import session
 from autoresearch.sandbox.process import StopFlag
 from tests.nights import line_lab
 
+# With --quick, in place of an agent's command line.
+STAND_IN = """
+import json, subprocess, sys, urllib.request
+sys.stdin.read()
+tool = {"type": "function", "function": {"name": "bash"}}
+body = {"messages": [{"role": "user", "content": "go"}], "tools": [tool]}
+request = urllib.request.Request(
+    sys.argv[1] + "/chat/completions",
+    json.dumps(body).encode(),
+    {"content-type": "application/json"},
+)
+with urllib.request.urlopen(request) as answer:
+    message = json.load(answer)["choices"][0]["message"]
+(call,) = message["tool_calls"]
+words = json.loads(call["function"]["arguments"])["command"]
+subprocess.run(["bash", "-c", words], check=True)
+"""
+
 COMMAND = (
     "sed -i -E 's/^WEIGHT_INIT = [-0-9.]+/WEIGHT_INIT = 0.{number:03}/' train.py && "
     "printf 'TITLE: start at 0.{number:03}\\nREASON: nearer to the slope\\n"
@@ -37,7 +68,7 @@ COMMAND = (
 
 
 class Script(BaseHTTPRequestHandler):
-    """Chat completions and responses, streamed: one shell command, then a word."""
+    """The scripted model: chat completions and responses, one shell command each."""
 
     count = 0
     lock = threading.Lock()
@@ -82,7 +113,7 @@ class Script(BaseHTTPRequestHandler):
             return COMMAND.format(number=Script.count)
 
     def call(self, tools):
-        """(name, arguments) of a shell command, as this agent's tools want it."""
+        """(name, arguments) of a shell command, for this agent's tools."""
         command = self.next_command()
         if "bash" in tools:
             return "bash", {"command": command, "description": "change one constant"}
@@ -183,18 +214,20 @@ def configure(agent, url):
         )
 
 
-def drive(agent, experiments, folder):
-    """What a night with this agent looked like."""
-    lab = line_lab(folder / agent, "budget_seconds = 3\nbudget_tolerance_seconds = 2")
-    asked = session.SessionOptions(proposers=(agent,), seed=1, hours=0.12)
+def run_session(agent, spec, experiments, folder, quick):
+    """Run a session with this agent as the proposer `spec`, and describe it."""
+    fence = "" if quick else "budget_seconds = 3\nbudget_tolerance_seconds = 2"
+    lab = line_lab(folder / agent, fence)
+    hours = 0.02 if quick else 0.12
+    asked = session.SessionOptions(proposers=(spec,), seed=1, hours=hours)
     begun, ours = time.monotonic(), 0
     with session.open_session(lab, asked, StopFlag()) as (opened, _):
         for row in research(opened):
-            ours += row.author == agent
+            ours += row.author == spec
             if ours >= experiments:
                 opened.workbench.stop.soon = True
     ledger = Ledger(lab.ledger_path)
-    rows = [row for row in ledger.load_rows() if row.author == agent]
+    rows = [row for row in ledger.load_rows() if row.author == spec]
     askings = ledger.load_proposer_calls()
     return {
         f"{agent}_experiments": len(rows),
@@ -214,10 +247,17 @@ def drive(agent, experiments, folder):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--agent", action="append", required=True)
+    parser.add_argument("--agent", action="append", help="opencode, codex; repeatable")
     parser.add_argument("--experiments", type=int, default=10)
-    parser.add_argument("--requests", type=argparse.FileType("w"), help="keep them")
+    parser.add_argument(
+        "--requests", type=argparse.FileType("w"), help="write every request here"
+    )
+    parser.add_argument("--quick", action="store_true", help="a stand-in, 1 experiment")
+    parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
+    if not (options.quick or options.agent):
+        parser.error("--agent or --quick")
+    found = {"quick": options.quick}
     Script.seen = options.requests
     server = ThreadingHTTPServer(("127.0.0.1", 0), Script)
     threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -225,9 +265,22 @@ def main():
     # codex makes no aliases of itself below /tmp, and its sandbox needs them.
     with tempfile.TemporaryDirectory(prefix=".agents-", dir=Path.home()) as made:
         os.environ["XDG_STATE_HOME"] = str(Path(made) / "state")
-        for agent in options.agent:
+        if options.quick:
+            stand_in = Path(made) / "agent.py"
+            stand_in.write_text(STAND_IN)
+            spec = f'cmd:"{sys.executable} {stand_in} {url}"'
+            found |= run_session("stand-in", spec, 1, Path(made), quick=True)
+        for agent in () if options.quick else options.agent:
             configure(agent, url)
-            print(json.dumps(drive(agent, options.experiments, Path(made))), flush=True)
+            place = Path(made)
+            more = run_session(agent, agent, options.experiments, place, quick=False)
+            print(json.dumps(more), file=sys.stderr, flush=True)
+            found |= more
+    if options.json:
+        print(json.dumps(found))
+    else:
+        for name, value in found.items():
+            print(f"{name:<28} {value}")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,14 @@
-"""Edits of the flagship's train.py as models make them: broken ones, and sound ones.
+"""Broken and sound edits of the flagship's train.py, as language models make them.
 
-Each is (name, (search, replace), ...), applied one after the other. Broken: what ends a
-run without a score, or with one that is refused. Sound: what a run would survive, good
-idea or not. Written by hand after what crashed in published nights and in ours.
+Data for `proposing.py` and the tests of preflight; not a benchmark by itself.
 
-Two sets, each on the flagship of its day. The first is by whoever wrote preflight; the
-second by somebody who had not read how a rehearsal checks, so its catch rate says more.
+Each edit is (name, (search, replace), ...), applied one after the other. A broken edit
+ends a run without a score, or with one that is refused. A sound edit gets a score, good
+idea or not. All were written by hand, after crashes in published sessions and in ours.
+
+There are two sets, each for the flagship of its day (`fixtures/`). The first is by the
+author of preflight; the author of the second had not read how a dry run checks, so its
+catch rate says more.
 """
 
 import tomllib
@@ -14,6 +17,8 @@ from pathlib import Path
 from autoresearch.commands import new
 from autoresearch.lab import constants
 from autoresearch.lab.reply_parser import EditBlock, ParsedReply, apply_edits
+
+FIXTURES = Path(__file__).parent / "fixtures"
 
 BEGIN = "run = prepare.begin(build_model)"
 FORWARD = "        x = x + self.attention(norm(x), ids, cos, sin)"
@@ -149,8 +154,8 @@ SOUND_CODE = (
     ("tokens read by hand", (LOOP, "import numpy as np\nrng = np.random.default_rng(run.seed)\n\n\ndef drawn():\n    while run.progress < 1:\n        at = rng.integers(0, len(run.tokens) - T - 1, rows)\n        cut = np.stack([run.tokens[a : a + T + 1] for a in at]).astype(np.int64)\n        run.spent(rows * T)\n        both = torch.from_numpy(cut).to(run.device)\n        yield both[:, :-1], both[:, 1:]\n\n\nfor x, y in drawn():")),
 )  # fmt: skip
 
-# A second set, on the flagship as it was on 2026-11-25: written from the file and from what
-# language models get wrong, by somebody who had not read how a rehearsal checks.
+# The second set, for the flagship of 2026-11-25: written from the file and from what
+# language models get wrong, without knowledge of how a dry run checks.
 LATER_BROKEN = (
     # -- names from another script, and files that are not whole
     ("a schedule from another script", ("    left = min(1.0, (1 - progress) / WARMDOWN) if WARMDOWN else 1.0",
@@ -178,7 +183,7 @@ LATER_BROKEN = (
     ("norm of nothing", ("            x = x + F.relu(norm(x) @ up[i].mT).square() @ down[i]",
      "            y = F.relu(norm(x) @ up[i].mT).square() @ down[i]\n            x = x + y / y.norm(dim=-1, keepdim=True)")),
     ("weights normalised in place", ("    adam.step()", "    adam.step()\n    model.attend /= model.attend.norm(dim=-1, keepdim=True)\n")),
-    # -- who is stepped
+    # -- parameters and optimisers
     ("a tied head, in two groups", ("        self.head = normal(HEAD_INIT, V, WIDTH)", "        self.head = self.embed")),
     ("a stack without a gradient", ("        x = x0 = norm(self.embedded(ids).to(half))", "        x = x0 = norm(self.embedded(ids).to(half))\n        up = [u.detach() for u in up]")),
     # -- what the evaluator finds
@@ -227,16 +232,14 @@ LATER_SOUND = (
 
 
 def flagship(profile, later=False):
-    """The train.py that these edits were written for, as sized by one of its profiles.
+    """The train.py that a set of edits was written for, in the size of a profile.
 
-    Kept here as it was: the shipped one moves on, and edits of it would have to. There
-    are two, each with a set of edits of its own.
+    An old copy: the edits would not fit the shipped train.py, which goes on changing.
     """
-    folder = Path(__file__).parent / "edited" / ("later" if later else "")
-    source = (folder / "train.py").read_text()
-    for name, value in tomllib.loads((folder / "profiles.toml").read_text())[
-        profile
-    ].items():
+    day = "2026_11_25" if later else "2026_11_23"
+    source = (FIXTURES / f"train_{day}.py").read_text()
+    profiles = tomllib.loads((FIXTURES / f"profiles_{day}.toml").read_text())
+    for name, value in profiles[profile].items():
         source = new.replace_literal(source, name, value)
     return source
 
@@ -260,12 +263,12 @@ def broken(source):
 
 
 def later(source, edits):
-    """(name, train.py) of every edit of one of the two later lists."""
+    """(name, train.py) of the edits of one of the two later lists."""
     return [edited(source, edit) for edit in edits]
 
 
 def sound(source):
-    """(name, train.py) of sound edits: code, and every constant low, mid and high."""
+    """(name, train.py) of sound edits: of code, and each constant low, mid and high."""
     found = [edited(source, edit) for edit in SOUND_CODE]
     for knob in constants.parse_constants(source):
         if knob.is_fixed:
@@ -290,5 +293,5 @@ def sound(source):
 
 
 def broken_for(source, names):
-    """(name, train.py) of some broken edits."""
+    """(name, train.py) of the broken edits with these names."""
     return [edited(source, edit) for edit in BROKEN if edit[0] in names]

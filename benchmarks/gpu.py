@@ -1,18 +1,40 @@
-"""The flagship on this GPU, beside another train.py, on the same text and measure.
+"""The flagship on this GPU, beside another train.py, on the same text and metric.
 
     python benchmarks/gpu.py --text DOCS --seconds 60 300 --seeds 2 --other train.py
 
-For each command, budget and seed: val_bpb on the same validation tokens, tokens, tokens
-per second, MFU, seconds of start-up (compilation included: the first seed is cold, the
-others find its cache), evaluation and the whole, peak memory, and the GPU's clock,
-power, heat and slowdowns while it ran. The other train.py is one written for the
-original's prepare.py (its interface is in benchmarks/original) or for ours (it calls
-`begin`).
-With --set NAME=VALUE,.. constants of ours are changed; with --memory GB ours runs as on
-a card with no more than that, with --no-bf16 as on one without bf16.
-Scores are those of `python train.py`, measured in the process that trained.
+Takes the seconds asked for, times seeds and commands, and a minute for each. The other
+train.py is one written for the original's prepare.py (its interface is in `original/`)
+or for ours (it calls `begin`). Scores are those of `python train.py`, measured in the
+process that trained. With --set NAME=VALUE,.. constants of ours are changed; with
+--memory GB ours runs as on a card with no more than that, with --no-bf16 as on one
+without bf16. With --quick: the demo profile for a few seconds on Python's own standard
+library, which tests the wiring on any machine, a CPU included.
 
-Not covered: the cage and the evaluator's two processes; `autoresearch run` times those.
+Not covered: the sandbox and the evaluator's processes; `autoresearch run` times those.
+
+JSON: a list with a record for each run. Its keys:
+  command                          `ours` or `other`
+  seconds                          the budget
+  seed                             the seed
+  quick                            whether --quick was given: then no number counts
+  gpu                              the GPU's name; null: it ran on the CPU
+  val_bpb                          bits per byte on the validation tokens
+  training_seconds                 time in training
+  startup_seconds                  time before it, compiling included: the first seed
+                                   fills the cache that the others use
+  evaluation_seconds               time to evaluate
+  total_seconds                    all of it, by the run's own clock
+  wall_seconds                     all of it, by ours
+  total_tokens_M                   tokens trained on, millions
+  tokens_per_second                throughput of the training
+  num_steps                        steps
+  num_params_M                     parameters, millions
+  depth                            layers
+  peak_vram_mb                     peak GPU memory
+  health                           samples of the GPU: clock, power, heat, slowdowns
+Further JSON keys on a GPU:
+  mfu_percent                      model FLOP/s utilisation
+  gpu_*                            clock, power, heat and slowdowns while it trained
 """
 
 import argparse
@@ -36,7 +58,7 @@ from autoresearch.devices import (
     discovery,
     nvml,
 )
-from benchmarks.step import changed
+from benchmarks.step import change_constants
 
 SUMMARY = re.compile(r"^(\w+): *([-\d.]+)", re.MULTILINE)
 SAMPLE_SECONDS = 2.0
@@ -51,15 +73,15 @@ runpy.run_path("train.py", run_name="__main__")
 HAS_BF16 = "get_device_capability() >= (8, 0)"
 
 
-def lab_of(folder, text, profile):
+def create_prepared_lab(folder, text, profile):
     """A prepared lab `gpt` on this text."""
     new.create_lab(folder, "gpt", text, None, profile)
     words = (sys.executable, "prepare.py")
-    subprocess.run(words, cwd=folder, env=environment(), check=True, stdout=2)
+    subprocess.run(words, cwd=folder, env=build_environment(), check=True, stdout=2)
     return folder
 
 
-def environment(**more):
+def build_environment(**more):
     path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     return {**os.environ, "PYTHONPATH": path, **more}
 
@@ -76,9 +98,9 @@ def place(train_py, lab, folder):
     return folder
 
 
-def as_asked(train_py, options):
+def apply_options(train_py, options):
     """Change a train.py of ours as the options say."""
-    source = changed(train_py.read_text(), options.set)
+    source = change_constants(train_py.read_text(), options.set)
     if options.no_bf16:
         assert HAS_BF16 in source
         source = source.replace(HAS_BF16, "get_device_capability() >= (99, 0)")
@@ -87,7 +109,7 @@ def as_asked(train_py, options):
 
 def run(folder, lab, seconds, seed, cache, memory_gb=None):
     """One run: its summary, what the GPU did meanwhile, and the wall clock."""
-    env = environment(
+    env = build_environment(
         TORCHINDUCTOR_CACHE_DIR=str(cache),
         BENCHMARK_PACKAGE=str(ROOT),
         BENCHMARK_PREPARE=str(lab / "prepare.py"),
@@ -120,7 +142,7 @@ def run(folder, lab, seconds, seed, cache, memory_gb=None):
     return found | nvml.summarize_health(samples[len(samples) // 3 : -2]), samples
 
 
-def shown(name, seconds, rows):
+def format_runs(name, seconds, rows):
     """A block of lines for one command and budget."""
     lines = [f"{name}, {seconds:g} s, {len(rows)} seeds"]
     for key in dict.fromkeys(key for row in rows for key in row):
@@ -135,7 +157,7 @@ def shown(name, seconds, rows):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--text", required=True, help="as for `autoresearch new`")
+    parser.add_argument("--text", help="as for `autoresearch new`; required")
     parser.add_argument("--seconds", type=float, nargs="+", default=[60.0, 300.0])
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--first-seed", type=int, default=1, help="default 1")
@@ -144,12 +166,20 @@ def main():
     parser.add_argument("--set", default="", metavar="NAME=VALUE,..", help="in ours")
     parser.add_argument("--memory", type=float, metavar="GB", help="that ours may take")
     parser.add_argument("--no-bf16", action="store_true", help="ours in fp16")
+    parser.add_argument("--quick", action="store_true", help="2 s, the demo profile")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
+    if options.quick:
+        options.text, options.profile = options.text or "python", "demo"
+        options.seconds, options.seeds = [2.0], 1
+    elif options.text is None:
+        parser.error("--text is required")
+    gpus = discovery.list_visible_gpus()
+    gpu_name = gpus[0].name if gpus else None
     folder = Path(tempfile.mkdtemp(prefix="autoresearch-gpu-"))
-    lab = lab_of(folder / "lab", options.text, options.profile)
+    lab = create_prepared_lab(folder / "lab", options.text, options.profile)
     commands = {"ours": place(lab / "train.py", lab, folder / "ours")}
-    as_asked(folder / "ours" / "train.py", options)
+    apply_options(folder / "ours" / "train.py", options)
     if options.other is not None:
         commands["other"] = place(options.other, lab, folder / "other")
     record = []
@@ -165,10 +195,13 @@ def main():
                 rows[name].append(found)
                 health = [asdict(sample) for sample in samples]
                 row = {"command": name, "seconds": seconds, "seed": seed}
+                row |= {"quick": options.quick, "gpu": gpu_name}
                 record.append(row | found | {"health": health})
                 print(f"{name} {seconds:g} s seed {seed}: {found}", file=sys.stderr)
         if not options.json:
-            print("\n\n".join(shown(name, seconds, rows[name]) for name in commands))
+            print(
+                "\n\n".join(format_runs(name, seconds, rows[name]) for name in commands)
+            )
             if options.other is not None:
                 ours, other = (
                     statistics.mean(row["val_bpb"] for row in rows[name])

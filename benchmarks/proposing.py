@@ -1,17 +1,38 @@
-"""What proposing costs: the size and time of a context, preflight, and an idle GPU.
+"""Cost of proposing: prompt size and time, dry runs of proposals, idle GPU time.
 
-    python benchmarks/proposing.py --json
+    python benchmarks/proposing.py --json               (about 20 minutes)
+    python benchmarks/proposing.py --only context --json
 
-context_*    a ledger of a thousand experiments over the flagship's train.py, read anew
-preflight_*  the edits of `benchmarks/edits.py` on the flagship as sized for a GPU:
-             share of the broken caught, share of the sound refused, median seconds of
-             one (wall, and of CPU time, which a busy machine does not stretch);
-             `later`: of the edits that were written without knowing the checks
+context      the prompt for a ledger of a thousand experiments on the flagship's
+             train.py, built from a ledger just opened
+preflight    dry runs of the edits in `edits.py` on the flagship as sized for a GPU;
+             `later`: the edits that were written without knowledge of the checks
+idle         GPU time between two runs of lab `line`, stretched to 20 s a run, with a
+             model that takes 60 s to answer; the baseline is left out
 
-idle_share   the GPU's time between two runs on lab `line` stretched to 20 s a run, with
-             a model that takes 60 s to answer: share of the night, baseline left out
-
-Parts are chosen with --only; preflight takes some minutes.
+JSON keys:
+  quick                            whether --quick was given: then no number counts
+  context_tokens                   size of the prompt, as it is counted
+  context_bytes                    size of the prompt
+  context_seconds                  time to build it, median of 5
+  context_identical                whether all 5 were the same
+  preflight_broken                 broken edits that were tried
+  preflight_caught                 share of them refused
+  preflight_later                  of these, edits of the later set
+  preflight_caught_later           share of them refused; null where there were none
+  preflight_sound                  sound edits that were tried
+  preflight_false                  share of them refused
+  preflight_seconds                wall time of one, median
+  preflight_cpu_seconds            CPU time of one, median; a busy machine does not
+                                   stretch it
+  preflight_longest_seconds        wall time of one, longest
+  preflight_missed                 broken edits that passed
+  preflight_wrong                  sound edits that were refused
+  idle_share                       share of the session in which nothing ran
+  idle_longest_gap_seconds         longest time without a run
+  idle_runs                        runs
+  idle_by_the_model                experiments proposed by the model
+  idle_by_search                   experiments proposed by the stand-in, `search`
 """
 
 import argparse
@@ -67,14 +88,14 @@ from tests.nights import line_lab
 FLAGSHIP = ROOT / "autoresearch" / "labs" / "gpt"
 
 
-def score_of(proposal, value):
+def make_score(proposal, value):
     """One run's score, with what a run says of itself."""
     facts = (("tokens", 93_000_000), ("depth", 8), ("train_loss", 3.1), ("mfu", 45.2))
     run = Run(Candidate(proposal, "b"), 0, 300.0, 38.0, 18.9, Path(), facts, Path("x"))
     return Score(run, value, 0.0, 9.0)
 
 
-def change(rng, source, number):
+def make_change(rng, source, number):
     """(title, new source): a constant most of the time, else some lines of code."""
     if number % 3:
         knob = rng.choice(
@@ -90,19 +111,19 @@ def change(rng, source, number):
     return f"gate the values of every second layer, variant {number}", "\n".join(lines)
 
 
-def thousand(path, source, count, seed=1):
-    """A ledger as a long night leaves it."""
+def write_ledger(path, source, count, seed=1):
+    """A ledger as a long session leaves it."""
     rng, ledger = random.Random(seed), Ledger(path)
     ledger.begin_session("series", "{}", 0, "{}")
     baseline = Proposal(0, "baseline", source, "", "human")
     baseline = ledger.admit_proposal(baseline, compute_blob_id(source), "code")
-    scores = tuple(score_of(baseline, 1.09 + d) for d in (0, 0.0006, -0.0004))
+    scores = tuple(make_score(baseline, 1.09 + d) for d in (0, 0.0006, -0.0004))
     ledger.record_verdict(
         Verdict("keep", "baseline", scores, None), commit=None, at=0.0
     )
     for number in range(1, count + 1):
         champion = ledger.champion
-        title, text = change(rng, ledger.load_source(champion.blob), number)
+        title, text = make_change(rng, ledger.load_source(champion.blob), number)
         who = ("search", "claude", "anthropic:claude-sonnet-4-5")[number % 3]
         proposal = Proposal(None, title, text, champion.blob, who, "it may help " * 12)
         proposal = ledger.admit_proposal(
@@ -115,20 +136,20 @@ def thousand(path, source, count, seed=1):
             value = champion.values[0] + rng.gauss(0.003, 0.002)
             kept = value < champion.values[0]
             word = "keep" if kept else "discard"
-            verdict = Verdict(word, "", (score_of(proposal, value),), champion)
+            verdict = Verdict(word, "", (make_score(proposal, value),), champion)
         ledger.record_verdict(verdict, commit=None, at=float(number))
     ledger.close()
 
 
-def context_of(count):
-    """(tokens, seconds, bytes equal) of a context built from a ledger just opened."""
+def measure_context(count):
+    """Size and time of a prompt built from a ledger just opened."""
     source = (FLAGSHIP / "train.py").read_text()
     asked = context.ContextRequest(
         (FLAGSHIP / "program.md").read_text(), "val_bpb", "80 lines"
     )
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "ledger.db"
-        thousand(path, source, count)
+        write_ledger(path, source, count)
         texts, seconds = [], []
         for _ in range(5):
             ledger = Ledger(path)
@@ -145,34 +166,39 @@ def context_of(count):
     }
 
 
-def preflight_of(every):
+def measure_preflight(every, quick):
     """How many of the broken and of the sound edits are refused, and in what time.
 
-    The second set is reported by itself as well: it was written by somebody who did not
-    know how a rehearsal checks.
+    The second set is also reported separately: its author did not know the checks.
+    With `quick`: one broken and one sound edit of the first set.
     """
-    first, second = edits.flagship("gpu"), edits.flagship("gpu", later=True)
-    sets = (
-        (first, "broken", edits.broken(first)),
-        (first, "sound", edits.sound(first)),
-        (second, "broken later", edits.later(second, edits.LATER_BROKEN)),
-        (second, "sound later", edits.later(second, edits.LATER_SOUND)),
-    )
-    tried = [
-        one
-        for source, part, files in sets
-        for one in rehearsals(source, part, files[::every])
-    ]
+    first = edits.flagship("gpu")
+    sets = [(first, {"broken": edits.broken(first), "sound": edits.sound(first)})]
+    if quick:
+        every = 1000
+    else:
+        second = edits.flagship("gpu", later=True)
+        later = {
+            "broken later": edits.later(second, edits.LATER_BROKEN),
+            "sound later": edits.later(second, edits.LATER_SOUND),
+        }
+        sets.append((second, later))
+    tried = []
+    for source, parts in sets:
+        files = [
+            (part, *file) for part, all_ in parts.items() for file in all_[::every]
+        ]
+        tried += dry_run_files(source, files)
     broken = [t for t in tried if t.part.startswith("broken")]
     sound = [t for t in tried if t.part.startswith("sound")]
     later = [t for t in broken if t.part.endswith("later")]
     return {
         "preflight_broken": len(broken),
-        "preflight_caught": share(broken),
+        "preflight_caught": refused_share(broken),
         "preflight_later": len(later),
-        "preflight_caught_later": share(later),
+        "preflight_caught_later": refused_share(later),
         "preflight_sound": len(sound),
-        "preflight_false": share(sound),
+        "preflight_false": refused_share(sound),
         "preflight_seconds": round(statistics.median(t.seconds for t in tried), 2),
         "preflight_cpu_seconds": round(statistics.median(t.cpu for t in tried), 2),
         "preflight_longest_seconds": round(max(t.seconds for t in tried), 2),
@@ -183,7 +209,7 @@ def preflight_of(every):
 
 @dataclass(frozen=True)
 class Tried:
-    """One edit, rehearsed."""
+    """One edit after its dry run."""
 
     part: str
     name: str
@@ -192,24 +218,26 @@ class Tried:
     cpu: float
 
 
-class Counting(preflight.Preflight):
-    """Preflight that remembers how much CPU time its last rehearsal took."""
+class MeteredPreflight(preflight.Preflight):
+    """Preflight that remembers how much CPU time its last dry run took."""
 
     cpu_seconds = 0.0
 
-    def rehearse(self, source):
+    def dry_run(self, source):
         found = super().dry_run(source)
         self.cpu_seconds = found.cpu_seconds
         return found
 
 
-def share(tried):
-    """Of those that were refused."""
+def refused_share(tried):
+    """The share that was refused; None of nothing."""
+    if not tried:
+        return None
     return round(statistics.fmean(bool(t.why) for t in tried), 3)
 
 
-def rehearsals(source, part, files):
-    """Every file rehearsed against a champion, as in a night on a large card."""
+def dry_run_files(source, files):
+    """Yield (part, name, train.py) files after a dry run against a champion."""
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made) / "lab"
         new.create_lab(folder, "gpt", None, None, "gpu")
@@ -218,7 +246,7 @@ def rehearsals(source, part, files):
         ledger.begin_session("series", "{}", 0, "{}")
         baseline = Proposal(0, "baseline", source, "", "human")
         baseline = ledger.admit_proposal(baseline, compute_blob_id(source), "code")
-        scores = (score_of(baseline, 1.0),)
+        scores = (make_score(baseline, 1.0),)
         ledger.record_verdict(Verdict("keep", "", scores, None), commit=None, at=0.0)
         terms = RunTerms(300.0, None, 15.0, 3600.0, ResourceLimits(memory_gb=80.0))
         found = apparatus.load_apparatus(lab, Repository(folder))
@@ -226,9 +254,9 @@ def rehearsals(source, part, files):
         bench = Workbench(
             lab, found, terms, StopFlag(), lambda candidate, progress: None, walls
         )
-        check = Counting(bench, ledger)
+        check = MeteredPreflight(bench, ledger)
         check(baseline)  # the champion itself
-        for name, text in files:
+        for part, name, text in files:
             begun = time.monotonic()
             why = check(Proposal(None, name, text, compute_blob_id(source), "x"))
             seconds = time.monotonic() - begun
@@ -238,28 +266,33 @@ def rehearsals(source, part, files):
         check.close()
 
 
-class Timed:
-    """A pool that knows how long its device was held."""
+class TimedPool:
+    """A pool of one device that notes when each run began and ended."""
+
+    capacity, has_result = 1, False
 
     def __init__(self, inner):
-        self._inner, self.busy_seconds, self.marks = inner, 0.0, []
+        self._inner, self.marks = inner, []
 
     @property
     def free_count(self):
-        return self._inner.free
+        return self._inner.free_count
 
-    def submit(self, work):
-        self._inner.submit(work)
+    def submit(self, request):
+        self._inner.submit(request)
+
+    def release(self, score):
+        self._inner.release(score)
 
     def next_result(self):
         begun = time.monotonic()
-        done = self._inner.next()
+        done = self._inner.next_result()
         if done is not None:
             self.marks.append((begun, time.monotonic()))
         return done
 
 
-def idle_of(runs, think_seconds, run_seconds):
+def measure_idle(runs, think_seconds, run_seconds):
     """Share of the time between the first and the last run in which nothing ran."""
     counted = iter(range(1, 10_000))
 
@@ -277,7 +310,7 @@ def idle_of(runs, think_seconds, run_seconds):
             experiments=runs, proposers=(server.spec,), seed=1
         )
         with session.open_session(lab, asked, StopFlag()) as (opened, _):
-            timed = Timed(opened.pool)
+            timed = TimedPool(opened.pool)
             rows = list(loop.research(replace(opened, pool=timed)))
     marks = timed.marks[rows[0].runs :]  # those of the baseline come first
     busy = sum(end - begin for begin, end in marks)
@@ -295,6 +328,7 @@ def idle_of(runs, think_seconds, run_seconds):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="seconds, small numbers")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--experiments", type=int, default=1000)
     parser.add_argument("--show", action="store_true", help="print the context itself")
@@ -302,16 +336,19 @@ def main():
     parser.add_argument("--runs", type=int, default=15)
     parser.add_argument("--every", type=int, default=1, help="only each n-th edit")
     options = parser.parse_args()
-    found = {}
+    if options.quick:
+        options.experiments, options.runs = 20, 2
+    found = {"quick": options.quick}
     if options.only in (None, "context"):
-        found |= context_of(options.experiments)
+        found |= measure_context(options.experiments)
         sample = found.pop("context_sample")
         if options.show:
             print(sample)
     if options.only in (None, "preflight"):
-        found |= preflight_of(options.every)
+        found |= measure_preflight(options.every, options.quick)
     if options.only in (None, "idle"):
-        found |= idle_of(options.runs, 60.0, 20.0)
+        think, run = (1.0, 0.5) if options.quick else (60.0, 20.0)
+        found |= measure_idle(options.runs, think, run)
     if options.json:
         print(json.dumps(found))
     else:

@@ -1,23 +1,37 @@
-"""Is the optimiser better than chance, and the hybrid no worse than its better arm?
+"""Compare proposers on simulated landscapes: search, random, a scripted coder, bandit.
 
-    python benchmarks/search.py --seeds 20 --json
+    python benchmarks/search.py --seeds 20 --json     (about 20 minutes on two cores)
 
-Nights on made-up landscapes, greedy, with noise on every score:
+Sessions under the greedy policy, with noise on every score, on three landscapes:
 
-night         fitted to a public night of 125 experiments on one H100: a few constants
+night         fitted to a public session of 125 experiments on one H100: a few constants
               hold most of the gain, the rest little; a third of the gain lies in
               numbers that are no named constants yet; one run's noise is 0.0005
 infeasible    30 constants, most of which do nothing, and a corner where runs fail
 interactions  30 constants whose best values depend on each other in pairs
 
-Proposers: `search`; `random`, one constant anywhere in its range; `scripted`, an
-imagined coder who in a known share of cases adds a line that helps, else one that
-hurts; `hybrid`, a bandit over search and scripted (`--rule ucb` for the other bandit).
+Proposers: `search`; `random`, one constant anywhere in its range; `scripted`, a coder
+that adds a helpful line in a known share of cases and a harmful one otherwise;
+`hybrid`, the bandit over search and scripted (`--rule ucb` for the other bandit).
 
 Reported: the true gain of the champion as a share of all there is to gain, averaged
 over experiments 30 to the end, mean over seeds; and paired differences with the lower
-end of their 95 % interval (normal, over seeds). One landscape's difference moves by
-0.03 from one set of 20 seeds to another: judge it on 60 (`--seeds 60`, an hour).
+end of their 95 % interval (normal, over seeds). The difference on one landscape moves
+by 0.03 from one set of 20 seeds to another: judge it on 60 (`--seeds 60`, an hour).
+
+JSON keys:
+  quick                            whether --quick was given: then no number counts
+  *_random                         share of the gain by landscape; *_search, *_scripted
+  *_search                         and *_hybrid likewise
+  *_scripted
+  *_hybrid
+  *_hybrid_over_*                  difference from the better arm, by landscape
+  *_hybrid_over_best_low           lower end of its interval
+  search_over_random               difference over all landscapes
+  search_over_random_low           lower end of its interval
+  hybrid_over_best_arm             difference over all landscapes
+  hybrid_over_best_arm_low         lower end of its interval
+  *_seconds                        median time of one proposal, by proposer
 """
 
 import argparse
@@ -45,10 +59,10 @@ from autoresearch.proposers.bandit import Bandit
 from autoresearch.proposers.search import Search, round_value, sample_value
 from tests.test_search import Bench
 
-FROM = 30  # the first experiment that counts
-QUALITY = 0.15  # share of a coder's ideas that help: what public nights show
+FIRST_COUNTED = 30  # the first experiment that counts
+QUALITY = 0.15  # share of a coder's ideas that help, as in public sessions
 LANDSCAPES = ("night", "infeasible", "interactions")
-# All that the public night gained, by constant (research notes; bits per byte).
+# Gain of the public session by constant, in bits per byte.
 NAMED = {
     "TOTAL_BATCH": 0.0119,
     "DEPTH": 0.0043,
@@ -75,7 +89,7 @@ NAMES += [f"KNOB_{n}" for n in range(24)]
 
 @dataclass
 class Landscape:
-    """A score one can know exactly, and what a coder could add to the file."""
+    """A known true score, and what a coder could add to the file."""
 
     source: str
     pull: dict  # name -> what being off by one unit of log costs
@@ -115,7 +129,7 @@ class Landscape:
         return self.true({**self.start}) - 1 + ideas / 1e6
 
 
-def night_like(seed):
+def make_night_landscape(seed):
     rng = random.Random(seed)
     start = {name: 10 ** rng.uniform(-3, 0) for name in (*NAMED, *UNNAMED)}
     best, pull = {}, {}
@@ -129,7 +143,7 @@ def night_like(seed):
     return Landscape(source, pull, best, start, ideas, 0.0005)
 
 
-def many(seed, *, pairs=False, corner=False):
+def make_wide_landscape(seed, *, pairs=False, corner=False):
     rng = random.Random(seed)
     start = {name: 10 ** rng.uniform(-3, 0) for name in NAMES}
     best = {n: v * math.exp(rng.uniform(-1.4, 1.4)) for n, v in start.items()}
@@ -144,10 +158,12 @@ def many(seed, *, pairs=False, corner=False):
     return Landscape(source, pull, best, start, ideas, 0.0003, couples, names)
 
 
-def landscape(name, seed):
+def make_landscape(name, seed):
     if name == "night":
-        return night_like(seed)
-    return many(seed, pairs=name == "interactions", corner=name == "infeasible")
+        return make_night_landscape(seed)
+    return make_wide_landscape(
+        seed, pairs=name == "interactions", corner=name == "infeasible"
+    )
 
 
 class Random:
@@ -160,7 +176,7 @@ class Random:
 
     def propose(self, ledger):
         champion = ledger.champion
-        source = ledger.source(champion.blob)
+        source = ledger.load_source(champion.blob)
         knob = self._rng.choice(constants.parse_constants(source))
         text = constants.replace_constants(
             source, {knob.name: round_value(knob, sample_value(knob, self._rng))}
@@ -169,7 +185,7 @@ class Random:
 
 
 class Scripted:
-    """A coder of known quality: a line that helps, or one that hurts."""
+    """A coder of known quality: adds a helpful line, or a harmful one."""
 
     name, exhausted = "scripted", False
 
@@ -178,7 +194,7 @@ class Scripted:
 
     def propose(self, ledger):
         champion = ledger.champion
-        source = ledger.source(champion.blob)
+        source = ledger.load_source(champion.blob)
         self._count += 1
         left = [(line, n) for line, n in self._ideas if line.split()[0] not in source]
         if left and self._rng.random() < QUALITY:
@@ -190,7 +206,7 @@ class Scripted:
         return Proposal(None, line, text, champion.blob, self.name)
 
 
-def proposer(name, field, seed, rule):
+def make_proposer(name, field, seed, rule):
     if name == "random":
         return Random(seed)
     if name == "search":
@@ -200,10 +216,10 @@ def proposer(name, field, seed, rule):
     return Bandit([Search(seed=seed), Scripted(field.ideas, seed)], seed, rule)
 
 
-def night(job):
-    """(mean share of the gain from experiment FROM on, seconds per proposal)."""
-    where, seed, who, rule, count = job
-    field = landscape(where, seed)
+def run_session(job):
+    """(mean share of the gain from the first counted on, seconds per proposal)."""
+    where, seed, who, rule, count, first_counted = job
+    field = make_landscape(where, seed)
     noise = random.Random(seed + 1)
     first = field.true(field.start)
 
@@ -214,7 +230,7 @@ def night(job):
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(Path(folder) / "l.db", noisy, field.source)
         bench.ledger.db.execute("pragma synchronous = off")
-        asked = proposer(who, field, seed, rule)
+        asked = make_proposer(who, field, seed, rule)
         for number in range(count):
             proposal = asked.propose(bench.ledger)
             code = constraints.fingerprint_code(proposal.source)
@@ -223,7 +239,7 @@ def night(job):
             )
             values = constants.constant_values(proposal.source)
             bench.decide(proposal, None, bench.ledger.champion, field.fails(values))
-            if number >= FROM:
+            if number >= first_counted:
                 blob = bench.ledger.champion.blob
                 found = field.true(
                     constants.constant_values(bench.ledger.load_source(blob))
@@ -232,7 +248,7 @@ def night(job):
     return statistics.fmean(shares), (time.perf_counter() - begun) / count
 
 
-def paired(ones, others):
+def compare_pairs(ones, others):
     """(mean difference, lower end of its 95 % interval)."""
     apart = [one - other for one, other in zip(ones, others, strict=True)]
     error = statistics.stdev(apart) / math.sqrt(len(apart))
@@ -240,7 +256,7 @@ def paired(ones, others):
     return round(mean, 4), round(mean - 1.96 * error, 4)
 
 
-def summary(shares, seconds):
+def summarize(shares, seconds):
     """The numbers that are reported."""
     found = {}
     over_random, over_best = [], []
@@ -249,7 +265,7 @@ def summary(shares, seconds):
         for who in WHO:
             found[f"{where}_{who}"] = round(statistics.fmean(here[who]), 3)
         best = max(("search", "scripted"), key=lambda w: statistics.fmean(here[w]))
-        mean, low = paired(here["hybrid"], here[best])
+        mean, low = compare_pairs(here["hybrid"], here[best])
         found[f"{where}_hybrid_over_{best}"] = mean
         found[f"{where}_hybrid_over_best_low"] = low
         pairs = list(zip(here["search"], here["random"], strict=True))
@@ -257,9 +273,9 @@ def summary(shares, seconds):
         pairs = list(zip(here["hybrid"], here[best], strict=True))
         over_best += [a - b for a, b in pairs]
     zeros = [0.0] * len(over_best)
-    mean, low = paired(over_random, zeros)
+    mean, low = compare_pairs(over_random, zeros)
     found["search_over_random"], found["search_over_random_low"] = mean, low
-    mean, low = paired(over_best, zeros)
+    mean, low = compare_pairs(over_best, zeros)
     found["hybrid_over_best_arm"], found["hybrid_over_best_arm_low"] = mean, low
     for who in WHO:
         found[f"{who}_seconds"] = round(statistics.median(seconds[who]), 4)
@@ -275,10 +291,14 @@ def main():
     parser.add_argument("--proposals", type=int, default=100)
     parser.add_argument("--rule", choices=("thompson", "ucb"), default="thompson")
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--quick", action="store_true", help="2 seeds, 5 proposals")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
+    if options.quick:
+        options.seeds, options.proposals = 2, 5
+    first = min(FIRST_COUNTED, options.proposals // 2)
     jobs = [
-        (where, seed, who, options.rule, options.proposals)
+        (where, seed, who, options.rule, options.proposals, first)
         for where in LANDSCAPES
         for who in WHO
         for seed in range(options.seeds)
@@ -286,10 +306,10 @@ def main():
     shares = {(where, who): [] for where in LANDSCAPES for who in WHO}
     seconds = {who: [] for who in WHO}
     with ProcessPoolExecutor(options.workers) as pool:
-        for job, (share, took) in zip(jobs, pool.map(night, jobs), strict=True):
+        for job, (share, took) in zip(jobs, pool.map(run_session, jobs), strict=True):
             shares[job[0], job[2]].append(share)
             seconds[job[2]].append(took)
-    found = summary(shares, seconds)
+    found = {"quick": options.quick, **summarize(shares, seconds)}
     if options.json:
         print(json.dumps(found))
     else:

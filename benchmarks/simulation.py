@@ -1,25 +1,47 @@
-"""Nights in a made-up lab, decided by the real policies: a thousand a minute and core.
+"""Simulated sessions under the real policies, and how fast they are simulated.
 
-The truth is known here, so false keeps, missed effects and claims can be counted. True
-effects of changes are drawn from a spike and slab (most do nothing, some harm, few
-help), scores are truth plus noise: normal, heavy-tailed, or drifting over the night.
-`replayed` is the other way round: a recorded night, decided again by another policy.
-`kills` is a night of learning curves, for what ends hopeless runs early.
+    python benchmarks/simulation.py --nights 200 --json    (half a minute)
+
+Also the library behind `verdicts.py`. The truth is known here, so false keeps, missed
+effects and claims can be counted. True effects of changes are drawn from a spike and
+slab (most do nothing, some harm, few help); scores are truth plus noise: normal,
+heavy-tailed, or drifting over the session. `simulate_pruning` is a session of learning
+curves, for what ends hopeless runs early.
 
 Promises: the policy sees exactly what it sees in the loop (`Scores`, `History`,
-`Change`), and nothing of the truth.
+`CodeSizeChange`), and nothing of the truth.
 
 Not covered: proposers that learn (effects are independent of what was kept), several
-devices at once, failures, prices of lines.
+devices at once, failures, the price of added lines.
+
+JSON keys:
+  quick                            whether --quick was given: then no number counts
+  policy                           the policy that decided
+  nights                           sessions of 120 runs, 15 % of the changes helping by
+                                   2 sd of a run on average
+  sessions_per_minute              of CPU time, on one core
+  true_gain_sd                     true gain of the last champion, mean
+  claimed_gain_sd                  what its session claims, mean
+  keeps                            changes kept per session
+  false_keeps                      of these, no better than what they replaced
+  experiments                      ideas tried per session
+  runs_per_experiment              runs for each
 """
 
+import argparse
+import json
 import math
 import random
+import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Literal
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
 
 from autoresearch.experiment import (
     Candidate,
@@ -33,19 +55,18 @@ from autoresearch.experiment import (
     Scores,
 )
 from autoresearch.policies import Policy
+from autoresearch.policies.registry import load_policy
 from autoresearch.policies.replay import build_score
 from autoresearch.stats import early_stopping, gain, noise, seed_effects
 
 NO_CHANGE = CodeSizeChange(0, 0)
 NOWHERE = Path("simulated")
 RUN_SECONDS = 330.0
-MAX_CLOSING_RUNS = 10  # that may come after the last idea of a night
-INTERACTION_REDRAW_SHARE = (
-    0.1  # of a train.py's own answers to seeds, what a change draws anew
-)
-CLOSING_PLAN_RUNS = (
-    12  # runs left of a night when it is first asked what its end is for
-)
+RUNS, HELPS, SIGNAL = 120, 0.15, 2.0  # of the sessions that `main` simulates
+MAX_CLOSING_RUNS = 10  # after the last idea of a session
+# Share of a train.py's own seed effects that a change redraws.
+INTERACTION_REDRAW_SHARE = 0.1
+CLOSING_PLAN_RUNS = 12  # runs left when the closing runs are first planned
 
 EffectSampler = Callable[[random.Random], float]
 NoiseShape = Literal["normal", "heavy", "drift"]
@@ -53,26 +74,26 @@ NoiseShape = Literal["normal", "heavy", "drift"]
 
 @dataclass(frozen=True, slots=True)
 class SimulatedNoise:
-    """What a run's score differs from the truth by."""
+    """The distribution of a run's score around the truth."""
 
     sd: float = 0.0005
     shape: NoiseShape = "normal"
-    # Of shape "drift": how far the machine moves in a night, in sd.
+    # Of shape "drift": how far the machine moves in a session, in sd.
     drift_sd: float = 2.0
-    # Of the variance: what a seed adds to whatever runs with it. A CPU with a token
-    # budget is near 1, a GPU near 0.
+    # Share of the variance that a seed adds to everything that runs with it: near 1
+    # on a CPU with a token budget, near 0 on a GPU.
     seed_share: float = 0.0
-    # Of that: what a seed adds to this train.py and no other. A change draws a part of
-    # it anew, so relatives answer to a seed alike.
+    # Share of that which is specific to one train.py. A change redraws a part of it, so
+    # the seed effects of related train.py are similar.
     interaction: float = 0.0
 
     def draw(self, rng: random.Random, run: int, luck: float) -> float:
-        """Positive is better. `run` counts the night's runs, `luck` is its seed's."""
+        """Positive is better. `run` counts the session's runs, `luck` is its seed's."""
         own = math.sqrt(1 - self.seed_share) * self.draw_residual(rng, run)
         return own + math.sqrt(self.seed_share) * self.sd * luck
 
     def draw_residual(self, rng: random.Random, run: int) -> float:
-        """What is not the seed's."""
+        """The part that is independent of the seed."""
         if self.shape == "heavy":  # Student's t with 3 degrees, scaled to this sd
             square = sum(rng.gauss(0, 1) ** 2 for _ in range(3)) / 3
             return self.sd * rng.gauss(0, 1) / math.sqrt(3 * square)
@@ -83,7 +104,7 @@ class SimulatedNoise:
 
 
 def fixed_effect_sampler(share: float, size: float) -> EffectSampler:
-    """Some changes are worth `size`, the others nothing."""
+    """A share of changes are worth `size`, the others nothing."""
     return lambda rng: size if rng.random() < share else 0.0
 
 
@@ -103,7 +124,7 @@ def spike_and_slab_sampler(
 
 @dataclass(eq=False, slots=True)
 class SimulatedExperiment:
-    """One experiment: what a policy may read of it, and the truth it may not."""
+    """One experiment: what a policy may read of it, and the truth, which it may not."""
 
     number: int
     blob: str
@@ -125,37 +146,33 @@ class SimulatedExperiment:
 
 @dataclass(slots=True)
 class SimulatedSession:
-    """A night under way."""
+    """A session under way."""
 
     policy: Policy
     effects: EffectSampler
     noise: SimulatedNoise
-    effect_rng: random.Random  # draws what changes are worth
-    noise_rng: (
-        random.Random
-    )  # draws what runs score: so two policies meet the same ideas
-    seed_rng: random.Random  # draws what seeds are worth
+    # One generator each, so that two policies meet the same ideas.
+    effect_rng: random.Random
+    noise_rng: random.Random
+    seed_rng: random.Random
     lower_is_better: bool = True
     baseline_score: float = 1.0  # the baseline's true score
     run_count: int = 0
     rows: list[SimulatedExperiment] = field(default_factory=list)
     champions: list[SimulatedExperiment] = field(default_factory=list)
-    seed_values: list[float] = field(
-        default_factory=list
-    )  # what each seed is worth, in sd
+    seed_values: list[float] = field(default_factory=list)  # of each seed, in sd
     demotions: int = 0
     interactions: dict[tuple[str, int], float] = field(default_factory=dict)
     idea_count: int = 0  # tried so far
     runs_at_last_idea: int = 0  # runs when the last idea was done
-    last_effects: seed_effects.SeedEffects | None = (
-        None  # what `made` is made with; None: nothing yet
-    )
+    # What `adjusted` was computed with; None: nothing yet.
+    last_effects: seed_effects.SeedEffects | None = None
     adjusted: dict[int, tuple[SimulatedExperiment, SimulatedExperiment]] = field(
         default_factory=dict
     )
 
     def draw_score(self, row: SimulatedExperiment, place: int) -> float:
-        """One run's score, of a train.py that had so many runs before."""
+        """The score of a run of a train.py that had `place` runs before."""
         while len(self.seed_values) <= place:
             self.seed_values.append(self.seed_rng.gauss(0, 1))
         lucky = self.seed_values[place]
@@ -172,7 +189,7 @@ class SimulatedSession:
         )
 
     def draw_interaction(self, blob: str, parent: str, place: int) -> float:
-        """What a seed does to this train.py alone, in standard deviations."""
+        """Effect of a seed that is specific to this train.py, in sd."""
         if (blob, place) not in self.interactions:
             drawn = self.seed_rng.gauss(0, 1)
             if parent:
@@ -186,7 +203,7 @@ class SimulatedSession:
         return self.interactions[blob, place]
 
     def estimate_effects(self) -> seed_effects.SeedEffects:
-        """What the runs so far tell of seeds, as `evidence` has it."""
+        """Seed effects, estimated from the runs so far as the ledger's are."""
         return seed_effects.estimate_seed_effects(
             [row.seed_scores for row in self.rows if len(row.values) > 1]
         )
@@ -210,9 +227,9 @@ class SimulatedSession:
         )
 
     def adjust_rows(self, luck: seed_effects.SeedEffects) -> list[SimulatedExperiment]:
-        """Every row without the luck of its seeds; the same object if nothing is new.
+        """Every row minus its seed effects; the same object if nothing is new.
 
-        Levels are then worked out for the new rows only.
+        Posteriors are then computed for the new rows only.
         """
         if luck is not self.last_effects:
             self.last_effects, self.adjusted = luck, {}
@@ -224,7 +241,7 @@ class SimulatedSession:
         return [self.adjusted[row.number][1] for row in self.rows]
 
     def adjust_scores(self, scores: Scores) -> Scores:
-        """The candidate's scores without the luck of their seeds."""
+        """The candidate's scores minus their seed effects."""
         of = self.estimate_effects().by_seed
         return tuple(
             replace(score, value=score.value - of.get(score.run.seed, 0.0))
@@ -234,7 +251,7 @@ class SimulatedSession:
     def run_experiment(
         self, most_runs: float, ideas: float
     ) -> SimulatedExperiment | None:
-        """One experiment, from its parent to its verdict; None: the night is over."""
+        """One experiment, from parent to verdict; None: the session is over."""
         history = self.build_history()
         left = most_runs - self.run_count
         over = self.idea_count >= ideas
@@ -272,7 +289,7 @@ class SimulatedSession:
         return found
 
     def plan_gain_runs(self) -> tuple[str, ...]:
-        """What the claim still needs, as far as this night measures its noise."""
+        """The runs that the claim still needs, given the noise measured so far."""
         if len(self.champions) < 2:
             return ()
         best, first = self.champions[-1].blob, self.champions[0].blob
@@ -282,7 +299,7 @@ class SimulatedSession:
     def run_trial(
         self, idea: SimulatedExperiment, history: History, most_runs: float
     ) -> SimulatedExperiment | None:
-        """An idea, or an experiment once more; None: no runs were left."""
+        """Run an idea, or an experiment again; None: no runs were left."""
         number = len(self.rows)
         before = sum(len(row.values) for row in self.rows if row.blob == idea.blob)
         candidate = Candidate(Proposal(number, "", "", idea.parent, ""), idea.blob)
@@ -341,7 +358,7 @@ class SimulatedSession:
 
 @dataclass(frozen=True, slots=True)
 class SimulatedOutcome:
-    """What a night was really worth. Gains in the metric's units, positive: better."""
+    """The true outcome of a session. Gains in the metric's units, positive: better."""
 
     gain: float  # of the last champion, truly
     claimed: float  # by its mean over all runs, as greedy claims
@@ -366,7 +383,7 @@ def simulate_session(
     experiments: float = math.inf,
     lower_is_better: bool = True,
 ) -> SimulatedOutcome:
-    """One night of so many runs or experiments."""
+    """Simulate one session of so many runs or experiments."""
     lab = SimulatedSession(
         policy,
         effects,
@@ -389,7 +406,7 @@ def simulate_session(
 def summarize_session(
     lab: SimulatedSession, keeps: int, false: int
 ) -> SimulatedOutcome:
-    """A finished night, counted."""
+    """Count what happened in a finished session."""
     first, last = lab.rows[0], lab.champions[-1]
     luck = lab.estimate_effects()
     difference = fmean(luck.adjust_scores(first.seed_scores)) - fmean(
@@ -414,7 +431,7 @@ def summarize_session(
 def trace_ancestors(
     rows: Sequence[SimulatedExperiment], last: SimulatedExperiment
 ) -> list[SimulatedExperiment]:
-    """Everything that is in a train.py, back to the baseline."""
+    """All experiments whose changes are in a train.py, newest first."""
     found = []
     while last.parent:
         found.append(last)
@@ -430,7 +447,7 @@ def champion_from_experiment(row: SimulatedExperiment) -> Champion:
 def estimate_simulated_gain(
     night: SimulatedOutcome, *, lower_is_better: bool = True
 ) -> noise.GainEstimate | None:
-    """What the ledger of a simulated night says its champion gained."""
+    """The gain that a simulated session claims for its champion."""
     champion, baseline = night.champions[-1].blob, night.rows[0].blob
     return gain.estimate_champion_gain(
         collect_measured(night.rows),
@@ -443,7 +460,7 @@ def estimate_simulated_gain(
 def collect_measured(
     rows: Sequence[SimulatedExperiment],
 ) -> list[gain.MeasuredExperiment]:
-    """The rows as a ledger has them."""
+    """The rows as `gain` takes them."""
     return [gain.MeasuredExperiment(row, row.seed_scores, row.when) for row in rows]
 
 
@@ -454,11 +471,11 @@ REPORTS_PER_RUN = 60  # losses that a run reports
 
 @dataclass(frozen=True, slots=True)
 class CurveModel:
-    """How losses on the way relate to the score at the end. In noise units.
+    """How losses during a run relate to its final score. In noise units.
 
-    A change of the schedule shifts the middle of the curve, whatever the end will be;
-    half of all proposals in recorded nights are such changes, and one in fifty
-    of them hides it from `curves.touches_schedule`. These spreads are assumptions.
+    A change of the schedule shifts the middle of the curve, whatever the final score;
+    half of all proposals in recorded sessions are such changes, and one in fifty of
+    them is missed by `early_stopping.touches_schedule`. The spreads are assumptions.
     """
 
     schedule: float = 0.5  # share of changes that touch the schedule
@@ -470,7 +487,7 @@ class CurveModel:
 
 @dataclass(frozen=True, slots=True)
 class PruningOutcome:
-    """A night in which hopeless runs were ended early."""
+    """The outcome of a session in which hopeless runs were ended early."""
 
     saved: float  # share of all training time
     killed: int
@@ -481,7 +498,7 @@ class PruningOutcome:
 def simulate_pruning(
     effects: EffectSampler, made: CurveModel, seed: int, experiments: int = 100
 ) -> PruningOutcome:
-    """One night of learning curves; lower is better, noise has standard deviation 1."""
+    """One session of learning curves; lower is better, the noise has sd 1."""
     rng = random.Random(f"curves {seed}")
     past: list[early_stopping.FinishedRun] = []
     spared: list[bool] = []
@@ -501,10 +518,8 @@ def simulate_pruning(
             spared.append(score < best)
         past.append(early_stopping.FinishedRun(curve, score, told, parent))
         if score < best - 2:
-            parent, best = (
-                score,
-                score + 1,
-            )  # a champion's mean is less lucky than its first run
+            parent = score
+            best = score + 1  # a champion's mean is less lucky than its first run
     return PruningOutcome(saved / experiments, killed, false, tuple(spared))
 
 
@@ -515,7 +530,7 @@ def find_first_prune(
     parent: float,
     schedule: bool,
 ) -> PruneDecision | None:
-    """Look at a run as the loop does: while it goes on."""
+    """Ask for a decision at each point where the loop does."""
     for look in early_stopping.LOOK_SHARES:
         so_far = tuple(point for point in curve if point[0] <= look)
         ended = early_stopping.decide_pruning(
@@ -529,7 +544,7 @@ def find_first_prune(
 def draw_curve(
     rng: random.Random, score: float, made: CurveModel, *, schedule: bool
 ) -> Curve:
-    """A power law down to the score, bent in the middle and noisy."""
+    """A noisy power law that ends at the score, bent in the middle."""
     bend = rng.gauss(0, made.schedule_shift if schedule else made.shape_shift)
     points = []
     for step in range(1, REPORTS_PER_RUN + 1):
@@ -538,3 +553,59 @@ def draw_curve(
         middle = bend * 4 * at * (1 - at)
         points.append((at, score + falls + middle + rng.gauss(0, made.reported)))
     return tuple(points)
+
+
+# -- command line ----------------------------------------------------------------------
+
+
+def measure_sessions(policy_name: str, count: int) -> dict[str, float]:
+    """Simulate `count` sessions with normal noise; the means that --json prints."""
+    noise_model = SimulatedNoise()
+    effects = spike_and_slab_sampler(HELPS, SIGNAL * noise_model.sd)
+    begun, sessions, claims = time.process_time(), [], []
+    for seed in range(count):
+        policy = load_policy(
+            policy_name, lower_is_better=True, gain_per_20_added_lines=0.0
+        )
+        session = simulate_session(policy, effects, noise_model, seed, runs=RUNS)
+        claimed = estimate_simulated_gain(session)
+        sessions.append(session)
+        claims.append(session.claimed if claimed is None else claimed.gain)
+    minutes = (time.process_time() - begun) / 60
+    runs = sum(session.runs for session in sessions)
+    found = {
+        "sessions_per_minute": count / minutes,
+        "true_gain_sd": fmean(s.gain for s in sessions) / noise_model.sd,
+        "claimed_gain_sd": fmean(claims) / noise_model.sd,
+        "keeps": fmean(s.keeps for s in sessions),
+        "false_keeps": fmean(s.false_keeps for s in sessions),
+        "experiments": fmean(s.experiments for s in sessions),
+        "runs_per_experiment": runs / max(1, sum(s.experiments for s in sessions)),
+    }
+    return {name: round(value, 3) for name, value in found.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--nights", type=int, default=200)
+    parser.add_argument("--policy", default="noise-aware")
+    parser.add_argument("--quick", action="store_true", help="5 sessions")
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    if options.quick:
+        options.nights = 5
+    found = {
+        "quick": options.quick,
+        "policy": options.policy,
+        "nights": options.nights,
+        **measure_sessions(options.policy, options.nights),
+    }
+    if options.json:
+        print(json.dumps(found))
+    else:
+        for name, value in found.items():
+            print(f"{name:<22} {value}")
+
+
+if __name__ == "__main__":
+    main()

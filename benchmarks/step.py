@@ -1,15 +1,41 @@
-"""One step of lab `gpt` on this machine, size by size; and what serving it takes.
+"""One training step of lab `gpt` on this machine, size by size; or serving the model.
 
+    python benchmarks/step.py --json                  (about a minute per size)
     python benchmarks/step.py --set DEPTH=9,ASPECT=64 --set DEPTH=6,ASPECT=170
 
-For each --set (constants of train.py, the rest from the profile): milliseconds of a
-step on random tokens and how much of it each optimiser takes alone, tokens per second,
-MFU, peak memory, parameters, and how long it took to be ready. With --serving: a batch
-of the evaluator's size, eager, compiled as for a long text, and so with the next begun
-before the last is read; seconds of compiling, and how far the two losses differ. With
---kernels: where the GPU's time goes. Each size runs in a process of its own.
+Runs on a GPU where there is one, else on the CPU. For each --set (constants of
+train.py, the rest from the profile) a step on random tokens is timed, and each
+optimiser alone. With --serving: a batch of the evaluator's size, eager, compiled as for
+a long text, and compiled with the next batch begun before the last is read. With
+--kernels a table of the slowest kernels goes to stderr. Each size runs in a process of
+its own. With --quick: the demo profile, one step, nothing compiled for serving.
 
-Not covered: what a size learns; `benchmarks/gpu.py` trains it.
+Not covered: what a size learns; `gpu.py` trains it.
+
+JSON: a list with a record for each --set. Its keys:
+  constants                        the --set
+  quick                            whether --quick was given: then no number counts
+  step_ms                          one step, median
+  tokens                           tokens of a step
+  muon_percent                     share of a step that Muon takes alone
+  adam_percent                     the same for Adam
+  tokens_per_second                training throughput
+  parameters_M                     parameters, millions
+  ready_seconds                    time before the first step, compiling included
+  attention                        attention implementation by kind of layer
+Further JSON keys on a GPU:
+  gpu                              its name
+  mfu_percent                      model FLOP/s utilisation
+  peak_gb                          peak memory
+JSON keys with --serving:
+  constants                        as above
+  quick                            as above
+  rows                             rows of a batch
+  eager_tokens_per_second          throughput without compiling
+  compile_seconds                  time to compile
+  compiled_tokens_per_second       throughput after it
+  compiled_ahead_tokens_per_second  the same, the next batch begun early
+  largest_difference_nats          of two losses, eager and compiled
 """
 
 import argparse
@@ -35,18 +61,18 @@ READY = "gc.collect(), gc.freeze()"  # of train.py: all is compiled, nothing has
 SERVES = "stacks, adam_groups ="  # the model is there
 
 
-def source_of(profile, changes):
-    """(train.py, vocabulary, context) of a lab of this profile, with some constants."""
+def load_source(profile, changes):
+    """(train.py, vocabulary, context) of a lab of this profile, constants changed."""
     with tempfile.TemporaryDirectory() as place:
         new.create_lab(Path(place) / "lab", "gpt", None, None, profile)
         source = (Path(place) / "lab" / "train.py").read_text()
         prepare = (Path(place) / "lab" / "prepare.py").read_text()
     sizes = constants.constant_values(prepare)
-    return changed(source, changes), sizes["VOCABULARY"], sizes["CONTEXT"]
+    return change_constants(source, changes), sizes["VOCABULARY"], sizes["CONTEXT"]
 
 
-def changed(source, changes):
-    """train.py with NAME=VALUE,.. in place of what its constants are."""
+def change_constants(source, changes):
+    """train.py with its constants set by NAME=VALUE,.."""
     parts = [part for part in changes.split(",") if part]
     values = constants.constant_values("\n".join(parts))
     if len(values) != len(parts):
@@ -54,8 +80,8 @@ def changed(source, changes):
     return constants.replace_constants(source, values)
 
 
-def begun(source, vocabulary, context, upto):
-    """The namespace of train.py, run up to a line of it."""
+def run_until(source, vocabulary, context, upto):
+    """(module, device) of train.py, run up to a line of it."""
     import torch
 
     run = types.SimpleNamespace(device=standalone.choose_device(), progress=0.1)
@@ -73,7 +99,8 @@ def begun(source, vocabulary, context, upto):
     return train, run.device
 
 
-def waited(device):
+def synchronize(device):
+    """Wait until the device is idle; the time then."""
     import torch
 
     if device == "cuda":
@@ -81,22 +108,22 @@ def waited(device):
     return time.perf_counter()
 
 
-def median_of(times, work, device):
-    """Seconds that it takes, the device idle before and after; three go before."""
+def time_median(times, work, device):
+    """Median seconds of `work`, the device idle before and after; three warm up."""
     took = []
     for _ in range(3 + times):
-        before = waited(device)
+        before = synchronize(device)
         work()
-        took.append(waited(device) - before)
+        took.append(synchronize(device) - before)
     return statistics.median(took[3:])
 
 
-def stepped(options, source, vocabulary, context):
+def measure_step(options, source, vocabulary, context):
     """Time steps on random tokens."""
     import torch
 
     start = time.perf_counter()
-    train, device = begun(source, vocabulary, context, READY)
+    train, device = run_until(source, vocabulary, context, READY)
     ready = time.perf_counter() - start
     tokens = torch.randint(vocabulary, (train.rows, context), device=device)
 
@@ -111,11 +138,11 @@ def stepped(options, source, vocabulary, context):
     def muon():
         train.muon.step(train.MATRIX_LR, train.MOMENTUM, train.MATRIX_DECAY)
 
-    seconds = median_of(options.steps, step, device)
+    seconds = time_median(options.steps, step, device)
     gradients()
     shares = {
-        "muon_percent": median_of(options.steps, muon, device),
-        "adam_percent": median_of(options.steps, train.adam.step, device),
+        "muon_percent": time_median(options.steps, muon, device),
+        "adam_percent": time_median(options.steps, train.adam.step, device),
     }
     rate = train.rows * context * train.passes / seconds
     found = {
@@ -137,18 +164,18 @@ def stepped(options, source, vocabulary, context):
         peak = torch.cuda.max_memory_allocated() / 1e9
         found |= {"gpu": name, "mfu_percent": mfu, "peak_gb": round(peak, 1)}
     if options.kernels:
-        print(kernels_of(step), file=sys.stderr)
+        print(profile_kernels(step), file=sys.stderr)
     return found
 
 
-def serving(options, source, vocabulary, context):
+def measure_serving(options, source, vocabulary, context):
     """Time the evaluator's batches, eager and compiled."""
     import numpy as np
     import torch
 
     from autoresearch.guest import torch_model
 
-    train, device = begun(source, vocabulary, context, SERVES)
+    train, device = run_until(source, vocabulary, context, SERVES)
     model = train.model.eval()
     rows = standalone.choose_batch_rows(context, vocabulary, device)
     tokens = torch.randint(vocabulary, (rows, context + 1), device=device)
@@ -161,40 +188,42 @@ def serving(options, source, vocabulary, context):
     def rate():
         took = []
         for _ in range(options.steps):
-            before = waited(device)
+            before = synchronize(device)
             batch()
-            took.append(waited(device) - before)
+            took.append(synchronize(device) - before)
         return round(rows * context / statistics.median(took))
 
     def rate_ahead():
-        """The same with the next begun before the last is read, as `served.answer`."""
+        """The same with the next begun before the last is read, as the guest does."""
         ids = tokens.cpu().numpy()
         output, coming = np.empty(rows * context, dtype="<f4"), None
-        late = device == "cuda"
-        begun = waited(device)
+        is_async = device == "cuda"
+        begun = synchronize(device)
         for _ in range(options.steps):
             claimed = claim(model, torch_model.move_to_device(ids, device), vocabulary)
-            latest = torch_model.PendingResult(claimed.reshape(-1), output, late=late)
+            losses = claimed.reshape(-1)
+            latest = torch_model.PendingResult(losses, output, is_async=is_async)
             if coming is not None:
                 coming.write_output()
             coming = latest
         coming.write_output()
-        return round(options.steps * rows * context / (waited(device) - begun))
+        return round(options.steps * rows * context / (synchronize(device) - begun))
 
     eager, found = batch(), {"rows": rows, "eager_tokens_per_second": rate()}
-    before = waited(device)
-    claim = torch_model.try_compile(model, tokens, vocabulary) or claim
-    found["compile_seconds"] = round(waited(device) - before, 1)
+    before = synchronize(device)
+    if not options.quick:
+        claim = torch_model.try_compile(model, tokens, vocabulary) or claim
+    found["compile_seconds"] = round(synchronize(device) - before, 1)
     compiled = batch()
     found["compiled_tokens_per_second"] = rate()
     found["compiled_ahead_tokens_per_second"] = rate_ahead()
     found["largest_difference_nats"] = round((compiled - eager).abs().max().item(), 5)
     if options.kernels:
-        print(kernels_of(batch), file=sys.stderr)
+        print(profile_kernels(batch), file=sys.stderr)
     return found
 
 
-def kernels_of(work):
+def profile_kernels(work):
     """A table of the kernels that take most of the GPU's time."""
     from torch.profiler import ProfilerActivity, profile
 
@@ -210,24 +239,32 @@ def main():
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--serving", action="store_true")
     parser.add_argument("--kernels", action="store_true")
+    parser.add_argument("--quick", action="store_true", help="demo profile, one step")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
+    if options.quick:
+        options.profile, options.steps = "demo", 1
     sets = options.sets or [""]
     if len(sets) == 1:
-        lab = source_of(options.profile, sets[0])
-        found = serving(options, *lab) if options.serving else stepped(options, *lab)
-        record = [{"constants": sets[0]} | found]
+        lab = load_source(options.profile, sets[0])
+        found = (
+            measure_serving(options, *lab)
+            if options.serving
+            else measure_step(options, *lab)
+        )
+        record = [{"constants": sets[0], "quick": options.quick} | found]
     else:
-        record = [in_its_own_process(options, one) for one in sets]
+        record = [measure_in_subprocess(options, one) for one in sets]
     for row in record if not options.json else ():
         print("  ".join(f"{name} {value}" for name, value in row.items()))
     if options.json:
         print(json.dumps(record))
 
 
-def in_its_own_process(options, one):
+def measure_in_subprocess(options, one):
     words = ["--set", one, "--steps", str(options.steps)]
     words += ["--profile", options.profile] if options.profile else []
+    words += ["--quick"] * options.quick
     words += ["--serving"] * options.serving + ["--kernels"] * options.kernels
     command = (sys.executable, __file__, *words, "--json")
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)

@@ -1,21 +1,52 @@
-"""What the cage costs, whether it kills in time, and which cheats the audit refuses.
+"""Sandbox start-up cost, kill latency, evaluation cost, and cheats the audit refuses.
 
-    python benchmarks/trust.py --json
+    python benchmarks/trust.py --json                 (about 15 minutes on two cores)
+    python benchmarks/trust.py --part audit --json    (one part alone)
 
-Four parts, each printed as it is done (about 15 minutes on two cores; `--part` runs
-one of them alone):
-
-cage     time from starting a guest at the best level here to its first word, beyond a
-         bare interpreter that imports the same and says the same; alternating
-kill     100 hostile guests (daemons, deaf ones, forkers, spinners) at a short wall: how
-         late the kill was sent, when everything was dead, what was left 100 ms later
+cage     time from starting a process at the best sandbox level here to its first
+         message, minus a bare interpreter with the same imports; alternating
+kill     100 hostile processes (daemons that ignore signals, fork loops, busy threads,
+         log floods, stopped processes) with a short time limit: how late the kill was
+         sent, when all were dead, how many were alive 100 ms later
 eval     claim and audit of a million tokens against the same sum in one process; the
-         start-up of the two guests is shown apart
-audit    real losses of two trained models; cheats of 0.003 and 0.001 bits per byte in
-         several shapes, and honest answers, through the real `audit`, many times
+         start-up of the two processes is reported apart
+audit    real losses of two trained models: cheats worth 0.003 and 0.001 bits per byte
+         in many shapes, and honest answers, through the real `audit`, many times
 
-`refused_*` are the worst shape's share, with the 95 % bound (Wilson) that counts
-against us beside it.
+With --quick everything is tiny, the text 120 000 bytes instead of 2.3 million: the
+numbers mean nothing then.
+
+JSON keys:
+  quick                            whether --quick was given: then no number counts
+  level                            sandbox level that was tested
+  cage_ms                          start-up that the sandbox adds, median
+  caged_ms                         start-up with the sandbox, median
+  bare_ms                          start-up of the bare interpreter, median
+  overrun_ms                       from the time limit to the kill, longest
+  overrun_ms_median                the same, median
+  overruns                         processes that reached their time limit
+  gone_ms                          from the kill until all were dead, median
+  gone_ms_worst                    the same, longest
+  left                             processes alive 100 ms after the kill was due
+  eval_tokens                      validation tokens
+  eval_ratio                       evaluation without start-up / one process, median
+  eval_ratios                      the same, each repeat
+  eval_one_process_seconds         evaluation in one process, median
+  eval_startup_seconds             start-up of the two processes, median
+  eval_gap_bpb                     largest difference of the two scores
+  audits                           positions per audit
+  models_differ_nats               sd of the two models' difference per token
+  refused_003                      share of cheats of 0.003 refused, worst shape
+  refused_003_low                  lower 95 % bound (Wilson) of it
+  refused_003_worst                that shape
+  refused_003_shapes               number of shapes
+  refused_001*                     the same for cheats of 0.001
+  refused_honest                   share of honest answers refused
+  refused_honest_high              upper 95 % bound of it
+  refused_honest_bf16              the same with the rounding noise of bf16
+  refused_honest_bf16_high         upper 95 % bound of it
+  refused_003_knowing_the_champion  a cheat that knows the champion's losses
+  shapes                           every shape's share
 """
 
 import argparse
@@ -44,6 +75,7 @@ from autoresearch.experiment import Candidate, Device, Proposal
 from autoresearch.git import (
     Repository,
     compute_blob_id,
+    identity_environment,
 )
 from autoresearch.lab import apparatus
 from autoresearch.lab.folder import Lab
@@ -66,16 +98,17 @@ from autoresearch.sealed_memory import ProtocolError
 
 IMPORTS = (
     "import sys, autoresearch.guest.runtime, ctypes, json, os\n"
-    "from autoresearch.sandbox.restrictions import Fence"
+    "from autoresearch.sandbox.restrictions import SandboxRestrictions"
 )
 CAGED = (
-    f"{IMPORTS}\nif sys.argv[2]: Fence.of(sys.argv[2]).close()\n"
+    f"{IMPORTS}\n"
+    "if sys.argv[2]: SandboxRestrictions.from_argument(sys.argv[2]).apply()\n"
     "os.write(int(sys.argv[1]), b'\\x02\\0\\0\\0{}')"
 )
 BARE = f"{IMPORTS}\nos.write(1, b'x')"
 
 HOSTILE = (
-    # a family of daemons that hear no signal
+    # daemons that ignore every signal
     "import os, signal, time\n"
     "for n in range(1, 32):\n"
     "    try: signal.signal(n, signal.SIG_IGN)\n"
@@ -86,22 +119,22 @@ HOSTILE = (
     "        if os.fork(): os._exit(0)\n"
     "        while True: time.sleep(0.1)\n"
     "while True: time.sleep(1)\n",
-    # forks and exits all the time
+    # a fork loop
     "import os\nwhile True:\n    if os.fork(): os._exit(0)\n",
-    # threads that spin, and a child that does too
+    # busy threads, in two processes
     "import os, threading\n"
     "os.fork()\n"
     "def spin():\n"
     "    while True: pass\n"
     "for _ in range(4): threading.Thread(target=spin).start()\n",
-    # floods the channel and the log
+    # floods of messages and of log output
     "import os, sys\n"
     "fd = int(sys.argv[1])\n"
     "os.fork()\n"
     "while True:\n"
     "    os.write(1, b'x' * 4096)\n"
     "    os.write(fd, b'\\x02\\0\\0\\0{}' * 50)\n",
-    # stops itself, with stopped children
+    # a stopped process with stopped children
     "import os, signal, time\n"
     "for _ in range(5):\n"
     "    if os.fork() == 0:\n"
@@ -113,14 +146,20 @@ HONEST_SD_NATS = 0.003  # of bf16 between two kernels; CPUs answer the same to 1
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--json", action="store_true")
     parser.add_argument("--part", choices=("cage", "kill", "eval", "audit"))
     parser.add_argument("--repeats", type=int, default=3, help="of eval; default 3")
+    parser.add_argument("--starts", type=int, default=40, help="of cage; default 40")
+    parser.add_argument("--kills", type=int, default=100, help="of kill; default 100")
     parser.add_argument(
         "--draws", type=int, default=4000, help="of audit; default 4000"
     )
+    parser.add_argument("--quick", action="store_true", help="seconds, small numbers")
+    parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    found = {}
+    if options.quick:
+        options.repeats, options.starts = 1, 2
+        options.kills, options.draws = len(HOSTILE), 20
+    found = {"quick": options.quick}
     with tempfile.TemporaryDirectory(prefix="autoresearch-trust-") as place:
         folder = Path(place).resolve()
         empty = Lab(folder / "empty")
@@ -131,18 +170,18 @@ def main():
         tell(options, f"level {walls.level} {missed}")
         parts = [options.part] if options.part else ["cage", "kill", "eval", "audit"]
         if "cage" in parts:
-            found.update(cage_cost(empty, walls))
+            found.update(measure_cage(empty, walls, options.starts))
             tell(options, found)
         if "kill" in parts:
-            found.update(kills(empty, walls))
+            found.update(measure_kills(empty, walls, options.kills))
             tell(options, found)
         if {"eval", "audit"} & set(parts):
-            bench, runs = trained(folder / "lab", walls, slot, options)
+            bench, runs = train_models(folder / "lab", walls, slot, options)
             if "eval" in parts:
-                found.update(evaluation(bench, runs[0], slot, options.repeats))
+                found.update(measure_evaluation(bench, runs[0], slot, options.repeats))
                 tell(options, found)
             if "audit" in parts:
-                found.update(refusals(bench, runs, slot, options))
+                found.update(measure_refusals(bench, runs, slot, options))
     print(json.dumps(found) if options.json else json.dumps(found, indent=1))
 
 
@@ -151,11 +190,11 @@ def tell(options, words):
         print(words, file=sys.stderr, flush=True)
 
 
-# -- what the cage costs, and whether it kills in time ---------------------------------
+# -- sandbox start-up and kill latency -------------------------------------------------
 
 
-def guest_of(lab, walls, code):
-    """A guest that runs this code, in a folder of its own."""
+def start_process(lab, walls, code):
+    """A sandboxed process that runs this code, in a folder of its own."""
     place = Path(tempfile.mkdtemp(dir=lab.folder))
     (place / "train.py").write_text("")
     return SandboxedProcess(
@@ -169,12 +208,12 @@ def guest_of(lab, walls, code):
     )
 
 
-def cage_cost(lab, walls, repeats=40):
-    """Start of a caged guest beyond a bare interpreter, in milliseconds."""
+def measure_cage(lab, walls, repeats):
+    """Start-up that the sandbox adds to a bare interpreter, in milliseconds."""
     caged, bare = [], []
     for _ in range(repeats):
         begun = time.monotonic()
-        with guest_of(lab, walls, CAGED) as guest:
+        with start_process(lab, walls, CAGED) as guest:
             guest.receive(begun + 10)
             caged.append(time.monotonic() - begun)
         begun = time.monotonic()
@@ -189,26 +228,26 @@ def cage_cost(lab, walls, repeats=40):
     }
 
 
-def kills(lab, walls, count=100):
-    """Hostile guests at a wall of 0.4 s: how late the kill, what is left 100 ms on.
+def measure_kills(lab, walls, count):
+    """Kill hostile processes after 0.4 s: delay of the kill, survivors after 100 ms.
 
-    The overrun is from the wall until the harness kills: nothing that a guest says
-    after the wall is heard, whatever it still computes. `left` is counted 100 ms after
-    the wall, whether or not the kill has returned by then.
+    The overrun is from the deadline to the kill: no message that arrives after the
+    deadline is read, whatever the process still computes. `left` is counted 100 ms
+    after the deadline, whether or not the kill has returned by then.
     """
     late, gone, left = [], [], 0
     for turn in range(count):
-        guest = guest_of(lab, walls, HOSTILE[turn % len(HOSTILE)])
+        guest = start_process(lab, walls, HOSTILE[turn % len(HOSTILE)])
         deadline = time.monotonic() + 0.4
-        listening = heard(guest, deadline - 0.15)
-        inside = namespaces_below(guest._process.pid)  # slow, so before the wall
-        if listening and heard(guest, deadline):
+        is_alive = read_messages(guest, deadline - 0.15)
+        inside = find_pid_namespaces(guest._process.pid)  # slow, so before the deadline
+        if is_alive and read_messages(guest, deadline):
             late.append(time.monotonic() - deadline)
-        sent = time.monotonic()  # a flood is cut off before the wall
-        killing = threading.Thread(target=timed_kill, args=(guest, gone))
+        sent = time.monotonic()  # a flood is cut off before the deadline
+        killing = threading.Thread(target=time_kill, args=(guest, gone))
         killing.start()
         time.sleep(max(0.0, max(sent, deadline) + 0.1 - time.monotonic()))
-        left += len(alive_in(inside))
+        left += len(list_processes_in(inside))
         killing.join()
     return {
         "overrun_ms": 1000 * max(late),
@@ -220,15 +259,15 @@ def kills(lab, walls, count=100):
     }
 
 
-def timed_kill(guest, gone):
-    """Kill a guest, and note how long it took until nothing of it was left."""
+def time_kill(guest, gone):
+    """Kill a process, and note the time until its whole tree was gone."""
     sent = time.monotonic()
     guest.kill()
     gone.append(time.monotonic() - sent)
 
 
-def heard(guest, deadline):
-    """Listen to a guest until then; whether it is still worth it."""
+def read_messages(guest, deadline):
+    """Read messages until the deadline; False if the process ended or broke a limit."""
     try:
         while True:
             guest.receive(deadline)
@@ -238,8 +277,8 @@ def heard(guest, deadline):
         return False
 
 
-def namespaces_below(pid):
-    """The pid namespaces, other than ours, of a process's descendants."""
+def find_pid_namespaces(pid):
+    """The pid namespaces of a process's descendants, other than ours."""
     import psutil
 
     found = set()
@@ -249,8 +288,8 @@ def namespaces_below(pid):
     return found - {os.readlink("/proc/self/ns/pid")}
 
 
-def alive_in(namespaces):
-    """Processes that live in one of these pid namespaces."""
+def list_processes_in(namespaces):
+    """Processes in one of these pid namespaces."""
     found = []
     for name in filter(str.isdigit, os.listdir("/proc")):
         with contextlib.suppress(OSError):
@@ -259,32 +298,38 @@ def alive_in(namespaces):
     return found
 
 
-# -- what the evaluation costs ---------------------------------------------------------
+# -- cost of the evaluation ------------------------------------------------------------
 
 
-def trained(folder, walls, slot, options):
-    """Lab gpt with a million validation tokens, and two models trained for 30 s."""
-    new.create_lab(folder, "gpt", None, None, "cpu")
+def train_models(folder, walls, slot, options):
+    """Lab gpt with a million validation tokens, and two models trained for 30 s.
+
+    With --quick: the demo profile, and one model trained for 2 s.
+    """
+    new.create_lab(folder, "gpt", None, None, "demo" if options.quick else "cpu")
     prepare = folder / "prepare.py"
-    text = prepare.read_text()
-    for name, value in (("VALIDATION", 2_300_000), ("HOLDOUT", 100_000)):
-        text = new.replace_literal(text, f"{name}_BYTES", value)
-    prepare.write_text(new.replace_literal(text, "MAXIMUM_BYTES", 20_000_000))
+    sizes = {"VALIDATION": 2_300_000, "HOLDOUT": 100_000, "MAXIMUM": 20_000_000}
     book = Repository(folder)
-    book.run_git("add", "-A")
-    book.run_git("-c", "user.name=t", "-c", "user.email=t@t", "commit", "-qm", "larger")
+    if not options.quick:
+        text = prepare.read_text()
+        for name, value in sizes.items():
+            text = new.replace_literal(text, f"{name}_BYTES", value)
+        prepare.write_text(text)
+        book.run_git("add", "-A")
+        who = identity_environment("AutoResearch", 0)
+        book.run_git("commit", "-qm", "a larger text", who=who)
     lab = Lab.find(folder)
     found = apparatus.load_apparatus(lab, book)
     found.prepare_data(lambda stage, done, total: None)
-    terms = RunTerms(
-        30.0, None, 5.0, 60.0, ResourceLimits(discovery.default_memory_limit_gb())
-    )
+    limits = ResourceLimits(discovery.default_memory_limit_gb())
+    seconds = 2.0 if options.quick else 30.0
+    terms = RunTerms(seconds, None, 5.0, 2 * seconds, limits)
     bench = Workbench(
         lab, found, terms, StopFlag(), lambda candidate, progress: None, walls
     )
     source = lab.read_file("train.py")
     runs = []
-    for seed in (1, 2):
+    for seed in (1,) if options.quick else (1, 2):
         candidate = Candidate(
             Proposal(seed, "x", source, "", "human"), compute_blob_id(source)
         )
@@ -309,21 +354,21 @@ except Found as found: build = found.args[0]
 from autoresearch.guest import safetensors_format, standalone, torch_model
 model = build()
 state = safetensors_format.decode(open(sys.argv[1], "rb").read())
-torch_model.load(model, state, "cpu")
+torch_model.load_state(model, state, "cpu")
 prepare.text("validation")
 begun = time.monotonic()
-value = standalone.in_process(prepare, model, "cpu")
+value = standalone.evaluate_in_process(prepare, model, "cpu")
 print(json.dumps([value, time.monotonic() - begun]))
 """
 
 
-def evaluation(bench, run, slot, repeats):
-    """Claim and audit against one process, alternating; start-up apart."""
+def measure_evaluation(bench, run, slot, repeats):
+    """Time claim and audit, and one process, alternating; start-up apart."""
     ratios, starts, gaps, seconds = [], [], [], []
-    tokens = len(bench.apparatus.text("validation")[0])
+    tokens = len(bench.apparatus.load_text("validation")[0])
     for _ in range(repeats):
-        shutil.rmtree(bench.lab.state / "audit", ignore_errors=True)
-        again = bench.lab.state / "again"
+        shutil.rmtree(bench.lab.state_folder / "audit", ignore_errors=True)
+        again = bench.lab.state_folder / "again"
         shutil.copytree(run.weights.parent, again, dirs_exist_ok=True)
         once = replace(run, weights=again / run.weights.name)
         score = evaluator.score_run(bench, once, device=slot)
@@ -331,7 +376,7 @@ def evaluation(bench, run, slot, repeats):
             2
             * evaluator.locate_calibration(bench, slot).load_calibration().start_seconds
         )
-        value, alone = in_one_process(bench, run, slot)
+        value, alone = evaluate_in_one_process(bench, run, slot)
         ratios.append((score.seconds - start) / alone)
         starts.append(start)
         seconds.append(alone)
@@ -346,11 +391,11 @@ def evaluation(bench, run, slot, repeats):
     }
 
 
-def in_one_process(bench, run, slot):
-    """(score, seconds) without guests, cages or audits, on as many threads.
+def evaluate_in_one_process(bench, run, slot):
+    """(score, seconds) without sandbox or audit, on as many threads.
 
-    With a guest's settings for threads: such as spin while they wait took ten times as
-    long on a busy machine, and the first try of this part was killed in the middle.
+    With the thread settings of a sandboxed process: threads that spin while they wait
+    took ten times as long on a busy machine.
     """
     command = (sys.executable, "-c", ONE_PROCESS, str(run.weights), str(slot.threads))
     done = subprocess.run(
@@ -368,52 +413,59 @@ def in_one_process(bench, run, slot):
     return json.loads(done.stdout.splitlines()[-1])
 
 
-# -- which cheats the audit refuses ----------------------------------------------------
+# -- cheats and the audit --------------------------------------------------------------
 
 
-def refusals(bench, runs, slot, options):
-    """Shares of cheats refused, worst shape, and of honest answers."""
+def measure_refusals(bench, runs, slot, options):
+    """Share of cheats refused, by shape and size, and of honest answers."""
     sheet = evaluator.load_evaluation_rows(bench, slot, "validation")
     losses = []
     for run in runs:
-        claims, _, _ = evaluator.collect_claims(bench, run, slot, sheet, ServingTimes())
+        claims, _, _ = evaluator.collect_claims(
+            bench, run, slot, sheet, ServingTimes(), lends=False
+        )
         losses.append(claims.astype("float64"))
         tell(options, f"claims of seed {run.seed}")
-    return judged(*losses, sheet, options)
+    if len(losses) == 1:  # with --quick: a second model is made up
+        rng = np.random.default_rng(2)
+        losses.append(np.abs(losses[0] + 0.3 * rng.normal(size=losses[0].shape)))
+    return judge_cheats(*losses, sheet, options)
 
 
-def judged(honest, champion, sheet, options):
-    """The same from the honest losses of a candidate and of the champion."""
-    judge = Judge(honest, champion, sheet, audit.calibrate_far_nats(0.0))
-    scored = sheet.scored
+def judge_cheats(honest, champion, sheet, options):
+    """The same, given the honest losses of a candidate and of the champion."""
+    judge = AuditSimulation(honest, champion, sheet, audit.calibrate_far_nats(0.0))
+    scored = sheet.scored_mask
     found = {"audits": judge.count}
     found["models_differ_nats"] = float((honest - champion)[scored].std())
     shapes = {}
     for size in (0.003, 0.001):
         shares = {
-            name: judge.refused(cheat, options.draws // 10)[0]
-            for name, cheat in cheats(honest, sheet, size)
+            name: judge.estimate_refused(cheat, options.draws // 10)[0]
+            for name, cheat in iter_cheats(honest, sheet, size)
         }
         worst = min(shares, key=shares.get)
         key = f"refused_{size:.3f}".replace("0.", "")
-        cheat = dict(cheats(honest, sheet, size))[worst]
-        found[key], found[f"{key}_low"], _ = judge.refused(cheat, options.draws)
+        cheat = dict(iter_cheats(honest, sheet, size))[worst]
+        found[key], found[f"{key}_low"], _ = judge.estimate_refused(
+            cheat, options.draws
+        )
         found[f"{key}_worst"], found[f"{key}_shapes"] = worst, len(shares)
         shapes[key] = shares
         tell(options, {key: found[key], "worst": worst})
     many = 5 * options.draws
-    share, _, high = judge.refused(honest, many)
+    share, _, high = judge.estimate_refused(honest, many)
     found["refused_honest"], found["refused_honest_high"] = share, high
-    noisy = judge.refused(honest, many, noise=HONEST_SD_NATS)
+    noisy = judge.estimate_refused(honest, many, noise=HONEST_SD_NATS)
     found["refused_honest_bf16"], _, found["refused_honest_bf16_high"] = noisy
-    informed = against_reference(honest, champion, sheet, 0.003)
-    found["refused_003_knowing_the_champion"] = judge.refused(informed, options.draws)[
-        0
-    ]
+    informed = cheat_below_reference(honest, champion, sheet, 0.003)
+    found["refused_003_knowing_the_champion"] = judge.estimate_refused(
+        informed, options.draws
+    )[0]
     return {**found, "shapes": shapes}
 
 
-class Judge:
+class AuditSimulation:
     """The real audit's arithmetic over arrays of losses."""
 
     def __init__(self, truth, champion, sheet, far_nats):
@@ -422,9 +474,9 @@ class Judge:
         self.count = audit.compute_sample_size(len(truth), "cpu")
         self.rng = np.random.default_rng(1)
 
-    def refused(self, claims, draws, noise=1e-6):
+    def estimate_refused(self, claims, draws, noise=1e-6):
         """(share refused, 95 % low, 95 % high) over many draws of positions."""
-        scored = self.sheet.scored
+        scored = self.sheet.scored_mask
         lots = audit.StratifiedSampler(
             audit.compute_draw_probabilities(claims, scored, self.champion), self.count
         )
@@ -442,23 +494,23 @@ class Judge:
 
 
 def nats_of(size, sheet):
-    """A gain in bits per byte as nats over the whole text."""
+    """A gain in bits per byte, in nats over the whole text."""
     return size * math.log(2) * sheet.text_bytes
 
 
-def cheats(honest, sheet, size):
-    """(name, claims) of every shape of a cheat worth so many bits per byte.
+def iter_cheats(honest, sheet, size):
+    """Yield (name, claims) for every shape of a cheat of this size.
 
     All tokens by a hair; many by just less than counts as far; and tokens of one kind,
     by how much they cost the model, each lowered by one amount: the worst first, or
     drawn blindly from a band.
     """
     nats = nats_of(size, sheet)
-    flat = np.where(sheet.scored, honest, 0.0).ravel()
-    yield "a hair off all", honest - sheet.scored * nats / sheet.scored.sum()
-    order = np.random.default_rng(5).permutation(np.flatnonzero(sheet.scored))
+    flat = np.where(sheet.scored_mask, honest, 0.0).ravel()
+    yield "a hair off all", honest - sheet.scored_mask * nats / sheet.scored_mask.sum()
+    order = np.random.default_rng(5).permutation(np.flatnonzero(sheet.scored_mask))
     just = 0.9 * audit.FAR_NATS_CALIBRATED
-    yield "many, just under far", lowered(honest, order, by(just), nats)
+    yield "many, just under far", lower_losses(honest, order, by(just), nats)
     kinds = {"the worst": np.argsort(-flat)}
     for low, high in BANDS:
         inside = (flat[order] >= low) & (flat[order] < high)
@@ -466,17 +518,17 @@ def cheats(honest, sheet, size):
     for kind, places in kinds.items():
         for name, amount in AMOUNTS.items():
             if amount(flat[places]).sum() > nats:
-                yield f"{kind}: {name}", lowered(honest, places, amount, nats)
+                yield f"{kind}: {name}", lower_losses(honest, places, amount, nats)
 
 
 def by(nats):
-    """Lower a loss by so much, as far as there is any."""
+    """A function that lowers losses by this much, at most to zero."""
     return lambda loss: np.minimum(loss, nats)
 
 
 BANDS = ((0, 99), (1, 2), (2, 4), (4, 6), (6, 8), (8, 99))
 AMOUNTS = {
-    "0.45 nats": by(0.45),  # one such difference alone is forgiven
+    "0.45 nats": by(0.45),  # a single difference of this size is tolerated
     "0.6 nats": by(0.6),
     "1 nat": by(1),
     "2 nats": by(2),
@@ -487,8 +539,8 @@ AMOUNTS = {
 }
 
 
-def lowered(honest, order, amount, nats):
-    """Lower losses in this order, each by `amount`, until so many nats are gained."""
+def lower_losses(honest, order, amount, nats):
+    """Lower losses in this order, each by `amount`, until `nats` are gained."""
     flat = honest.ravel().copy()
     steps = amount(flat[order])
     upto = int(np.searchsorted(np.cumsum(steps), nats)) + 1
@@ -496,9 +548,9 @@ def lowered(honest, order, amount, nats):
     return flat.reshape(honest.shape)
 
 
-def against_reference(honest, champion, sheet, size):
-    """By somebody who knew the champion's loss of every token: only down to it."""
-    room = np.where(sheet.scored, np.maximum(0.0, honest - champion), 0.0).ravel()
+def cheat_below_reference(honest, champion, sheet, size):
+    """A cheat that knows the champion's losses and lowers none below them."""
+    room = np.where(sheet.scored_mask, np.maximum(0.0, honest - champion), 0.0).ravel()
     order = np.argsort(-room)
     flat = honest.ravel().copy()
     upto = int(np.searchsorted(np.cumsum(room[order]), nats_of(size, sheet))) + 1

@@ -1,14 +1,28 @@
-"""Which verdicts can be believed? Every policy in nights where the truth is known.
+"""False keeps, missed effects, gains and claims of every policy, in simulation.
 
-    python benchmarks/verdicts.py --nights 1000 --json
+    python benchmarks/verdicts.py --nights 1000 --json   (about 10 minutes on two cores)
 
-The nights are decided by the package's own policies (simulation.py). Two
+Simulated sessions (`simulation.py`) are decided by the package's own policies. Two
 textbook designs that test each candidate alone stand beside them: a group-sequential
-one (its boundaries by dynamic programming) and an always-valid e-value. 120 runs a
-night for gains, 100 experiments for rates. Intervals are 95 %, over nights; ratios to
-greedy are of nights with the same ideas. Runs that close a night are among its 120;
-after 100 experiments they come on top, and are counted as runs. --curve adds the
-trade-off to choose from.
+test (boundaries by dynamic programming) and an always-valid e-value. Gains are of
+sessions of 120 runs, rates of sessions of 100 experiments. Intervals are 95 %, over
+sessions; ratios to greedy compare sessions with the same ideas. Runs that close a
+session are among its 120; after 100 experiments they come on top, and are counted as
+runs. --curve adds the trade-off to choose from.
+
+JSON keys, all but the first of the policy noise-aware:
+  quick                            whether --quick was given: then no number counts
+  false_keeps_per_night            false keeps in 100 experiments without any effect
+  kept_2sd                         share of real effects of 2 sd that were kept
+  kept_1sd                         the same for effects of 1 sd
+  runs_per_experiment              runs per experiment, the larger of both
+  gain_ratio_worst_low             true gain / greedy's: lower bound, worst case
+  gain_ratio_low_signal_low        the same where the mean real gain is 2 sd at most
+  gain_ratio_seeds_worst_low       the same where most of the noise is the seeds'
+  claim_bias                       claimed gain / true gain - 1
+  coverage                         share of 95 % intervals that hold the true gain
+  early_kill_saved                 share of training time saved by early stopping
+  early_kill_false                 share of stopped runs that would have won
 """
 
 import argparse
@@ -34,14 +48,20 @@ SD = 0.0005
 SDS = (0.0003, 0.0005, 0.001, 0.002)  # measured in different labs
 SIGNALS = (0.5, 1.0, 2.0, 4.0, 8.0)  # mean real gain, in sd
 LOW_SIGNALS = (0.5, 1.0, 2.0)  # most real gains are below two sd
-FITTED = 1.0  # mean real gain late in recorded nights, in sd
-NAMED = ("normal", "heavy", "drift")  # the shapes that the numbers to reach speak of
-SHAPES = (*NAMED, "seeds")  # and ours: most of the noise is the seeds', as on a CPU
+FITTED = 1.0  # mean real gain late in recorded sessions, in sd
+NAMED = ("normal", "heavy", "drift")  # the shapes that the stated goals cover
+SHAPES = (*NAMED, "seeds")  # on a CPU most of the noise comes from the seeds
 SEED_SHARE = 0.8  # of the variance, in shape "seeds": a CPU with a token budget
-INTERACTION = 0.4  # of that, no other train.py's: as on the recorded night
+INTERACTION = 0.4  # of that, specific to one train.py, as recorded
 MAIN = ["greedy", "noise-aware"]
-OTHERS = ["anneal", "islands", "group-sequential", "e-value"]  # a quarter of the nights
+OTHERS = [
+    "anneal",
+    "islands",
+    "group-sequential",
+    "e-value",
+]  # a quarter of the sessions
 RUNS, EXPERIMENTS, SHARE = 120, 100, 0.15
+QUICK_RUNS, QUICK_EXPERIMENTS = 16, 10  # the same with --quick
 
 
 # -- two textbook designs, one candidate at a time -------------------------------------
@@ -49,7 +69,7 @@ RUNS, EXPERIMENTS, SHARE = 120, 100, 0.15
 
 @dataclass(frozen=True)
 class OneByOne:
-    """What the two designs share: three baseline runs, fresh seeds, no line."""
+    """What the two designs share: three baseline runs, fresh seeds, one parent."""
 
     name: str
     most_runs: int = 6
@@ -105,7 +125,7 @@ class OneByOne:
         return None
 
 
-def policy_named(name):
+def load_any_policy(name):
     if name in ("group-sequential", "e-value"):
         return OneByOne(name)
     if name.startswith("noise-aware "):
@@ -113,10 +133,16 @@ def policy_named(name):
     return load_policy(name, lower_is_better=True, gain_per_20_added_lines=0.0)
 
 
-# -- nights ----------------------------------------------------------------------------
+# -- sessions --------------------------------------------------------------------------
 
 
-def noise_of(sd, shape):
+def shorten_sessions():
+    """In each worker, with --quick."""
+    global RUNS, EXPERIMENTS
+    RUNS, EXPERIMENTS = QUICK_RUNS, QUICK_EXPERIMENTS
+
+
+def make_noise(sd, shape):
     """Of runs; in shape "seeds" most of it is what a seed adds to every train.py."""
     if shape == "seeds":
         return lab.SimulatedNoise(sd, seed_share=SEED_SHARE, interaction=INTERACTION)
@@ -124,16 +150,16 @@ def noise_of(sd, shape):
 
 
 def rates(job):
-    """A/A nights, and nights with effects of one size -> what was kept."""
+    """Sessions without effects, or with effects of one size -> what was kept."""
     name, size, shape, first, count = job
     told = []
     for seed in range(first, first + count):
         sd = SDS[seed % len(SDS)] if name not in ("group-sequential", "e-value") else SD
         effects = lab.fixed_effect_sampler(SHARE if size else 0.0, size * sd)
         night = lab.simulate_session(
-            policy_named(name),
+            load_any_policy(name),
             effects,
-            noise_of(sd, shape),
+            make_noise(sd, shape),
             seed,
             experiments=EXPERIMENTS,
         )
@@ -152,14 +178,14 @@ def rates(job):
 
 
 def gains(job):
-    """Nights of a budget of runs -> true gain, claim and its interval, in sd."""
+    """Sessions with a budget of runs -> true gain, claim and its interval, in sd."""
     name, signal, shape, first, count = job
     told = []
     for seed in range(first, first + count):
         night = lab.simulate_session(
-            policy_named(name),
+            load_any_policy(name),
             lab.spike_and_slab_sampler(SHARE, signal * SD),
-            noise_of(SD, shape),
+            make_noise(SD, shape),
             seed,
             runs=RUNS,
         )
@@ -173,8 +199,8 @@ def gains(job):
     return told
 
 
-def killed(job):
-    """Nights of learning curves."""
+def prune(job):
+    """Sessions of learning curves, some of them ended early."""
     first, count = job
     effects = lab.spike_and_slab_sampler(SHARE, FITTED, 0.55, 6.0)
     return [
@@ -184,7 +210,7 @@ def killed(job):
 
 
 def spread(pool, work, jobs, nights, chunk=50):
-    """Run every job's nights in chunks over the cores -> {job: results}."""
+    """Simulate every job's sessions, in chunks over the cores -> {job: results}."""
     parts = [(job, first) for job in jobs for first in range(0, nights, chunk)]
     asked = [(*job, first, min(chunk, nights - first)) for job, first in parts]
     found = {job: [] for job in jobs}
@@ -210,7 +236,7 @@ def ratio(ours, theirs):
 
 
 def measure(pool, options, show):
-    """Rates in nights of 100 experiments -> {policy: what --json says of it}."""
+    """Rates in sessions of 100 experiments -> {policy: what --json says of it}."""
     rated = spread(
         pool, rates, [(n, s, "normal") for n in MAIN for s in (0, 1, 2)], options.nights
     )
@@ -228,7 +254,7 @@ def measure(pool, options, show):
         false, fake = (
             interval([t[k] for t in rated[name, 0, "normal"]]) for k in (0, 4)
         )
-        two, one = (kept(rated[name, size, "normal"]) for size in (2, 1))
+        two, one = (compute_kept_share(rated[name, size, "normal"]) for size in (2, 1))
         runs = max(fmean(t[3] for t in rated[name, s, "normal"]) for s in (1, 2))
         found[name] = (false[0], two, one, runs)
         show(
@@ -244,13 +270,13 @@ def measure(pool, options, show):
     return found
 
 
-def kept(told):
+def compute_kept_share(told):
     """The share of real effects that were in the last champion."""
     return sum(t[1] for t in told) / sum(t[2] for t in told)
 
 
 def grid(pool, options, show):
-    """Nights of 120 runs, by signal and noise -> lower bounds, bias, cover."""
+    """Sessions of 120 runs, by signal and noise -> lower bounds, bias, cover."""
     cells = [(n, s, shape) for n in MAIN for s in SIGNALS for shape in SHAPES]
     told = spread(pool, gains, cells, options.nights)
     cells = [(name, signal, "normal") for name in OTHERS for signal in SIGNALS]
@@ -289,7 +315,7 @@ def grid(pool, options, show):
 def early(pool, options, show):
     """What ending hopeless runs early saves and costs."""
     asked = [(first, 10) for first in range(0, options.nights // 2, 10)]
-    nights = [night for part in pool.map(killed, asked, 1) for night in part]
+    nights = [night for part in pool.map(prune, asked, 1) for night in part]
     saved, half = interval([n.saved for n in nights])
     count, false = sum(n.killed for n in nights), sum(n.false for n in nights)
     spared = [won for n in nights for won in n.spared_won]
@@ -339,6 +365,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--nights", type=int, default=1000)
     parser.add_argument("--cores", type=int, default=multiprocessing.cpu_count())
+    parser.add_argument("--quick", action="store_true", help="8 short sessions")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--curve", action="store_true")
     options = parser.parse_args()
@@ -346,8 +373,11 @@ def main():
     def show(text):
         print(text, file=sys.stderr if options.json else sys.stdout, flush=True)
 
+    if options.quick:
+        options.nights, options.cores = 8, min(2, options.cores)
+    prepare_worker = shorten_sessions if options.quick else None
     begun = time.perf_counter()
-    with multiprocessing.Pool(options.cores) as pool:
+    with multiprocessing.Pool(options.cores, prepare_worker) as pool:
         rated = measure(pool, options, show)
         lows, bias, cover = grid(pool, options, show)
         saved, false = early(pool, options, show)
@@ -375,7 +405,8 @@ def main():
         "early_kill_false": false,
     }
     if options.json:
-        print(json.dumps({name: round(value, 4) for name, value in found.items()}))
+        rounded = {name: round(value, 4) for name, value in found.items()}
+        print(json.dumps({"quick": options.quick, **rounded}))
 
 
 if __name__ == "__main__":

@@ -82,4 +82,4 @@ def test_a_step_of_every_size_that_is_asked_for_is_timed():
 @pytest.mark.parametrize("wrong", ["DEPHT", "DEPTH=x", "DEPTH=1,,ASPECT"])
 def test_what_is_no_constant_is_not_measured_under_its_name(wrong):
     with pytest.raises(SystemExit, match="not NAME=VALUE"):
-        step.changed("DEPTH = 4\nASPECT = 32\n", wrong)
+        step.change_constants("DEPTH = 4\nASPECT = 32\n", wrong)

@@ -3,10 +3,10 @@
 from dataclasses import replace
 from pathlib import Path
 
-from autoresearch import proposers
 from autoresearch.commands import check
 from autoresearch.experiment import Candidate, Proposal, Run, Score
 from autoresearch.lab import program
+from autoresearch.proposers.registry import ProposerState
 
 
 def checked(tokens_per_second, parameters, fence="budget_seconds = 300", **facts):
@@ -18,7 +18,7 @@ def checked(tokens_per_second, parameters, fence="budget_seconds = 300", **facts
     asked = program.parse_program(f"```toml\n{fence}\n```\n")
     score = Score(run, 1.0, 0.0, 2.0, 0.0)
     return check.CheckResult(
-        {}, asked, {"level": "full"}, score, {"search": proposers.Examined("ok")}, 30, 8.0, 305.0, 1, 90_000_000
+        {}, asked, {"level": "full"}, score, {"search": ProposerState("ok")}, 30, 8.0, 305.0, 1, 90_000_000
     )  # fmt: skip
 
 
@@ -34,7 +34,7 @@ def test_a_run_says_how_often_it_reads_its_text():
 def test_a_card_on_which_300_seconds_are_too_short_is_offered_a_token_budget():
     found = checked(10_000, 20_000_000)
 
-    assert "0.15 tokens a parameter" in found.short_budget_warning
+    assert "0.15 tokens per parameter" in found.short_budget_warning
     assert "budget_tokens = 40000000" in found.short_budget_warning
     assert found.short_budget_warning in "\n".join(found.to_lines())
 
@@ -48,9 +48,9 @@ def test_a_token_budget_is_judged_the_same_way():
 
 
 def test_a_train_py_that_sets_variables_is_told_what_that_costs():
-    found = replace(checked(10_000, "many"), cold=True)
+    found = replace(checked(10_000, "many"), is_cold_start=True)
 
-    assert "25 s a run" in "\n".join(found.to_lines())
+    assert "25 s more a run" in "\n".join(found.to_lines())
     assert found.to_json()["cold"] is True
     assert "environ" not in "\n".join(checked(10_000, "many").to_lines())
 

@@ -4,10 +4,12 @@ import json
 import re
 import subprocess
 import sys
+import tomllib
 
 import pytest
 
 from autoresearch.cli.app import main
+from autoresearch.commands.new import LABS, create_lab
 from autoresearch.git import Repository
 from autoresearch.lab import program
 from autoresearch.reporting import status
@@ -36,12 +38,34 @@ def test_every_command_has_one_line_of_help_and_a_copyable_example(name):
     assert main.commands[name].help.splitlines()[0].endswith((".", "?"))
 
 
-def test_commands_are_listed_in_the_order_of_a_day():
-    names = re.findall(
-        r"^  (\w+) ", command_line("--help").stdout.partition("Commands:")[2], re.M
-    )
+def test_the_help_shows_the_seven_commands_of_a_day_and_then_all_others():
+    _, daily, more = re.split("Commands:|More:", command_line("--help").stdout)
+    names = [re.findall(r"^  ([\w-]+) ", part, re.M) for part in (daily, more)]
 
-    assert names[:6] == ["new", "prepare", "check", "run", "status", "stop"]
+    assert names[0] == ["new", "check", "run", "try", "log", "report", "replicate"]
+    assert sorted(names[0] + names[1]) == sorted(main.commands)
+    assert len(names[1]) == 15
+
+
+def test_every_line_of_the_help_fits_a_terminal():
+    lines = command_line("--help").stdout.splitlines()
+
+    assert max(map(len, lines)) <= 80
+    assert not [line for line in lines[1:] if line.endswith("...")]  # 1: usage
+
+
+def test_a_command_of_the_second_list_works_like_one_of_the_first(lab):
+    run(lab)
+
+    for name in ("status", "show", "guide", "context"):
+        assert command(lab, name).returncode == 0, name
+
+
+def test_the_help_of_check_documents_config_toml():
+    said = " ".join(command_line("check", "--help").stdout.split())
+
+    assert "$XDG_CONFIG_HOME/autoresearch" in said
+    assert 'pool = "local"' in said
 
 
 def command_line(*words):
@@ -79,7 +103,7 @@ def test_check_tries_everything_and_forecasts_the_night(lab):
     assert found["proposers"] == ["search"]
     assert "Next: autoresearch run --hours 8" in said
     assert "6 constants" in said
-    assert not list((lab.state / "runs").glob("*"))
+    assert not list((lab.state_folder / "runs").glob("*"))
 
 
 def test_show_has_diff_scores_and_verdict(lab):
@@ -112,7 +136,7 @@ def test_the_report_is_written_beside_the_lab(lab):
     run(lab, rate(0.02), {"title": "<script>alert(1)</script>", "source": "1/0\n"})
 
     done = command(lab, "report")
-    page = lab.path("report.html").read_text()
+    page = lab.file_path("report.html").read_text()
 
     assert done.returncode == 0
     assert "mse  0.0" in done.stdout
@@ -120,6 +144,35 @@ def test_the_report_is_written_beside_the_lab(lab):
     assert "&lt;script&gt;" in page
     assert not re.search(r"(src|href)=.?http", page)
     assert "git diff autoresearch/0 HEAD" in page
+
+
+# -- a new lab -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["gpt", "line"])
+def test_a_new_lab_shows_three_files(tmp_path, kind):
+    assert command(tmp_path, "new", "lab", "--kind", kind).returncode == 0
+
+    shown = subprocess.run(("ls", tmp_path / "lab"), capture_output=True, text=True)
+
+    assert shown.stdout.split() == ["prepare.py", "program.md", "train.py"]
+
+
+PROFILES = tomllib.loads((LABS / "gpt" / "profiles.toml").read_text())
+
+
+@pytest.mark.parametrize("cage", ["full", "landlock"])
+@pytest.mark.parametrize(
+    ("kind", "profile"), [("line", None), *(("gpt", name) for name in PROFILES)]
+)
+def test_program_md_of_a_new_lab_sets_at_most_two_things(tmp_path, kind, profile, cage):
+    create_lab(tmp_path / "lab", kind, None, None, profile, cage)
+    text = (tmp_path / "lab" / "program.md").read_text()
+    settings = tomllib.loads(program.SETTINGS_FENCE.match(text)[1])
+
+    budget = "budget_seconds" if profile not in (None, "demo") else "budget_tokens"
+    assert set(settings) == {budget} | ({"cage"} if cage != "full" else set())
+    assert program.parse_program(text).proposers == ("search",)
 
 
 # -- mistakes --------------------------------------------------------------------------
@@ -161,13 +214,13 @@ def test_new_with_bad_options_makes_nothing(tmp_path, words, says):
 
 
 def test_a_missing_prepare_py(lab):
-    lab.path("prepare.py").unlink()
+    lab.file_path("prepare.py").unlink()
 
     mistake(command(lab, "run"), "has no prepare.py", "git checkout")
 
 
 def test_a_prepare_py_that_differs_from_its_commit(lab):
-    with lab.path("prepare.py").open("a") as file:
+    with lab.file_path("prepare.py").open("a") as file:
         file.write("METRIC = 'mine'\n")
 
     mistake(
@@ -180,7 +233,7 @@ def test_a_prepare_py_that_is_broken_or_incomplete(lab):
         ("1 / 0\n", "ZeroDivisionError"),
         ("METRIC = 'x'\n", "offers no"),
     ):
-        lab.path("prepare.py").write_text(text)
+        lab.file_path("prepare.py").write_text(text)
         book = Repository(lab.folder)
         book.run_git(
             "-c", "user.name=t", "-c", "user.email=t@t", "commit", "-qam", "broken"
@@ -202,7 +255,7 @@ def test_a_prepare_py_that_is_broken_or_incomplete(lab):
     ],
 )
 def test_a_broken_fence_at_the_start(lab, fence, says):
-    lab.path("program.md").write_text(f"```toml\n{fence}\n```\n")
+    lab.file_path("program.md").write_text(f"```toml\n{fence}\n```\n")
 
     mistake(command(lab, "run", "--experiments", "1"), says)
 
@@ -214,27 +267,27 @@ def test_a_branch_that_is_a_detached_head(lab):
 
 
 def test_a_lab_that_is_not_under_git(lab):
-    subprocess.run(["rm", "-rf", str(lab.path(".git"))], check=True)
+    subprocess.run(["rm", "-rf", str(lab.file_path(".git"))], check=True)
 
     mistake(command(lab, "run"), "not a git repository", "git init")
 
 
 def test_a_lab_in_use(lab):
-    with lab.held():
+    with lab.hold_lock():
         mistake(command(lab, "run"), "in use", "autoresearch stop")
 
 
 def test_a_corrupt_ledger_is_rebuilt_from_git(lab):
     run(lab, rate(0.02), rate(0.0001))
-    lab.ledger.write_bytes(b"this is not a database" * 1000)
+    lab.ledger_path.write_bytes(b"this is not a database" * 1000)
 
     mistake(command(lab, "run"), "autoresearch rebuild")
     rebuilt = command(lab, "rebuild")
     again = command(lab, "run", "--experiments", "1", "--json")
 
-    assert "3 experiments came back" in rebuilt.stdout
+    assert "3 experiments restored from git" in rebuilt.stdout
     assert json.loads(again.stdout.splitlines()[0])["experiment"] == 3
-    assert list(lab.state.glob("ledger.db.before-rebuild*"))
+    assert list(lab.state_folder.glob("ledger.db.before-rebuild*"))
 
 
 def test_too_soon_is_exit_code_3_and_a_name_that_is_none_is_2(lab):
@@ -248,7 +301,7 @@ def test_too_soon_is_exit_code_3_and_a_name_that_is_none_is_2(lab):
     run(lab)
 
     assert command(lab, "show", "99").returncode == 3
-    mistake(command(lab, "show", "foo"), "'foo' is no experiment", "Next: ")
+    mistake(command(lab, "show", "foo"), "'foo' is not an experiment", "Next: ")
 
 
 @pytest.mark.parametrize(
@@ -275,11 +328,11 @@ def test_a_number_that_makes_no_sense_is_refused_before_anything_happens(lab, wo
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
     assert "Invalid value" in done.stderr
-    assert not lab.path("here").exists()
+    assert not lab.file_path("here").exists()
 
 
 def test_a_place_where_no_lab_can_be_made_is_said_in_one_sentence(tmp_path):
-    mistake(command(tmp_path, "new", "/proc/foo"), "cannot be made", "Next: ")
+    mistake(command(tmp_path, "new", "/proc/foo"), "cannot be created", "Next: ")
 
 
 def test_a_folder_with_a_space_can_be_pasted(tmp_path):
@@ -350,8 +403,10 @@ def test_a_lab_that_cannot_be_written_is_read_and_nothing_else(lab):
 
 
 def test_hours_that_hold_no_idea_are_said_to_at_the_start(lab):
-    text = lab.read("program.md").replace("budget_tokens = 2000", "budget_seconds = 9")
-    lab.path("program.md").write_text(text)
+    text = lab.read_file("program.md").replace(
+        "budget_tokens = 2000", "budget_seconds = 9"
+    )
+    lab.file_path("program.md").write_text(text)
 
     night = nights.start(lab, "run", "--hours", "0.002")
     said = night.stdout.readline() + night.stdout.readline()
@@ -378,23 +433,25 @@ def test_a_run_that_has_hardly_begun_does_not_say_when_it_ends():
 
 
 def test_what_stop_now_throws_away_is_counted(lab):
-    source = lab.read("train.py").replace(
+    source = lab.read_file("train.py").replace(
         "run.submit", "import time\ntime.sleep(8)\nrun.submit"
     )
-    lab.path("train.py").write_text(source)
+    lab.file_path("train.py").write_text(source)
     Repository(lab.folder).run_git(
         *("-c", "user.name=t", "-c", "user.email=t", "commit", "-qam", "slow")
     )
     night = nights.start(lab, "run", "--experiments", "1")
-    nights.wait_for(lambda: '"finished": 1' in read(lab.now), 60, "the second run")
+    nights.wait_for(
+        lambda: '"finished": 1' in read(lab.live_status_path), 60, "the second run"
+    )
 
     soon = command(lab, "stop")
     now = command(lab, "stop", "--now")
     night.communicate(timeout=60)
 
-    assert "after the experiment in hand, all its runs" in soon.stdout
-    assert re.search("the run in hand is lost and [12] finished with it", now.stdout)
-    assert "begins again with run" in now.stdout
+    assert "after the current experiment and all its runs" in soon.stdout
+    assert re.search("current run is lost, and so are [12] finished runs", now.stdout)
+    assert "starts the experiment again" in now.stdout
 
 
 def read(path):
@@ -421,7 +478,7 @@ def test_a_pause_that_somebody_forgot_is_said_by_whatever_is_typed(lab):
 def test_every_view_counts_alike(lab):
     run(lab, rate(0.02), rate(0.0001))
 
-    said = "1 kept, 1 to begin with, 1 discarded"
+    said = "1 kept, 1 baseline, 1 discarded"
     report = json.loads(command(lab, "report", "--json").stdout)["counts"]
     status = json.loads(command(lab, "status", "--json").stdout)
 
@@ -432,8 +489,10 @@ def test_every_view_counts_alike(lab):
 
 def test_a_broken_fence_is_said_by_every_view_and_stops_no_agent(lab):
     run(lab, rate(0.02))
-    text = lab.read("program.md")
-    lab.path("program.md").write_text(text.replace("budget_tokens", "budget_tokes"))
+    text = lab.read_file("program.md")
+    lab.file_path("program.md").write_text(
+        text.replace("budget_tokens", "budget_tokes")
+    )
 
     for words in (("status",), ("log",), ("report",), ("show", "0")):
         said = command(lab, *words).stdout
@@ -446,14 +505,14 @@ def test_a_broken_fence_is_said_by_every_view_and_stops_no_agent(lab):
 
 
 def test_settings_in_a_fence_that_nobody_reads_are_pointed_at(lab):
-    text = lab.read("program.md")
+    text = lab.read_file("program.md")
     assert program.find_ignored_settings(text) == ""
     for odd, line in (
         (text.replace("```toml", "```tmol"), 1),
         (f"# My lab\n\n{text}", 3),
     ):
         assert f"program.md line {line}: budget_" in program.find_ignored_settings(odd)
-    lab.path("program.md").write_text(f"# Fast\n{text}")
+    lab.file_path("program.md").write_text(f"# Fast\n{text}")
 
     night = nights.start(lab, "run")  # of 300 s a run: every default holds
     said = night.stdout.readline() + night.stdout.readline()
@@ -464,7 +523,7 @@ def test_settings_in_a_fence_that_nobody_reads_are_pointed_at(lab):
 
 def test_the_report_of_a_lab_whose_prepare_py_was_edited_can_be_read(lab):
     run(lab, rate(0.02))
-    with lab.path("prepare.py").open("a") as file:
+    with lab.file_path("prepare.py").open("a") as file:
         file.write("# mine\n")
 
     report, verified = command(lab, "report"), command(lab, "verify-ledger")

@@ -114,8 +114,8 @@ def test_the_same_file_is_refused_the_second_time(ledger, theirs):
     [
         ("abc\t0.99\t44.0", "3 columns"),
         ("abc\t0.99\t44.0\tmaybe\tx", "status 'maybe'"),
-        ("abc\tfast\t44.0\tkeep\tx", "score 'fast' is no number"),
-        ("abc\tnan\t44.0\tkeep\tx", "score 'nan' is no number"),
+        ("abc\tfast\t44.0\tkeep\tx", "score 'fast' is not a number"),
+        ("abc\tnan\t44.0\tkeep\tx", "score 'nan' is not a number"),
         ("abc\t0.000000\t44.0\tkeep\tx", "a score of 0"),
         ("abc\t0.99\tlots\tkeep\tx", "memory_gb 'lots'"),
     ],
@@ -132,9 +132,9 @@ def test_odd_rows_are_left_out_and_named_by_their_line(theirs, line, says):
 @pytest.mark.parametrize(
     ("body", "says"),
     [
-        (b"", "no results.tsv"),
-        (b"a,b,c\n", "no results.tsv"),
-        (HEAD.encode() + b"\n", "no row"),
+        (b"", "not a results.tsv"),
+        (b"a,b,c\n", "not a results.tsv"),
+        (HEAD.encode() + b"\n", "no readable row"),
         (HEAD.encode() + b"\nx\ty\n", "line 2: 2 columns"),
         (b"\xff\xfe\x00", "UTF-8"),
         (b"x" * (import_results.MAX_FILE_BYTES + 1), "larger than 4 MB"),
@@ -205,11 +205,11 @@ def test_every_view_marks_a_claim_as_claimed(lab, theirs):
     shown = command(lab, "show", str(number["experiment"])).stdout
 
     assert "in the ledger only" in said
-    assert "they measure 'val_bpb', this lab 'mse'" in said
+    assert "the file measures 'val_bpb', this lab 'mse'" in said
     assert log.count(" claimed ") == 6
-    assert "6 more are claimed by others" in status
+    assert "6 more were imported, not measured here" in status
     assert "2 experiments in" in status
-    assert "claimed  6 experiments were imported" in page
+    assert "claimed  6 imported experiments" in page
     assert (number["verdict"], number["evidence"]) == ("claimed", "claimed")
     assert "not measured here" in shown
 
@@ -229,7 +229,7 @@ def test_a_rebuilt_ledger_takes_the_file_once_more(lab, theirs):
     rebuilt = command(lab, "rebuild").stdout
     after = command(lab, "import", path)
 
-    assert "2 experiments came back" in rebuilt
+    assert "2 experiments restored from git" in rebuilt
     assert after.returncode == 0, after.stderr
 
 
@@ -243,9 +243,7 @@ def test_the_report_counts_no_claim(lab, theirs, ledger):
 
     assert report_json.report_to_json(built)["counts"]["experiments"] == 0
     assert report_json.report_to_json(built)["counts"]["claimed"] == 6
-    assert any(
-        "nobody measured it here" in line for line in report_text.list_unknowns(built)
-    )
+    assert any("not measured here" in line for line in report_text.list_unknowns(built))
 
 
 # -- a night decided again -------------------------------------------------------------
@@ -300,13 +298,13 @@ def test_a_policy_that_knows_the_noise_keeps_what_stands_out_of_it(ledger, their
 
 
 def test_a_series_is_chosen_by_how_its_name_begins(ledger, theirs):
-    with pytest.raises(NotReady, match="nothing was decided"):
+    with pytest.raises(NotReady, match="there are no verdicts"):
         replay.replay(ledger, policy("greedy"), "greedy", None)
     import_results.insert_claims(
         ledger, import_results.read_results_file(theirs.write(*NIGHT))
     )
 
-    with pytest.raises(LabError, match="names 0 series"):
+    with pytest.raises(LabError, match="matches 0 series"):
         replay.replay(ledger, policy("greedy"), "greedy", "nothing-like-it")
 
 

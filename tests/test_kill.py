@@ -11,7 +11,7 @@ from tests import nights
 def test_killed_again_and_again_a_night_loses_and_doubles_nothing(tmp_path):
     lab = nights.line_lab(tmp_path / "lab")
     nights.run(lab)
-    kill.letters(lab, 6)
+    kill.queue_proposals(lab, 6)
 
     unclean = kill.survive(lab, 8, 1.0, random.Random(2))
     kill.finish(lab, 6)

@@ -106,7 +106,7 @@ def test_the_report_says_what_it_cost_and_from_when_to_when_it_was_away(lab):
     said = nights.command(lab, "report")
     page = lab.file_path("report.html").read_text()
     assert "limit until" in said.stdout, said.stderr
-    assert "Who was asked" in page
+    assert "Calls to models and agents" in page
     assert "limit until" in page
 
 
@@ -362,7 +362,7 @@ def test_check_ends_with_not_yet_where_nobody_who_was_named_can_propose(lab):
     done = nights.command(lab, "check", "--proposer", "ollama:small@http://127.0.0.1:9")
 
     assert done.returncode == 3
-    assert "Next: mend what is said of the proposers" in done.stdout
+    assert "Next: fix the proposer errors above" in done.stdout
 
 
 def test_a_model_on_the_gpu_that_trains_costs_the_forecast_what_it_takes(
@@ -379,7 +379,7 @@ def test_a_model_on_the_gpu_that_trains_costs_the_forecast_what_it_takes(
 
     assert "asked between runs" in found.proposers[server.spec].state
     assert 0.25 < found.waiting_seconds < 10  # half of the proposals wait for it
-    assert "of waiting for ideas" in "\n".join(found.to_lines())
+    assert "waiting for ideas" in "\n".join(found.to_lines())
     without = replace(
         found, proposers={"search": proposer_registry.ProposerState("ok")}
     )

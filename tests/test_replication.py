@@ -37,7 +37,7 @@ def test_pairs_share_fresh_seeds_and_are_scored_on_the_holdout(lab):
     assert found["pairs"] == found["holdout_pairs"] == 3
     assert found["low"] < found["gain"] < found["high"]
     assert found["gap"] == pytest.approx(found["gain"] - found["holdout_gain"])
-    ledger = Ledger(lab.ledger)
+    ledger = Ledger(lab.ledger_path)
     first, best = (
         [m for m in ledger.load_run_records(number) if m.occasion == "replicate"]
         for number in (0, 1)
@@ -98,7 +98,7 @@ def test_every_change_is_taken_out_alone_and_measured_on_seeds(greedy):
     found = {a.step: a for a in ablate.ablate(greedy, 3, StopFlag())}
 
     assert set(found) == {1, 2}
-    ledger = Ledger(greedy.ledger)
+    ledger = Ledger(greedy.ledger_path)
     assert "LEARNING_RATE = 0.01" in ledger.load_source(
         ledger.load_row(found[1].experiment).blob
     )
@@ -167,7 +167,7 @@ def test_a_step_that_others_were_built_on_cannot_be_taken_out_alone(tmp_path):
     found = {a.step: a for a in ablate.ablate(lab, 1, StopFlag())}
     assert Ledger(lab.ledger_path).champion.number == 2
     assert found[1].worth is None
-    assert "cannot be taken out alone" in found[1].why
+    assert "cannot be removed alone" in found[1].why
 
 
 def test_ablate_says_each_change_and_its_worth(greedy):
@@ -185,7 +185,7 @@ def test_a_champion_that_is_the_baseline_has_nothing_to_take_out(lab):
     done = command(lab, "ablate")
 
     assert done.returncode == 0
-    assert "there is nothing to take out" in done.stdout
+    assert "there is nothing to remove" in done.stdout
 
 
 def test_without_a_ledger_both_say_what_to_type_next(lab):

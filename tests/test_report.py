@@ -109,10 +109,7 @@ def test_the_headline_states_what_was_measured_and_no_interval(night):
 
     assert "val_bpb  1.1000 -> 0.9000   gain 0.2000" in lines
     assert "noise is not measured" in lines
-    assert (
-        "7 experiments in 5 runs: 2 kept, 1 to begin with, 2 discarded, 2 failed"
-        in lines
-    )
+    assert "7 experiments in 5 runs: 2 kept, 1 baseline, 2 discarded, 2 failed" in lines
     assert "±" not in lines
 
 
@@ -178,13 +175,13 @@ def test_an_empty_ledger_and_a_lone_baseline_make_a_sane_page(tmp_path):
     night.add("baseline", 1.1, keep=True)
     lone = report_html.render_html(night.report())
 
-    assert "Nothing was measured yet" in empty
+    assert "Nothing has been measured yet" in empty
     assert "1.1000 → 1.1000" in lone
     assert "nothing kept yet" in "\n".join(report_text.format_headline(night.report()))
 
 
 def test_ten_thousand_experiments_make_a_page_that_still_loads(night):
-    rows = night.ledger.rows()
+    rows = night.ledger.load_rows()
     many = tuple(replace(rows[2], number=n) for n in range(10_000))
     built = replace(night.report(), rows=(*rows, *many))
 
@@ -297,7 +294,7 @@ def test_the_gain_comes_with_its_interval_and_the_luck_in_the_difference(careful
     assert gain["low"] < gain["claimed"] < gain["high"]
     assert gain["luck"] == pytest.approx(gain["raw"] - gain["claimed"])
     assert "(95 %: " in lines
-    assert "luck     plain difference +0.0195" in lines
+    assert "raw gain +0.0195, " in lines
 
 
 def test_the_noise_comes_with_interval_and_degrees_of_freedom(careful):
@@ -318,15 +315,15 @@ def test_near_misses_and_ended_runs_are_counted_apart_from_discards(careful):
         "discarded": 1, "unresolved": 2, "ended_early": 1, "failed": 0, "claimed": 0,
     }  # fmt: skip
     assert (
-        "6 experiments in 10 runs: 1 kept, 1 to begin with, 1 discarded, 2 unresolved, "
+        "6 experiments in 10 runs: 1 kept, 1 baseline, 1 discarded, 2 unresolved, "
         "1 ended early, 0 failed"
     ) in report_text.format_headline(careful.report())
     assert [miss["experiment"] for miss in told(careful)["near_misses"]] == [2, 1]
 
 
 def test_what_is_unresolved_and_worse_is_no_near_miss(careful):
-    rows = {row.number: row for row in careful.ledger.rows()}
-    near = careful.report().found.near
+    rows = {row.number: row for row in careful.ledger.load_rows()}
+    near = careful.report().summary.near_misses
 
     assert [row.number for row in near] == [2, 1]
     assert all(rows[row.number].delta < 0 for row in near)
@@ -346,7 +343,7 @@ def test_a_champion_of_several_changes_is_one_keep_and_says_how_many(careful):
     page = report_html.render_html(careful.report())
 
     assert kept["changes"] == 3
-    assert "three (3 changes on the way)" in page
+    assert "three (3 changes)" in page
     assert any("autoresearch ablate" in line for line in told(careful)["unknown"])
 
 
@@ -388,7 +385,7 @@ def test_time_saved_by_ending_runs_is_counted_and_an_unknown_rate_said(careful):
     assert early["saved_seconds"] == pytest.approx(45)
     assert early["saved_share"] == pytest.approx(45 / 660)
     assert early["false_kills"] is None
-    assert "falsely: unknown, none was spared yet" in lines
+    assert "wrongly ended: unknown, no run was exempted yet" in lines
 
 
 def test_false_kills_are_estimated_from_the_spared(careful):
@@ -405,8 +402,11 @@ def test_false_kills_are_estimated_from_the_spared(careful):
 
 def test_a_champion_that_was_taken_back_is_said_and_reigns_no_more(careful):
     careful.measured("lucky", (0.95,), "keep", "gain 0.03")
-    now, before = careful.ledger.champions()[-1], careful.ledger.champions()[-2]
-    careful.ledger.take_back(before, now, "0.99 in 3 runs", "c" * 40, 2000.0)
+    now, before = (
+        careful.ledger.load_champions()[-1],
+        careful.ledger.load_champions()[-2],
+    )
+    careful.ledger.record_reversion(before, now, "0.99 in 3 runs", "c" * 40, 2000.0)
 
     found, page = told(careful), report_html.render_html(careful.report())
 
@@ -416,7 +416,7 @@ def test_a_champion_that_was_taken_back_is_said_and_reigns_no_more(careful):
     assert found["taken_back"][0] == {
         "experiment": 6, "instead": 3, "why": "0.99 in 3 runs",
     }  # fmt: skip
-    assert "experiment 6 was taken back, 3 reigns again: 0.99 in 3 runs" in page
+    assert "experiment 6 was taken back, 3 is champion again: 0.99 in 3 runs" in page
     assert "<circle class=back" in page
 
 
@@ -450,7 +450,7 @@ def test_what_is_not_known_follows_from_what_there_is(tmp_path, careful):
     assert "nothing ran twice" not in known
     assert "was not scored" not in known
     assert "replicate was not run" in known
-    assert "no walls" in unknown  # the ledger says cage none
+    assert "no isolation" in unknown  # the ledger says cage none
 
 
 def test_a_lab_without_noise_says_that_the_difference_is_exact(tmp_path):
@@ -491,7 +491,7 @@ def test_json_has_every_number_and_nothing_that_is_no_json(careful, night, tmp_p
 def test_results_tsv_has_intervals_where_the_noise_is_known(careful, night, tmp_path):
     for some, has in ((careful, True), (night, False)):
         path = tmp_path / "results.tsv"
-        results_tsv.write_results(path, "val_bpb", some.ledger.rows())
+        results_tsv.write_results(path, "val_bpb", some.ledger.load_rows())
         head, *lines = [line.split("\t") for line in path.read_text().splitlines()]
         kept = [dict(zip(head, line, strict=True)) for line in lines][-3:]
         with_delta = [row for row in kept if row["delta"]]
@@ -506,7 +506,7 @@ def test_results_tsv_has_intervals_where_the_noise_is_known(careful, night, tmp_
 
 
 def test_fewer_runs_make_a_wider_interval_in_results_tsv(careful):
-    bounds = results_tsv.compute_delta_intervals(careful.ledger.rows())
+    bounds = results_tsv.compute_delta_intervals(careful.ledger.load_rows())
     width = {number: high - low for number, (low, high) in bounds.items()}
 
     assert width[3] < width[1]  # three runs, one run

@@ -79,7 +79,7 @@ def test_what_does_not_fit_is_said_at_once_and_queues_nothing(lab, change, why):
 
     assert said.startswith("Refused, nothing was queued")
     assert why in said
-    assert Ledger(lab.ledger).load_open_proposals() == ()
+    assert Ledger(lab.ledger_path).load_open_proposals() == ()
 
 
 def test_nobody_waits_for_an_experiment_that_is_not_there(lab):
@@ -151,7 +151,7 @@ def test_by_http_nothing_is_said_without_the_token(lab):
     assert status == 200
     assert "autoresearch" in said
     assert f'"version":"{__version__}"' in said.replace(": ", ":")
-    assert (lab.state / "mcp-token").stat().st_mode & 0o077 == 0
+    assert (lab.state_folder / "mcp-token").stat().st_mode & 0o077 == 0
 
 
 def test_the_guide_says_every_step_and_what_is_enforced(lab):
@@ -164,7 +164,7 @@ def test_the_guide_says_every_step_and_what_is_enforced(lab):
 
 
 def test_program_md_ends_with_the_line_for_coding_agents(lab):
-    last = lab.read("program.md").rstrip().splitlines()[-1]
+    last = lab.read_file("program.md").rstrip().splitlines()[-1]
 
     assert last == "Coding agents: run autoresearch guide and follow it."
 
@@ -176,9 +176,9 @@ def test_the_context_is_the_same_for_a_shell(lab):
 
 
 def test_an_agent_in_a_shell_gets_its_verdict_in_two_short_waits(running):
-    idea = running.state / "idea.py"
+    idea = running.state_folder / "idea.py"
     idea.write_text(
-        running.read("train.py").replace("MOMENTUM = 0.5", "MOMENTUM = 0.7")
+        running.read_file("train.py").replace("MOMENTUM = 0.5", "MOMENTUM = 0.7")
     )
     queued = nights.command(running, "try", str(idea), "momentum", "--by", "codex")
     assert queued.returncode == 0, queued.stderr
@@ -193,11 +193,11 @@ def test_pause_begins_nothing_new_and_resume_goes_on(running):
     nights.command(running, "pause")
     mcp.LabTools(running).propose("more momentum", FASTER)
     with pytest.raises(AssertionError):
-        nights.wait_for(lambda: Ledger(running.ledger).load_row(2), seconds=2)
+        nights.wait_for(lambda: Ledger(running.ledger_path).load_row(2), seconds=2)
 
     nights.command(running, "resume")
 
-    nights.wait_for(lambda: Ledger(running.ledger).load_row(2), seconds=30)
+    nights.wait_for(lambda: Ledger(running.ledger_path).load_row(2), seconds=30)
 
 
 def test_a_night_cannot_be_written_to_by_a_client(lab):
@@ -216,7 +216,7 @@ def test_a_night_cannot_be_written_to_by_a_client(lab):
 
 def test_a_client_changes_the_file_that_it_was_shown(lab):
     desk = mcp.LabTools(lab)
-    ledger = Ledger(lab.ledger)
+    ledger = Ledger(lab.ledger_path)
     ledger.series = ledger.find_last_series()
     shown = next(row for row in ledger.load_rows() if row.blob != ledger.champion.blob)
     ledger.set_start(shown.blob)
@@ -237,7 +237,12 @@ def test_a_client_changes_the_file_that_it_was_shown(lab):
 
 def test_a_refused_try_says_why_at_once(running):
     done = nights.command(
-        running, "try", str(running.path("train.py")), "nothing new", "--wait", "60"
+        running,
+        "try",
+        str(running.file_path("train.py")),
+        "nothing new",
+        "--wait",
+        "60",
     )
 
     assert done.returncode == 5
@@ -246,16 +251,16 @@ def test_a_refused_try_says_why_at_once(running):
 
 def test_whoever_waits_for_a_paused_night_is_told_so(running):
     said = nights.command(running, "pause").stdout
-    idea = running.state / "idea.py"
+    idea = running.state_folder / "idea.py"
     idea.write_text(
-        running.read("train.py").replace("MOMENTUM = 0.5", "MOMENTUM = 0.7")
+        running.read_file("train.py").replace("MOMENTUM = 0.5", "MOMENTUM = 0.7")
     )
     done = nights.command(running, "try", str(idea), "momentum", "--wait", "0.5")
     shown = nights.command(running, "show", "2")
     status = nights.command(running, "status").stdout
     guide = nights.command(running, "guide").stdout
 
-    assert "the run in hand goes on" in said
+    assert "the current run continues" in said
     for waiting in (done, shown):
         assert waiting.returncode == 3
         assert "paused" in waiting.stderr
@@ -272,7 +277,7 @@ def test_an_experiment_that_nobody_proposed_is_not_waited_for_in_words(lab):
 
 
 def test_a_file_is_compared_with_what_it_was_made_of(lab):
-    ledger = Ledger(lab.ledger)
+    ledger = Ledger(lab.ledger_path)
     ledger.series = ledger.find_last_series()
     champion = ledger.load_source(ledger.champion.blob)
     other = next(row for row in ledger.load_rows() if row.blob != ledger.champion.blob)
@@ -293,5 +298,5 @@ def test_a_port_that_somebody_has_is_said_before_anything_is_promised(lab):
         done = nights.command(lab, "mcp", "--http", str(taken.getsockname()[1]))
 
     assert done.returncode == 2
-    assert "cannot be had" in done.stderr
+    assert "is not available" in done.stderr
     assert "mcp-token" not in done.stdout

@@ -130,14 +130,16 @@ def test_rows_cut_off_with_their_entries_are_missed_by_git(lab):
         "delete from experiment where number >= 3",
     )
 
-    assert "git knows experiment 3" in " | ".join(verified(lab, 5)["problems"])
+    assert "experiment 3 is in git" in " | ".join(verified(lab, 5)["problems"])
 
 
 def test_a_ref_that_was_moved_is_found(lab):
     book = Repository(lab.folder)
     book.run_git("update-ref", "refs/autoresearch/1", book.find_commit(2))
 
-    assert "refs/autoresearch/1 is not its" in " | ".join(verified(lab, 5)["problems"])
+    assert "refs/autoresearch/1 does not point to its" in " | ".join(
+        verified(lab, 5)["problems"]
+    )
 
 
 def test_commits_anchor_the_chain(lab):

@@ -1,13 +1,13 @@
-"""`ablate`: what is each change in the champion worth now, and which can go?
+"""`autoresearch ablate`: what is each of the champion's changes worth now?
 
-Every step from the baseline to the champion is taken out alone (a three-way merge), and
-what is left is tried like any other proposal: numbered, trained on the champion's
-seeds, decided by the night's policy. A removal that is shown not to be worse by more
-than its lines cost becomes champion, and the rest is taken out of that one. What has
-its runs already, the baseline for one, is not run again.
+Each step from the baseline to the champion is removed alone (a three-way merge), and
+the result is tried like any other proposal: numbered, trained on the champion's seeds,
+decided by the lab's policy. A removal that is shown to lose no more than its lines cost
+becomes champion, and the next step is removed from that one. Programs that have enough
+runs already, such as the baseline, are not run again.
 
-Not covered: two changes that only matter together; a step that others were built on
-cannot be taken out alone, and is named as such.
+Not covered: changes that only matter together. A step that later ones were built on
+cannot be removed alone; it is listed as such.
 """
 
 from collections.abc import Iterator
@@ -35,20 +35,20 @@ AUTHOR = "ablate"
 
 @dataclass(frozen=True, slots=True)
 class AblationResult:
-    """One change, and what became of the champion without it."""
+    """One change, and how the champion does without it."""
 
-    step: int  # the experiment that brought the change
+    step: int  # the experiment that introduced the change
     title: str
-    experiment: int | None  # the one without it; None: it cannot be taken out alone
-    worth: float | None  # what it brings now, positive is better; None: not measured
+    experiment: int | None  # the one without it; None: it cannot be removed alone
+    worth: float | None  # what it gains now, positive is better; None: not measured
     low: float | None  # 95 % interval; None: the noise is not known
     high: float | None
-    runs: int
-    decision: Decision | None  # "keep": the champion is better off without
+    runs: int  # of the experiment without it
+    decision: Decision | None  # "keep": removed from the champion; None: not decided
     why: str
 
     def to_json(self) -> dict[str, object]:
-        """One line of `ablate --json`."""
+        """The contract of `ablate --json`: one such line a change."""
         return asdict(self)
 
 
@@ -67,79 +67,80 @@ class MinimumRunsRule:
 
 
 def ablate(lab: Lab, runs: int, stop: StopFlag) -> Iterator[AblationResult]:
-    """Take each change out alone, the newest first; one result at a time."""
-    with session.open_session(
-        lab, session.SessionOptions(proposers=("mailbox",)), stop
-    ) as (
-        found,
-        _,
-    ):
-        policy = OverridePolicy(found.policy, MinimumRunsRule(runs))
-        yield from ablate_steps(replace(found, policy=policy), runs)
+    """Remove each change alone, the newest first, with at least `runs` runs each.
+
+    Yields each result as it is measured. Raises NotReady without a champion.
+    """
+    options = session.SessionOptions(proposers=("mailbox",))
+    with session.open_session(lab, options, stop) as (opened, _):
+        policy = OverridePolicy(opened.policy, MinimumRunsRule(runs))
+        yield from ablate_steps(replace(opened, policy=policy), runs)
 
 
-def ablate_steps(found: Session, runs: int) -> Iterator[AblationResult]:
-    """The same in an open session. A new champion is gone on from."""
-    ledger, done, dispatcher = found.recorder.ledger, set[int](), Dispatcher(found)
+def ablate_steps(opened: Session, runs: int) -> Iterator[AblationResult]:
+    """`ablate` in an open session. After a removal, the new champion is ablated."""
+    ledger, done, dispatcher = opened.recorder.ledger, set[int](), Dispatcher(opened)
     while (step := find_next_step(ledger, done)) is not None:
         done.add(step.number)
         proposal = build_removal(ledger, step)
         if proposal is None:
-            why = "later changes touch the same lines: it cannot be taken out alone"
+            why = "later changes touch the same lines, so it cannot be removed alone"
             yield build_unmeasured(step, why)
             continue
-        before, twin = ledger.champion, find_measured_twin(ledger, proposal)
-        assert before is not None, "what is ablated is the champion"
-        if twin is not None and min(twin.runs, len(before.values)) >= runs:
+        champion, twin = ledger.champion, find_measured_twin(ledger, proposal)
+        assert champion is not None, "there is a step, so there is a champion"
+        if twin is not None and min(twin.runs, len(champion.values)) >= runs:
             yield replace(
-                estimate_worth(ledger, step, before.number, twin), decision=None
+                estimate_worth(ledger, step, champion.number, twin), decision=None
             )
             continue
-        proposal = found.recorder.admit_proposal(proposal)
+        proposal = opened.recorder.admit_proposal(proposal)
         try:
-            candidate = found.recorder.store_candidate(proposal, again=twin is not None)
+            candidate = opened.recorder.store_candidate(
+                proposal, again=twin is not None
+            )
         except ExperimentFailed as failed:
-            row = record_trial(found, trial_from_refusal(proposal, failed.failure))
+            row = record_trial(opened, trial_from_refusal(proposal, failed.failure))
             yield build_unmeasured(step, row.why, row)
             continue
-        trial = open_trial(found, candidate)
-        trial.finished_runs = ()  # every run goes to its end
+        trial = open_trial(opened, candidate)
+        trial.finished_runs = ()  # without learning curves to compare, none ends early
         try:
-            row = record_trial(found, dispatcher.run_alone(trial))
+            row = record_trial(opened, dispatcher.run_alone(trial))
         except RunStopped:
             return
-        yield estimate_worth(ledger, step, before.number, row)
+        yield estimate_worth(ledger, step, champion.number, row)
 
 
 def find_next_step(ledger: Ledger, done: set[int]) -> Row | None:
-    """The newest change of the champion that was not taken out yet."""
+    """The champion's newest change that was not removed yet; None: that was all."""
     champion = ledger.champion
     if champion is None:
-        raise NotReady("there is no champion here yet. Next: autoresearch run")
-    line = trace_lineage(ledger, champion.blob)
-    return next((row for row in reversed(line) if row.number not in done), None)
+        raise NotReady("there is no champion yet. Next: autoresearch run")
+    lineage = trace_lineage(ledger, champion.blob)
+    return next((row for row in reversed(lineage) if row.number not in done), None)
 
 
 def trace_lineage(ledger: Ledger, blob: str) -> list[Row]:
-    """Every change between the baseline and a train.py, the oldest first."""
+    """Every change from the baseline to a train.py, the oldest first."""
     by_blob: dict[str, Row] = {}
     for row in ledger.load_rows():
         if row.series == ledger.series and row.values:
-            by_blob.setdefault(row.blob, row)  # the first to bring it
-    line: list[Row] = []
+            by_blob.setdefault(row.blob, row)  # the first experiment with this source
+    lineage: list[Row] = []
     while blob in by_blob:
         row = by_blob.pop(blob)
         if row.parent:
-            line.append(row)
+            lineage.append(row)
         blob = row.parent
-    return line[::-1]
+    return lineage[::-1]
 
 
 def build_removal(ledger: Ledger, step: Row) -> Proposal | None:
     """The champion's train.py without one change; None where later ones overlap it."""
     champion = ledger.champion
-    assert champion is not None, "somebody brought the change"
-    back = Proposal(
+    assert champion is not None, "there is a step, so there is a champion"
+    removal = Proposal(
         None,
         f"without {step.number}: {step.title}"[:200],
         ledger.load_source(step.parent),
@@ -148,12 +149,12 @@ def build_removal(ledger: Ledger, step: Row) -> Proposal | None:
         f"What is the change of experiment {step.number} worth now?",
     )
     if step.blob == champion.blob:
-        return back
-    return rebase_proposal(ledger, back, champion.blob)
+        return removal
+    return rebase_proposal(ledger, removal, champion.blob)
 
 
 def find_measured_twin(ledger: Ledger, proposal: Proposal) -> Row | None:
-    """The experiment that was this very program, with its scores; None: it is new."""
+    """The scored experiment with this very program; None: it is new."""
     code = constraints.fingerprint_code(proposal.source)
     number = ledger.find_same_code(code, proposal.parent, None)
     row = None if number is None else ledger.load_row(number)
@@ -161,7 +162,7 @@ def find_measured_twin(ledger: Ledger, proposal: Proposal) -> Row | None:
 
 
 def build_unmeasured(step: Row, why: str, row: Row | None = None) -> AblationResult:
-    """A change of which nothing new is known."""
+    """The result for a change that could not be measured."""
     number = None if row is None else row.number
     return AblationResult(step.number, step.title, number, *(None,) * 3, 0, None, why)
 
@@ -169,34 +170,41 @@ def build_unmeasured(step: Row, why: str, row: Row | None = None) -> AblationRes
 def estimate_worth(
     ledger: Ledger, step: Row, champion: int, row: Row
 ) -> AblationResult:
-    """What a change is worth: the champion's mean against the mean without it."""
+    """What a change is worth: the champion's mean against the mean without it (`row`).
+
+    Scores are adjusted for seed effects. The interval needs a known noise.
+    """
     if not row.values:
         return build_unmeasured(step, row.why, row)
-    known = queries.load_evidence(ledger)
-    fair = {one.number: one for one in known.adjust_rows()}
-    best, less = fair[champion], fair[row.number]
-    worth, low, high = (less.value or 0.0) - (best.value or 0.0), None, None
+    evidence = queries.load_evidence(ledger)
+    adjusted = {each.number: each for each in evidence.adjust_rows()}
+    with_it, without_it = adjusted[champion], adjusted[row.number]
+    worth = (without_it.value or 0.0) - (with_it.value or 0.0)
+    low, high = None, None
     if not ledger.lower_is_better:
         worth = -worth
-    if known.effects.noise is not None:
-        better = ledger.lower_is_better
-        found = noise.estimate_mean_difference(
-            best.values, less.values, known.effects.noise, lower_is_better=better
+    if evidence.effects.noise is not None:
+        estimate = noise.estimate_mean_difference(
+            with_it.values,
+            without_it.values,
+            evidence.effects.noise,
+            lower_is_better=ledger.lower_is_better,
         )
-        worth, low, high = found.gain, found.low, found.high
+        worth, low, high = estimate.gain, estimate.low, estimate.high
     return AblationResult(
         *(step.number, step.title, row.number, worth, low, high),
         *(row.runs, row.status, row.why),
     )
 
 
-def format_ablation(found: AblationResult) -> str:
+def format_ablation(result: AblationResult) -> str:
     """One change for people."""
-    title = to_one_line(found.title)
-    if found.worth is None:
-        return f"{found.step:>4} {'':<38} {title}: {to_one_line(found.why)}"
-    worth = f"worth {format_exact(found.worth, '+')}"
-    if found.low is not None and found.high is not None:
-        worth += f" ({format_exact(found.low, '+')} to {format_exact(found.high, '+')})"
-    gone = "   removed" if found.decision == "keep" else ""
-    return f"{found.step:>4} {worth:<38} {title}{gone}"
+    title = to_one_line(result.title)
+    if result.worth is None:
+        return f"{result.step:>4} {'':<38} {title}: {to_one_line(result.why)}"
+    worth = f"worth {format_exact(result.worth, '+')}"
+    if result.low is not None and result.high is not None:
+        low, high = format_exact(result.low, "+"), format_exact(result.high, "+")
+        worth += f" ({low} to {high})"
+    removed = "   removed" if result.decision == "keep" else ""
+    return f"{result.step:>4} {worth:<38} {title}{removed}"

@@ -1,6 +1,6 @@
-"""`check`: try everything once before the night, and say what the night will be.
+"""`autoresearch check`: try everything once, and forecast the night.
 
-A short real run in the real cage, scored by the real evaluator; nothing is recorded.
+One short run in the real sandbox, scored by the real evaluator. Nothing is recorded.
 """
 
 import os
@@ -26,51 +26,53 @@ from autoresearch.lab.program import Program
 from autoresearch.measure import evaluator, trainer
 from autoresearch.measure.warm_pool import WarmPool, sets_environment
 from autoresearch.measure.workbench import Workbench, list_usable_devices
+from autoresearch.measure.worker import Worker
+from autoresearch.pools import registry as pool_registry
 from autoresearch.proposers import registry as proposer_registry
 from autoresearch.proposers.registry import ProposerState
 from autoresearch.reporting.format import format_rate, format_seconds
 from autoresearch.run import session
 from autoresearch.sandbox import selftest
 from autoresearch.text import to_one_line
+from autoresearch.user_config import load_config
 
 SHORT_RUN_SECONDS = 12.0
 SHORT_RUN_TOKENS_SHARE = 0.1
-# Below so many training tokens a parameter a run ends before it has learned much; the
-# proposed budget. Compute-optimal training takes about twenty (Hoffmann et al. 2022),
-# the best known five-minute recipes three to seven.
+# Below the first number of training tokens per parameter a run ends before it has
+# learned much; the second is the budget that is then proposed. Compute-optimal training
+# takes about 20 (Hoffmann et al. 2022), the best known five-minute recipes 3 to 7.
 MIN_TOKENS_PER_PARAMETER, PROPOSED_TOKENS_PER_PARAMETER = 0.5, 2.0
 OVERHEAD_SECONDS = 0.3  # harness overhead of one experiment (benchmarks/overhead.py)
-# Fresh seeds for what is promising, the champion again (benchmarks/verdicts.py).
+# Promising candidates run on fresh seeds, and the champion is run again
+# (benchmarks/verdicts.py).
 RUNS_PER_EXPERIMENT = {"greedy": 1.0}
 DEFAULT_RUNS_PER_EXPERIMENT = 1.16
 CAGE_DESCRIPTIONS = {
-    "full": "no network, no files but its own, another user; {facts}",
-    "landlock": "no network, no files but its own, by the kernel's Landlock; {facts}",
-    "container": "no network, no files but its own, as another user; {facts}",
-    "seatbelt": "no network, no files but its own, by macOS's Seatbelt",
-    "none": "train.py runs as you, with a clock and limits but no walls; run only "
-    "proposers you would let run code",
+    "full": "no network, only its own files, a separate user; {facts}",
+    "landlock": "no network, only its own files (Linux Landlock); {facts}",
+    "container": "no network, only its own files, a separate user; {facts}",
+    "seatbelt": "no network, only its own files (macOS Seatbelt)",
+    "none": "train.py runs as you, with time and memory limits but no isolation; use "
+    "only proposers that you would let run code here",
 }
 
 
 @dataclass(frozen=True, slots=True)
 class CheckResult:
-    """What `check` found."""
+    """What `check` measured, and the forecast that follows from it."""
 
-    machine_facts: dict[str, str]  # of the machine
+    machine_facts: dict[str, str]  # empty for a lab without tensors
     program: Program
     cage_facts: dict[str, object]
     score: Score
-    proposers: dict[str, ProposerState]  # and how each does
+    proposers: dict[str, ProposerState]  # by their words in program.md
     constant_count: int
-    hours: float
-    run_seconds: float  # one whole run, forecast
+    hours: float  # length of the night
+    run_seconds: float  # forecast for one full run, start-up and scoring included
     device_count: int
-    text_tokens: int  # of training text; 0 where the lab has none
-    is_cold_start: bool = (
-        False  # no process of this train.py can have torch imported ahead
-    )
-    first_startup_seconds: float | None = None  # where it ran twice: of the first run
+    text_tokens: int  # in the training text; 0: the lab has none
+    is_cold_start: bool = False  # whether this train.py rules out the warm pool
+    first_startup_seconds: float | None = None  # None: there was one run only
 
     @property
     def run(self) -> Run:
@@ -78,25 +80,25 @@ class CheckResult:
 
     @property
     def tokens_per_second(self) -> float:
-        """Of the short run; 0 where the run did not say."""
+        """Training speed of the short run; 0 where the run reported no tokens."""
         tokens = dict(self.run.facts).get("tokens", 0)
         return float(tokens) / self.run.seconds if self.run.seconds else 0.0
 
     @property
     def run_tokens(self) -> float:
-        """What a whole run will see."""
+        """How many tokens a full run will train on."""
         if self.program.budget_seconds is None:
             return float(self.program.budget_tokens or 0)
         return self.tokens_per_second * self.program.budget_seconds
 
     @property
     def epochs(self) -> float | None:
-        """How often a run reads its text; None where there is none."""
+        """How often a full run reads its text; None where the lab has none."""
         return self.run_tokens / self.text_tokens if self.text_tokens else None
 
     @property
     def short_budget_warning(self) -> str:
-        """What to say of a budget in which little is learned; "" where it is enough."""
+        """A warning about a budget in which little is learned; "" if it is enough."""
         size = dict(self.run.facts).get("parameters", 0)
         if not isinstance(size, int) or not self.tokens_per_second or not self.epochs:
             return ""
@@ -105,52 +107,52 @@ class CheckResult:
         tokens = int(PROPOSED_TOKENS_PER_PARAMETER * size)
         each = format_seconds(tokens / self.tokens_per_second)
         return (
-            f"too short to learn much: {self.run_tokens / size:.2g} tokens a "
-            f"parameter. Next: budget_tokens = {tokens} in program.md (about {each} a "
-            "run), or a smaller DEPTH"
+            f"too short to learn much: {self.run_tokens / size:.2g} tokens per "
+            f"parameter. Next: set budget_tokens = {tokens} in program.md (about "
+            f"{each} a run), or a smaller DEPTH"
         )
 
     @property
     def cold_start_warning(self) -> str:
-        """What to say of a train.py whose processes all start from nothing."""
+        """A warning that train.py rules out warm processes; "" if it does not."""
         if not self.is_cold_start:
             return ""
         return (
-            "it mentions environ, putenv or setenv, so no process of a run can import "
-            "torch ahead: some 25 s a run (reading is free: os.environ.get(..))"
+            "it mentions environ, putenv or setenv, so torch cannot be imported ahead "
+            "of a run: about 25 s more a run (os.environ.get(..) alone is fine)"
         )
 
     @property
     def first_startup_note(self) -> str:
-        """What the first run's start-up took, where there was a second run."""
+        """The first run's start-up time, where there was a second run."""
         first = self.first_startup_seconds
-        return "" if first is None else f" (the first {first:.1f} s)"
+        return "" if first is None else f" (first run {first:.1f} s)"
 
     @property
     def has_ready_proposer(self) -> bool:
-        """Whether anybody who was named will propose."""
-        return any(found.is_ready for found in self.proposers.values())
+        """Whether at least one proposer works."""
+        return any(state.is_ready for state in self.proposers.values())
 
     @property
     def waiting_seconds(self) -> float:
-        """That the GPU waits for ideas, per experiment, were all asked as often."""
-        every = [found.waiting_seconds for found in self.proposers.values()]
-        return sum(every) / len(every)
+        """How long the GPU waits for an idea: the mean over the proposers."""
+        seconds = [state.waiting_seconds for state in self.proposers.values()]
+        return sum(seconds) / len(seconds)
 
     @property
     def experiment_count(self) -> int:
-        """How many fit into the hours."""
+        """How many experiments fit into the hours."""
         each = self.run_seconds * self.runs_per_experiment + self.waiting_seconds
         return int(self.hours * 3600 / each) * self.device_count
 
     @property
     def baseline_seconds(self) -> float:
-        """Before the first idea is tried."""
+        """How long the baseline takes, before the first idea is tried."""
         return self.run_seconds * session.count_baseline_runs(self.program)
 
     @property
     def runs_per_experiment(self) -> float:
-        """On average, as simulated."""
+        """The average under this policy, from simulations."""
         return RUNS_PER_EXPERIMENT.get(self.program.policy, DEFAULT_RUNS_PER_EXPERIMENT)
 
     def to_json(self) -> dict[str, object]:
@@ -171,7 +173,7 @@ class CheckResult:
             "evaluation_seconds": self.score.seconds,
             "value": self.score.value,
             "proposers": list(self.proposers),
-            "proposer_states": {n: found.state for n, found in self.proposers.items()},
+            "proposer_states": {n: state.state for n, state in self.proposers.items()},
             "waiting_seconds": self.waiting_seconds,
             "constants": self.constant_count,
             "run_seconds": self.run_seconds,
@@ -184,84 +186,84 @@ class CheckResult:
 
     @property
     def mfu_percent(self) -> float | None:
-        """Share of the GPU's peak; None where it is not known."""
-        found = dict(self.run.facts).get("mfu_percent")
-        return float(found) if isinstance(found, int | float) else None
+        """Model FLOP/s utilisation in %; None where the GPU's peak is not known."""
+        percent = dict(self.run.facts).get("mfu_percent")
+        return float(percent) if isinstance(percent, int | float) else None
 
     @property
     def run_duration(self) -> str:
-        """How long one run takes."""
+        """How long one full run takes, in words."""
         return format_seconds(self.run_seconds)
 
     @property
     def waiting_note(self) -> str:
-        """What it costs to ask a model that needs the GPU which trains."""
+        """The wait for a model that shares the training GPU; "" where there is none."""
         if not self.waiting_seconds:
             return ""
         seconds = f"{self.waiting_seconds:.0f}"
-        return f", and at least {seconds} s an experiment of waiting for ideas"
+        return f", plus at least {seconds} s an experiment waiting for ideas"
 
     @property
     def cage_description(self) -> str:
-        """What the cage is made of."""
-        seen = {key: words for key, words in self.cage_facts.items() if words}
-        made = ", ".join(f"{key} {words}" for key, words in seen.items())
-        return CAGE_DESCRIPTIONS[self.program.cage].format(facts=made)
+        """What the sandbox restricts, and the facts it was tested for."""
+        known = {name: fact for name, fact in self.cage_facts.items() if fact}
+        facts = ", ".join(f"{name} {fact}" for name, fact in known.items())
+        return CAGE_DESCRIPTIONS[self.program.cage].format(facts=facts)
 
     def to_lines(self) -> list[str]:
-        """The same for people."""
+        """The same for people: one fact a line, its name in front."""
         program = self.program
         run, scored = self.run, f"scored in {self.score.seconds:.1f} s"
-        known = self.mfu_percent
-        mfu = "" if known is None else f"MFU {known:.1f} %, "
+        percent = self.mfu_percent
+        mfu = "" if percent is None else f"MFU {percent:.1f} %, "
         limits = (
             f"{program.max_constants} constant or {program.max_changed_lines} lines; "
             f"20 added lines must gain {program.gain_per_20_added_lines:g}"
         )
         advice = len([line for line in program.prose.splitlines() if line.strip()])
-        machine_line = ", ".join(self.machine_facts.values()) or "any"
+        machine = ", ".join(self.machine_facts.values()) or "any"
         return [
-            f"machine    {machine_line}",
+            f"machine    {machine}",
             f"cage       {self.program.cage}: {self.cage_description}",
             f"train.py   {format_rate(self.tokens_per_second)} tok/s, {mfu}"
             f"{run.memory_gb:.1f} GB, start-up {run.startup_seconds:.1f} s"
             f"{self.first_startup_note}, {scored}",
             f"           trained and served model agree{self.epochs_note}",
             *(
-                f"           {said}"
-                for said in (self.short_budget_warning, self.cold_start_warning)
-                if said
+                f"           {warning}"
+                for warning in (self.short_budget_warning, self.cold_start_warning)
+                if warning
             ),
             *self.format_proposers(),
-            f"rules      enforced: {format_budget(program)}; train.py only; {limits}.  "
+            f"rules      enforced: {format_budget(program)}; only train.py; {limits}.  "
             f"Advice: {advice} lines of program.md",
             f"{self.hours:g} hours    about {self.experiment_count} experiments of "
             f"{self.runs_per_experiment:.3g} runs, {self.run_duration} each"
             + self.waiting_note,
-            f"at least   {format_seconds(self.baseline_seconds)}: the baseline's "
-            f"{session.count_baseline_runs(program)} runs come before the first idea",
+            f"at least   {format_seconds(self.baseline_seconds)}: the baseline runs "
+            f"{session.count_baseline_runs(program)} times before the first idea",
         ]
 
     @property
     def epochs_note(self) -> str:
-        """How much of its text a run reads, in words."""
+        """How much of its text a full run reads, in words."""
         if self.epochs is None:
             return ""
         seconds = self.program.budget_seconds
-        words = f"{seconds:g} s = " if seconds is not None else ""
+        budget = f"{seconds:g} s = " if seconds is not None else ""
         tokens = self.run_tokens / 1e6
-        return f"; {words}{tokens:.3g}M tokens = {self.epochs:.2g} epochs"
+        return f"; {budget}{tokens:.3g}M tokens = {self.epochs:.2g} epochs"
 
     def format_proposers(self) -> list[str]:
-        """One line each; the optimiser with what it may turn."""
-        words = [
-            f"{name}  {found.state}"
+        """One line a proposer; the optimiser with the number of constants it tunes."""
+        lines = [
+            f"{name}  {state.state}"
             + (f", {self.constant_count} constants" if name == "search" else "")
-            for name, found in self.proposers.items()
+            for name, state in self.proposers.items()
         ]
         return [
-            f"{'proposers' if not place else '':<11}{to_one_line(line)}"
-            for place, line in enumerate(words)
+            f"{'' if index else 'proposers':<11}{to_one_line(line)}"
+            for index, line in enumerate(lines)
         ]
 
 
@@ -273,55 +275,61 @@ def format_budget(program: Program) -> str:
 
 
 def check(lab: Lab, specs: Sequence[str], hours: float) -> CheckResult:
-    """Try it all, or LabError saying what to mend first."""
-    book = Repository(lab.folder)
-    book.require_usable()
+    """Try everything once. `specs` replace the proposers of program.md.
+
+    Raises LabError for anything that has to be fixed before a night.
+    """
+    repository = Repository(lab.folder)
+    repository.require_usable()
     lab.require_disk_space()
-    found = apparatus.load_apparatus(lab, book)
+    found = apparatus.load_apparatus(lab, repository)
     found.load_fingerprint()
-    program = lab.load_program()
-    slots = list_usable_devices(found)
-    named = tuple(specs or program.proposers)
-    states = proposer_registry.check_proposers(named, program, lab.folder)
+    program, config = lab.load_program(), load_config()
+    devices = list_usable_devices(found)
+    states = proposer_registry.check_proposers(
+        tuple(specs or program.proposers), program, lab.folder
+    )
     with lab.hold_lock():
         session.clean_up_killed_session(lab)
-        bench = Workbench.open(lab, apparatus=found, device=slots[0])
-        ahead = session.uses_warm_pool(found, slots[0], bench.backend)
-        scores = score_short_runs(bench, program, slots[0], twice=ahead)
+        workbench = Workbench.open(lab, apparatus=found, device=devices[0])
+        # No run goes there, but a pool that cannot be had is found before the night.
+        pool_registry.load_pool(config.pool, Worker(workbench), devices)
+        is_warm = session.uses_warm_pool(found, devices[0], workbench.backend)
+        scores = score_short_runs(workbench, program, devices[0], twice=is_warm)
     score, share = scores[-1], compute_budget_share(program)
     trained = program.budget_seconds or score.run.seconds / share
     whole = score.run.startup_seconds + trained + score.seconds + OVERHEAD_SECONDS
     return CheckResult(
-        discovery.collect_machine_facts(slots[0]) if found.causal else {},
+        discovery.collect_machine_facts(devices[0]) if found.causal else {},
         program,
-        dict(selftest.collect_sandbox_facts(bench.backend)),
+        dict(selftest.collect_sandbox_facts(workbench.backend)),
         score,
         states,
         len(constants.parse_constants(lab.read_file("train.py"))),
         hours,
         whole,
-        len(slots),
+        len(devices),
         os.fstat(found.seal_training_data()).st_size // 2 if found.causal else 0,
-        ahead and sets_environment(lab.read_file("train.py")),
+        is_warm and sets_environment(lab.read_file("train.py")),
         scores[0].run.startup_seconds if len(scores) > 1 else None,
     )
 
 
 def compute_budget_share(program: Program) -> float:
-    """How much of a run the short run is."""
+    """The short run's share of a full run's budget."""
     if program.budget_seconds is None:
         return SHORT_RUN_TOKENS_SHARE
     return min(1.0, SHORT_RUN_SECONDS / program.budget_seconds)
 
 
 def score_short_runs(
-    bench: Workbench, program: Program, slot: Device, *, twice: bool
+    workbench: Workbench, program: Program, device: Device, *, twice: bool
 ) -> list[Score]:
-    """Train for a moment and score, exactly as a night would; twice: as its second run
+    """Train briefly and score, exactly as a night would.
 
-    would as well, which finds compiled code and processes that have waited for it.
+    `twice`: also as a night's later runs, which find compiled code and warm processes.
     """
-    share, terms, lab = compute_budget_share(program), bench.terms, bench.lab
+    share, terms, lab = compute_budget_share(program), workbench.terms, workbench.lab
     if program.budget_seconds is not None:
         seconds = program.budget_seconds * share
         terms = replace(terms, budget_seconds=seconds)
@@ -329,34 +337,37 @@ def score_short_runs(
         assert program.budget_tokens is not None
         tokens = max(1, int(program.budget_tokens * share))
         terms = replace(terms, budget_tokens=tokens, wall_seconds=60.0)
-    bench = replace(bench, terms=terms)
+    workbench = replace(workbench, terms=terms)
     source = lab.read_file("train.py")
-    # Where there are no books yet it may be what the lab begins with: its code is kept.
+    # Before the first night this train.py is probably the baseline: what torch compiles
+    # for the user's own code is kept for later runs.
     author = "check" if lab.ledger_path.exists() else HUMAN_AUTHOR
     candidate = Candidate(
         Proposal(0, "check", source, "", author), compute_blob_id(source)
     )
     if not twice:
-        return [score_short_run(bench, candidate, slot)]
-    waiting = WarmPool(partial(trainer.start_warm_process, bench))
+        return [score_short_run(workbench, candidate, device)]
+    pool = WarmPool(partial(trainer.start_warm_process, workbench))
     try:
-        bench = replace(bench, warm_pool=waiting)
-        return [score_short_run(bench, candidate, slot) for _ in range(2)]
+        workbench = replace(workbench, warm_pool=pool)
+        return [score_short_run(workbench, candidate, device) for _ in range(2)]
     finally:
-        waiting.close()
+        pool.close()
 
 
-def score_short_run(bench: Workbench, candidate: Candidate, slot: Device) -> Score:
-    """One of them."""
-    begun = time.monotonic()
+def score_short_run(
+    workbench: Workbench, candidate: Candidate, device: Device
+) -> Score:
+    """Train once and score; LabError if train.py fails."""
+    started = time.monotonic()
     try:
-        run = trainer.train_candidate(bench, candidate, seed=0, device=slot)
-        score = evaluator.score_run(bench, run, device=slot)
+        run = trainer.train_candidate(workbench, candidate, seed=0, device=device)
+        score = evaluator.score_run(workbench, run, device=device)
         trainer.discard_runs(run)
         return score
     except ExperimentFailed as failed:
-        took = time.monotonic() - begun
+        seconds = time.monotonic() - started
         raise LabError(
-            f"train.py failed after {took:.0f} s: {failed}. Its log is "
-            f"{failed.failure.log}. Next: mend train.py, then autoresearch check"
+            f"train.py failed after {seconds:.0f} s: {failed}. Its log is "
+            f"{failed.failure.log}. Next: fix train.py, then autoresearch check"
         ) from None

@@ -1,15 +1,15 @@
-"""`autoresearch import`: a foreign results.tsv as experiments that somebody claims.
+"""`autoresearch import`: add a foreign results.tsv to the ledger as claimed results.
 
-The five columns that tools of this kind agree on: commit, the metric, memory_gb, status
-(keep, discard or crash), description; further ones are passed over. Each row becomes an
-experiment with the evidence `claimed`, in a series of the file's own.
+Reads the five columns that tools of this kind share: commit, the metric, memory_gb,
+status (keep, discard or crash) and description; further columns are ignored. Each row
+becomes an experiment with the evidence `claimed`, in a series of the file's own.
 
-Promises: a claim is never champion, never seen by a policy or a proposer, never in
-results.tsv; the same file is imported once; a row that cannot be read is left out and
-named by its line; the chain of rows stays whole.
+Promises: a claim never becomes champion, is never shown to a policy or a proposer, and
+is never in results.tsv; the same file is imported once; an unreadable row is skipped
+and reported by its line number; the hash chain stays valid.
 
-Not covered: the train.py behind a claim, which the file has not (a note stands in its
-place); `rebuild`, because claims are in the ledger only and never in git.
+Not covered: the train.py behind a claim, which the file does not contain (a note takes
+its place); `rebuild`, because claims are in the ledger only, never in git.
 """
 
 import hashlib
@@ -28,7 +28,7 @@ from autoresearch.text import to_one_line
 
 MAX_FILE_BYTES = 4 << 20
 MAX_TEXT_CHARACTERS = 200
-MAX_SKIPPED_SHOWN = 20  # lines named one by one on a terminal
+MAX_SKIPPED_SHOWN = 20  # lines listed one by one on a terminal
 FIRST_COLUMN, LAST_COLUMNS = "commit", ("memory_gb", "status", "description")
 DECISION_BY_STATUS: dict[str, Decision] = {
     "keep": "keep",
@@ -39,7 +39,7 @@ DECISION_BY_STATUS: dict[str, Decision] = {
 
 @dataclass(frozen=True, slots=True)
 class SkippedLine:
-    """A line that was left out, and why."""
+    """A line that could not be read, and why."""
 
     line: int
     why: str
@@ -47,7 +47,7 @@ class SkippedLine:
 
 @dataclass(frozen=True, slots=True)
 class ForeignResults:
-    """A foreign results.tsv, read."""
+    """The contents of a foreign results.tsv."""
 
     name: str
     digest: str  # sha256 of its bytes
@@ -57,7 +57,7 @@ class ForeignResults:
 
     @property
     def series(self) -> str:
-        """What its experiments are compared within, and nothing else."""
+        """The series of its experiments: they are compared with each other only."""
         return self.claimed_series.hash
 
     @property
@@ -67,7 +67,7 @@ class ForeignResults:
 
 
 def read_results_file(path: Path) -> ForeignResults:
-    """A file -> claims, or LabError when it is no such file."""
+    """Parse a foreign results.tsv. Raises LabError for any other file."""
     try:
         with path.open("rb") as file:
             body = file.read(MAX_FILE_BYTES + 1)
@@ -81,30 +81,30 @@ def read_results_file(path: Path) -> ForeignResults:
     head = lines[0].rstrip("\r").split("\t")
     if len(head) < 5 or head[0] != FIRST_COLUMN or tuple(head[2:5]) != LAST_COLUMNS:
         raise LabError(
-            f"{path} is no results.tsv: its first line has to begin with commit, the "
-            "metric, memory_gb, status, description, with tabs between"
+            f"{path} is not a results.tsv: its first line must be commit, the metric, "
+            "memory_gb, status and description, separated by tabs"
         )
-    found = list(parse_lines(lines[1:]))
-    read = tuple(line for line in found if isinstance(line, ClaimedResult))
-    odd = tuple(line for line in found if isinstance(line, SkippedLine))
-    if not read:
-        first = f" (line {odd[0].line}: {odd[0].why})" if odd else ""
-        raise LabError(f"{path} has no row that can be read{first}")
+    parsed = list(parse_lines(lines[1:]))
+    claimed = tuple(line for line in parsed if isinstance(line, ClaimedResult))
+    skipped = tuple(line for line in parsed if isinstance(line, SkippedLine))
+    if not claimed:
+        first = f" (line {skipped[0].line}: {skipped[0].why})" if skipped else ""
+        raise LabError(f"{path} has no readable row{first}")
     digest = hashlib.sha256(body).hexdigest()
     metric = to_one_line(head[1])[:MAX_TEXT_CHARACTERS]
     return ForeignResults(
-        to_one_line(path.name)[:MAX_TEXT_CHARACTERS], digest, metric, read, odd
+        to_one_line(path.name)[:MAX_TEXT_CHARACTERS], digest, metric, claimed, skipped
     )
 
 
 def parse_lines(lines: list[str]) -> Iterator[ClaimedResult | SkippedLine]:
-    """Every line that says something; the header was line 1."""
+    """Every line that is not empty. The first one is line 2 of the file."""
     for number, line in enumerate(lines, 2):
         cells = line.rstrip("\r").split("\t")
         if not line.strip():
             continue
         if len(cells) < 5:
-            yield SkippedLine(number, f"{len(cells)} columns, not 5")
+            yield SkippedLine(number, f"{len(cells)} columns instead of 5")
             continue
         try:
             yield parse_claim(number, cells)
@@ -113,47 +113,47 @@ def parse_lines(lines: list[str]) -> Iterator[ClaimedResult | SkippedLine]:
 
 
 def parse_claim(number: int, cells: list[str]) -> ClaimedResult:
-    """One line, or ValueError."""
+    """Parse one line. Raises ValueError saying what is wrong with it."""
     commit, score, memory, status, title = (
         to_one_line(cell).strip() for cell in cells[:5]
     )
     if status not in DECISION_BY_STATUS:
         raise ValueError(
-            f"status {status[:20]!r} is none of {', '.join(DECISION_BY_STATUS)}"
+            f"status {status[:20]!r} is not one of {', '.join(DECISION_BY_STATUS)}"
         )
     value = None
     if status != "crash":
         value = parse_finite(score, "score")
         if value == 0:
-            raise ValueError(f"a score of 0, and yet {status}")
+            raise ValueError(f"a score of 0 with status {status}")
     gigabytes = parse_finite(memory or "0", "memory_gb")
-    words = title[:MAX_TEXT_CHARACTERS] or "(no description)"
+    title = title[:MAX_TEXT_CHARACTERS] or "(no description)"
     return ClaimedResult(
-        number, commit[:40], value, gigabytes, DECISION_BY_STATUS[status], words
+        number, commit[:40], value, gigabytes, DECISION_BY_STATUS[status], title
     )
 
 
 def parse_finite(cell: str, what: str) -> float:
-    """A finite number, or ValueError."""
+    """Parse a finite number. Raises ValueError."""
     try:
-        found = float(cell)
+        number = float(cell)
     except ValueError:
-        found = math.nan
-    if not math.isfinite(found):
-        raise ValueError(f"{what} {cell[:20]!r} is no number")
-    return found
+        number = math.nan
+    if not math.isfinite(number):
+        raise ValueError(f"{what} {cell[:20]!r} is not a number")
+    return number
 
 
 def insert_claims(ledger: Ledger, file: ForeignResults) -> list[int]:
-    """File -> ledger; the numbers its experiments got. LabError: it is there already.
+    """Write a file's claims into the ledger; returns the numbers of its experiments.
 
-    Whoever calls this holds the lab's lock, as there is one writer of verdicts.
+    The caller holds the lab's lock. Raises LabError if the file was imported before.
     """
     return claims.insert_claims(ledger, file.claimed_series)
 
 
 def import_to_json(file: ForeignResults, numbers: list[int]) -> dict[str, Any]:
-    """The `--json` contract of `import`."""
+    """The contract of `import --json`."""
     return {
         "file": file.name,
         "sha256": file.digest,
@@ -161,30 +161,30 @@ def import_to_json(file: ForeignResults, numbers: list[int]) -> dict[str, Any]:
         "metric": file.metric,
         "experiments": numbers,
         "kept": sum(claim.decision == "keep" for claim in file.claims),
-        "left_out": [{"line": odd.line, "why": odd.why} for odd in file.skipped],
+        "left_out": [{"line": line.line, "why": line.why} for line in file.skipped],
     }
 
 
 def format_import(file: ForeignResults, numbers: list[int], metric: str) -> list[str]:
     """The same for people."""
     kept = sum(claim.decision == "keep" for claim in file.claims)
-    said = [
+    lines = [
         f"{len(numbers)} claimed experiments ({kept} kept) in series {file.series}, "
         f"numbers {numbers[0]} to {numbers[-1]}"
     ]
-    said += [
-        f"line {odd.line} left out: {odd.why}"
-        for odd in file.skipped[:MAX_SKIPPED_SHOWN]
+    lines += [
+        f"line {line.line} skipped: {line.why}"
+        for line in file.skipped[:MAX_SKIPPED_SHOWN]
     ]
     if len(file.skipped) > MAX_SKIPPED_SHOWN:
-        said.append(f"... {len(file.skipped) - MAX_SKIPPED_SHOWN} more lines left out")
+        lines.append(f"... {len(file.skipped) - MAX_SKIPPED_SHOWN} more lines skipped")
     if file.metric != metric:
-        said.append(
-            f"note: they measure {file.metric!r}, this lab {metric!r}; which direction "
-            "is better is taken from this lab"
+        lines.append(
+            f"note: the file measures {file.metric!r}, this lab {metric!r}; this lab's "
+            "direction (lower or higher is better) is used"
         )
-    said.append(
-        "They are in the ledger only, not in git: after autoresearch rebuild, import "
+    lines.append(
+        "Claims are in the ledger only, not in git: after autoresearch rebuild, import "
         "the file again"
     )
-    return said
+    return lines

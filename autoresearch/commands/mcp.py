@@ -1,12 +1,14 @@
-"""`autoresearch mcp`: the lab for clients of the Model Context Protocol.
+"""`autoresearch mcp`: serve a lab to clients of the Model Context Protocol.
 
-Five tools: the context, one proposal, its verdict, one experiment, the list. A client
-proposes like a person with `autoresearch try`: its file is queued, and whoever runs the
-night checks, trains, measures and decides. It cannot record, delete or score anything.
+Five tools: read the context, propose, wait for the verdict, show one experiment, list
+all. A client proposes as `autoresearch try` does: its file is queued, and the running
+night checks, trains, scores and decides. It cannot record, delete or score anything.
 
-By stdio, or by streamable HTTP on this machine only, where every request needs the
-token of `.autoresearch/mcp-token`. Not covered: several labs in one server; and a
-client that never comes back (its proposal gets its verdict all the same).
+Transport is stdio, or streamable HTTP on the loopback address, where every request
+needs the token in `.autoresearch/mcp-token`.
+
+Not covered: several labs in one server; a client that never returns (its proposal gets
+a verdict all the same).
 """
 
 import asyncio
@@ -41,20 +43,24 @@ ASGIApp = Callable[[Scope, Any, Any], Awaitable[None]]
 
 
 class LabTools:
-    """What the tools do, as plain functions of text; also without any protocol."""
+    """The five tools as methods that return text; they need no protocol.
+
+    Names, parameters and docstrings of the methods are what a client is shown.
+    """
 
     def __init__(self, lab: Lab, by: str = "mcp") -> None:
         self._lab = lab
-        self._by = by
+        self._by = by  # who proposes, where a client does not say
 
     def read_context(self) -> str:
-        """Everything you need to propose: program.md, the champion's train.py, what
-        was tried and what came of it, and the rules. Read it before each proposal."""
+        """Everything you need to propose: program.md, the train.py to start from, all
+        past experiments with their results, and the rules. Read it before each
+        proposal."""
         with open_ledger(self._lab) as ledger:
-            said = "".join(
-                f"Note: {words}\n\n" for words in status.find_program_faults(self._lab)
+            notes = "".join(
+                f"Note: {fault}\n\n" for fault in status.find_program_faults(self._lab)
             )
-            return said + context.build_context(
+            return notes + context.build_context(
                 ledger, build_context_request(self._lab, ledger)
             )
 
@@ -65,12 +71,12 @@ class LabTools:
         with open_ledger(self._lab) as ledger:
             start = ledger.starting_point  # what read_context shows
             if start is None:
-                return "There is no champion yet; somebody must run: autoresearch run"
+                return "There is no champion yet. A person must run: autoresearch run"
             source = ledger.load_source(start.blob)
-            heads = f"TITLE: {to_one_line(title)}\nREASON: {to_one_line(reason)}"
+            header = f"TITLE: {to_one_line(title)}\nREASON: {to_one_line(reason)}"
             try:
                 answer, new = reply_parser.apply_reply(
-                    f"{heads}\n{fence_whole_file(change)}", source
+                    f"{header}\n{fence_whole_file(change)}", source
                 )
                 number, minutes = queue.queue_source(
                     self._lab,
@@ -81,18 +87,16 @@ class LabTools:
                     answer.reason,
                     start,
                 )
-            except reply_parser.ReplyRejected as refused:
-                return f"Refused, nothing was queued: {refused}"
-            except LabError as error:
+            except (reply_parser.ReplyRejected, LabError) as error:
                 return f"Refused, nothing was queued: {error}"
         when = f"in about {minutes:.1f} min"
         if self._lab.find_lock_holder() is None:
-            when = "when somebody runs the night"
+            when = "once a person starts autoresearch run"
         elif self._lab.pause_path.exists():
-            when = "when a person resumes the night, which is paused"
+            when = "once a person resumes the run, which is paused"
         return (
-            f"Experiment {number} is queued; its verdict comes {when}. "
-            f"Now call wait_for_verdict({number}), again until it is there."
+            f"Experiment {number} is queued; its verdict will come {when}. Now call "
+            f"wait_for_verdict({number}), and repeat the call until it is there."
         )
 
     async def wait_for_verdict(self, experiment: int, seconds: float = 60.0) -> str:
@@ -105,8 +109,8 @@ class LabTools:
                     p.number == experiment for p in ledger.load_open_proposals()
                 )
             if row is not None:
-                said = context.quote_data("verdict", verdict_to_json(row))
-                return f"{said}\nGo on: read_context, then propose the next."
+                verdict = context.quote_data("verdict", verdict_to_json(row))
+                return f"{verdict}\nGo on: read_context, then propose the next change."
             if not known:
                 return f"There is no experiment {experiment}."
             if time.monotonic() >= deadline:
@@ -137,15 +141,15 @@ class LabTools:
 
 
 def fence_whole_file(change: str) -> str:
-    """A change as a reply holds it: a whole file goes into a fence."""
+    """A change in the form of a reply: a whole file is put in a Markdown fence."""
     if "SEARCH" in change or "```" in change or change.lstrip().startswith("{"):
         return change
     return f"````python\n{change}\n````"
 
 
 def verdict_to_json(row: Row) -> str:
-    """One experiment as a line of JSON, without what only programs need."""
-    found = format.row_to_json(row)
+    """One experiment as a line of JSON, without the fields only programs need."""
+    fields = format.row_to_json(row)
     names = (
         "experiment",
         "decision",
@@ -156,18 +160,18 @@ def verdict_to_json(row: Row) -> str:
         "value",
         "delta",
     )
-    return json.dumps({name: found[name] for name in (*names, "proposed_by")})
+    return json.dumps({name: fields[name] for name in (*names, "proposed_by")})
 
 
 @contextmanager
 def open_ledger(lab: Lab) -> Iterator[Ledger]:
-    """The lab's ledger for one call; each call may come in a thread of its own."""
+    """Open the lab's ledger for one call: SQLite connections stay in their thread."""
     if not lab.ledger_path.exists():
         raise NotReady(f"{lab.folder} has no ledger yet. Next: autoresearch run")
-    better = constants.read_literal(
+    lower_is_better = constants.read_literal(
         lab.read_file("prepare.py"), "LOWER_IS_BETTER", True
     )
-    ledger = Ledger(lab.ledger_path, lower_is_better=bool(better))
+    ledger = Ledger(lab.ledger_path, lower_is_better=bool(lower_is_better))
     try:
         yield ledger
     finally:
@@ -175,30 +179,33 @@ def open_ledger(lab: Lab) -> Iterator[Ledger]:
 
 
 def build_context_request(lab: Lab, ledger: Ledger) -> context.ContextRequest:
-    """What a client's context is built for."""
-    found = status.load_active_program(lab, ledger)
+    """The request for the context of an outside client."""
+    active = status.load_active_program(lab, ledger)
     metric = str(
         constants.read_literal(lab.read_file("prepare.py"), "METRIC", "the score")
     )
     titles = tuple(sorted(p.title for p in ledger.load_open_proposals()))
-    words = context.ContextRequest(
-        found.text, metric, agent_guide.describe_limits(found.program), underway=titles
+    request = context.ContextRequest(
+        active.text,
+        metric,
+        agent_guide.describe_limits(active.program),
+        underway=titles,
     )
-    return replace(words, ask=agent_guide.CONTEXT_INSTRUCTIONS)
+    return replace(request, ask=agent_guide.CONTEXT_INSTRUCTIONS)
 
 
 # -- the protocol ----------------------------------------------------------------------
 
 
 def build_server(lab: Lab, by: str) -> Any:
-    """The five tools on an MCP server."""
+    """An MCP server with the five tools. Raises LabError without the mcp package."""
     try:
         from mcp.server import MCPServer
     except ImportError:
         raise LabError(
             "serving MCP needs the mcp package. Next: pip install -e '.[mcp]'"
         ) from None
-    desk = LabTools(lab, by)
+    tools = LabTools(lab, by)
     server = MCPServer(
         "autoresearch",
         version=__version__,
@@ -206,32 +213,32 @@ def build_server(lab: Lab, by: str) -> Any:
         log_level="WARNING",  # stdout belongs to the protocol
     )
     for tool in (
-        desk.read_context,
-        desk.propose,
-        desk.wait_for_verdict,
-        desk.show_experiment,
-        desk.list_experiments,
+        tools.read_context,
+        tools.propose,
+        tools.wait_for_verdict,
+        tools.show_experiment,
+        tools.list_experiments,
     ):
         server.add_tool(tool)
     return server
 
 
 def serve_stdio(lab: Lab, by: str) -> None:
-    """Serve the client that started this process, until it hangs up."""
+    """Serve the client that started this process, until it closes the pipe."""
     build_server(lab, by).run("stdio")
 
 
 def serve_http(lab: Lab, by: str, port: int) -> None:
-    """Serve on this machine's loopback address, until a signal."""
+    """Serve on the loopback address, until a signal."""
     import uvicorn
 
     app = build_server(lab, by).streamable_http_app(host="127.0.0.1")
-    guarded = require_bearer_token(app, load_or_create_token(lab))
-    uvicorn.run(guarded, host="127.0.0.1", port=port, log_level="warning")
+    protected = require_bearer_token(app, load_or_create_token(lab))
+    uvicorn.run(protected, host="127.0.0.1", port=port, log_level="warning")
 
 
 def require_free_port(port: int) -> None:
-    """LabError when somebody else has this port of loopback, or it may not be had."""
+    """Raise LabError if this port of the loopback address cannot be bound."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -239,29 +246,30 @@ def require_free_port(port: int) -> None:
         except (OSError, OverflowError) as error:
             why = getattr(error, "strerror", None) or "no such port"
             raise LabError(
-                f"port {port} of 127.0.0.1 cannot be had: {why}. Next: another --http"
+                f"port {port} of 127.0.0.1 is not available: {why}. Next: choose "
+                "another port with --http"
             ) from None
 
 
 def require_bearer_token(app: ASGIApp, token: str) -> ASGIApp:
-    """The application, for whoever has the token."""
-    wanted = f"Bearer {token}".encode()
+    """Wrap an application so that HTTP requests without the token get a 401."""
+    expected = f"Bearer {token}".encode()
 
-    async def guarded(scope: Scope, receive: Any, send: Any) -> None:
-        given = dict(scope.get("headers", ())).get(b"authorization", b"")
-        if scope["type"] != "http" or hmac.compare_digest(given, wanted):
+    async def check_token(scope: Scope, receive: Any, send: Any) -> None:
+        sent = dict(scope.get("headers", ())).get(b"authorization", b"")
+        if scope["type"] != "http" or hmac.compare_digest(sent, expected):
             await app(scope, receive, send)
             return
         body = b'{"error": "needs the token of .autoresearch/mcp-token"}'
-        kind = [(b"content-type", b"application/json")]
-        await send({"type": "http.response.start", "status": 401, "headers": kind})
+        headers = [(b"content-type", b"application/json")]
+        await send({"type": "http.response.start", "status": 401, "headers": headers})
         await send({"type": "http.response.body", "body": body})
 
-    return guarded
+    return check_token
 
 
 def load_or_create_token(lab: Lab) -> str:
-    """The lab's token, made on first use; only this user may read it."""
+    """The lab's token, created on first use and readable by this user only."""
     path: Path = lab.state_folder / "mcp-token"
     if not path.exists():
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)

@@ -1,7 +1,10 @@
-"""Make a new lab: copy three files, write a machine's profile into them, commit.
+"""`autoresearch new`: copy three files, write a machine's profile into them, commit.
 
-A profile is written as literals: no file branches on the machine, so that a clone is
-the same lab and the optimiser can edit every number it sees.
+A profile is written as literals: no file branches on the machine, so a clone is the
+same lab, and the optimiser can edit every number it sees.
+
+Promises: every error is raised before anything is written; program.md sets at most two
+settings (the budget, and the cage level where it is not the default).
 """
 
 import json
@@ -12,6 +15,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from autoresearch import plugins
 from autoresearch.atomic_file import write_whole
 from autoresearch.devices import discovery
 from autoresearch.errors import LabError
@@ -21,7 +25,7 @@ from autoresearch.lab.folder import LAB_FILES
 
 LABS = resources.files("autoresearch") / "labs"
 NAMED_TEXTS = ("python", "fineweb-edu", "climbmix", "tinystories")
-# (least memory of the smallest GPU in GB, profile); passes shrink to what fits anyway
+# (least memory of the smallest GPU in GB, profile); batches shrink to what fits anyway
 GPU_PROFILES = ((60, "gpu"), (20, "gpu24"), (11, "gpu12"), (7, "gpu8"), (0, "gpu4"))
 MIN_VOCABULARY, MAX_VOCABULARY = 257, 65536
 
@@ -34,19 +38,22 @@ def create_lab(
     profile: str | None,
     cage: str = "full",
 ) -> list[str]:
-    """Make the lab; say what it is. LabError comes before anything is written."""
+    """Create a lab and return a line about each of its files.
+
+    Raises LabError for a folder that is not empty, cannot be written, or bad options.
+    """
     folder = folder.resolve()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise LabError(
             f"{folder} exists and is not empty. Next: autoresearch new OTHER"
         )
     files = {name: (LABS / kind / name).read_text() for name in LAB_FILES}
-    written = choose_literals(kind, text, vocab, profile)
-    if tokens := written.pop("budget_tokens", None):
+    literals = choose_literals(kind, text, vocab, profile)
+    if tokens := literals.pop("budget_tokens", None):
         files["program.md"] = set_token_budget(files["program.md"], tokens)
     if cage != "full":
         files["program.md"] = set_cage_level(files["program.md"], cage)
-    for name, value in written.items():
+    for name, value in literals.items():
         files = {
             path: replace_literal(body, name, value) for path, body in files.items()
         }
@@ -56,7 +63,8 @@ def create_lab(
             write_whole(folder / name, body)
     except OSError as error:
         raise LabError(
-            f"{folder} cannot be made: {error.strerror}. Next: autoresearch new OTHER"
+            f"{folder} cannot be created: {error.strerror}. Next: autoresearch new "
+            "OTHER"
         ) from None
     commit(folder)
     return describe_files(files, profile or detect_profile())
@@ -65,54 +73,59 @@ def create_lab(
 def choose_literals(
     kind: str, text: str | None, vocab: int | None, profile: str | None
 ) -> dict[str, Any]:
-    """The constants that a profile and the options set."""
+    """The constants that the profile and the options set, by name."""
     if kind != "gpt":
         if text or vocab or profile:
-            raise LabError(f"lab {kind!r} has no text. Next: autoresearch new LAB")
+            raise LabError(
+                f"--kind {kind} takes no --text, --vocab or --profile. Next: "
+                f"autoresearch new LAB --kind {kind}"
+            )
         return {}
     profiles = tomllib.loads((LABS / "gpt" / "profiles.toml").read_text())
-    found: dict[str, Any] = dict(profiles[profile or detect_profile()])
+    literals: dict[str, Any] = dict(profiles[profile or detect_profile()])
     if text is not None:
-        found["TEXT"] = resolve_text(text)
+        literals["TEXT"] = resolve_text(text)
     if vocab is not None:
         if not MIN_VOCABULARY <= vocab <= MAX_VOCABULARY:
             raise LabError(
-                f"--vocab {vocab} is not within {MIN_VOCABULARY} and "
-                f"{MAX_VOCABULARY}: 256 bytes, a document mark, and two bytes each"
+                f"--vocab {vocab} is not between {MIN_VOCABULARY} (256 bytes and the "
+                f"document separator) and {MAX_VOCABULARY} (what two bytes can hold). "
+                "Next: autoresearch new LAB --vocab 4096"
             )
-        found["VOCABULARY"] = vocab
-    return found
+        literals["VOCABULARY"] = vocab
+    return literals
 
 
 def resolve_text(text: str) -> str:
-    """A text's name, or the absolute path of one that exists."""
-    if text in NAMED_TEXTS:
+    """The name of a built-in text or plugin, or the absolute path of existing files."""
+    names = (*NAMED_TEXTS, *plugins.plugin_names("sources"))
+    if text in names:
         return text
     path = Path(text).expanduser()
     if not path.exists():
         raise LabError(
-            f"--text {text!r} is neither a path that exists nor one of: "
-            f"{', '.join(NAMED_TEXTS)}. Next: autoresearch new LAB --text python"
+            f"--text {text!r} is neither an existing path nor one of: "
+            f"{', '.join(names)}. Next: autoresearch new LAB --text python"
         )
     return str(path.resolve())
 
 
 def detect_profile() -> str:
-    """The profile for this machine."""
+    """The profile that fits this machine."""
     gpus, _ = discovery.partition_same_model(discovery.list_visible_gpus())
     return choose_profile([gpu.memory_gb for gpu in gpus])
 
 
 def choose_profile(memories_gb: Sequence[float]) -> str:
-    """The profile for GPUs of these sizes: runs go to any, so the least counts."""
+    """The profile for these GPUs: a run may go to any, so the smallest one counts."""
     if not memories_gb:
         return "cpu"
-    least = min(memories_gb)
-    return next(name for needed_gb, name in GPU_PROFILES if least >= needed_gb)
+    smallest = min(memories_gb)
+    return next(name for needed_gb, name in GPU_PROFILES if smallest >= needed_gb)
 
 
 def replace_literal(source: str, name: str, value: Any) -> str:
-    """Rewrite `NAME = ...` at the top of a file, if it is there; comments stay."""
+    """Replace the value of `NAME = ...` if the file has that line; keep comments."""
     pattern = rf"^({name} = )(\"[^\"\n]*\"|[^#\n]*?)(\s*(?:#.*)?)$"
     spelled = str(value)
     if isinstance(value, str) and not re.fullmatch(r"\d+\*\*\d+", value):
@@ -127,37 +140,37 @@ def replace_literal(source: str, name: str, value: Any) -> str:
 
 
 def set_token_budget(text: str, tokens: int) -> str:
-    """program.md with a budget of text, which is the same on every machine."""
-    line = f"budget_tokens = {tokens}     # of text, so that two runs agree"
+    """program.md with a token budget, which is the same on every machine."""
+    line = f"budget_tokens = {tokens}     # of training text, so that two runs agree"
     return re.sub(r"^budget_seconds = .*$", line, text, count=1, flags=re.MULTILINE)
 
 
 def set_cage_level(text: str, level: str) -> str:
-    """program.md with the word that a lower cage level needs."""
+    """program.md with a cage level below the default."""
     line = f'cage = "{level}"          # less than full: see docs/security.md\n'
     return text.replace("```toml\n", f"```toml\n{line}", 1)
 
 
 def commit(folder: Path) -> None:
-    """Put the three files under git, in a repository of their own."""
-    book = Repository(folder)
+    """Commit the three files to a new repository of their own."""
+    repository = Repository(folder)
     try:
-        book.run_git("init", "--quiet", "--initial-branch=main")
-        book.run_git("add", *LAB_FILES)
-        who = identity_environment("AutoResearch", 0) | {
+        repository.run_git("init", "--quiet", "--initial-branch=main")
+        repository.run_git("add", *LAB_FILES)
+        identity = identity_environment("AutoResearch", 0) | {
             "GIT_AUTHOR_DATE": "",
             "GIT_COMMITTER_DATE": "",
         }
-        who = {key: words for key, words in who.items() if words}
-        book.run_git("commit", "--quiet", "-m", "A new lab", who=who)
+        identity = {name: value for name, value in identity.items() if value}
+        repository.run_git("commit", "--quiet", "-m", "A new lab", who=identity)
     except FileNotFoundError:
         raise LabError("git is not installed. Next: install git") from None
     except GitError as error:
-        raise LabError(f"{folder}: git said: {error.stderr_text}") from None
+        raise LabError(f"{folder}: git failed: {error.stderr_text}") from None
 
 
 def describe_files(files: dict[str, str], profile: str) -> list[str]:
-    """The three files, one line each."""
+    """One line about each of the three files."""
     prepare, train = files["prepare.py"], files["train.py"]
     metric = constants.read_literal(prepare, "METRIC", "?")
     text = constants.read_literal(prepare, "TEXT", "no text")
@@ -174,5 +187,5 @@ def describe_files(files: dict[str, str], profile: str) -> list[str]:
         f"prepare.py  locked   {text}{sizes}, {metric} ({better} is better)",
         f"train.py    mutable  {len(train.splitlines())} lines, {count} constants, "
         f"{profile} profile",
-        "program.md  yours    settings on top, prose below",
+        "program.md  yours    settings on top, advice below",
     ]

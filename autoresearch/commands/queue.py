@@ -1,4 +1,4 @@
-"""`autoresearch try`: put a person's train.py in the queue."""
+"""`autoresearch try`: queue a user's train.py. Also what stopping now would lose."""
 
 import difflib
 import getpass
@@ -18,7 +18,10 @@ from autoresearch.text import to_one_line
 def queue_file(
     lab: Lab, ledger: Ledger, file: Path, title: str, by: str, reason: str
 ) -> tuple[int, float]:
-    """Put a person's train.py on record: (experiment, minutes to its verdict)."""
+    """Queue a train.py. Returns its experiment and the expected minutes to its verdict.
+
+    Raises LabError for a file that cannot be read, NotReady before there is a champion.
+    """
     source = read_candidate(file)
     return queue_source(
         lab, ledger, source, title, by, reason, find_nearest_base(ledger, source)
@@ -26,10 +29,10 @@ def queue_file(
 
 
 def find_nearest_base(ledger: Ledger, source: str) -> Champion | None:
-    """What a file was made of: the champion's, or what `context` shows to start from.
+    """What a file is an edit of: the champion, or the file that `context` shows.
 
-    A person copies train.py, which is the champion's; an agent may have taken the file
-    that it read. Whichever is nearer. None: there is no champion.
+    A user copies train.py, which is the champion's; an agent may have edited the file
+    that it read. The one with fewer changed lines is taken. None: there is no champion.
     """
     champion, start = ledger.champion, ledger.starting_point
     if champion is None or start is None or start.blob == champion.blob:
@@ -41,7 +44,7 @@ def find_nearest_base(ledger: Ledger, source: str) -> Champion | None:
 
 
 def count_changed_lines(before: str, after: str) -> int:
-    """How many lines two files differ by."""
+    """How many lines a diff of two files removes or adds."""
     lines = difflib.unified_diff(before.splitlines(), after.splitlines(), n=0)
     return sum(line[0] in "+-" for line in lines)
 
@@ -55,18 +58,20 @@ def queue_source(
     reason: str,
     start: Champion | None = None,
 ) -> tuple[int, float]:
-    """The same for a text, changed from `start`; None: from the champion's."""
+    """`queue_file` for a source text. `start` is what it was edited from; None: the
+    champion's train.py.
+    """
     champion = start or ledger.champion
     if champion is None:
         raise NotReady(
             "there is no champion to compare with yet. Next: autoresearch run, which "
-            "measures the train.py of this lab first"
+            "first measures this lab's own train.py"
         )
     if not to_one_line(title):
         raise LabError('the title is empty. Next: autoresearch try FILE "what is new"')
     name = to_one_line(by) or read_login_name()
-    strategy = lab.read_file("program.md")
-    ledger.store_source(compute_blob_id(strategy), strategy)
+    program_text = lab.read_file("program.md")
+    ledger.store_source(compute_blob_id(program_text), program_text)
     proposal = Proposal(
         None,
         to_one_line(title)[:200],
@@ -74,37 +79,39 @@ def queue_source(
         champion.blob,
         f"human:{name}",
         reason,
-        compute_blob_id(strategy),
+        compute_blob_id(program_text),
     )
-    waiting = len(ledger.load_open_proposals())
+    waiting_count = len(ledger.load_open_proposals())
     code = constraints.fingerprint_code(source)
     admitted = ledger.admit_proposal(proposal, compute_blob_id(source), code)
     assert admitted.number is not None
     row = ledger.load_row(champion.number)
-    each = 0.0 if row is None else row.seconds + row.evaluation_seconds
-    return admitted.number, (waiting + 1) * each / 60
+    seconds = 0.0 if row is None else row.seconds + row.evaluation_seconds
+    return admitted.number, (waiting_count + 1) * seconds / 60
 
 
 def read_login_name() -> str:
-    """Who sits here: root in a container has no $USER, and a name all the same."""
+    """The user's name; from the password database where $USER is unset (containers)."""
     with suppress(OSError, KeyError, ImportError):
         return to_one_line(getpass.getuser()) or "someone"
     return "someone"
 
 
 def describe_lost_runs(lab: Lab) -> str:
-    """What `stop --now` throws away of what is in hand; "" where nothing is."""
-    found = read_live_status(lab) or {"runs": []}
-    known = {run.get("experiment"): run.get("finished", 0) for run in found["runs"]}
-    done = sum(known.values())
-    if not found["runs"]:
+    """What `stop --now` loses; "" where nothing runs."""
+    status = read_live_status(lab) or {"runs": []}
+    if not status["runs"]:
         return ""
-    lost = f" and {done} finished with it" if done else ""
-    return f"the run in hand is lost{lost}; its experiment begins again with run"
+    finished = {run.get("experiment"): run.get("finished", 0) for run in status["runs"]}
+    count = sum(finished.values())
+    others = f", and so are {count} finished runs of its experiment" if count else ""
+    return (
+        f"the current run is lost{others}; autoresearch run starts the experiment again"
+    )
 
 
 def read_candidate(file: Path) -> str:
-    """A train.py from anywhere, or LabError."""
+    """The text of a train.py anywhere on disk. Raises LabError."""
     try:
         if file.stat().st_size > LARGEST_FILE_BYTES:
             raise LabError(f"{file} is larger than 1 MB. Next: shorten it")
@@ -116,7 +123,7 @@ def read_candidate(file: Path) -> str:
 
 
 def move_ledger_aside(path: Path) -> None:
-    """Move a ledger out of the way, without losing it."""
+    """Rename a ledger to *.before-rebuild, with its journal files."""
     for suffix in ("", "-wal", "-shm"):
         old = path.with_name(path.name + suffix)
         if old.exists():

@@ -1,12 +1,13 @@
-"""`autoresearch replay`: a recorded or imported night, decided again by another policy.
+"""`autoresearch replay`: decide a recorded or imported night again by another policy.
 
-Says which verdicts would be others, why, and where the policy would have asked for a
-run that nobody made. Reads only.
+Lists the verdicts that would change, why, and where the policy would have asked for a
+run that was never made. Only reads the ledger.
 
-Not covered: what the other policy would have found, as it would have proposed from
-elsewhere (the lineage is the recorded one); the price of lines; learning curves. All
-runs of an experiment count at once, also those that its champion got later, and the
-luck of seeds is what the whole series shows, which the night itself learned bit by bit.
+Not covered: what the other policy would have found, because proposals would have
+started from other parents (the lineage is the recorded one); the price of added lines;
+learning curves. All runs of an experiment count at once, including those it got later
+as champion, and seed effects are estimated from the whole series, while the night
+itself had to learn them run by run.
 """
 
 from collections import Counter
@@ -27,19 +28,19 @@ OUTCOMES = ("keep", "discard", "unresolved")
 
 @dataclass(frozen=True, slots=True)
 class ChangedVerdict:
-    """A verdict that would be another."""
+    """A verdict that would be different."""
 
     experiment: int
     title: str
     recorded: str
     replayed: str
     why: str
-    missing: bool  # it would have asked for a run that nobody made
+    missing: bool  # the policy would have asked for a run that was never made
 
 
 @dataclass(frozen=True, slots=True)
 class ReplayResult:
-    """A night under another policy."""
+    """A series under another policy."""
 
     series: str
     policy: str
@@ -53,29 +54,33 @@ class ReplayResult:
     changed: tuple[ChangedVerdict, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """The `--json` contract."""
-        return {**asdict(self), "changed": [asdict(one) for one in self.changed]}
+        """The contract of `replay --json`."""
+        return {**asdict(self), "changed": [asdict(each) for each in self.changed]}
 
 
 def replay(
     ledger: Ledger, policy: Policy, name: str, series: str | None
 ) -> ReplayResult:
-    """Decide a series again; the present one when none is named."""
+    """Decide a series again with a policy called `name`. `series` None: the last one.
+
+    Raises NotReady without scores, LabError if `series` does not name exactly one.
+    """
     chosen, rows = select_series(ledger, series)
     scored = [row for row in rows if row.values]
     if not scored:
         raise NotReady(
             f"nothing in series {chosen} has a score. Next: autoresearch run"
         )
-    known = Evidence(tuple(scored), ())
-    told = replay_verdicts(known.adjust_rows(), policy, known.effects.noise)
+    evidence = Evidence(tuple(scored), ())
+    verdicts = replay_verdicts(evidence.adjust_rows(), policy, evidence.effects.noise)
     before = [row.decision for row in scored]
-    after = [one.decision for one in told]
+    after = [verdict.decision for verdict in verdicts]
     changed = tuple(
         ChangedVerdict(
-            row.number, to_one_line(row.title), was, now, one.reason, one.missing
+            *(row.number, to_one_line(row.title), was, now),
+            *(verdict.reason, verdict.missing),
         )
-        for row, one, was, now in zip(scored, told, before, after, strict=True)
+        for row, verdict, was, now in zip(scored, verdicts, before, after, strict=True)
         if was != now
     )
     return ReplayResult(
@@ -87,69 +92,70 @@ def replay(
         len(rows) - len(scored),
         count_outcomes(before),
         count_outcomes(after),
-        sum(one.missing for one in told),
+        sum(verdict.missing for verdict in verdicts),
         changed,
     )
 
 
-def count_outcomes(words: Sequence[str]) -> dict[str, int]:
-    """How often each verdict came."""
-    found = Counter(words)
-    return {word: found[word] for word in OUTCOMES}
+def count_outcomes(decisions: Sequence[str]) -> dict[str, int]:
+    """How often each decision occurs."""
+    counts = Counter(decisions)
+    return {outcome: counts[outcome] for outcome in OUTCOMES}
 
 
 def select_series(ledger: Ledger, series: str | None) -> tuple[str, tuple[Row, ...]]:
-    """The series that was asked for, by its name or how it begins, and its rows."""
-    everything = (*ledger.load_rows(), *ledger.load_claimed_rows())
-    names = list(dict.fromkeys(row.series for row in everything))
-    wanted = ledger.find_last_series() if series is None else series
-    fitting = [name for name in names if name.startswith(wanted)]
-    if wanted in fitting:
-        fitting = [wanted]
-    if len(fitting) != 1:
+    """A series, by its name or how that begins (None: the last one), and its rows."""
+    all_rows = (*ledger.load_rows(), *ledger.load_claimed_rows())
+    names = list(dict.fromkeys(row.series for row in all_rows))
+    prefix = ledger.find_last_series() if series is None else series
+    matches = [name for name in names if name.startswith(prefix)]
+    if prefix in matches:
+        matches = [prefix]
+    if len(matches) != 1:
         if not names:
-            raise NotReady("nothing was decided yet. Next: autoresearch run")
+            raise NotReady("there are no verdicts yet. Next: autoresearch run")
         raise LabError(
-            f"{wanted!r} names {len(fitting)} series. Next: autoresearch replay "
+            f"{prefix!r} matches {len(matches)} series. Next: autoresearch replay "
             f"--series S, one of: {', '.join(names)}"
         )
-    rows = tuple(row for row in everything if row.series == fitting[0])
-    return fitting[0], infer_claimed_parents(rows)
+    rows = tuple(row for row in all_rows if row.series == matches[0])
+    return matches[0], infer_claimed_parents(rows)
 
 
 def infer_claimed_parents(rows: Sequence[Row]) -> tuple[Row, ...]:
-    """Claims with the line they are said to follow: each starts from the last keep."""
-    found: list[Row] = []
-    best = ""
+    """Rows with parents for the claims, whose files have none: the last kept one."""
+    with_parents: list[Row] = []
+    last_kept = ""
     for row in rows:
         if row.evidence == "claimed":
-            row = replace(row, parent=best)
-            best = row.blob if row.decision == "keep" else best
-        found.append(row)
-    return tuple(found)
+            row = replace(row, parent=last_kept)
+            last_kept = row.blob if row.decision == "keep" else last_kept
+        with_parents.append(row)
+    return tuple(with_parents)
 
 
-def format_replay(found: ReplayResult) -> list[str]:
+def format_replay(result: ReplayResult) -> list[str]:
     """The same for people."""
-    what = "claimed by others" if found.claimed else "measured here"
-    said = [
-        f"series {found.series} ({what}) under {found.policy}: {found.experiments} "
-        f"experiments in {found.runs} runs; {found.without_score} without a score",
+    origin = "claimed by others" if result.claimed else "measured here"
+    lines = [
+        f"series {result.series} ({origin}) under {result.policy}: "
+        f"{result.experiments} experiments in {result.runs} runs; "
+        f"{result.without_score} without a score",
         *(
-            f"{words:<9} {counts['keep']} kept, {counts['discard']} discarded, "
+            f"{name:<9} {counts['keep']} kept, {counts['discard']} discarded, "
             f"{counts['unresolved']} unresolved"
-            for words, counts in (
-                ("recorded", found.recorded),
-                ("replayed", found.replayed),
+            for name, counts in (
+                ("recorded", result.recorded),
+                ("replayed", result.replayed),
             )
         ),
-        f"{len(found.changed)} verdicts change; {found.missing} experiments lack a run "
-        "that it would have asked for",
+        f"{len(result.changed)} verdicts change; {result.missing} experiments lack a "
+        f"run that {result.policy} would have asked for",
     ]
-    for one in found.changed:
-        lacks = " (lacks a run)" if one.missing else ""
-        said.append(
-            f"{one.experiment:>4} {one.recorded} -> {one.replayed}{lacks}: "
-            f"{to_one_line(one.why)}  [{one.title}]"
+    for verdict in result.changed:
+        lacks = " (lacks a run)" if verdict.missing else ""
+        lines.append(
+            f"{verdict.experiment:>4} {verdict.recorded} -> {verdict.replayed}{lacks}: "
+            f"{to_one_line(verdict.why)}  [{verdict.title}]"
         )
-    return said
+    return lines

@@ -1,8 +1,9 @@
-"""`replicate`: does the night's gain come again? Champion against baseline, in pairs.
+"""`autoresearch replicate`: does the gain hold? Champion against baseline, in pairs.
 
-Both are trained on the same fresh seeds, one right after the other and in turn first:
-whatever drifts hits both. Validation and the sealed holdout are scored. Every pair goes
-into the ledger as soon as it is done, and a second call goes on where one stopped.
+Both are trained on the same fresh seed, one right after the other, with the order
+alternating from pair to pair, so that a drift of the machine affects both alike. Both
+are scored on validation and on the sealed holdout. A pair enters the ledger as soon as
+it is finished, and a second call continues where the first one stopped.
 
 Not covered: another machine or another text (clone the lab there, and replicate).
 """
@@ -20,6 +21,7 @@ from autoresearch.lab.folder import Lab
 from autoresearch.measure.messages import RunResult
 from autoresearch.records import queries
 from autoresearch.records.ledger import Ledger
+from autoresearch.reporting.format import pluralize
 from autoresearch.run import session
 from autoresearch.run.dispatcher import Dispatcher
 from autoresearch.run.seeds import compute_seed
@@ -29,12 +31,12 @@ from autoresearch.stats.paired import Certificate
 from autoresearch.text import format_exact
 
 AUTHOR = "replicate"
-MAX_FAILED_PAIRS = 3  # pairs; after that there is something wrong
+MAX_FAILED_PAIRS = 3  # then something is wrong, and it ends
 
 
 @dataclass(frozen=True, slots=True)
 class ComparedCandidates:
-    """What is compared."""
+    """The two programs that are compared."""
 
     baseline: Candidate
     champion: Candidate
@@ -42,50 +44,49 @@ class ComparedCandidates:
 
 @dataclass(frozen=True, slots=True)
 class SeedPair:
-    """One seed's two runs; or what went wrong."""
+    """One seed's two runs, or what went wrong."""
 
     seed: int
-    scores: tuple[Score, Score] | None  # of the baseline, of the champion
-    why: str = ""
+    scores: tuple[Score, Score] | None  # (baseline, champion); None: a run failed
+    why: str = ""  # of a failure
 
 
 def replicate(lab: Lab, pairs: int, stop: StopFlag) -> Iterator[SeedPair]:
-    """Run until so many pairs are in the ledger; each as it comes."""
-    with session.open_session(
-        lab, session.SessionOptions(proposers=("mailbox",)), stop
-    ) as (
-        found,
-        _,
-    ):
-        ledger = found.recorder.ledger
+    """Run until `pairs` pairs are in the ledger. Yields each new pair as it finishes.
+
+    Raises NotReady before anything is kept.
+    """
+    options = session.SessionOptions(proposers=("mailbox",))
+    with session.open_session(lab, options, stop) as (opened, _):
+        ledger = opened.recorder.ledger
         baseline, champion = load_baseline_and_champion(ledger)
-        both = ComparedCandidates(
+        compared = ComparedCandidates(
             load_candidate(ledger, baseline), load_candidate(ledger, champion)
         )
-        yield from run_pairs(found, both, pairs)
-        found.recorder.write_results()
+        yield from run_pairs(opened, compared, pairs)
+        opened.recorder.write_results()
 
 
 def run_pairs(
-    found: Session, rivals: ComparedCandidates, pairs: int
+    opened: Session, compared: ComparedCandidates, pairs: int
 ) -> Iterator[SeedPair]:
-    """The same in an open session."""
-    ledger, dispatcher = found.recorder.ledger, Dispatcher(found)
-    numbers = [c.proposal.number or 0 for c in (rivals.champion, rivals.baseline)]
+    """`replicate` in an open session."""
+    ledger, dispatcher = opened.recorder.ledger, Dispatcher(opened)
+    baseline, champion = compared.baseline, compared.champion
+    numbers = [c.proposal.number or 0 for c in (champion, baseline)]
     done = len(queries.load_pairs(ledger, *numbers))
     used = set[int]().union(*(queries.load_used_seeds(ledger, n) for n in numbers))
-    fresh = (s for n in count() if (s := compute_seed(found.seed, n)) not in used)
+    fresh = (s for n in count() if (s := compute_seed(opened.seed, n)) not in used)
     ended: deque[SeedPair] = deque()
     failed = started = under_way = 0
     while done < pairs and failed < MAX_FAILED_PAIRS:
         while (
             dispatcher.free_count
             and done + under_way < pairs
-            and not found.workbench.stop.soon
+            and not opened.workbench.stop.soon
         ):
-            order = [rivals.baseline, rivals.champion]
-            order = order[::-1] if started % 2 else order
-            run_pair(dispatcher, order, rivals.baseline, next(fresh), ended.append)
+            order = [champion, baseline] if started % 2 else [baseline, champion]
+            run_pair(dispatcher, order, baseline, next(fresh), ended.append)
             started, under_way = started + 1, under_way + 1
         if not dispatcher.is_running:
             return  # a stop was requested
@@ -108,49 +109,51 @@ def run_pair(
     seed: int,
     finish: Callable[[SeedPair], None],
 ) -> None:
-    """Both rivals on one seed, one after the other: the second where the first ran.
+    """Run both candidates on one seed, in this order, on the same device.
 
-    `finish` gets the pair, with the baseline's score first.
+    `finish` is called with the pair; its scores have the baseline's first.
     """
     scores: dict[str, Score] = {}
 
-    def hear(ended: RunResult) -> None:
-        if isinstance(ended.outcome, Failure):
-            finish(SeedPair(seed, None, str(ExperimentFailed(ended.outcome))))
+    def receive_result(result: RunResult) -> None:
+        if isinstance(result.outcome, Failure):
+            finish(SeedPair(seed, None, str(ExperimentFailed(result.outcome))))
             return
-        scores[ended.request.candidate.blob] = ended.outcome
+        scores[result.request.candidate.blob] = result.outcome
         if len(scores) < len(order):
-            dispatcher.start_run(order[1], seed, hear)
+            dispatcher.start_run(order[1], seed, receive_result)
             return
-        one, other = (scores[c.blob] for c in order)
-        finish(SeedPair(seed, (one, other) if order[0] is baseline else (other, one)))
+        first, second = (scores[candidate.blob] for candidate in order)
+        is_in_order = order[0] is baseline
+        finish(SeedPair(seed, (first, second) if is_in_order else (second, first)))
 
-    dispatcher.start_run(order[0], seed, hear)
+    dispatcher.start_run(order[0], seed, receive_result)
 
 
 def load_baseline_and_champion(ledger: Ledger) -> tuple[Row, Row]:
-    """(baseline, champion) of the present series, or NotYet."""
+    """(baseline, champion) of this series. Raises NotReady if nothing is kept."""
     champions = ledger.load_champions()
     if len(champions) < 2:
         raise NotReady(
             "nothing is kept in this series yet, so there is nothing to replicate. "
             "Next: autoresearch run"
         )
-    rows = [ledger.load_row(one.number) for one in (champions[0], champions[-1])]
-    assert rows[0] is not None
-    assert rows[1] is not None
-    return rows[0], rows[1]
+    baseline = ledger.load_row(champions[0].number)
+    champion = ledger.load_row(champions[-1].number)
+    assert baseline is not None
+    assert champion is not None
+    return baseline, champion
 
 
 def load_candidate(ledger: Ledger, row: Row) -> Candidate:
-    """An experiment, to be run once more."""
+    """A recorded experiment as a candidate that can run again."""
     source = ledger.load_source(row.blob)
     proposal = Proposal(row.number, row.title, source, row.parent, row.author)
     return Candidate(replace(proposal, program=row.program), row.blob)
 
 
 def load_certificate(lab: Lab) -> Certificate | None:
-    """What the pairs in the ledger say; None before there is one."""
+    """The paired comparison in the ledger; None before there is a pair."""
     found = apparatus.load_apparatus(lab, Repository(lab.folder))
     ledger = Ledger(lab.ledger_path, lower_is_better=found.lower_is_better)
     try:
@@ -160,27 +163,27 @@ def load_certificate(lab: Lab) -> Certificate | None:
         ledger.close()
 
 
-def format_replication(metric: str, found: Certificate) -> list[str]:
+def format_replication(metric: str, certificate: Certificate) -> list[str]:
     """The certificate for people."""
-    pairs = "1 pair" if found.pairs == 1 else f"{found.pairs} pairs"
-    said = [
-        f"experiment {found.champion} against the baseline, {pairs} of fresh seeds",
-        f"  {metric:<12} gain {format_mean_interval(found.gain, found.low, found.high)}",
+    c, seeds = certificate, pluralize(certificate.pairs, "fresh seed")
+    lines = [
+        f"experiment {c.champion} against the baseline on {seeds}",
+        f"  {metric:<12} gain {format_mean_interval(c.gain, c.low, c.high)}",
     ]
-    if found.holdout_gain is not None:
-        words = format_mean_interval(
-            found.holdout_gain, found.holdout_low, found.holdout_high
+    if c.holdout_gain is not None:
+        gain = format_mean_interval(c.holdout_gain, c.holdout_low, c.holdout_high)
+        lines.append(f"  {'holdout':<12} gain {gain}")
+    if c.gap is not None:
+        gap = format_mean_interval(c.gap, c.gap_low, c.gap_high)
+        lines.append(
+            f"  {'gap':<12}      {gap}   (above 0: part of the gain is overfitting)"
         )
-        said.append(f"  {'holdout':<12} gain {words}")
-    if found.gap is not None:
-        words = format_mean_interval(found.gap, found.gap_low, found.gap_high)
-        said.append(f"  {'gap':<12}      {words}   (above 0: fits this text only)")
-    return said
+    return lines
 
 
 def format_mean_interval(mean: float, low: float | None, high: float | None) -> str:
     """A mean and its 95 % interval."""
     if low is None or high is None:
-        return f"{format_exact(mean, '+')}   (one pair says nothing of its own scatter)"
-    between = f"{format_exact(low, '+')} to {format_exact(high, '+')}"
-    return f"{format_exact(mean, '+')}   95 % interval {between}"
+        return f"{format_exact(mean, '+')}   (no interval: that needs two pairs)"
+    bounds = f"{format_exact(low, '+')} to {format_exact(high, '+')}"
+    return f"{format_exact(mean, '+')}   95 % interval {bounds}"

@@ -1,8 +1,8 @@
-"""`python prepare.py score DIR`: measure a checkpoint of one's own, officially.
+"""`python prepare.py score DIR`: score a checkpoint exactly as a night would.
 
 DIR is what `python train.py --out DIR` wrote: train.py and model.safetensors. The model
-is served by fresh guests and scored by claim and audit, exactly as in a night. Run in
-the lab's folder; nothing is recorded.
+is served by fresh sandboxed processes and scored by claim and audit. Run it in the
+folder of the lab; nothing is recorded.
 """
 
 import shutil
@@ -23,7 +23,7 @@ from autoresearch.text import format_exact
 
 
 def main(arguments: list[str]) -> NoReturn:
-    """Score a folder and print one line; exit code 2 with one sentence otherwise."""
+    """Score a folder, print one line and exit; on errors one sentence and code 2."""
     try:
         if len(arguments) != 1:
             raise LabError("usage: python prepare.py score DIR")
@@ -38,7 +38,11 @@ def main(arguments: list[str]) -> NoReturn:
 
 
 def score_checkpoint(lab: Lab, found: apparatus.Apparatus, folder: Path) -> Score:
-    """A checkpoint's score on the validation split, or LabError, or Failed."""
+    """A checkpoint's score on the validation split.
+
+    Raises LabError for files that are missing or invalid, ExperimentFailed if the model
+    cannot be scored.
+    """
     model = folder / "model.safetensors"
     if not model.is_file() or not (folder / "train.py").is_file():
         raise LabError(
@@ -48,18 +52,18 @@ def score_checkpoint(lab: Lab, found: apparatus.Apparatus, folder: Path) -> Scor
     source = (folder / "train.py").read_text()
     try:
         safetensors_format.validate_weights(model.read_bytes())
-    except safetensors_format.InvalidWeights as odd:
-        raise LabError(f"{model} holds {odd}") from None
+    except safetensors_format.InvalidWeights as error:
+        raise LabError(f"{model} holds {error}") from None
     scratch = lab.run_folder(0, 0).with_name("score")
     scratch.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(model, scratch / model.name)
-    bench = Workbench.open(lab, apparatus=found)
+    workbench = Workbench.open(lab, apparatus=found)
     proposal = Proposal(0, "a checkpoint", source, "", "score")
     run = Run(
         Candidate(proposal, compute_blob_id(source)),
         *(0, 0.0, 0.0, 0.0, scratch / model.name, (), lab.log_folder / "score.log"),
     )
     try:
-        return evaluator.score_run(bench, run, device=list_usable_devices(found)[0])
+        return evaluator.score_run(workbench, run, device=list_usable_devices(found)[0])
     finally:
         process.remove_folder(scratch)

@@ -95,7 +95,19 @@ def check_proposers(
 
 def is_slow(spec: str) -> bool:
     """Whether this proposer thinks, which takes a while."""
-    return bool(AGENT_PATTERN.fullmatch(spec) or MODEL_PATTERN.fullmatch(spec))
+    return bool(AGENT_PATTERN.fullmatch(spec)) or is_model(spec)
+
+
+def is_model(spec: str) -> bool:
+    """Whether a word is `provider:model`, and not a plugin's name and its argument."""
+    if not MODEL_PATTERN.fullmatch(spec):
+        return False
+    word = spec.partition(":")[0]
+    if word not in plugins.plugin_names("proposers"):
+        return True
+    from autoresearch.proposers.llm import PROVIDERS
+
+    return word in PROVIDERS  # a built-in name always wins
 
 
 def load_stand_in(program: Program, seed: int) -> Proposer | None:
@@ -139,7 +151,7 @@ def load_proposer(spec: str, program: Program, desk: Toolkit, seed: int) -> Prop
 
         # One at a time: two of one agent would share its HOME, and its database there.
         return Prefetch(Agent(spec, desk), desk, most=1)
-    if MODEL_PATTERN.fullmatch(spec):
+    if is_model(spec):
         from autoresearch.proposers.llm import LLM
         from autoresearch.proposers.prefetch import Prefetch
 

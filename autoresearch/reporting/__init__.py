@@ -1,1 +1,1 @@
-"""From the ledger to text, HTML and JSON."""
+"""From the ledger to text, HTML and JSON. Reads only."""

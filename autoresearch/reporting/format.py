@@ -9,31 +9,36 @@ from autoresearch.records import results_tsv
 from autoresearch.records.ledger import Ledger
 from autoresearch.text import format_delta, to_one_line
 
-MAX_REASON_CHARACTERS = 120  # letters of why something failed, where it has a line only
+MAX_REASON_CHARACTERS = 120  # of why an experiment failed, on its one line
 DECIMAL_BELOW_SECONDS = 60.0  # below this, seconds are shown with a decimal
 
 
-def format_counts(found: Mapping[str, int]) -> str:
-    """`Ledger.counts` for people: experiments and runs, and what became of them."""
-    words = [
-        f"{found['kept']} kept",
-        f"{found['baselines']} to begin with",
-        *([f"{found['taken_back']} taken back"] if found["taken_back"] else []),
-        f"{found['discarded']} discarded",
-        *([f"{found['unresolved']} unresolved"] if found["unresolved"] else []),
-        *([f"{found['ended_early']} ended early"] if found["ended_early"] else []),
-        f"{found['failed']} failed",
+def format_counts(counts: Mapping[str, int]) -> str:
+    """`Ledger.count_experiments` for people: experiments, runs and their verdicts."""
+    verdicts = [
+        f"{counts['kept']} kept",
+        pluralize(counts["baselines"], "baseline"),
+        *([f"{counts['taken_back']} taken back"] if counts["taken_back"] else []),
+        f"{counts['discarded']} discarded",
+        *([f"{counts['unresolved']} unresolved"] if counts["unresolved"] else []),
+        *([f"{counts['ended_early']} ended early"] if counts["ended_early"] else []),
+        f"{counts['failed']} failed",
     ]
-    made = f"{found['experiments']} experiments in {found['runs']} runs"
-    return f"{made}: {', '.join(words)}"
+    total = f"{counts['experiments']} experiments in {counts['runs']} runs"
+    return f"{total}: {', '.join(verdicts)}"
 
 
-def row_to_json(row: Row, back: Collection[int] = ()) -> dict[str, Any]:
-    """One experiment, as `--json` shows it. `back`: who was taken back."""
+def pluralize(count: int, noun: str) -> str:
+    """`1 idea`, `2 ideas`."""
+    return f"{count} {noun}" + ("" if count == 1 else "s")
+
+
+def row_to_json(row: Row, reverted: Collection[int] = ()) -> dict[str, Any]:
+    """One experiment in the form of `--json`. `reverted`: numbers of champions."""
     return {
         "experiment": row.number,
         "decision": row.status,
-        "verdict": results_tsv.format_decision(row, taken_back=row.number in back),
+        "verdict": results_tsv.format_decision(row, taken_back=row.number in reverted),
         "why": to_one_line(row.why),
         "kind": row.kind,
         "value": row.value,
@@ -58,9 +63,9 @@ def row_to_json(row: Row, back: Collection[int] = ()) -> dict[str, Any]:
     }
 
 
-def format_verdict(row: Row, back: Collection[int] = ()) -> str:
-    """One experiment on one line of the terminal. `back`: who was taken back."""
-    word = results_tsv.format_decision(row, taken_back=row.number in back)
+def format_verdict(row: Row, reverted: Collection[int] = ()) -> str:
+    """One experiment on one line of the terminal. `reverted`: numbers of champions."""
+    verdict = results_tsv.format_decision(row, taken_back=row.number in reverted)
     score = text.format_score(row.value) or (row.kind or "")
     if row.runs > 1:
         score += f" ({row.runs} runs)"
@@ -69,30 +74,31 @@ def format_verdict(row: Row, back: Collection[int] = ()) -> str:
     if row.evidence == "claimed":
         title = f"{row.status}: {title}"
     elif row.decision == "failed":
-        title = f"{title} ({to_one_line(row.why.partition(': ')[2])[:MAX_REASON_CHARACTERS]})"
-    who = to_one_line(row.author)
-    return f"{row.number:>4} {word:<10} {score:<16} {delta:>8}  {who:<10} {title}"
+        reason = to_one_line(row.why.partition(": ")[2])[:MAX_REASON_CHARACTERS]
+        title = f"{title} ({reason})"
+    author = to_one_line(row.author)
+    return f"{row.number:>4} {verdict:<10} {score:<16} {delta:>8}  {author:<10} {title}"
 
 
 def load_reverted_champions(ledger: Ledger) -> frozenset[int]:
-    """Champions that turned out worse, by experiment."""
-    return frozenset(back.reverted_number for back in ledger.load_reversions())
+    """The experiments that were champion and later turned out worse."""
+    return frozenset(each.reverted_number for each in ledger.load_reversions())
 
 
 def load_log_rows(ledger: Ledger) -> list[Row]:
-    """Every experiment for `log`: what others claim first, then what was measured."""
+    """Every experiment for `log`: imported claims first, then measured ones."""
     return [*ledger.load_claimed_rows(), *ledger.load_rows()]
 
 
 def format_rate(per_second: float) -> str:
-    """308k, 1.2M."""
+    """`308k`, `1.20M`."""
     if per_second >= 1e6:
         return f"{per_second / 1e6:.2f}M"
     return f"{per_second / 1e3:.0f}k" if per_second >= 1e3 else f"{per_second:.0f}"
 
 
 def format_duration(seconds: float) -> str:
-    """0:42, 12:05, 7:31:00."""
+    """`0:42`, `12:05`, `7:31:00`."""
     whole = int(seconds)
     minutes, second = divmod(whole, 60)
     hours, minute = divmod(minutes, 60)
@@ -102,7 +108,7 @@ def format_duration(seconds: float) -> str:
 
 
 def format_seconds(seconds: float) -> str:
-    """4.2 s, 12:05, 7:31:00."""
+    """`4.2 s`, `12:05`, `7:31:00`."""
     return (
         f"{seconds:.1f} s"
         if seconds < DECIMAL_BELOW_SECONDS

@@ -1,4 +1,4 @@
-"""`autoresearch status`: what runs now, the champion, the counts."""
+"""`autoresearch status`: what is running now, the champion, the counts."""
 
 import json
 from collections.abc import Mapping
@@ -23,27 +23,26 @@ from autoresearch.reporting.format import (
 )
 from autoresearch.text import format_delta, to_one_line
 
-MIN_SHARE_FOR_ESTIMATE = 0.05  # of a run, from which on its pace says when it ends
+MIN_SHARE_FOR_ESTIMATE = 0.05  # of a run; before that its pace does not say the end
 
 
 def read_live_status(lab: Lab) -> dict[str, Any] | None:
-    """What runs at this moment; None when no night is on."""
+    """What is running at this moment; None if nothing is."""
     if lab.find_lock_holder() is None:
         return None
     try:
-        found = json.loads(lab.live_status_path.read_text())
+        return dict(json.loads(lab.live_status_path.read_text()))
     except (FileNotFoundError, ValueError):
         return {"pid": lab.find_lock_holder(), "runs": [], "notices": [], "until": None}
-    return dict(found)
 
 
 def build_status(lab: Lab, ledger: Ledger) -> dict[str, Any]:
-    """How the lab stands, as `status --json` shows it."""
+    """The state of a lab: the contract of `status --json`."""
     rows = {
         "baseline": load_baseline_row(ledger),
         "champion": load_champion_row(ledger),
     }
-    back = load_reverted_champions(ledger)
+    reverted = load_reverted_champions(ledger)
     return {
         **ledger.count_experiments(),
         **{name: row_to_json(row) if row else None for name, row in rows.items()},
@@ -51,7 +50,7 @@ def build_status(lab: Lab, ledger: Ledger) -> dict[str, Any]:
         "running": read_live_status(lab),
         "paused": lab.pause_path.exists(),
         "series": ledger.find_last_series(),
-        "last": [row_to_json(row, back) for row in ledger.load_last_rows(5)],
+        "last": [row_to_json(row, reverted) for row in ledger.load_last_rows(5)],
     }
 
 
@@ -62,50 +61,48 @@ def load_champion_row(ledger: Ledger) -> Row | None:
 
 
 def load_baseline_row(ledger: Ledger) -> Row | None:
-    """What the present series started from; None before it did."""
+    """The current series' baseline; None before it has a verdict."""
     number = ledger.find_first_keep(ledger.find_last_series())
     return ledger.load_row(number) if number is not None else None
 
 
-def format_status(metric: str, found: Mapping[str, Any]) -> list[str]:
-    """The same for people."""
-    champion, baseline = found["champion"], found["baseline"]
-    lines = [format.format_counts(found)]
-    if found["claimed"]:
-        lines.append(
-            f"{found['claimed']} more are claimed by others, measured by nobody"
-        )
+def format_status(metric: str, status: Mapping[str, Any]) -> list[str]:
+    """`build_status` for people."""
+    champion, baseline = status["champion"], status["baseline"]
+    lines = [format.format_counts(status)]
+    if status["claimed"]:
+        lines.append(f"{status['claimed']} more were imported, not measured here")
     if champion and baseline:
-        first, best = (text.format_score(row["value"]) for row in (baseline, champion))
+        before, after = (text.format_score(r["value"]) for r in (baseline, champion))
         which = f"experiment {champion['experiment']}: {champion['title']}"
-        lines.append(f"{metric}  {first} -> {best}   champion is {which}")
-    for row in found["last"]:
+        lines.append(f"{metric}  {before} -> {after}   champion is {which}")
+    for row in status["last"]:
         score = text.format_score(row["value"]) or row["kind"]
         lines.append(
             f"{row['experiment']:>4} {row['verdict']:<10} {score:<14} "
             f"{format_delta(row['delta']):>8}  {row['title']}"
             + results_tsv.format_ancestors(row["on_top_of"])
         )
-    if found["waiting"]:
-        lines.append(f"{found['waiting']} waiting")
-    if found["paused"]:
-        lines.append("paused: nothing new begins before autoresearch resume")
-    return lines + format_live_status(found["running"])
+    if status["waiting"]:
+        lines.append(f"{status['waiting']} waiting")
+    if status["paused"]:
+        lines.append("paused: nothing new starts before autoresearch resume")
+    return lines + format_live_status(status["running"])
 
 
-def format_live_status(found: Mapping[str, Any] | None) -> list[str]:
-    """What runs now, for people."""
-    if found is None:
+def format_live_status(live: Mapping[str, Any] | None) -> list[str]:
+    """`read_live_status` for people."""
+    if live is None:
         return ["not running"]
-    lines = [format_run(run) for run in found["runs"]]
-    lines += [f"note: {to_one_line(notice)}" for notice in found["notices"]]
+    lines = [format_run(run) for run in live["runs"]]
+    lines += [f"note: {to_one_line(notice)}" for notice in live["notices"]]
     return lines or ["between two experiments"]
 
 
 def estimate_seconds_left(seconds: float, share: float) -> float | None:
-    """How long a run will still train; None: it is done, or has hardly begun.
+    """How long a run will go on training; None if it is done or has hardly started.
 
-    The first step compiles and warms up: a run of 4 s seemed to need 24 minutes.
+    The first step compiles and warms up: by its pace, a run of 4 s would take 24 min.
     """
     return (
         seconds * (1 - share) / share if MIN_SHARE_FOR_ESTIMATE <= share < 1 else None
@@ -113,7 +110,7 @@ def estimate_seconds_left(seconds: float, share: float) -> float | None:
 
 
 def format_run(run: Mapping[str, Any]) -> str:
-    """One run in hand."""
+    """One current run: phase, progress bar, loss, speed, time left, title."""
     share = float(run["share"])
     done = round(20 * share)
     bar = "#" * done + "." * (20 - done)
@@ -130,34 +127,35 @@ def format_run(run: Mapping[str, Any]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class ActiveProgram:
-    """The program.md that holds now, for whoever is not the night itself."""
+    """The program.md in force, as seen from outside the running session."""
 
     program: Program
     text: str
-    fault: str  # why it is not the one in the folder; "" if it is
+    fault: str  # why the one in the folder is not in force; "": it is
 
 
 def load_active_program(lab: Lab, ledger: Ledger) -> ActiveProgram:
-    """program.md as it stands, or the last one on record that can be read.
+    """program.md as it is in the folder, or the last recorded one that is valid.
 
-    LabError where there is none: what is wrong with the one in the folder.
+    Raises LabError, about the one in the folder, if no recorded one is valid either.
     """
     text = lab.read_file("program.md")
     try:
         return ActiveProgram(program.parse_program(text), text, "")
     except LabError as error:
-        for old in queries.load_programs(ledger):
+        for recorded in queries.load_programs(ledger):
             with suppress(LabError):
-                return ActiveProgram(program.parse_program(old), old, str(error))
+                parsed = program.parse_program(recorded)
+                return ActiveProgram(parsed, recorded, str(error))
         raise
 
 
 def find_program_faults(lab: Lab) -> list[str]:
-    """What is wrong with program.md, as every view says it; nothing if it is fine."""
+    """What is wrong with program.md, one sentence each; empty if it is fine."""
     try:
         text = lab.read_file("program.md")
         program.parse_program(text)
     except LabError as error:
         return [f"{error}; the last good program.md stays in force"]
-    doubt = program.find_ignored_settings(text)
-    return [doubt] if doubt else []
+    ignored = program.find_ignored_settings(text)
+    return [ignored] if ignored else []

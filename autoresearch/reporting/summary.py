@@ -1,14 +1,14 @@
-"""What a night amounts to, in numbers: read from the ledger, for the report.
+"""The results of the current series in numbers, computed from the ledger.
 
-Gain with its interval, how much of the plain difference was luck, the noise, near
-misses, champions taken back, runs ended early, validation against holdout, and the
-certificate of `replicate`. Everything is about the present series.
+Gain with its interval, how much of the plain difference is attributed to chance, the
+noise, near misses, reverted champions, runs ended early, validation against holdout,
+and the certificate of `replicate`.
 
-Promises: a number that the ledger cannot give is None, and `why_no_claim` or the report
-says so. Runs made to replicate do not enter gain, luck and holdout, so that they can
-confirm or contradict them; they do enter the noise.
+Promises: a number that the ledger cannot give is None, and `no_estimate_reason` or the
+report says why. Runs made by `replicate` do not enter gain, shrinkage and holdout, so
+that they can confirm or contradict them; they do enter the noise.
 
-Not covered: texts that differ in kind from the two that were sealed.
+Not covered: texts of another kind than the two sealed splits.
 """
 
 import math
@@ -28,11 +28,11 @@ from autoresearch.stats.paired import Certificate
 
 @dataclass(frozen=True, slots=True)
 class HoldoutComparison:
-    """The same gain on two sealed texts."""
+    """The same gain on two sealed splits, from the runs that were scored on both."""
 
-    gain: float  # on validation, of the runs that were scored on both
+    gain: float  # on validation
     holdout_gain: float
-    gap: float  # the first less the second; above 0: part of it fits one text only
+    gap: float  # gain - holdout_gain; above 0: part of the gain is overfitting
     low: float | None  # 95 % interval of the gap; None: the scatter is not known
     high: float | None
     champion_runs: int
@@ -41,93 +41,97 @@ class HoldoutComparison:
 
 @dataclass(frozen=True, slots=True)
 class EarlyStoppingSavings:
-    """What ending hopeless runs saved, and what it may have cost."""
+    """What ending hopeless runs saved, and how many of them were ended wrongly."""
 
     ended: int
-    saved_seconds: float  # of training, by what a whole run takes on average
-    saved_share: float  # of what all runs would have trained
-    false_kills: FalsePruneRate | None  # None: nothing was spared yet, so nobody knows
+    saved_seconds: float  # of training, if each had taken as long as the average run
+    saved_share: float  # of the training time that all runs would have taken
+    false_kills: FalsePruneRate | None  # None: no run was exempted yet
 
 
 @dataclass(frozen=True, slots=True)
 class SeriesSummary:
-    """Everything about the present series that is computed, not only counted."""
+    """Everything about the current series that is computed, not only counted."""
 
-    baseline: Row | None  # None: nothing was measured yet
+    baseline: Row | None  # None: nothing has been measured yet
     champion: Row | None
-    baseline_mean: float | None  # baseline's mean over the night's own runs
-    champion_mean: float | None  # champion's
+    baseline_mean: float | None  # over the night's own runs
+    champion_mean: float | None
     raw_gain: float | None  # the plain difference; positive is better
-    gain_estimate: GainEstimate | None  # what is believed of it; None: see why_no_claim
-    no_estimate_reason: str
+    gain_estimate: GainEstimate | None  # None: see no_estimate_reason
+    no_estimate_reason: str  # "" if there is an estimate
     noise: Noise | None  # None: nothing ran twice
     has_heavy_tails: bool | None  # None: too few runs to say
-    drift: Drift | None  # None: none beyond doubt
-    near_misses: tuple[Row, ...]  # near misses, the best first
+    drift: Drift | None  # None: no significant drift
+    near_misses: tuple[Row, ...]  # the best first
     reverted: tuple[Reversion, ...]
-    champion_steps: tuple[
-        tuple[int, int], ...
-    ]  # (champion, changes since the one before)
+    champion_steps: tuple[tuple[int, int], ...]  # (champion, changes since the last)
     early_stopping: EarlyStoppingSavings
     holdout: HoldoutComparison | None  # None: baseline or champion was not scored there
-    certificate: Certificate | None  # None: nobody ran `replicate`
+    certificate: Certificate | None  # None: `replicate` was not run
 
     @property
     def shrinkage(self) -> float | None:
-        """How much of the plain difference is not believed."""
+        """How much of the plain difference the estimate attributes to chance."""
         if self.raw_gain is None or self.gain_estimate is None:
             return None
         return self.raw_gain - self.gain_estimate.gain
 
 
 def summarize_series(ledger: Ledger) -> SeriesSummary:
-    """All of it."""
+    """Compute everything. Scores are adjusted for seed effects before comparisons."""
     series = ledger.series or ledger.find_last_series()
-    told = queries.load_evidence(ledger)
-    rows, champions = told.rows, told.champions
+    evidence = queries.load_evidence(ledger)
+    rows, champions = evidence.rows, evidence.champions
     by_number = {row.number: row for row in rows}
     first = ledger.find_first_keep(series)
     baseline = by_number[first] if first is not None else None
     champion = by_number[champions[-1].number] if champions else None
-    scored = [row for row in told.adjust_rows() if row.values]
-    replicates = [row.values for row in scored]
-    known = told.effects.noise
-    tonight = Evidence(load_session_rows(ledger, rows), champions)
-    fair = tonight.adjust_rows()
-    before, after = (find_row_mean(fair, row) for row in (baseline, champion))
-    raw = None
+    scored = [row for row in evidence.adjust_rows() if row.values]
+    values = [row.values for row in scored]
+    session = Evidence(load_session_rows(ledger, rows), champions)
+    adjusted = session.adjust_rows()
+    before, after = (find_row_mean(adjusted, row) for row in (baseline, champion))
+    raw_gain = None
     if before is not None and after is not None:
-        raw = before - after if ledger.lower_is_better else after - before
-    claim, why = estimate_gain(
-        tonight, baseline, champion, known, ledger.lower_is_better
+        raw_gain = before - after if ledger.lower_is_better else after - before
+    estimate, no_estimate_reason = estimate_gain(
+        session, baseline, champion, evidence.effects.noise, ledger.lower_is_better
     )
-    sign = 1 if ledger.lower_is_better else -1
-    better = [
-        r for r in rows if r.decision == "unresolved" and sign * (r.delta or 0.0) < 0
-    ]
-    near = sorted(better, key=lambda row: sign * (row.delta or 0.0))
-    certified = None
+    certificate = None
     if baseline is not None and champion is not None:
-        certified = queries.load_certificate(ledger, champion.number, baseline.number)
+        certificate = queries.load_certificate(ledger, champion.number, baseline.number)
     return SeriesSummary(
-        *(baseline, champion, before, after, raw, claim, why, known),
-        noise.has_heavy_tails(replicates),
-        noise.detect_drift(replicates, [row.when for row in scored]),
-        tuple(near),
+        *(baseline, champion, before, after),
+        *(raw_gain, estimate, no_estimate_reason, evidence.effects.noise),
+        noise.has_heavy_tails(values),
+        noise.detect_drift(values, [row.when for row in scored]),
+        rank_near_misses(rows, lower_is_better=ledger.lower_is_better),
         tuple(
-            back
-            for back in ledger.load_reversions()
-            if back.reverted_number in by_number
+            reversion
+            for reversion in ledger.load_reversions()
+            if reversion.reverted_number in by_number
         ),
         count_champion_steps(rows, [champion.number for champion in champions]),
         summarize_early_stopping(ledger, series, rows),
         compare_holdout_gain(ledger, rows, baseline, champion),
-        certified,
+        certificate,
     )
 
 
+def rank_near_misses(rows: Sequence[Row], *, lower_is_better: bool) -> tuple[Row, ...]:
+    """Unresolved experiments that scored better than their champion, best first."""
+    sign = 1 if lower_is_better else -1
+    better = [
+        row
+        for row in rows
+        if row.decision == "unresolved" and sign * (row.delta or 0.0) < 0
+    ]
+    return tuple(sorted(better, key=lambda row: sign * (row.delta or 0.0)))
+
+
 def load_session_rows(ledger: Ledger, rows: Sequence[Row]) -> tuple[Row, ...]:
-    """The rows without the runs that were made to replicate a gain afterwards."""
+    """The rows without the runs that `replicate` made afterwards."""
     again = queries.load_replicated_numbers(ledger)
     return tuple(
         drop_replicate_runs(ledger, row) if row.number in again else row for row in rows
@@ -135,7 +139,7 @@ def load_session_rows(ledger: Ledger, rows: Sequence[Row]) -> tuple[Row, ...]:
 
 
 def drop_replicate_runs(ledger: Ledger, row: Row) -> Row:
-    """An experiment as the night itself knows it."""
+    """A row with only the night's own runs."""
     runs = load_session_runs(ledger, row.number)
     values, seeds = (tuple(run.value for run in runs), tuple(run.seed for run in runs))
     when = tuple(run.ended_at for run in runs if run.ended_at is not None)
@@ -143,14 +147,14 @@ def drop_replicate_runs(ledger: Ledger, row: Row) -> Row:
 
 
 def load_session_runs(ledger: Ledger, number: int) -> list[RunRecord]:
-    """An experiment's runs in the night itself."""
+    """An experiment's runs, without those that `replicate` made."""
     return [
         run for run in ledger.load_run_records(number) if run.occasion != "replicate"
     ]
 
 
 def find_row_mean(rows: Sequence[Row], wanted: Row | None) -> float | None:
-    """An experiment's mean over the runs of these rows."""
+    """The mean score of `wanted` among these rows; None if it is not there."""
     for row in rows:
         if wanted is not None and row.number == wanted.number:
             return fmean(row.values) if row.values else None
@@ -158,69 +162,69 @@ def find_row_mean(rows: Sequence[Row], wanted: Row | None) -> float | None:
 
 
 def estimate_gain(
-    tonight: Evidence,
+    session: Evidence,
     baseline: Row | None,
     champion: Row | None,
-    known: Noise | None,
+    known_noise: Noise | None,
     lower_is_better: bool,
 ) -> tuple[GainEstimate | None, str]:
-    """What may be claimed of the gain, or why nothing may."""
+    """The champion's gain with its interval, or None and the reason."""
     if baseline is None or champion is None:
-        return None, "nothing was measured yet"
+        return None, "nothing has been measured yet"
     if champion.number == baseline.number:
         return None, "nothing was kept"
-    if known is None:
+    if known_noise is None:
         return None, "nothing ran twice, so the noise is not measured"
-    if known.sd == 0:
+    if known_noise.sd == 0:
         return None, "runs of the same train.py do not differ: the difference is exact"
-    found = gain.estimate_champion_gain(
-        tonight.measured_experiments,
+    estimate = gain.estimate_champion_gain(
+        session.measured_experiments,
         champion.blob,
         baseline.blob,
         lower_is_better=lower_is_better,
     )
-    return found, "" if found else "baseline or champion has no score here"
+    return estimate, "" if estimate else "baseline or champion has no score here"
 
 
 def count_champion_steps(
     rows: Sequence[Row], champions: Sequence[int]
 ) -> tuple[tuple[int, int], ...]:
-    """How many experiments lie between two champions on the line, itself included.
+    """(champion, experiments since the champion before it, itself included).
 
-    What was tried step by step on the way to a champion is one kept change, of several.
+    Unresolved steps that a champion was built on are part of its one kept change.
     """
     by_blob = {row.blob: row for row in rows if row.decision != "failed"}
     by_number = {row.number: row for row in rows}
-    reigned: set[str] = set()
-    found = []
+    earlier: set[str] = set()  # blobs of champions so far
+    steps = []
     for number in champions:
-        row, steps, seen = by_number[number], 1, {by_number[number].blob}
-        while row.parent in by_blob and row.parent not in reigned | seen:
+        row, count, seen = by_number[number], 1, {by_number[number].blob}
+        while row.parent in by_blob and row.parent not in earlier | seen:
             seen.add(row.parent)
-            row, steps = by_blob[row.parent], steps + 1
-        found.append((number, steps))
-        reigned.add(by_number[number].blob)
-    return tuple(found)
+            row, count = by_blob[row.parent], count + 1
+        steps.append((number, count))
+        earlier.add(by_number[number].blob)
+    return tuple(steps)
 
 
 def summarize_early_stopping(
     ledger: Ledger, series: str, rows: Sequence[Row]
 ) -> EarlyStoppingSavings:
-    """What ending hopeless runs saved, as if each had taken what others take."""
+    """What ending hopeless runs saved, assuming each would have taken the average."""
     shares = queries.load_pruned_shares(ledger, series)
-    runs, seconds = sum(row.runs for row in rows), sum(row.seconds for row in rows)
-    each = seconds / runs if runs else 0.0
-    saved = each * sum(1 - share for share in shares)
-    whole = seconds + each * len(shares)
+    run_count = sum(row.runs for row in rows)
+    seconds = sum(row.seconds for row in rows)
+    average = seconds / run_count if run_count else 0.0
+    saved = average * sum(1 - share for share in shares)
+    total = seconds + average * len(shares)
+    # Of each exempted run: whether it beat what it was predicted not to beat.
     won = [
-        beaten
-        for _, beaten in queries.load_finished_runs(ledger, series)
-        if beaten is not None
+        won for _, won in queries.load_finished_runs(ledger, series) if won is not None
     ]
     return EarlyStoppingSavings(
         len(shares),
         saved,
-        saved / whole if whole else 0.0,
+        saved / total if total else 0.0,
         early_stopping.estimate_false_prunes(won, len(shares)),
     )
 
@@ -228,11 +232,11 @@ def summarize_early_stopping(
 def compare_holdout_gain(
     ledger: Ledger, rows: Sequence[Row], baseline: Row | None, champion: Row | None
 ) -> HoldoutComparison | None:
-    """Gain on validation against gain on the holdout, by the same runs.
+    """Gain on validation against gain on the holdout, from the same runs.
 
-    A run's two scores share the luck of its training, so what counts is the scatter of
-    their difference: pooled over all train.py with several such runs, and never less
-    than what the audit alone leaves open in both.
+    A run's two scores share the noise of its training, so the interval rests on the
+    scatter of their difference: pooled over every train.py with several such runs, and
+    never less than the audit's error in both. None if either was not scored on both.
     """
     if baseline is None or champion is None or baseline.number == champion.number:
         return None
@@ -242,29 +246,33 @@ def compare_holdout_gain(
     if not first or not last:
         return None
     sign = 1 if ledger.lower_is_better else -1
-    gain = sign * (fmean(r.value for r in first) - fmean(r.value for r in last))
-    held = sign * (
+    validation_gain = sign * (
+        fmean(run.value for run in first) - fmean(run.value for run in last)
+    )
+    holdout_gain = sign * (
         fmean(h for _, h in pair_scores(first)) - fmean(h for _, h in pair_scores(last))
     )
-    gap = gain - held
+    gap = validation_gain - holdout_gain
     kept = [row.number for row in rows if row.decision == "keep"]
     scatter = noise.estimate_pooled_noise(
         [
-            [value - h for value, h in pair_scores(load_holdout_runs(ledger, n))]
-            for n in kept
+            [value - h for value, h in pair_scores(load_holdout_runs(ledger, number))]
+            for number in kept
         ]
     )
     low = high = None
     if scatter is not None:
-        audit = 2 * fmean(run.error**2 for run in (*first, *last))
+        audit = 2 * fmean(run.error**2 for run in (*first, *last))  # a variance
         error = math.sqrt(max(scatter.sd**2, audit) * (1 / len(first) + 1 / len(last)))
         half = error * quantiles.t_quantile_95(int(scatter.degrees))
         low, high = gap - half, gap + half
-    return HoldoutComparison(gain, held, gap, low, high, len(last), len(first))
+    return HoldoutComparison(
+        validation_gain, holdout_gain, gap, low, high, len(last), len(first)
+    )
 
 
 def load_holdout_runs(ledger: Ledger, number: int) -> list[RunRecord]:
-    """An experiment's own runs that were scored on the holdout too."""
+    """An experiment's runs in the night that were scored on the holdout too."""
     return [run for run in load_session_runs(ledger, number) if run.holdout is not None]
 
 
