@@ -171,7 +171,7 @@ def test_without_plugins_there_are_only_the_built_in_names():
     [
         ('poool = "local"', "unknown setting 'poool'; the settings are: pool"),
         ("pool = 3", "pool takes a text in quotes"),
-        ("pool = ", "is no TOML"),
+        ("pool = ", "is not TOML"),
         ('pool = "slurm"', "unknown pool 'slurm'; the pools are: local"),
     ],
 )
