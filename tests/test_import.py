@@ -54,7 +54,7 @@ def lab(tmp_path):
 def test_every_row_becomes_an_experiment_that_is_claimed(ledger, theirs):
     file = import_results.read_results_file(theirs.write(*NIGHT))
     numbers = import_results.insert_claims(ledger, file)
-    rows = ledger.claimed()
+    rows = ledger.load_claimed_rows()
 
     assert numbers == [1, 2, 3, 4, 5, 6]
     assert [row.decision for row in rows] == [
@@ -76,13 +76,13 @@ def test_a_claim_is_never_champion_and_nobody_who_decides_sees_it(ledger, theirs
     )
 
     assert ledger.champion is None
-    assert ledger.last_keep() is None
-    assert ledger.last_series() == ""
-    assert list(ledger.rows()) == []
-    assert ledger.last(5) == ()
-    assert ledger.counts()["experiments"] == 0
-    assert ledger.counts()["runs"] == 0
-    assert ledger.counts()["claimed"] == 6
+    assert ledger.find_last_keep() is None
+    assert ledger.find_last_series() == ""
+    assert list(ledger.load_rows()) == []
+    assert ledger.load_last_rows(5) == ()
+    assert ledger.count_experiments()["experiments"] == 0
+    assert ledger.count_experiments()["runs"] == 0
+    assert ledger.count_experiments()["claimed"] == 6
 
 
 def test_the_chain_of_rows_stays_whole_and_shows_a_claim_that_was_changed(
@@ -106,7 +106,7 @@ def test_the_same_file_is_refused_the_second_time(ledger, theirs):
 
     with pytest.raises(LabError, match="was imported before"):
         import_results.insert_claims(ledger, import_results.read_results_file(path))
-    assert len(ledger.claimed()) == 6
+    assert len(ledger.load_claimed_rows()) == 6
 
 
 @pytest.mark.parametrize(
@@ -159,14 +159,14 @@ def test_hostile_words_lose_their_escapes_and_their_length(ledger, theirs):
         ledger, import_results.read_results_file(theirs.write(line))
     )
 
-    (row,) = ledger.claimed()
+    (row,) = ledger.load_claimed_rows()
     assert "\x1b" not in row.title + row.why
     assert len(row.title) <= import_results.MAX_TEXT_CHARACTERS
 
 
 def test_our_own_results_tsv_with_its_further_columns_can_be_imported(lab, tmp_path):
     run(lab, rate(0.02), rate(0.0001))
-    (tmp_path / "ours.tsv").write_bytes(lab.results.read_bytes())
+    (tmp_path / "ours.tsv").write_bytes(lab.results_path.read_bytes())
 
     file = import_results.read_results_file(tmp_path / "ours.tsv")
 
@@ -191,7 +191,7 @@ def test_a_night_with_claims_goes_on_as_if_they_were_not_there(lab, theirs):
     assert again.stderr.count("\n") == 1
     assert "was imported before" in again.stderr
     assert verified["whole"], verified["problems"]
-    assert "import" not in lab.results.read_text()
+    assert "import" not in lab.results_path.read_text()
 
 
 def test_every_view_marks_a_claim_as_claimed(lab, theirs):
@@ -215,7 +215,7 @@ def test_every_view_marks_a_claim_as_claimed(lab, theirs):
 
 
 def test_import_waits_for_no_night(lab, theirs):
-    with lab.held():
+    with lab.hold_lock():
         done = command(lab, "import", str(theirs.write(*NIGHT)))
 
     assert done.returncode == 2
@@ -346,7 +346,7 @@ def test_a_replay_compares_scores_without_the_luck_of_their_seeds(ledger, theirs
     import_results.insert_claims(
         ledger, import_results.read_results_file(theirs.write(*lines))
     )
-    (series,) = {row.series for row in ledger.claimed()}
+    (series,) = {row.series for row in ledger.load_claimed_rows()}
     ledger.db.execute("delete from run")
     runs = {1: (1.0, 1.5, 1.01), 2: (2.0, 2.51, 2.0)}
     told = [(n, seed, v) for n, of in runs.items() for seed, v in enumerate(of, 1)]

@@ -24,7 +24,7 @@ from autoresearch.experiment import (
     Verdict,
 )
 from autoresearch.git import compute_blob_id
-from autoresearch.records import results_tsv, schema
+from autoresearch.records import results_tsv, row_query, schema
 from autoresearch.records.ledger import Ledger
 from autoresearch.text import format_delta, format_score
 
@@ -56,7 +56,7 @@ def propose(ledger, title="an idea", source="X = 1\n", **more) -> Proposal:
             **more,
         }
     )
-    return ledger.admit(proposal, compute_blob_id(source), f"code of {source}")
+    return ledger.admit_proposal(proposal, compute_blob_id(source), f"code of {source}")
 
 
 def scored(proposal, *values, seed=1, **more) -> tuple[Score, ...]:
@@ -73,18 +73,18 @@ def scored(proposal, *values, seed=1, **more) -> tuple[Score, ...]:
 
 def keep(ledger, proposal, *values, against=None):
     verdict = Verdict("keep", "better", scored(proposal, *values), against)
-    return ledger.decide(verdict, commit=f"commit {proposal.number}", at=100.0)
+    return ledger.record_verdict(verdict, commit=f"commit {proposal.number}", at=100.0)
 
 
 def discard(ledger, proposal, *values):
     verdict = Verdict("discard", "worse", scored(proposal, *values), ledger.champion)
-    return ledger.decide(verdict, commit="c", at=101.0)
+    return ledger.record_verdict(verdict, commit="c", at=101.0)
 
 
 def fail(ledger, proposal, kind="crash"):
     failure = Failure(Candidate(proposal, "b"), kind, "it broke", Path("logs/3.log"))
     verdict = Verdict("failed", f"{kind}: it broke", failure, ledger.champion)
-    return ledger.decide(verdict, commit="c", at=102.0)
+    return ledger.record_verdict(verdict, commit="c", at=102.0)
 
 
 # -- from proposal to verdict ----------------------------------------------------------
@@ -96,7 +96,7 @@ def test_a_proposal_is_on_record_before_anything_runs(ledger, path):
     (waiting,) = Ledger(path).load_open_proposals()
     assert waiting == admitted
     assert waiting.number == 1
-    assert ledger.rows() == []
+    assert ledger.load_rows() == []
 
 
 def test_numbers_count_up_from_the_baseline_and_an_admitted_one_keeps_its_own(ledger):
@@ -109,7 +109,9 @@ def test_numbers_count_up_from_the_baseline_and_an_admitted_one_keeps_its_own(le
 
     assert numbers == [0, 1, 2]
     assert again.number == 2
-    assert [waiting.title for waiting in ledger.open()] == ["an idea"] * 3
+    assert [waiting.title for waiting in ledger.load_open_proposals()] == [
+        "an idea"
+    ] * 3
 
 
 def test_the_first_proposal_of_a_ledger_without_a_baseline_is_number_one(ledger):
@@ -129,8 +131,8 @@ def test_a_verdict_becomes_one_row_with_everything_it_rests_on(ledger):
     assert (row.seconds, row.evaluation_seconds, row.memory_gb) == (4.0, 0.5, 1.5)
     assert row.facts == (("depth", 4), ("text", "Δ"))
     assert (row.decided_at, row.commit, row.evidence) == (100.0, "commit 1", "measured")
-    assert ledger.source(row.blob) == "X = 1\n"
-    assert ledger.open() == ()
+    assert ledger.load_source(row.blob) == "X = 1\n"
+    assert ledger.load_open_proposals() == ()
 
 
 def test_a_failure_has_a_kind_and_a_log_and_no_number_at_all(ledger):
@@ -172,7 +174,7 @@ def test_sql_itself_refuses_a_failure_with_a_metric_and_other_contradictions(
 ):
     keep(ledger, propose(ledger), 1.0)
     fail(ledger, propose(ledger, source="Y = 2\n"))
-    before = list(ledger.rows())
+    before = list(ledger.load_rows())
 
     with pytest.raises(sqlite3.IntegrityError):
         ledger.db.execute(forgery)
@@ -186,8 +188,8 @@ def test_a_score_that_is_not_a_number_leaves_no_trace(ledger):
     with pytest.raises(sqlite3.IntegrityError):
         keep(ledger, proposal, math.nan)
 
-    assert ledger.open() == (proposal,)
-    assert ledger.counts()["runs"] == 0
+    assert ledger.load_open_proposals() == (proposal,)
+    assert ledger.count_experiments()["runs"] == 0
     assert keep(ledger, proposal, 1.0).number == 1
 
 
@@ -202,7 +204,7 @@ def test_deciding_twice_is_an_error_and_changes_nothing(ledger):
         fail(ledger, proposal)
 
     assert list(Ledger(ledger.path).load_rows()) == [row]
-    assert ledger.counts()["runs"] == 1
+    assert ledger.count_experiments()["runs"] == 1
 
 
 def test_deciding_what_was_never_proposed_is_an_error(ledger):
@@ -217,30 +219,30 @@ def test_what_git_has_to_learn_is_marked_until_it_has(ledger):
     keep(ledger, first, 1.0)
     discard(ledger, third, 2.0)
     refused = Verdict("failed", "refused: no", Failure(second, "refused", "no"))
-    ledger.decide(refused, commit=None, at=1.0)
+    ledger.record_verdict(refused, commit=None, at=1.0)
 
-    assert [row.number for row in ledger.not_in_git()] == [1, 3]
+    assert [row.number for row in ledger.load_unpublished_rows()] == [1, 3]
 
-    ledger.published(1)
-    assert [row.number for row in ledger.not_in_git()] == [3]
+    ledger.mark_verdict_published(1)
+    assert [row.number for row in ledger.load_unpublished_rows()] == [3]
 
 
 def test_a_repeat_is_recognised_within_its_series_and_not_in_itself(ledger):
     first = propose(ledger)
     code = "code of X = 1\n"
 
-    assert ledger.same_code(code, "parent", first.number) is None
+    assert ledger.find_same_code(code, "parent", first.number) is None
     second = propose(ledger)
-    assert ledger.same_code(code, "parent", second.number) == first.number
-    assert ledger.same_code(code, "parent", None) == first.number
-    assert ledger.same_code(code, "another parent", None) is None
-    assert ledger.same_code("other code", "parent", None) is None
+    assert ledger.find_same_code(code, "parent", second.number) == first.number
+    assert ledger.find_same_code(code, "parent", None) == first.number
+    assert ledger.find_same_code(code, "another parent", None) is None
+    assert ledger.find_same_code("other code", "parent", None) is None
 
     keep(ledger, first, 1.0)
     fail(ledger, second, "duplicate")
-    assert ledger.same_code(code, "another parent", None) == first.number
-    ledger.begin("series-b", "{}", 8, "{}")
-    assert ledger.same_code(code, "parent", None) is None
+    assert ledger.find_same_code(code, "another parent", None) == first.number
+    ledger.begin_session("series-b", "{}", 8, "{}")
+    assert ledger.find_same_code(code, "parent", None) is None
 
 
 # -- reading ---------------------------------------------------------------------------
@@ -254,38 +256,51 @@ def test_rows_read_bit_by_bit_are_the_rows_read_afresh(ledger, path):
         how = rng.choice((keep, discard, fail))
         row = how(ledger, proposal, *(() if how is fail else (rng.random(),)))
         if row.number % 7 == 0:
-            ledger.rename_commit(row.number, f"renamed {row.number}")
+            ledger.rename_verdict_commit(row.number, f"renamed {row.number}")
         if rng.random() < 0.5:
             reader.load_rows()
 
     fresh = list(Ledger(path).load_rows())
-    assert list(ledger.rows()) == fresh
+    assert list(ledger.load_rows()) == fresh
     assert [row.number for row in reader.load_rows()] == [row.number for row in fresh]
     assert [row.number for row in fresh] == [proposal.number for proposal in waiting]
     for row in fresh:
-        assert ledger.row(row.number) == row
-    assert ledger.last(5) == tuple(fresh[-5:])
-    assert ledger.last(1000) == tuple(fresh)
+        assert ledger.load_row(row.number) == row
+    assert ledger.load_last_rows(5) == tuple(fresh[-5:])
+    assert ledger.load_last_rows(1000) == tuple(fresh)
 
 
 def test_a_row_has_one_column_per_field_also_without_runs(ledger):
     keep(ledger, propose(ledger), 1.0, 3.0)
     fail(ledger, propose(ledger, source="Y = 2\n"))
 
-    kept, failed = ledger.rows()
+    kept, failed = ledger.load_rows()
 
     assert (kept.runs, kept.value) == (2, 2.0)
     assert (failed.runs, failed.values, failed.seconds) == (0, (), 0.0)
 
 
+def test_a_row_is_filled_by_name_in_any_order_of_columns(ledger):
+    row = keep(ledger, propose(ledger), 1.0, 2.0)
+    one = f"{row_query.ROW_QUERY} group by e.number"
+    names = [column[0] for column in ledger.db.execute(one).description]
+    reordered = ", ".join(f'"{name}"' for name in reversed(names))
+
+    found = row_query.rows_from_cursor(
+        ledger.db.execute(f"select {reordered} from ({one})")
+    )
+
+    assert list(found) == [(row, 1)]
+
+
 def test_an_unknown_experiment_is_no_row(ledger):
     propose(ledger)
 
-    assert ledger.row(1) is None  # it has no verdict yet
-    assert ledger.row(99) is None
-    assert ledger.last(3) == ()
-    assert ledger.last_keep() is None
-    assert ledger.last_series() == ""
+    assert ledger.load_row(1) is None  # it has no verdict yet
+    assert ledger.load_row(99) is None
+    assert ledger.load_last_rows(3) == ()
+    assert ledger.find_last_keep() is None
+    assert ledger.find_last_series() == ""
 
 
 def test_the_champion_is_the_last_keep_of_its_series_with_all_its_runs(ledger):
@@ -296,15 +311,15 @@ def test_the_champion_is_the_last_keep_of_its_series_with_all_its_runs(ledger):
 
     assert ledger.champion == Champion(1, compute_blob_id("X = 1\n"), (1.0, 1.2))
 
-    ledger.begin("series-b", "{}", 8, "{}")
+    ledger.begin_session("series-b", "{}", 8, "{}")
     assert ledger.champion is None
-    assert ledger.last_keep().number == 1
+    assert ledger.find_last_keep().number == 1
     keep(ledger, propose(ledger, source="Z = 3\n"), 9.0)
     assert ledger.champion.number == 3
-    assert ledger.first_keep("series-a") == 1
-    assert ledger.first_keep("series-b") == 3
+    assert ledger.find_first_keep("series-a") == 1
+    assert ledger.find_first_keep("series-b") == 3
 
-    ledger.begin("series-a", "{}", 8, "{}")
+    ledger.begin_session("series-a", "{}", 8, "{}")
     assert ledger.champion.number == 1
 
 
@@ -318,11 +333,11 @@ def test_a_view_that_opened_no_series_sees_the_last_one(ledger, path):
 
 
 def test_a_series_keeps_its_first_seed_and_facts(ledger):
-    ledger.begin("series-a", '{"budget": "5 s"}', 99, "{}")
+    ledger.begin_session("series-a", '{"budget": "5 s"}', 99, "{}")
 
-    assert ledger.seed == 7
-    assert ledger.series_facts("series-a") == {"budget": "300 s"}
-    assert ledger.series_facts("unknown") == {}
+    assert ledger.base_seed == 7
+    assert ledger.load_series_facts("series-a") == {"budget": "300 s"}
+    assert ledger.load_series_facts("unknown") == {}
 
 
 def test_a_series_nobody_seeded_has_the_same_seed_everywhere(tmp_path):
@@ -342,7 +357,7 @@ def test_counts_are_of_verdicts_and_runs(ledger):
     fail(ledger, propose(ledger, source="Z = 3\n"))
     propose(ledger, source="W = 4\n")
 
-    assert ledger.counts() == {
+    assert ledger.count_experiments() == {
         "experiments": 3,
         "kept": 0,
         "baselines": 1,
@@ -360,10 +375,10 @@ def test_a_source_is_kept_once_and_to_the_last_letter(ledger):
     source = "Δ = '\u2028'\r\n\x0c# no newline at the end"
     propose(ledger, source=source)
     propose(ledger, source=source)
-    ledger.remember("blob of program.md", "# Goal\n")
+    ledger.store_source("blob of program.md", "# Goal\n")
 
-    assert ledger.source(compute_blob_id(source)) == source
-    assert ledger.source("blob of program.md") == "# Goal\n"
+    assert ledger.load_source(compute_blob_id(source)) == source
+    assert ledger.load_source("blob of program.md") == "# Goal\n"
 
 
 # -- kill -9 ---------------------------------------------------------------------------
@@ -373,14 +388,14 @@ import sys, time
 from pathlib import Path
 from tests.test_ledger import Ledger, discard, fail, keep, propose
 ledger = Ledger(Path(sys.argv[1]))
-ledger.begin("series-a", "{}", 7, "{}")
+ledger.begin_session("series-a", "{}", 7, "{}")
 print("writing", flush=True)
 while True:
     proposal = propose(ledger, source=f"X = {time.time_ns()}\\n" * 200)
     how = (keep, discard, fail)[proposal.number % 3]
     row = how(ledger, proposal, *(() if how is fail else (1.0, 2.0)))
     if row.number % 2:
-        ledger.published(row.number)
+        ledger.mark_verdict_published(row.number)
 """
 
 
@@ -530,21 +545,30 @@ def test_a_ledger_that_another_program_holds_is_not_called_damage(path, monkeypa
 def test_a_migration_runs_once_however_often_a_ledger_is_opened(path, monkeypatch):
     filled(path, count=1)
     twice = ("alter table run add column note text;",)
-    monkeypatch.setattr(schema, "MIGRATIONS", schema.MIGRATIONS + twice)
+    migrations = schema.load_migrations() + twice
+    monkeypatch.setattr(schema, "load_migrations", lambda: migrations)
 
     for _ in range(3):
         ledger = Ledger(path)
         columns = ledger.db.execute("pragma table_info(run)").fetchall()
         assert [column[1] for column in columns].count("note") == 1
-        newest = len(schema.MIGRATIONS)
-        assert ledger.db.execute("pragma user_version").fetchone() == (newest,)
+        version = ledger.db.execute("pragma user_version").fetchone()
+        assert version == (len(migrations),)
         ledger.close()
+
+
+def test_migrations_are_files_numbered_from_one_without_a_gap():
+    folder = Path(schema.__file__).parent
+    numbers = [int(file.name[:4]) for file in sorted(folder.glob("*.sql"))]
+
+    assert numbers == list(range(1, len(schema.load_migrations()) + 1))
 
 
 def test_a_migration_that_fails_leaves_the_ledger_as_it_was(path, monkeypatch):
     before = filled(path, count=1)
     broken = ("create table half (x); create table half (x);",)
-    monkeypatch.setattr(schema, "MIGRATIONS", schema.MIGRATIONS + broken)
+    migrations = schema.load_migrations() + broken
+    monkeypatch.setattr(schema, "load_migrations", lambda: migrations)
 
     complaint(lambda: Ledger(path))
 
@@ -555,7 +579,7 @@ def test_a_migration_that_fails_leaves_the_ledger_as_it_was(path, monkeypatch):
 
 def test_many_who_open_a_fresh_ledger_at_once_all_find_it_in_order(path):
     code = "import sys; from pathlib import Path; from autoresearch.records.ledger import Ledger"
-    code += "; sys.stdin.readline(); print(Ledger(Path(sys.argv[1])).counts()['runs'])"
+    code += "; sys.stdin.readline(); print(Ledger(Path(sys.argv[1])).count_experiments()['runs'])"
     openers = [
         subprocess.Popen(
             (sys.executable, "-c", code, str(path)),
@@ -652,7 +676,7 @@ def test_the_table_has_a_line_for_all_that_ran_and_blanks_for_what_is_missing(
     fail(ledger, propose(ledger, source="Y = 2\n"), "out of memory")
     fail(ledger, propose(ledger, source="Z = 3\n"), "duplicate")
     fail(ledger, propose(ledger, source="W = 4\n"), "refused")
-    results_tsv.write_results(path, "val_bpb", ledger.rows())
+    results_tsv.write_results(path, "val_bpb", ledger.load_rows())
 
     kept, failed = table(path)
 
@@ -681,7 +705,7 @@ def test_lines_added_one_by_one_make_the_table_written_at_once(ledger, tmp_path)
     results_tsv.append_result(
         one_by_one, fail(ledger, propose(ledger, source="R"), "refused")
     )
-    results_tsv.write_results(at_once, "val_bpb", ledger.rows())
+    results_tsv.write_results(at_once, "val_bpb", ledger.load_rows())
 
     assert one_by_one.read_bytes() == at_once.read_bytes()
 
@@ -690,7 +714,7 @@ def test_a_title_cannot_break_out_of_its_cell(ledger, tmp_path):
     path = tmp_path / "results.tsv"
     evil = "a\tkeep\n0000000\t0.1\t\x1b[31m\u2028\u202e"
     keep(ledger, propose(ledger, title=evil, author="human:x\ty"), 1.0)
-    results_tsv.write_results(path, "val_bpb", ledger.rows())
+    results_tsv.write_results(path, "val_bpb", ledger.load_rows())
 
     (line,) = table(path)
 

@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import pytest
 
-from autoresearch.commands.ablate import MinimumRunsPolicy
+from autoresearch.commands.ablate import MinimumRunsRule
 from autoresearch.errors import LabError
 from autoresearch.experiment import HARNESS_AUTHOR, Candidate, Device, Proposal, Score
 from autoresearch.git import Repository, parse_trailers
@@ -21,8 +21,10 @@ from autoresearch.loop import research
 from autoresearch.measure.messages import RunLost, RunResult
 from autoresearch.measure.workbench import RunProgress
 from autoresearch.measure.worker import Worker
+from autoresearch.policies.base import OverridePolicy
 from autoresearch.pools.inline import InlinePool
 from autoresearch.pools.local import LocalPool
+from autoresearch.records import queries
 from autoresearch.records.ledger import Ledger
 from autoresearch.run import dispatcher, session
 from autoresearch.run.seeds import compute_seed
@@ -166,7 +168,7 @@ def test_a_baseline_runs_first_alone_and_then_on_several_devices(lab):
     assert (shown[0], max(shown)) == (1, 2)  # and so says status
     assert [row.runs for row in rows] == [3]
     ledger = ledger_of(lab)
-    assert ledger.load_used_seeds(0) == set(seeds)
+    assert queries.load_used_seeds(ledger, 0) == set(seeds)
     assert [run.holdout is None for run in ledger.load_run_records(0)] == [False] * 3
 
 
@@ -317,7 +319,7 @@ def test_the_runs_of_a_proof_go_to_all_free_devices_at_one_time(lab):
     log = []
     with open_lab(lab, rate(0.02)) as (opened, _):
         local = LocalPool(Worker(opened.workbench), [Device()] * 3)
-        policy = MinimumRunsPolicy(opened.policy, 4)
+        policy = OverridePolicy(opened.policy, MinimumRunsRule(4))
         changed = replace(opened, pool=LoggedPool(local, log), policy=policy)
         rows = list(research(changed))
 

@@ -2,7 +2,7 @@
 
 import math
 import random
-from statistics import fmean
+from statistics import NormalDist, fmean
 
 import pytest
 from hypothesis import given
@@ -60,16 +60,90 @@ def test_more_runs_narrow_the_interval():
     assert many.high - many.low < few.high - few.low
 
 
+# Quantiles of Student's t and chi-square as SciPy 1.17 gives them.
+T_PROBABILITIES = (0.9, 0.95, 0.975, 0.995, 0.9995)
+T_TABLE = {
+    1: (3.077683537, 6.313751515, 12.706204736, 63.656741163, 636.619248769),
+    2: (1.885618083, 2.919985580, 4.302652730, 9.924843201, 31.599054576),
+    2.5: (1.730250929, 2.558218614, 3.574654842, 7.163728139, 18.277893528),
+    3: (1.637744354, 2.353363435, 3.182446305, 5.840909310, 12.923978637),
+    4: (1.533206274, 2.131846786, 2.776445105, 4.604094871, 8.610301581),
+    10: (1.372183641, 1.812461123, 2.228138852, 3.169272673, 4.586893859),
+    30: (1.310415025, 1.697260887, 2.042272456, 2.749995654, 3.645958635),
+    120: (1.288646234, 1.657650899, 1.979930405, 2.617421145, 3.373453769),
+}
+CHI_SQUARE_PROBABILITIES = (0.025, 0.05, 0.5, 0.95, 0.975, 0.995)
+CHI_SQUARE_TABLE = {
+    1: (0.000982069, 0.003932140, 0.454936423, 3.841458821, 5.023886187, 7.879438577),
+    2: (0.050635616, 0.102586589, 1.386294361, 5.991464547, 7.377758908, 10.596634733),
+    3: (0.215795283, 0.351846318, 2.365973884, 7.814727903, 9.348403604, 12.838156467),
+    4.5: (
+        0.649384599,
+        0.920142651,
+        3.853753768,
+        10.288195668,
+        11.998539403,
+        15.818345669,
+    ),
+    10: (
+        3.246972780,
+        3.940299136,
+        9.341817766,
+        18.307038053,
+        20.483177351,
+        25.188179572,
+    ),
+    30: (
+        16.790772266,
+        18.492660982,
+        29.336031517,
+        43.772971826,
+        46.979242244,
+        53.671961930,
+    ),
+    100: (
+        74.221927475,
+        77.929465165,
+        99.334129236,
+        124.342113404,
+        129.561197186,
+        140.169489442,
+    ),
+}
+
+
+@pytest.mark.parametrize("degrees", T_TABLE)
+def test_t_quantiles_are_those_of_the_table(degrees):
+    deviates = [NormalDist().inv_cdf(p) for p in T_PROBABILITIES]
+    found = [quantiles.t_quantile_from_normal(z, degrees) for z in deviates]
+    back = [quantiles.normal_quantile_from_t(t, degrees) for t in T_TABLE[degrees]]
+
+    assert found == pytest.approx(T_TABLE[degrees], rel=1e-6)
+    assert back == pytest.approx(deviates, abs=1e-6)
+
+
+@pytest.mark.parametrize("degrees", CHI_SQUARE_TABLE)
+def test_chi_square_quantiles_are_those_of_the_table(degrees):
+    deviates = [NormalDist().inv_cdf(p) for p in CHI_SQUARE_PROBABILITIES]
+    found = [quantiles.chi_square_quantile(degrees, z) for z in deviates]
+
+    assert found == pytest.approx(CHI_SQUARE_TABLE[degrees], rel=1e-6)
+
+
 @pytest.mark.parametrize(
     ("t", "degrees", "z"),
-    [(2.776, 4, 1.960), (2.228, 10, 1.960), (2.042, 30, 1.960), (3.747, 4, 2.326)],
+    [
+        *((2, 1, 1.046853317), (3, 2, 1.667243651), (5, 4, 2.674215331)),
+        *((-2.5, 10, -2.151372066), (40, 3, 4.142322249)),
+    ],
 )
-def test_students_t_is_made_a_normal_deviate_as_in_the_tables(t, degrees, z):
-    assert quantiles.normal_quantile_from_t(t, degrees) == pytest.approx(z, abs=0.03)
-    assert quantiles.normal_quantile_from_t(
-        -t, degrees
-    ) == -quantiles.normal_quantile_from_t(t, degrees)
-    assert quantiles.t_quantile_from_normal(z, degrees) == pytest.approx(t, rel=0.03)
+def test_a_t_value_has_the_normal_deviate_with_its_tail(t, degrees, z):
+    assert quantiles.normal_quantile_from_t(t, degrees) == pytest.approx(z, abs=1e-6)
+
+
+def test_with_infinite_degrees_t_is_normal():
+    assert quantiles.normal_quantile_from_t(1.5, math.inf) == 1.5
+    assert quantiles.t_quantile_from_normal(1.5, math.inf) == 1.5
 
 
 def test_a_claim_from_fresh_runs_is_unbiased_and_its_interval_holds():

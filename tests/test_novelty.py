@@ -27,7 +27,7 @@ def test_next_to_nothing_is_a_repeat_and_more_is_not(tmp_path, first, second, sa
         ledger, SOURCE.replace(line, second), ledger.champion.blob
     )
 
-    assert found == ("next to nothing apart from experiment 1" if same else "")
+    assert found == ("almost the same as experiment 1" if same else "")
 
 
 def test_what_was_tried_in_another_series_may_be_tried_again(tmp_path):

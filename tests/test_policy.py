@@ -22,9 +22,9 @@ from autoresearch.experiment import (
 )
 from autoresearch.lab.program import POLICIES
 from autoresearch.policies import compute_gain
-from autoresearch.policies.anneal import AnnealPolicy
+from autoresearch.policies.anneal import create_anneal_policy
 from autoresearch.policies.greedy import GreedyPolicy
-from autoresearch.policies.islands import IslandsPolicy
+from autoresearch.policies.islands import create_islands_policy
 from autoresearch.policies.noise_aware import NoiseAwarePolicy
 from autoresearch.policies.registry import load_policy
 
@@ -88,8 +88,8 @@ def member(request):
 class TestEveryPolicy:
     def test_wants_a_first_run_and_in_the_end_no_more(self, member):
         for before in (History(None), BEFORE):
-            assert member().wants((), before) == "candidate"
-            assert member().wants(scores(*[1.0] * 100), before) == "nothing"
+            assert member().choose_next_run((), before) == "candidate"
+            assert member().choose_next_run(scores(*[1.0] * 100), before) == "nothing"
 
     def test_keeps_a_baseline_whatever_it_scored(self, member):
         verdict = member().decide(scores(123.0), History(None), NONE)
@@ -136,9 +136,9 @@ class TestEveryPolicy:
             Champion(1, "1", (0.99,)), tuple(r.values for r in rows), rows=rows
         )
 
-        assert member().parent(History(None), ()) is None
-        assert member().parent(before, rows) in {None, "0", "1", "2", "3"}
-        assert member().parent(before, rows) == member().parent(before, rows)
+        assert member().choose_parent(History(None), ()) is None
+        assert member().choose_parent(before, rows) in {None, "0", "1", "2", "3"}
+        assert member().choose_parent(before, rows) == member().choose_parent(before, rows)
 
     def test_follows_the_direction_of_the_metric(self, member):
         """A night seen in a mirror is the same night."""
@@ -152,7 +152,7 @@ class TestEveryPolicy:
                 )
                 told.append(
                     (
-                        asked.wants(scores(sign * value), before),
+                        asked.choose_next_run(scores(sign * value), before),
                         asked.decide(scores(sign * value), before, NONE).decision,
                     )
                 )
@@ -446,18 +446,18 @@ class TestNoiseAware:
         lucky = (0.9985, 1.003, 1.0032, 1.0028)
         rows = (former, Row(1, "1", "0", lucky, "keep"))
         then = Champion(0, "0", THREE * 4)
-        now = replace(seen(*rows, champion_of=1), former=(then,))
+        now = replace(seen(*rows, champion_of=1), former_champions=(then,))
 
         assert NOISE_AWARE.find_champion_to_restore(now) == then
         good = (former, Row(1, "1", "0", (0.996, 0.9962, 0.9963), "keep"))
-        still = replace(seen(*good, champion_of=1), former=(then,))
+        still = replace(seen(*good, champion_of=1), former_champions=(then,))
         assert NOISE_AWARE.find_champion_to_restore(still) is None
 
     def test_a_drift_pauses_acceptance_until_the_champion_ran_side_by_side(self):
         values = tuple(1.0 + 0.001 * n + 0.0001 * (-1) ** n for n in range(10))
         hours = tuple(3600.0 * n for n in range(10))
         rows = (Row(0, "0", "", values, "keep"), Row(1, "1", "0", (1.0095,)))
-        drifting = seen(*rows, when=(hours, (36_500.0,)))
+        drifting = seen(*rows, end_times=(hours, (36_500.0,)))
         won = candidate_of("0", 0.98)
 
         assert NOISE_AWARE.choose_next_run(won, drifting) == "champion"
@@ -465,7 +465,7 @@ class TestNoiseAware:
         assert verdict.decision == "unresolved"
         assert "drift" in verdict.reason
         rows = (replace(rows[0], values=(*values, 1.01, 1.011)), rows[1])
-        again = seen(*rows, when=((*hours, 36_900.0, 37_200.0), (36_500.0,)))
+        again = seen(*rows, end_times=((*hours, 36_900.0, 37_200.0), (36_500.0,)))
         assert NOISE_AWARE.decide(won, again, NONE).decision == "keep"
 
 
@@ -481,7 +481,7 @@ def climbed(member, height, steps: int) -> list[int]:
     places = {"0": 0}
     for number in range(1, steps):
         before = seen(*rows)
-        parent = member.parent(before, before.rows) or "0"
+        parent = member.choose_parent(before, before.rows) or "0"
         place = places[parent] + rng.choice((-1, 1))
         blob = str(number)
         places[blob] = place
@@ -498,14 +498,14 @@ def valley(place: int) -> float:
 
 
 def test_annealing_crosses_a_valley_that_the_others_never_enter():
-    assert 2 in climbed(AnnealPolicy(), valley, 60)
+    assert 2 in climbed(create_anneal_policy(), valley, 60)
     assert 2 not in climbed(NoiseAwarePolicy(), valley, 60)
 
 
 def test_islands_climb_on_lines_of_their_own():
     rows = line(0.0)
     before = seen(*rows)
-    islands = IslandsPolicy()
+    islands = create_islands_policy()
     for number in range(1, 4):
         parent = islands.choose_parent(before, before.rows)
         assert parent == "0"
@@ -526,7 +526,7 @@ def test_islands_give_up_the_line_that_is_furthest_behind():
     rows += [Row(n, str(n), "1", (1.1,)) for n in range(2, 91)]
 
     heads = {
-        IslandsPolicy().choose_parent(seen(*rows[:n]), rows[:n]) for n in range(88, 91)
+        create_islands_policy().choose_parent(seen(*rows[:n]), rows[:n]) for n in range(88, 91)
     }
 
     assert heads == {"1"}

@@ -39,6 +39,7 @@ class Told:
 
     wanted: tuple[str, ...] = ("candidate",)
     keeps: tuple[str, ...] = ()  # titles
+    unresolved: tuple[str, ...] = ()  # titles
     back_after: str = ""  # title of the champion that turns out worse
     starts: list[str] = field(default_factory=list)
 
@@ -64,13 +65,16 @@ class Told:
             return Verdict("keep", "baseline", scores)
         self.known.clear()
         title = scores[0].run.candidate.proposal.title
+        if title in self.unresolved:
+            why = "unresolved: as told"
+            return Verdict("unresolved", why, scores, history.champion)
         word = "keep" if title in self.keeps else "discard"
         return Verdict(word, "as told", scores, history.champion)
 
     def find_champion_to_restore(self, history):
         row = history.rows[-1]
-        fell = row.title == self.back_after and history.former
-        return history.former[-1] if fell else None
+        fell = row.title == self.back_after and history.former_champions
+        return history.former_champions[-1] if fell else None
 
     def choose_closing_run(self, history, left):
         return None
@@ -100,7 +104,7 @@ def verified(lab):
 def test_a_night_begins_with_three_runs_on_seeds_that_all_candidates_share(lab):
     rows = run(lab, rate(0.02), rate(0.0001))
 
-    ledger = Ledger(lab.ledger)
+    ledger = Ledger(lab.ledger_path)
     seeds = [[m.seed for m in ledger.load_run_records(row.number)] for row in rows]
     assert rows[0].runs == len(rows[0].values) == 3
     assert len(set(seeds[0])) == 3
@@ -113,7 +117,7 @@ def test_the_holdout_is_scored_for_baseline_and_champions_and_shown_to_nobody(la
     rows = run(lab, rate(0.02), rate(0.0001))
 
     assert [row.decision for row in rows] == ["keep", "keep", "discard"]
-    ledger = Ledger(lab.ledger)
+    ledger = Ledger(lab.ledger_path)
     scored = [
         [m.holdout is not None for m in ledger.load_run_records(r.number)] for r in rows
     ]
@@ -151,7 +155,7 @@ def test_a_discard_that_may_be_better_is_a_near_miss_that_policies_see(lab):
 def test_runs_of_the_champion_join_its_score_everywhere(lab):
     rows, _ = told_night(lab, Told(("candidate", "champion", "champion")), rate(0.02))
 
-    ledger = Ledger(lab.ledger)
+    ledger = Ledger(lab.ledger_path)
     baseline = ledger.load_row(0)
     assert baseline.runs == 3
     assert baseline.value == pytest.approx(fmean(baseline.values))
@@ -165,7 +169,7 @@ def test_runs_of_the_champion_join_its_score_everywhere(lab):
     assert [m.occasion for m in measured] == ["verdict", "champion", "champion"]
     assert len({m.seed for m in measured}) == 3
     assert all(m.holdout is not None for m in measured)
-    assert f"{baseline.value:.6f}" in lab.results.read_text().splitlines()[1]
+    assert f"{baseline.value:.6f}" in lab.results_path.read_text().splitlines()[1]
     book = Repository(lab.folder)
     assert "Remeasured: 0 at " in book.run_git(
         "log", "-1", "--format=%B", rows[1].commit
@@ -174,12 +178,12 @@ def test_runs_of_the_champion_join_its_score_everywhere(lab):
 
     before = baseline.values
     assert command(lab, "rebuild").returncode == 0
-    again = Ledger(lab.ledger).load_row(0).values
+    again = Ledger(lab.ledger_path).load_row(0).values
     assert again == pytest.approx(before, abs=1e-6)
 
 
 def test_a_champion_that_fails_again_is_said_and_spoils_no_verdict(lab):
-    moody = lab.read("train.py").replace(
+    moody = lab.read_file("train.py").replace(
         "model = build_model()\n",
         "if run.seed != FIRST:\n    raise SystemExit('moody')\nmodel = build_model()\n",
     )
@@ -187,17 +191,20 @@ def test_a_champion_that_fails_again_is_said_and_spoils_no_verdict(lab):
     first = compute_seed(ledger_seed, 0)
     moody = moody.replace("BATCH = 4", f"FIRST = {first}\nBATCH = 4")
     policy = Told(("candidate", "champion"), keeps=("moody",))
-    plain = {"title": "plain", "source": lab.read("train.py").replace("0.5", "0.4")}
+    plain = {
+        "title": "plain",
+        "source": lab.read_file("train.py").replace("0.5", "0.4"),
+    }
     rows, notices = told_night(lab, policy, {"title": "moody", "source": moody}, plain)
 
     assert [row.decision for row in rows] == ["keep", "keep", "discard"]
     assert any("experiment 1, failed when it was run again" in n for n in notices)
-    assert Ledger(lab.ledger).load_row(1).runs == 1
+    assert Ledger(lab.ledger_path).load_row(1).runs == 1
 
 
 def test_a_failure_on_a_further_seed_tells_the_scores_before_it(lab):
     first = compute_seed(1, 0)
-    moody = lab.read("train.py").replace(
+    moody = lab.read_file("train.py").replace(
         "model = build_model()\n",
         f"if run.seed != {first}:\n    raise SystemExit(3)\nmodel = build_model()\n",
     )
@@ -217,7 +224,7 @@ def test_two_trials_never_run_the_champion_on_the_same_seed(lab):
         found,
         _,
     ):
-        known = found.recorder.ledger.load_used_seeds(0)
+        known = queries.load_used_seeds(found.recorder.ledger, 0)
         seeds = ChampionSeeds(found.recorder.ledger, found.seed)
         given = [seeds.draw(0) for _ in range(4)]
     assert len(set(given)) == 4
@@ -239,7 +246,7 @@ def test_a_night_stopped_in_a_run_of_the_champion_loses_no_verdict(lab):
         rows = list(research(replace(opened, policy=policy)))
     assert "champion" in seen
     assert [row.number for row in rows] == [0]
-    assert [p.number for p in Ledger(lab.ledger).load_open_proposals()] == [1]
+    assert [p.number for p in Ledger(lab.ledger_path).load_open_proposals()] == [1]
     assert [row.decision for row in run(lab)] != []
 
 
@@ -253,18 +260,20 @@ def fallen(lab):
 
 
 def test_a_champion_that_turns_out_worse_is_taken_back_in_git_and_said(lab):
-    before = lab.read("train.py")
+    before = lab.read_file("train.py")
     rows, notices = fallen(lab)
 
-    ledger, book = Ledger(lab.ledger), Repository(lab.folder)
+    ledger, book = Ledger(lab.ledger_path), Repository(lab.folder)
     assert ledger.champion.number == 0
-    assert lab.read("train.py") == before
+    assert lab.read_file("train.py") == before
     title = book.run_git("log", "-1", "--format=%s")
     assert title.startswith("[AutoResearch] take back 1: rate 0.02 | Δmse=+")
     assert book.run_git("rev-parse", "HEAD") == ledger.load_reversions()[0].commit
     assert book.run_git("rev-parse", "autoresearch/taken-back/1") == book.head_commit()
     assert book.run_git("status", "--porcelain") == ""
-    assert any("experiment 1 was taken back, experiment 0 reigns" in n for n in notices)
+    assert any(
+        "experiment 1 was taken back, experiment 0 is champion" in n for n in notices
+    )
     assert rows[1].decision == "keep"  # what was decided then stays on record
     verified(lab)
 
@@ -273,9 +282,18 @@ def test_what_was_taken_back_comes_back_with_a_rebuild(lab):
     fallen(lab)
     assert command(lab, "rebuild").returncode == 0
 
-    ledger = Ledger(lab.ledger)
+    ledger = Ledger(lab.ledger_path)
     assert ledger.champion.number == 0
     assert [back.reverted_number for back in ledger.load_reversions()] == [1]
+    verified(lab)
+
+
+def test_what_was_unresolved_is_so_after_a_rebuild(lab):
+    told_night(lab, Told(unresolved=("rate 0.02",)), rate(0.02))
+    assert command(lab, "rebuild").returncode == 0
+
+    rows = Ledger(lab.ledger_path).load_rows()
+    assert [row.decision for row in rows] == ["keep", "unresolved"]
     verified(lab)
 
 
@@ -298,20 +316,20 @@ def test_a_night_killed_between_ledger_and_branch_takes_back_at_the_next_start(l
         ledger.record_reversion(former, now, "killed", commit, AT)  # and then: kill -9
 
     told_night(lab, Told())
-    assert lab.read("train.py") == before
-    assert Ledger(lab.ledger).load_reversions()[0].is_in_git
+    assert lab.read_file("train.py") == before
+    assert Ledger(lab.ledger_path).load_reversions()[0].is_in_git
     verified(lab)
 
 
 def test_somebody_who_edits_what_was_taken_back_is_found(lab):
     fallen(lab)
-    ledger = Ledger(lab.ledger)
+    ledger = Ledger(lab.ledger_path)
     ledger.db.execute("update taken_back set why = 'x'")
     ledger.close()
 
     done = command(lab, "verify-ledger", "--json")
     assert done.returncode == 5
-    assert "what was taken back, experiment 1 was changed" in done.stdout
+    assert "the reversion of experiment 1 was changed" in done.stdout
 
 
 # -- how a night ends ------------------------------------------------------------------
@@ -339,14 +357,14 @@ def test_a_second_look_is_an_experiment_of_its_own_on_seeds_of_its_own(lab):
     assert rows[2].blob == rows[1].blob
     assert rows[2].parent == rows[1].parent
     assert not set(rows[2].seeds) & set(rows[1].seeds)
-    assert Ledger(lab.ledger).champion.number == rows[2].number
+    assert Ledger(lab.ledger_path).champion.number == rows[2].number
     verified(lab)
 
 
 def test_the_last_runs_of_a_night_make_its_claim_surer(lab):
     run(lab, rate(0.02), experiments=1)
 
-    ledger = Ledger(lab.ledger)
+    ledger = Ledger(lab.ledger_path)
     runs = [m for number in (0, 1) for m in ledger.load_run_records(number)]
     closing = [m for m in runs if m.occasion == "champion"]
     assert 0 < len(closing) <= MAX_CLOSING_RUNS
@@ -361,7 +379,7 @@ def test_the_last_runs_of_a_night_are_made_on_several_devices_at_once(lab):
     )
     with session.open_session(lab, asked, StopFlag()) as (opened, now):
         at_once = set()
-        folders = lab.state / "runs"
+        folders = lab.state_folder / "runs"
         now.listener = lambda *_: at_once.add(
             frozenset(path.name.split("-")[0] for path in folders.glob("[01]-*"))
         )
@@ -378,7 +396,7 @@ def test_the_last_runs_of_a_night_are_made_on_several_devices_at_once(lab):
 
     assert [row.title for row in rows] == ["baseline", "rate 0.02"]
     assert {"0", "1"} in at_once  # baseline and champion
-    ledger = Ledger(lab.ledger)
+    ledger = Ledger(lab.ledger_path)
     runs = {number: ledger.load_run_records(number) for number in (0, 1)}
     closing = [m for one in runs.values() for m in one if m.occasion == "champion"]
     assert 2 <= len(closing) <= MAX_CLOSING_RUNS
@@ -397,7 +415,7 @@ def test_the_last_runs_begin_while_there_is_time_for_them(lab, left, over, wante
         _,
     ):
         pool = LocalPool(Worker(opened.workbench), (Device(),) * 8)
-        end = replace(opened, runs_left=lambda: left, pool=pool)
+        end = replace(opened, estimate_runs_left=lambda: left, pool=pool)
         blobs = ClosingRuns(end, Dispatcher(end), before=-99).choose_runs(is_over=over)
 
     assert bool(blobs) == bool(wanted)
@@ -418,7 +436,7 @@ def test_the_hours_that_are_left_are_told_in_runs(lab):
 def test_a_night_whose_proposers_have_nothing_left_does_not_linger(lab):
     run(lab, rate(0.02))
 
-    runs = Ledger(lab.ledger).load_run_records(0)
+    runs = Ledger(lab.ledger_path).load_run_records(0)
     assert [m.occasion for m in runs] == ["verdict"] * 3
 
 
@@ -433,10 +451,10 @@ def test_proposals_start_where_the_policy_says_and_are_judged_against_the_champi
 
     assert more[0].parent == rows[1].blob
     assert more[0].against == 0
-    source = Ledger(lab.ledger).load_source(more[0].blob)
+    source = Ledger(lab.ledger_path).load_source(more[0].blob)
     assert "LEARNING_RATE = 0.02" in source
     assert "MOMENTUM = 0.6" in source
-    ledger = Ledger(lab.ledger)
+    ledger = Ledger(lab.ledger_path)
     assert ledger.starting_point.number == 1
     assert ledger.champion.number == 0
     said = command(lab, "context").stdout
@@ -459,18 +477,18 @@ def test_a_near_miss_names_what_it_stands_on_wherever_it_is_shown(lab):
     named = "y (on top of 1 and 2)"
     for words in (("log",), ("status",), ("show", "3")):
         assert named in command(lab, *words).stdout
-    assert named in lab.results.read_text()
+    assert named in lab.results_path.read_text()
     command(lab, "report")
-    assert named in lab.path("report.html").read_text()
+    assert named in lab.file_path("report.html").read_text()
     assert "(on top of 1, 2)" in command(lab, "context").stdout
     shown = command(lab, "show", "3").stdout.partition("--- all 3 changes since")[2]
     assert "+LEARNING_RATE = 0.02" in shown
     title = Repository(lab.folder).run_git("log", "-1", "--format=%s", last[0].commit)
     assert title.strip().endswith(", 3 changes")
-    parents = [row.parent for row in Ledger(lab.ledger).load_rows()]
+    parents = [row.parent for row in Ledger(lab.ledger_path).load_rows()]
     assert command(lab, "rebuild").returncode == 0
-    assert [row.parent for row in Ledger(lab.ledger).load_rows()] == parents
-    assert Ledger(lab.ledger).load_row(3).unproven_ancestors == (1, 2)
+    assert [row.parent for row in Ledger(lab.ledger_path).load_rows()] == parents
+    assert Ledger(lab.ledger_path).load_row(3).unproven_ancestors == (1, 2)
 
 
 def test_a_keep_names_every_change_that_it_brings_with_it(lab):
@@ -485,7 +503,7 @@ def test_a_keep_names_every_change_that_it_brings_with_it(lab):
     assert "\nOn-the-way: 1\n" in message
     verified(lab)
     assert command(lab, "rebuild").returncode == 0
-    assert Ledger(lab.ledger).load_row(more[0].number).title == "x"
+    assert Ledger(lab.ledger_path).load_row(more[0].number).title == "x"
 
 
 # -- hopeless runs ---------------------------------------------------------------------
@@ -538,13 +556,15 @@ def test_a_hopeless_run_is_ended_early_and_is_a_discard_without_a_score(tmp_path
     assert row.why.startswith("ended early at ")
     assert row.runs == 0
     ledger = Ledger(lab.ledger_path)
-    assert ledger.load_pruned_shares(row.series) == (pytest.approx(0.15, abs=0.2),)
+    assert queries.load_pruned_shares(ledger, row.series) == (
+        pytest.approx(0.15, abs=0.2),
+    )
     assert ledger.count_experiments()["ended_early"] == 1
     verified(lab)
     assert command(lab, "rebuild").returncode == 0
     again = Ledger(lab.ledger_path).load_row(row.number)
     assert (again.decision, again.kind) == ("discard", "ended early")
-    assert len(Ledger(lab.ledger_path).load_pruned_shares(row.series)) == 1
+    assert len(queries.load_pruned_shares(Ledger(lab.ledger_path), row.series)) == 1
 
 
 def test_a_spared_run_goes_on_and_tells_whether_it_beat_its_bar(tmp_path):
@@ -552,7 +572,7 @@ def test_a_spared_run_goes_on_and_tells_whether_it_beat_its_bar(tmp_path):
     row = ended(lab, slow, past, spare=True)
 
     assert row.value is not None
-    ((run, won),) = Ledger(lab.ledger_path).load_finished_runs(row.series)
+    ((run, won),) = queries.load_finished_runs(Ledger(lab.ledger_path), row.series)
     assert won == (row.value < Ledger(lab.ledger_path).load_row(0).value)
     assert [at for at, _ in run.curve] == list(LOOK_SHARES)
 

@@ -10,7 +10,7 @@ from autoresearch.commands import verify_ledger
 from autoresearch.git import Repository
 from autoresearch.records import hash_chain
 from autoresearch.records.ledger import Ledger
-from autoresearch.records.schema import MIGRATIONS
+from autoresearch.records.schema import load_migrations
 from tests.nights import command, line_lab, rate, run
 
 
@@ -29,8 +29,8 @@ def verified(lab, code):
 
 
 def edit(lab, *statements):
-    """Somebody opens the file."""
-    ledger = Ledger(lab.ledger)
+    """Edit the file by hand."""
+    ledger = Ledger(lab.ledger_path)
     ledger.db.execute("pragma foreign_keys = off")
     for statement in statements:
         assert ledger.db.execute(statement).rowcount != 0
@@ -41,7 +41,7 @@ def of_the_first_version(path):
     """The same ledger as the first version would have written it."""
     old = path.with_name("old.db")
     with contextlib.closing(sqlite3.connect(old, isolation_level=None)) as db:
-        db.executescript(MIGRATIONS[0])
+        db.executescript(load_migrations()[0])
         db.execute("attach ? as now", (str(path),))
         for table in ("session", "series", "source", "experiment", "run"):
             columns = ", ".join(c[1] for c in db.execute(f"pragma table_info({table})"))
@@ -111,7 +111,7 @@ def test_commits_of_older_versions_have_six_decimals_and_agree():
             " startup_seconds, evaluation_seconds, memory_gb, facts, log) select 99,"
             " experiment, series, seed, value, error, seconds, startup_seconds,"
             " evaluation_seconds, memory_gb, facts, log from run where id = 1",
-            "run 99 was never chained",
+            "run 99 is not in the chain",
         ),
     ],
 )
@@ -146,7 +146,7 @@ def test_commits_anchor_the_chain(lab):
     message = Repository(lab.folder).run_git(
         "log", "-1", "--format=%B", "autoresearch/1"
     )
-    ledger = Ledger(lab.ledger)
+    ledger = Ledger(lab.ledger_path)
 
     link = message.split("Chain: ")[1].split()[0]
 
@@ -155,7 +155,7 @@ def test_commits_anchor_the_chain(lab):
 
 
 def test_a_ledger_from_before_the_chain_is_adopted_once(lab):
-    of_the_first_version(lab.ledger)
+    of_the_first_version(lab.ledger_path)
 
     found = verified(lab, 0)
 

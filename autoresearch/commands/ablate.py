@@ -10,23 +10,15 @@ Not covered: changes that only matter together. A step that later ones were buil
 cannot be removed alone; it is listed as such.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 
 from autoresearch.errors import ExperimentFailed, NotReady, RunStopped
-from autoresearch.experiment import (
-    Champion,
-    CodeSizeChange,
-    Decision,
-    History,
-    Proposal,
-    Row,
-    Scores,
-    Verdict,
-)
+from autoresearch.experiment import Decision, History, Proposal, Row, Scores
 from autoresearch.lab import constraints
 from autoresearch.lab.folder import Lab
-from autoresearch.policies import NextRun, Policy
+from autoresearch.policies import NextRun
+from autoresearch.policies.base import OverridePolicy
 from autoresearch.proposers.prefetch import rebase_proposal
 from autoresearch.records import queries
 from autoresearch.records.ledger import Ledger
@@ -61,38 +53,17 @@ class AblationResult:
 
 
 @dataclass(frozen=True, slots=True)
-class MinimumRunsPolicy:
-    """A policy that gives every candidate, and the champion, so many runs."""
+class MinimumRunsRule:
+    """Gives every candidate, and the champion, this many runs in turn."""
 
-    policy: Policy
     runs: int
 
-    def choose_next_run(self, scores: Scores, history: History) -> NextRun:
-        """Runs of both in turn, then whatever the policy wants."""
+    def __call__(self, scores: Scores, history: History) -> NextRun | None:
+        """The next run; None when both have their runs."""
         champion = history.champion
         if champion is not None and len(champion.values) < self.runs:
             return "champion"
-        if len(scores) < self.runs:
-            return "candidate"
-        return self.policy.choose_next_run(scores, history)
-
-    def decide(
-        self, scores: Scores, history: History, change: CodeSizeChange
-    ) -> Verdict:
-        """As the policy."""
-        return self.policy.decide(scores, history, change)
-
-    def find_champion_to_restore(self, history: History) -> Champion | None:
-        """As the policy."""
-        return self.policy.find_champion_to_restore(history)
-
-    def choose_closing_run(self, history: History, left: float) -> str | None:
-        """As the policy."""
-        return self.policy.choose_closing_run(history, left)
-
-    def choose_parent(self, history: History, rows: Sequence[Row]) -> str | None:
-        """As the policy."""
-        return self.policy.choose_parent(history, rows)
+        return "candidate" if len(scores) < self.runs else None
 
 
 def ablate(lab: Lab, runs: int, stop: StopFlag) -> Iterator[AblationResult]:
@@ -102,7 +73,7 @@ def ablate(lab: Lab, runs: int, stop: StopFlag) -> Iterator[AblationResult]:
     """
     options = session.SessionOptions(proposers=("mailbox",))
     with session.open_session(lab, options, stop) as (opened, _):
-        policy = MinimumRunsPolicy(opened.policy, runs)
+        policy = OverridePolicy(opened.policy, MinimumRunsRule(runs))
         yield from ablate_steps(replace(opened, policy=policy), runs)
 
 

@@ -13,20 +13,17 @@ its place); `rebuild`, because claims are in the ledger only, never in git.
 """
 
 import hashlib
-import json
 import math
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from autoresearch.errors import LabError
 from autoresearch.experiment import Decision
-from autoresearch.git import compute_blob_id
-from autoresearch.records import hash_chain
+from autoresearch.records import claims
+from autoresearch.records.claims import ClaimedResult, ClaimedSeries
 from autoresearch.records.ledger import Ledger
-from autoresearch.records.schema import insert_source
 from autoresearch.text import to_one_line
 
 MAX_FILE_BYTES = 4 << 20
@@ -38,18 +35,6 @@ DECISION_BY_STATUS: dict[str, Decision] = {
     "discard": "discard",
     "crash": "failed",
 }
-
-
-@dataclass(frozen=True, slots=True)
-class ClaimedResult:
-    """One line of the file."""
-
-    line: int  # counted from 1, the header
-    commit: str
-    value: float | None  # None: the run crashed
-    memory_gb: float
-    decision: Decision
-    title: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +58,12 @@ class ForeignResults:
     @property
     def series(self) -> str:
         """The series of its experiments: they are compared with each other only."""
-        return f"claimed:{self.digest[:8]}"
+        return self.claimed_series.hash
+
+    @property
+    def claimed_series(self) -> ClaimedSeries:
+        """What goes into the ledger."""
+        return ClaimedSeries(self.name, self.digest, self.metric, self.claims)
 
 
 def read_results_file(path: Path) -> ForeignResults:
@@ -95,15 +85,15 @@ def read_results_file(path: Path) -> ForeignResults:
             "memory_gb, status and description, separated by tabs"
         )
     parsed = list(parse_lines(lines[1:]))
-    claims = tuple(line for line in parsed if isinstance(line, ClaimedResult))
+    claimed = tuple(line for line in parsed if isinstance(line, ClaimedResult))
     skipped = tuple(line for line in parsed if isinstance(line, SkippedLine))
-    if not claims:
+    if not claimed:
         first = f" (line {skipped[0].line}: {skipped[0].why})" if skipped else ""
         raise LabError(f"{path} has no readable row{first}")
     digest = hashlib.sha256(body).hexdigest()
     metric = to_one_line(head[1])[:MAX_TEXT_CHARACTERS]
     return ForeignResults(
-        to_one_line(path.name)[:MAX_TEXT_CHARACTERS], digest, metric, claims, skipped
+        to_one_line(path.name)[:MAX_TEXT_CHARACTERS], digest, metric, claimed, skipped
     )
 
 
@@ -155,76 +145,11 @@ def parse_finite(cell: str, what: str) -> float:
 
 
 def insert_claims(ledger: Ledger, file: ForeignResults) -> list[int]:
-    """File -> ledger; the numbers its experiments got. LabError: it is there already.
+    """Write a file's claims into the ledger; returns the numbers of its experiments.
 
-    Whoever calls this holds the lab's lock, as there is one writer of verdicts.
+    The caller holds the lab's lock. Raises LabError if the file was imported before.
     """
-    with ledger.transaction() as db:
-        known = db.execute("select 1 from series where hash = ?", (file.series,))
-        if known.fetchone():
-            raise LabError(
-                f"{file.name} was imported before, as series {file.series}. "
-                f"Next: autoresearch replay --series {file.series}"
-            )
-        facts = {"file": file.name, "sha256": file.digest, "metric": file.metric}
-        db.execute(
-            "insert into series values (?, ?, 0)", (file.series, json.dumps(facts))
-        )
-        (last, sequence) = db.execute(
-            "select max(number), max(sequence) from experiment"
-        ).fetchone()
-        number = max(last or 0, 0)
-        best: tuple[int, float] | None = None  # the last keep: (experiment, its score)
-        numbers: list[int] = []
-        for place, claim in enumerate(file.claims, 1):
-            insert_claim(
-                ledger, file, claim, number + place, (sequence or 0) + place, best
-            )
-            numbers.append(number + place)
-            if claim.decision == "keep" and claim.value is not None:
-                best = number + place, claim.value
-    return numbers
-
-
-def insert_claim(
-    ledger: Ledger,
-    file: ForeignResults,
-    claim: ClaimedResult,
-    number: int,
-    sequence: int,
-    best: tuple[int, float] | None,
-) -> None:
-    """One claim, as an experiment and, where it has a score, a run."""
-    db, now = ledger.db, time.time()
-    where = f"{file.name} line {claim.line}, commit {claim.commit or 'unknown'}"
-    note = f"# The train.py of {where} is not here.\n# sha256 {file.digest}\n"
-    blob = compute_blob_id(note)
-    insert_source(db, blob, note)
-    kind: Literal["crash"] | None = "crash" if claim.decision == "failed" else None
-    delta = None
-    if best is not None and claim.value is not None:
-        delta = claim.value - best[1]
-    db.execute(
-        "insert into experiment (number, title, reason, author, parent, blob, code,"
-        " program, proposed_at, evidence, sequence, series, decision, why, kind, value,"
-        " delta, against, decided_at, in_git) values"
-        " (?, ?, '', ?, '', ?, ?, '', ?, 'claimed', ?, ?, ?, ?, ?, ?, ?, ?, ?, 1)",
-        (
-            *(number, claim.title, f"import:{file.name}", blob, blob, now, sequence),
-            *(file.series, claim.decision, f"claimed: {where}", kind, claim.value),
-            *(delta, None if best is None else best[0], now),
-        ),
-    )
-    if claim.value is not None:
-        run = db.execute(
-            "insert into run (experiment, series, seed, value, error, seconds,"
-            " startup_seconds, evaluation_seconds, memory_gb, facts, log)"
-            " values (?, ?, 0, ?, 0, 0, 0, 0, ?, '[]', '')",
-            (number, file.series, claim.value, claim.memory_gb),
-        )
-        assert run.lastrowid is not None
-        hash_chain.append_entry(db, "run", run.lastrowid)
-    hash_chain.append_entry(db, "verdict", number)
+    return claims.insert_claims(ledger, file.claimed_series)
 
 
 def import_to_json(file: ForeignResults, numbers: list[int]) -> dict[str, Any]:

@@ -75,7 +75,7 @@ def run_pairs(
     baseline, champion = compared.baseline, compared.champion
     numbers = [c.proposal.number or 0 for c in (champion, baseline)]
     done = len(queries.load_pairs(ledger, *numbers))
-    used = ledger.load_used_seeds(numbers[0]) | ledger.load_used_seeds(numbers[1])
+    used = set[int]().union(*(queries.load_used_seeds(ledger, n) for n in numbers))
     fresh = (s for n in count() if (s := compute_seed(opened.seed, n)) not in used)
     ended: deque[SeedPair] = deque()
     failed = started = under_way = 0

@@ -74,11 +74,9 @@ def verify(lab: Lab, again: int | None) -> VerificationResult:
             *find_apparatus_problems(lab, ledger),
         )
         remeasured = None if again is None else remeasure_experiment(lab, ledger, again)
-        (entries, adopted) = ledger.db.execute(
-            "select count(*), total(adopted) from chain"
-        ).fetchone()
+        entries, adopted = hash_chain.count_entries(ledger.db)
         return VerificationResult(
-            *(entries, int(adopted), ledger.chain_head, len(committed)),
+            *(entries, adopted, ledger.chain_head, len(committed)),
             problems,
             remeasured,
         )
@@ -136,10 +134,8 @@ def has_matching_scores(written: Sequence[str], values: Sequence[float]) -> bool
 
 def is_rebuilt(ledger: Ledger) -> bool:
     """Whether the ledger was rebuilt from git, which starts a new hash chain."""
-    (count,) = ledger.db.execute(
-        "select count(*) from chain where adopted = 1"
-    ).fetchone()
-    return bool(count)
+    _, adopted = hash_chain.count_entries(ledger.db)
+    return adopted > 0
 
 
 def find_apparatus_problems(lab: Lab, ledger: Ledger) -> Iterator[str]:

@@ -1,8 +1,8 @@
-"""Acceptance policies: may a candidate take the champion's place?
+"""Acceptance policies: whether a candidate becomes champion.
 
-A policy is pure: scores in, Verdict out. It is asked twice, once while the candidate
-still holds its device (`wants`) and once when it has given it back (`decide`).
-Which direction is better is said in one place, `gain`.
+A policy is pure: scores in, Verdict out. It is called while the candidate still holds
+its device (`choose_next_run`), and after its last run (`decide`).
+`compute_gain` is the one place that knows which direction is better.
 """
 
 from collections.abc import Sequence
@@ -27,10 +27,11 @@ class Policy(Protocol):
     """Decides which candidates are kept."""
 
     def choose_next_run(self, scores: Scores, history: History) -> NextRun:
-        """Which run would help the verdict most, while the device is held.
+        """The run that would help the verdict most, while the device is held.
 
-        Asked again after each run, with that run added: to `scores`, or to the
-        champion's values and the history. No champion: the baseline.
+        Called again after each run, with that run added to `scores`, or to the
+        champion's values and the history. No champion in the history: the candidate is
+        the baseline.
         """
         ...
 
@@ -41,18 +42,18 @@ class Policy(Protocol):
         ...
 
     def find_champion_to_restore(self, history: History) -> Champion | None:
-        """The former champion to put back, because this one turned out worse.
+        """The former champion to restore, because this one turned out worse.
 
-        Ask after every verdict. None almost always.
+        Called after every verdict; almost always None.
         """
         ...
 
     def choose_closing_run(self, history: History, left: float) -> str | None:
-        """The blob to run once more now that so many runs are left of the night.
+        """The blob to run again, when `left` runs are left of the session.
 
-        None: go on (or end, where no ideas are to be tried any more). A blob that is
-        neither champion nor baseline gets a second look: an experiment of its own,
-        on seeds that it has not run with.
+        None: go on, or end if no proposals are to follow. A blob that is neither
+        champion nor baseline gets a second look: an experiment of its own, on seeds
+        that it has not run with.
         """
         ...
 
@@ -60,11 +61,11 @@ class Policy(Protocol):
         """The blob that the next proposal should start from; None: the champion's.
 
         Not only for anneal and islands: the noise-aware policy works along a line of
-        promising, not yet proven changes, and crowns what is proven. `rows` are those
-        of the history. How to use it: ask before each proposal; whoever proposes sees
-        this blob's source as the one to change, and its Proposal.parent is this blob.
-        The verdict is on the candidate as a whole against the champion of record,
-        which is always the best measured. A loop that never asks loses gain, not truth.
+        promising, unproven changes, and makes champion what is proven. `rows` are those
+        of the history. Called before each proposal: the proposer sees this blob's
+        source as the one to change, and Proposal.parent is this blob. The verdict is on
+        the candidate as a whole against the champion of record, which is always the
+        best measured one. A loop that never calls it loses gain, not validity.
         """
         ...
 
@@ -75,12 +76,12 @@ def estimate_score_noise(history: History) -> Noise | None:
 
 
 def has_earlier_runs(scores: Scores, history: History) -> bool:
-    """Whether this train.py has an experiment already, so that all runs are fresh."""
+    """Whether this train.py has an experiment, which makes all of these runs fresh."""
     blob = scores[0].run.candidate.blob
     return any(row.blob == blob and row.values for row in history.rows)
 
 
 def compute_gain(scores: Scores, champion: Champion, *, lower_is_better: bool) -> float:
-    """How much better than the champion's mean, in the metric's own units."""
+    """Gain over the champion's mean, in the metric's units; positive is better."""
     difference = fmean(champion.values) - fmean(score.value for score in scores)
     return difference if lower_is_better else -difference

@@ -1,7 +1,9 @@
-"""Greedy: the article's rule, strictly better wins after one run each.
+"""Greedy: a strictly better score wins, after one run each.
 
-Promises what it says and no more: it knows no noise, so about half of what it keeps
-near the end of a night is luck (measured elsewhere, see docs/how-it-works.md).
+Promises: no more than that.
+
+Not covered: noise. About half of what it keeps near the end of a session is noise
+(measured elsewhere, see docs/how-it-works.md).
 """
 
 from collections.abc import Sequence
@@ -20,13 +22,13 @@ from autoresearch.policies import NextRun, compute_gain
 
 @dataclass(frozen=True, slots=True)
 class GreedyPolicy:
-    """One run settles it."""
+    """A verdict from a single run."""
 
     lower_is_better: bool = True
     gain_per_20_added_lines: float = 0.001
 
     def choose_next_run(self, scores: Scores, history: History) -> NextRun:
-        """One run settles it."""
+        """One run of the candidate."""
         return "nothing" if scores else "candidate"
 
     def decide(
@@ -38,7 +40,7 @@ class GreedyPolicy:
             return Verdict("keep", "baseline", scores)
         won = compute_gain(scores, champion, lower_is_better=self.lower_is_better)
         price = self.gain_per_20_added_lines * max(0, added) / 20
-        if not won > 0:  # a nan is no gain either
+        if not won > 0:  # also for nan
             return Verdict("discard", f"worse by {abs(won):.6f}", scores, champion)
         if not won > price:
             reason = f"gain {won:.6f} does not pay for {added} added lines"
@@ -46,13 +48,13 @@ class GreedyPolicy:
         return Verdict("keep", f"gain {won:.6f}", scores, champion)
 
     def find_champion_to_restore(self, history: History) -> Champion | None:
-        """It measures nothing twice, so it learns of no mistake."""
+        """None: it measures nothing twice, so it cannot find a mistake."""
         return None
 
     def choose_closing_run(self, history: History, left: float) -> str | None:
-        """It goes on to the end."""
+        """None: it goes on to the end."""
         return None
 
     def choose_parent(self, history: History, rows: Sequence[Row]) -> str | None:
-        """The champion."""
+        """None: the champion."""
         return None

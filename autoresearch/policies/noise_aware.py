@@ -1,22 +1,22 @@
-"""Noise-aware: explore along promising changes, crown only what fresh runs prove.
+"""Noise-aware: explore along promising changes, keep only what fresh runs prove.
 
-Two questions that greedy answers with one run are kept apart.
+Two questions that greedy answers with one run are separate here.
 
-Where to go on from: the train.py that is believed best (`levels`). One run decides, and
-nobody claims anything: such a change is recorded as unresolved.
+Where to start from: the train.py with the best posterior mean (`posterior`). One run
+is enough for that, and no gain is claimed: such a change is recorded as unresolved.
 
-What to believe: a candidate becomes champion when its runs on fresh seeds beat the
-champion's beyond doubt. The run that made it promising has no vote, so the test is an
-ordinary one and stays honest however promising candidates were picked. As what is
-tested is everything since the champion, small gains add up until they are large enough
-to prove, and a night holds a few tests, not a hundred. A difference that could not be
-luck in a hundred tries is taken at once. What is promising and unproven when the night
-ends gets its proof then, as a second look on seeds that it has not run with.
+What to keep: a candidate becomes champion when its runs on fresh seeds are
+significantly better than the champion's. The run that made it promising is left out of
+the test, so there is no selection bias however promising candidates were picked. The
+test is on all changes since the champion, so small gains add up until they are large
+enough to prove, and a session has a few tests, not a hundred. A difference too large to
+occur by chance in a hundred experiments is kept at once. A promising, unproven
+candidate is tested at the end of the session, as a second look on new seeds.
 
 Promises (measured in benchmarks/verdicts.py): at most one false champion expected in a
-hundred experiments that change nothing. Zero variance: greedy's verdicts. Noise that
-nobody measured yet: nothing is kept. A drift: nothing is kept that was not run side by
-side with the champion.
+hundred experiments that change nothing. Zero variance: greedy's verdicts. Unknown
+noise: nothing is kept. Drift: nothing is kept that did not run at the same time as the
+champion.
 
 Not covered: which of the changes along the line did it (`autoresearch ablate`).
 """
@@ -46,46 +46,48 @@ from autoresearch.stats import noise, posterior, quantiles
 from autoresearch.stats.posterior import Posterior
 
 BASELINE_RUNS = 3
-# Differences that the noise has to rest on. Until then three baseline runs may have
-# agreed by chance, and what looks like three standard deviations may be one: it runs
-# once more, unless it is far beyond that.
+# Degrees of freedom that the noise estimate needs. With fewer, three baseline runs may
+# have agreed by chance, and what looks like three standard deviations may be one: the
+# candidate runs again, unless it is far beyond that.
 MIN_NOISE_DEGREES, EARLY_SINGLE_RUN_Z = 2, 4.5
 MAX_CANDIDATE_RUNS = 6  # of one candidate
-# Normal deviates. After one run: what a hundred tries without effect do not reach by
-# luck. After 1, 2, ... fresh runs: a night tests a few candidates, each several times.
+# Normal deviates. After one run: what a hundred experiments without effect do not reach
+# by chance. After 1, 2, ... fresh runs: the boundaries of a sequential test, for a
+# session that tests a few candidates, each several times.
 SINGLE_RUN_Z = 3.0
 SEQUENTIAL_BOUNDARIES_Z = (2.6, 2.1, 1.9, 1.8, 1.8)
-PROMISING_Z = 2.5  # believed gain over its standard deviation: worth proving
-PROMISING_REMOVAL_Z = 1.0  # fewer lines are worth a proof sooner
-FUTILITY_Z = 0.5
-# A proof costs about 1.5 runs, that is 1.5 * rate of gain. Without it, the next gains
-# settle the matter for free in about 5 / rate runs; what is lost if the night (of some
-# 100 runs) ends before is the gain at stake. So: stake * 5 / rate / 100 > 1.5 * rate.
+PROMISING_Z = 2.5  # posterior gain over its standard deviation that starts a test
+PROMISING_REMOVAL_Z = 1.0  # the same for a change that removes lines
+FUTILITY_Z = 0.5  # below this, no further fresh runs
+# A test costs about 1.5 runs, that is 1.5 * rate of gain. Without it, the next gains
+# settle the question at no cost in about 5 / rate runs; if the session (of some 100
+# runs) ends before, the gain at stake is lost. So: stake * 5 / rate / 100 > 1.5 * rate.
 MIN_STAKE = 30.0
-# What a run brings before the night has shown it, in noise units (the mixture of
-# `levels`), and how many runs that counts for.
+# Prior gain of a run, in noise units (from the mixture of `posterior`), and the runs
+# that it counts for.
 PRIOR_GAIN_RATE, PRIOR_RATE_RUNS = 0.45, 10
-# Student's correction alone would ask 20 standard deviations of the first large gains
-# (three baseline runs leave 2 degrees of freedom) and cost a night 4 % of its gain. The
-# false keeps that the milder one lets through are in the measured rate.
+# Added to the degrees of freedom. Student's correction alone would need 20 standard
+# deviations for the first large gains (three baseline runs leave 2 degrees of freedom)
+# and cost a session 4 % of its gain. The measured rate of false keeps includes those
+# that the milder correction causes.
 PRIOR_DEGREES = 20
-REMEASURE_INTERVAL = 30  # experiments, times its runs: a champion is run once more
-REVERT_Z = 1.645  # normal deviate: the champion before was better, 95 % sure
+REMEASURE_INTERVAL = 30  # experiments per run of the champion until it runs again
+REVERT_Z = 1.645  # normal deviate: the former champion was better, 95 % (one-sided)
 MAX_REMOVAL_COST = 1.5  # noise units that a removal may cost, however much it removes
-# Runs that are left of a night when the head of the line gets its proof, and its
-# believed gain over its standard deviation. What it gains must also be more than the
-# same runs would bring with new ideas.
+# Runs left of a session when the best unproven candidate gets its second look, and the
+# posterior gain over its standard deviation that it needs. Its gain must also be more
+# than the same runs would bring with new proposals.
 PROOF_RUNS, SECOND_LOOK_Z = 3, 0.5
-MIN_CONCURRENT_RUNS = 2  # champion runs during the candidate's, when the night drifts
+MIN_CONCURRENT_RUNS = 2  # champion runs during the candidate's, where scores drift
 
 
 @dataclass(frozen=True, slots=True)
 class CandidateStanding:
-    """A candidate against the champion, in noise units, higher is better."""
+    """A candidate compared with the champion, in noise units, higher is better."""
 
-    test_z: float  # of the test that counts: fresh runs, or the only one there is
-    posterior_z: float  # gain over its standard deviation
-    stake: float  # gain, over the square of what the night gains in a run
+    test_z: float  # of its fresh runs, or of its only run
+    posterior_z: float  # posterior gain over its standard deviation
+    stake: float  # posterior gain over the square of the session's gain per run
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,17 +96,17 @@ class NoiseAwarePolicy:
 
     lower_is_better: bool = True
     gain_per_20_added_lines: float = 0.001
-    # How much belief starts a proof: lower proves smaller gains and takes more runs
+    # Posterior z that starts a test: a lower one proves smaller gains with more runs
     # (the curve: docs/decisions/0004-when-to-believe.md).
     promising_z: float = PROMISING_Z
 
     @property
     def greedy_policy(self) -> GreedyPolicy:
-        """What is left of this policy where there is no noise."""
+        """The policy for scores without noise."""
         return GreedyPolicy(self.lower_is_better, self.gain_per_20_added_lines)
 
     def choose_next_run(self, scores: Scores, history: History) -> NextRun:
-        """Fresh seeds for what is promising, shared between it and the champion."""
+        """Fresh seeds for a promising candidate, and for the champion in turn."""
         champion = history.champion
         if champion is None:
             return "candidate" if len(scores) < BASELINE_RUNS else "nothing"
@@ -115,7 +117,7 @@ class NoiseAwarePolicy:
         if not all(math.isfinite(score.value) for score in scores):
             return "nothing"
         known = estimate_score_noise(history)
-        if known is None:  # one run of everything so far: learn what a run is worth
+        if known is None:  # one run of everything so far: a second one shows the noise
             better = (
                 compute_gain(scores, champion, lower_is_better=self.lower_is_better) > 0
             )
@@ -127,7 +129,7 @@ class NoiseAwarePolicy:
     def choose_further_run(
         self, scores: Scores, history: History, known: Noise
     ) -> NextRun:
-        """The same, for a candidate that has runs and where noise is known."""
+        """The next run of a candidate that has runs, where the noise is known."""
         champion = history.champion
         assert champion is not None
         price = self.compute_required_gain(
@@ -144,52 +146,52 @@ class NoiseAwarePolicy:
         if is_proven(standing, runs + again):
             return "champion" if has_stale_champion(history) else "nothing"
         if runs + again > 1:
-            lost = not standing.posterior_z >= FUTILITY_Z
+            is_promising = standing.posterior_z >= FUTILITY_Z
         elif price < 0:
-            lost = not standing.posterior_z >= PROMISING_REMOVAL_Z
+            is_promising = standing.posterior_z >= PROMISING_REMOVAL_Z
         else:
-            lost = not (
+            is_promising = (
                 standing.posterior_z >= self.promising_z and standing.stake >= MIN_STAKE
             )
-        if lost:
+        if not is_promising:
             return "nothing"
         return "candidate" if len(champion.values) >= runs else "champion"
 
     def decide(
         self, scores: Scores, history: History, change: CodeSizeChange
     ) -> Verdict:
-        """Keep what is proven better than the champion by more than its lines cost."""
+        """Keep what is significantly better, by more than its added lines cost."""
         champion = history.champion
         known = estimate_score_noise(history)
         if champion is None or (known is not None and known.sd == 0):
             return self.greedy_policy.decide(scores, history, change)
         won = compute_gain(scores, champion, lower_is_better=self.lower_is_better)
         if not math.isfinite(won):
-            return Verdict("discard", "a score is no number", scores, champion)
+            return Verdict("discard", "a score is not finite", scores, champion)
         if known is None:
             return decide_without_noise(won, scores, champion)
         price = self.compute_required_gain(change, known)
         standing = self.compute_standing(scores, history, known, price)
         times = "one run" if len(scores) == 1 else f"{len(scores)} runs"
-        said = f"gain {won:.6f} in {times}, noise {known.sd:.6f} a run"
+        details = f"gain {won:.6f} in {times}, noise {known.sd:.6f} a run"
         if known.degrees < BASELINE_RUNS:
-            said += f" (not yet sure: degrees of freedom {known.degrees:.0f})"
+            details += f" (not yet sure: degrees of freedom {known.degrees:.0f})"
         if is_proven(standing, len(scores) + has_earlier_runs(scores, history)):
             if has_stale_champion(history):
-                why = f"unresolved: {said}; scores drift, the champion's runs are old"
-                return Verdict("unresolved", why, scores, champion)
-            return Verdict("keep", said, scores, champion)
+                details += "; scores drift, the champion's runs are old"
+                return Verdict("unresolved", f"unresolved: {details}", scores, champion)
+            return Verdict("keep", details, scores, champion)
         if price > 0:
-            said += f", {change.added_lines} added lines cost {price:.6f}"
+            details += f", {change.added_lines} added lines cost {price:.6f}"
         if standing.posterior_z > 0:
-            return Verdict("unresolved", f"unresolved: {said}", scores, champion)
-        return Verdict("discard", f"worse: {said}", scores, champion)
+            return Verdict("unresolved", f"unresolved: {details}", scores, champion)
+        return Verdict("discard", f"worse: {details}", scores, champion)
 
     def compute_required_gain(self, change: CodeSizeChange, known: Noise) -> float:
-        """What a candidate must gain, in the metric's units; negative for a removal.
+        """The gain a candidate needs, in the metric's units; negative for a removal.
 
-        A removal may cost what as many lines would have had to gain, but no more than
-        one and a half standard deviations of a run.
+        A removal may lose what as many added lines would have to gain, but no more than
+        MAX_REMOVAL_COST standard deviations of a run.
         """
         net = change.added_lines - change.removed_lines
         price = self.gain_per_20_added_lines * net / 20
@@ -198,7 +200,10 @@ class NoiseAwarePolicy:
     def compute_standing(
         self, scores: Scores, history: History, known: Noise, price: float
     ) -> CandidateStanding:
-        """Everything that counts, from the runs there are."""
+        """Test statistic, posterior and stake of a candidate.
+
+        price: the gain it needs, in the metric's units.
+        """
         champion = history.champion
         assert champion is not None
         unit = -known.sd if self.lower_is_better else known.sd
@@ -235,7 +240,7 @@ class NoiseAwarePolicy:
         )
 
     def find_champion_to_restore(self, history: History) -> Champion | None:
-        """The champion before, if what came since says that it was better."""
+        """The former champion, if the posteriors now say that it was better."""
         champion = history.champion
         unit = compute_noise_unit(history, lower_is_better=self.lower_is_better)
         if champion is None or not history.former_champions or not unit:
@@ -249,7 +254,7 @@ class NoiseAwarePolicy:
         return former if z >= REVERT_Z else None
 
     def choose_closing_run(self, history: History, left: float) -> str | None:
-        """The head of the line, while there is time to prove it."""
+        """The best unproven blob, while there is time to test it."""
         champion = history.champion
         unit = compute_noise_unit(history, lower_is_better=self.lower_is_better)
         if champion is None or not unit or left > PROOF_RUNS:
@@ -268,7 +273,7 @@ class NoiseAwarePolicy:
         return head if worth else None
 
     def choose_parent(self, history: History, rows: Sequence[Row]) -> str | None:
-        """The train.py that is believed best."""
+        """The blob with the best posterior mean; None while the noise is unknown."""
         unit = compute_noise_unit(history, lower_is_better=self.lower_is_better)
         return (
             posterior.find_best_blob(posterior.compute_posteriors(rows, unit))
@@ -278,7 +283,7 @@ class NoiseAwarePolicy:
 
 
 def decide_without_noise(won: float, scores: Scores, champion: Champion) -> Verdict:
-    """The verdict while nothing was run twice: nobody knows what luck is worth."""
+    """The verdict while nothing has run twice, so that the noise is unknown."""
     if not won > 0:
         return Verdict("discard", f"worse by {abs(won):.6f}", scores, champion)
     why = f"unresolved: gain {won:.6f}, but nothing ran twice, so the noise is unknown"
@@ -294,7 +299,11 @@ def compute_noise_unit(history: History, *, lower_is_better: bool) -> float | No
 
 
 def is_proven(standing: CandidateStanding, runs: int) -> bool:
-    """Whether fresh runs, or one run beyond all luck, put it above the champion."""
+    """Whether it is significantly better; runs: how many it has, and one more if it has
+    an earlier experiment.
+
+    After a single run the bar is higher (SINGLE_RUN_Z).
+    """
     bar = (
         SINGLE_RUN_Z
         if runs == 1
@@ -304,7 +313,7 @@ def is_proven(standing: CandidateStanding, runs: int) -> bool:
 
 
 def has_stale_champion(history: History) -> bool:
-    """Whether scores drift and the champion was not run side by side with this one."""
+    """Whether scores drift and the champion has no recent runs to compare with."""
     champion = history.champion
     if (
         champion is None
@@ -323,6 +332,6 @@ def has_stale_champion(history: History) -> bool:
 
 
 def is_remeasurement_due(champion: Champion, history: History) -> bool:
-    """Whether it is time to run the champion once more."""
+    """Whether it is time to run the champion again."""
     since = sum(row.number > champion.number for row in history.rows)
     return since >= REMEASURE_INTERVAL * len(champion.values)

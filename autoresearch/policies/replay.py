@@ -1,10 +1,12 @@
-"""Decide a recorded night again by another policy, from the runs there are."""
+"""Replay a recorded session: decide it again with another policy, from its runs.
 
-import random
-from collections.abc import Callable, Sequence
+Not covered: runs that the other policy would have asked for and that were never made.
+So a replay shows which verdicts do not hold, not what the other policy would find.
+"""
+
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from autoresearch import experiment
 from autoresearch.experiment import (
@@ -24,42 +26,35 @@ from autoresearch.policies import Policy
 NO_CHANGE = CodeSizeChange(0, 0)
 PLACEHOLDER_PATH = Path("simulated")
 PLACEHOLDER_RUN_SECONDS = 330.0
-CLOSING_RUNS = 10  # that may come after the last idea of a night
-ANEW = 0.1  # of a train.py's own answers to seeds, what a change draws anew
-MOST_LEFT = 12  # runs left of a night when it is first asked what its end is for
-
-Effects = Callable[[random.Random], float]
-Shape = Literal["normal", "heavy", "drift"]
 
 
 @dataclass(frozen=True, slots=True)
 class ReplayedVerdict:
-    """What another policy says of an experiment that was run."""
+    """Another policy's verdict on a recorded experiment."""
 
     number: int
     decision: Decision
     reason: str
-    missing: bool  # whether it would have asked for a run that nobody made
+    missing: bool  # whether it would have asked for a run that was never made
 
 
 def replay_verdicts(
     rows: Sequence[Row], policy: Policy, known: experiment.Noise | None = None
 ) -> list[ReplayedVerdict]:
-    """Decide a night again, from the runs there are.
+    """Decide the recorded experiments again, in order.
 
-    What it would have run and nobody did stays unknown, so this says which verdicts do
-    not hold, not what the other policy would have found. The lineage is the recorded
-    one. known: the noise that is left in the scores; None: what their runs show.
+    The lineage is the recorded one. known: the noise of the scores; None: estimated
+    from their runs.
     """
-    told: list[ReplayedVerdict] = []
+    verdicts: list[ReplayedVerdict] = []
     before: list[Row] = []
     champions: list[Champion] = []
     for row in rows:
         if not row.values:
             continue
-        now = champions[-1] if champions else None
+        champion = champions[-1] if champions else None
         history = History(
-            now,
+            champion,
             tuple(past.values for past in before),
             experiment_count=max(0, len(before) - 1),
             former_champions=tuple(champions[:-1]),
@@ -75,17 +70,19 @@ def replay_verdicts(
         verdict = policy.decide(
             scores or (build_score(candidate, 0, row.values[0]),), history, NO_CHANGE
         )
-        wanted = len(scores) == len(row.values) and now is not None
-        missing = wanted and policy.choose_next_run(scores, history) != "nothing"
-        said = (row.number, verdict.decision, verdict.reason)
-        told.append(ReplayedVerdict(*said, missing))
+        is_exhausted = len(scores) == len(row.values) and champion is not None
+        missing = is_exhausted and policy.choose_next_run(scores, history) != "nothing"
+        verdicts.append(
+            ReplayedVerdict(row.number, verdict.decision, verdict.reason, missing)
+        )
         before.append(row)
         if verdict.decision == "keep":
             champions.append(Champion(row.number, row.blob, row.values))
-    return told
+    return verdicts
 
 
 def build_score(candidate: Candidate, seed: int, value: float) -> Score:
+    """A score with placeholders for what policies do not read."""
     run = Run(
         candidate,
         seed,

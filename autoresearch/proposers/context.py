@@ -26,6 +26,7 @@ from autoresearch.lab.source_diff import (
     parse_spelling,
     trim_common_ends,
 )
+from autoresearch.records import queries
 from autoresearch.records.ledger import Ledger
 from autoresearch.records.queries import adjusted_rows, load_evidence
 from autoresearch.stats.history import compute_change_effects
@@ -276,7 +277,7 @@ def format_last_runs(ledger: Ledger) -> str:
     ran = [row for row in ledger.load_rows() if row.runs][-LAST_RUNS_SHOWN:]
     lines = []
     for row in ran:
-        run = ledger.load_last_run(row.number)
+        run = queries.load_last_run(ledger, row.number)
         assert run is not None, "it has runs"
         tokens = dict(row.facts).get("tokens")
         parts = [

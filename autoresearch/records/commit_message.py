@@ -1,7 +1,6 @@
 """The text of a verdict's commit: title, body and trailers."""
 
 import re
-from collections.abc import Sequence
 from statistics import fmean
 
 from autoresearch import git
@@ -19,13 +18,13 @@ from autoresearch.text import to_one_line
 
 
 def is_ledger_only(verdict: Verdict) -> bool:
-    """Whether nothing of this proposal ran, so that git need not know it."""
+    """Whether nothing of this proposal ran, so that it gets no commit."""
     evidence = verdict.evidence
     return isinstance(evidence, Failure) and evidence.kind in LEDGER_ONLY_KINDS
 
 
 def format_decision_trailer(verdict: Verdict) -> str:
-    """Decision and reason, as a trailer."""
+    """The trailer `Verdict`: decision and reason."""
     if verdict.decision == "failed":
         assert isinstance(verdict.evidence, Failure)
         return f"failed: {verdict.evidence.kind}: {verdict.evidence.detail}"
@@ -33,14 +32,14 @@ def format_decision_trailer(verdict: Verdict) -> str:
 
 
 def format_ended_share(verdict: Verdict) -> str:
-    """The share of its budget at which a hopeless run was ended, as a trailer."""
+    """The trailer `Ended-at`: the share of the budget at which the run was ended."""
     if isinstance(verdict.evidence, Failure) and verdict.evidence.share is not None:
         return f"{verdict.evidence.share:.2f}"
     return ""
 
 
 def format_remeasured_runs(again: Scores) -> str:
-    """The champion's new runs, as a trailer: its experiment, their scores and seeds."""
+    """The trailer `Remeasured`: the champion's number, and its new scores and seeds."""
     if not again:
         return ""
     scores = " ".join(
@@ -50,36 +49,33 @@ def format_remeasured_runs(again: Scores) -> str:
 
 
 def list_run_seeds(evidence: Scores | Failure) -> list[int]:
-    """What a candidate was run with."""
+    """The seed of every run; none for a failure."""
     if isinstance(evidence, Failure):
         return []
     return [score.run.seed for score in evidence]
 
 
 def format_rival(verdict: Verdict) -> str:
-    """The rival, as a trailer: its experiment and its mean."""
+    """The trailer `Against`: the rival's number and its mean."""
     assert verdict.against is not None
-    return f"{verdict.against.number} at {format_all_digits(compute_mean(verdict.against.values))}"
+    mean = format_all_digits(fmean(verdict.against.values))
+    return f"{verdict.against.number} at {mean}"
 
 
 def format_all_digits(value: float) -> str:
-    """A score with every digit it has, so that it comes back from git as it was."""
+    """A score with all its digits, so that it can be read back from git unchanged."""
     return repr(float(value))
 
 
-def compute_mean(values: Sequence[float]) -> float:
-    return fmean(values)
-
-
 def escape_reason(text: str) -> str:
-    """A proposer's reason, printable, and unable to pose as trailers."""
+    """A proposer's reason, printable, and never parsed as trailers."""
     lines = [to_one_line(line) for line in text[:4000].splitlines()]
     kept = [f" {line}" if re.match(r"[A-Za-z-]+: ", line) else line for line in lines]
     return "\n".join(kept)
 
 
 def commit_from_message(message: str, author: str, at: float) -> VerdictCommit:
-    """The entry of a commit that has to be made anew."""
+    """The parts of an existing commit's message, to create the commit again."""
     title, _, rest = message.partition("\n")
     body = rest.rpartition("\n\n")[0].strip()
     found = tuple(git.parse_trailers(message).items())

@@ -1,13 +1,13 @@
-"""Hashes over the ledger's rows, each holding the one before: tampering shows.
+"""A hash chain over the ledger's rows, which makes later edits evident.
 
-Every run, verdict and commit name adds an entry in the transaction that writes it. An
-entry holds a digest of what the row says and a link, the hash of the link before, the
-kind, the row's number and the digest. Whoever changes, removes, adds or swaps rows
-afterwards without redoing the chain is found by `problems`.
+Every run, verdict, commit name and reversion adds an entry in the transaction that
+writes it. An entry holds a digest of the row and a link: the hash of the link before,
+the kind, the row's number and the digest. `find_chain_problems` reports rows that were
+changed, removed, added or swapped without recomputing the chain.
 
-Tamper-evident, not tamper-proof: whoever may write the file can redo all of it. A git
-log that was pushed holds earlier links (the trailer `Chain`), and those cannot be
-redone.
+Not covered: tamper-evident is not tamper-proof. A process that may write the file can
+recompute the whole chain. Commits that were pushed hold earlier links (the trailer
+`Chain`), and those it cannot change.
 """
 
 import hashlib
@@ -16,44 +16,22 @@ import sqlite3
 import zlib
 from collections.abc import Iterator
 
-CHAIN_TABLE = """
-    create table chain (
-        position integer primary key,
-        kind     text not null check (kind in ('run', 'verdict', 'commit')),
-        ref      integer not null,
-        digest   text not null,
-        link     text not null unique,
-        adopted  integer not null default 0
-    ) strict;
-    create index chain_row on chain(kind, ref);
-"""
-# The same with one more kind; SQLite cannot loosen a check.
-WIDENED_CHAIN_TABLE = """
-    create table chain_now (
-        position integer primary key,
-        kind     text not null
-                 check (kind in ('run', 'verdict', 'commit', 'taken back')),
-        ref      integer not null,
-        digest   text not null,
-        link     text not null unique,
-        adopted  integer not null default 0
-    ) strict;
-    insert into chain_now select * from chain;
-    drop table chain;
-    alter table chain_now rename to chain;
-    create index chain_row on chain(kind, ref);
-"""
-# Columns of an experiment that say what was decided; git's name for it comes later.
+FIRST_CHAINED_FORMAT = 2  # of the ledger; older rows are chained when it gets there
+REVERSION_FORMAT = 5  # of the ledger, from which on it has reversions
+GENESIS_LINK = "0" * 64  # the link before the first
+# Columns are named one by one: one that a later format adds changes no old digest.
+# The commit name is chained apart, because it may be set again.
 VERDICT_QUERY = (
     "select number, title, reason, author, parent, blob, code, program, proposed_at,"
     " evidence, sequence, session, series, decision, why, kind, value, delta, against,"
     " decided_at, log from experiment where number = ? and sequence is not null"
 )
-RUN_QUERY = (  # named one by one: a column that a later version adds changes no old digest
+RUN_QUERY = (
     "select id, experiment, series, seed, value, error, seconds, startup_seconds,"
     " evaluation_seconds, memory_gb, facts, log from run where id = ?"
 )
-# Columns that came later count where they say something: (from which format on, query).
+# (format that added the columns, query). They are in the digest only where one of them
+# differs from its default, so digests of older rows hold.
 LATER_COLUMN_QUERIES = {
     "run": (
         (5, "select ended_at, occasion, holdout from run where id = ?"),
@@ -61,7 +39,7 @@ LATER_COLUMN_QUERIES = {
     ),
     "verdict": (
         (5, "select ended_at_share from experiment where number = ?"),
-        # Older ledgers said it in the reason; only what differs from that is new.
+        # Older ledgers have it in the reason only; NULL where the two agree.
         (
             7,
             "select nullif(outcome, case when decision = 'discard' and why like"
@@ -71,18 +49,19 @@ LATER_COLUMN_QUERIES = {
     ),
 }
 DEFAULT_VALUES = (None, "verdict")
-REVERSION_FORMAT = 5  # of the ledger, from which on champions can be taken back
 REVERSION_QUERY = (
     "select experiment, instead, series, why, at, commit_name from taken_back"
     " where experiment = ?"
 )
-GENESIS_LINK = "0" * 64  # the link before the first
 
 
 def append_entry(
     db: sqlite3.Connection, kind: str, ref: int, *, adopted: bool = False
 ) -> None:
-    """Add an entry for a row, in the transaction that wrote the row."""
+    """Add an entry for a row, in the transaction that wrote the row.
+
+    `adopted`: the row is older than the chain.
+    """
     digest = compute_row_digest(db, kind, ref)
     assert digest is not None, f"no {kind} {ref} to chain"
     link = compute_link(load_head_link(db), kind, ref, digest)
@@ -93,7 +72,7 @@ def append_entry(
 
 
 def chain_existing_rows(db: sqlite3.Connection) -> None:
-    """Chain what was written before there was a chain, or rebuilt from git. Once."""
+    """Chain rows written by a version without a chain, or rebuilt from git. Once."""
     for (number,) in db.execute(
         "select number from experiment where sequence is not null order by sequence"
     ).fetchall():
@@ -110,7 +89,7 @@ def chain_existing_rows(db: sqlite3.Connection) -> None:
 
 
 def load_head_link(db: sqlite3.Connection) -> str:
-    """The newest link."""
+    """The newest link of the chain."""
     found = db.execute("select link from chain order by position desc limit 1")
     row = found.fetchone()
     return str(row[0]) if row else GENESIS_LINK
@@ -122,7 +101,7 @@ def compute_link(before: str, kind: str, ref: int, digest: str) -> str:
 
 
 def compute_row_digest(db: sqlite3.Connection, kind: str, ref: int) -> str | None:
-    """Hash of what a row says now; None when there is no such row."""
+    """SHA-256 of a row as it is now; None when there is no such row."""
     if kind == "run":
         row = db.execute(RUN_QUERY, (ref,)).fetchone()
     elif kind == "verdict":
@@ -135,27 +114,27 @@ def compute_row_digest(db: sqlite3.Connection, kind: str, ref: int) -> str | Non
         row = row if row and row[0] is not None else None
     if row is None:
         return None
-    said = [*row, *load_later_columns(db, kind, ref)]
-    return hashlib.sha256(json.dumps(said).encode()).hexdigest()
+    columns = [*row, *load_later_columns(db, kind, ref)]
+    return hashlib.sha256(json.dumps(columns).encode()).hexdigest()
 
 
 def load_later_columns(db: sqlite3.Connection, kind: str, ref: int) -> list[object]:
-    """What a row says in columns that older ledgers had not; nothing if unsaid."""
+    """Columns that older formats lack, where any of them is not at its default."""
     found: list[object] = []
     for since, query in LATER_COLUMN_QUERIES.get(kind, ()):
         if read_format_version(db) >= since:
             row = db.execute(query, (ref,)).fetchone()
-            found += () if all(said in DEFAULT_VALUES for said in row) else row
+            found += () if all(value in DEFAULT_VALUES for value in row) else row
     return found
 
 
 def read_format_version(db: sqlite3.Connection) -> int:
-    """How many migrations a ledger has seen."""
+    """How many migrations a ledger has run."""
     return int(db.execute("pragma user_version").fetchone()[0])
 
 
 def find_chain_problems(db: sqlite3.Connection) -> Iterator[str]:
-    """One sentence for everything that is not as it was written."""
+    """One sentence for every row or entry that is not as it was written."""
     before, last = GENESIS_LINK, 0
     newest: dict[tuple[str, int], str] = {}
     query = "select position, kind, ref, digest, link from chain order by position"
@@ -182,12 +161,13 @@ def find_chain_problems(db: sqlite3.Connection) -> Iterator[str]:
     ):
         for (ref,) in db.execute(table):
             if (kind, ref) not in newest:
-                yield f"{describe_entry(kind, ref)} was never chained: somebody added it"
+                what = describe_entry(kind, ref)
+                yield f"{what} is not in the chain (the row was added afterwards)"
     yield from find_altered_sources(db)
 
 
 def find_altered_sources(db: sqlite3.Connection) -> Iterator[str]:
-    """Stored texts that are not what git's name for them says."""
+    """Stored texts that do not have the git blob id they are stored under."""
     for blob, packed in db.execute("select blob, text from source"):
         try:
             body = zlib.decompress(packed)
@@ -196,25 +176,32 @@ def find_altered_sources(db: sqlite3.Connection) -> Iterator[str]:
             continue
         whole = f"blob {len(body)}\0".encode() + body
         if hashlib.sha1(whole, usedforsecurity=False).hexdigest() != blob:
-            yield f"the text of {blob[:12]} is another than its name says"
+            yield f"the text of {blob[:12]} does not have that blob id"
 
 
 def describe_entry(kind: str, ref: int) -> str:
-    """A row, in words."""
+    """Name a row for a message."""
     words = {
         "run": "run",
         "verdict": "experiment",
         "commit": "the commit of experiment",
-        "taken back": "what was taken back, experiment",
+        "taken back": "the reversion of experiment",
     }
     return f"{words[kind]} {ref}"
 
 
 def load_links_before(db: sqlite3.Connection, number: int) -> set[str]:
-    """Every link from before an experiment's verdict."""
+    """Every link before the entry of an experiment's verdict."""
     found = db.execute(
         "select link from chain where position < (select min(position) from chain"
         " where kind = 'verdict' and ref = ?)",
         (number,),
     )
     return {GENESIS_LINK, *(link for (link,) in found)}
+
+
+def count_entries(db: sqlite3.Connection) -> tuple[int, int]:
+    """(entries, adopted entries) of the chain."""
+    query = "select count(*), total(adopted) from chain"
+    (entries, adopted) = db.execute(query).fetchone()
+    return int(entries), int(adopted)

@@ -2,11 +2,13 @@
 
 Promises: a proposal is on record before anything runs, and ends in exactly one verdict;
 a failed experiment has no metric (the database refuses one); a verdict and everything
-that belongs to it are one transaction; what git still has to learn of a verdict is
-marked until git has it. results.tsv is a view, never a source.
+that belongs to it are one transaction; a verdict is marked as unpublished until git has
+it. results.tsv is a view, never a source.
 
-A ledger edited by hand is found by `autoresearch verify-ledger`: rows are chained by
-hashes (`chain`). Not covered: an editor who redoes the chain as well.
+`autoresearch verify-ledger` detects edits by hand, because rows are in a hash chain
+(`hash_chain`). Reads that few callers need are in `queries`.
+
+Not covered: an edit that recomputes the chain as well.
 """
 
 import hashlib
@@ -16,14 +18,13 @@ import sqlite3
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, astuple, dataclass
+from dataclasses import asdict, astuple, dataclass, replace
 from pathlib import Path
 from statistics import fmean
 
 from autoresearch import __version__
 from autoresearch.experiment import (
     Champion,
-    Curve,
     Failure,
     Occasion,
     Proposal,
@@ -38,9 +39,8 @@ from autoresearch.records import hash_chain
 from autoresearch.records.row_query import (
     ROW_QUERY,
     UNPROVEN_ANCESTORS_QUERY,
-    parse_facts_column,
     parse_number_list,
-    row_from_columns,
+    rows_from_cursor,
 )
 from autoresearch.records.schema import (
     damaged_ledger_error,
@@ -50,12 +50,13 @@ from autoresearch.records.schema import (
 )
 from autoresearch.stats import early_stopping
 
-LEDGER_ONLY_KINDS = ("refused", "duplicate")  # no train.py of theirs ever ran
+LEDGER_ONLY_KINDS = ("refused", "duplicate")  # nothing ran, so git need not know
+END_OF_LEDGER = 1 << 62  # above every number and sequence
 
 
 @dataclass(frozen=True, slots=True)
 class ProposerCall:
-    """One question to somebody who proposes, and how it ended."""
+    """One call to a proposer that costs time or money, and its outcome."""
 
     author: str
     asked_at: float
@@ -64,41 +65,31 @@ class ProposerCall:
     tokens_in: int | None  # None: unknown
     tokens_out: int | None
     outcome: str  # "proposed", "refused: ...", "limit until 03:10: ...", ...
-    parent: str  # the champion it was asked about
-    blob: str  # of the train.py that came of it; "" when none did
+    parent: str  # blob that a change was asked for
+    blob: str  # of the train.py it returned; "" when there is none
     transcript: str  # name of a file under .autoresearch/asked
 
 
 @dataclass(frozen=True, slots=True)
 class Reversion:
-    """A champion that turned out worse than the one before it."""
+    """A champion that was replaced by the one before it."""
 
     reverted_number: int
-    restored_number: int  # who reigns again
+    restored_number: int
     why: str
     reverted_at: float
     commit: str
     is_in_git: bool
 
 
-@dataclass(frozen=True, slots=True)
-class RunBreakdown:
-    """Where the time of one run went, and how its loss fell."""
-
-    training_seconds: float  # trained
-    startup_seconds: float
-    evaluation_seconds: float
-    curve: Curve  # as it reported it; empty where it did not
-
-
 class Ledger:
-    """Everything that was ever proposed and decided. Only the loop writes verdicts."""
+    """Every proposal and verdict of a lab. Only the recorder writes verdicts."""
 
     def __init__(self, path: Path, *, lower_is_better: bool = True) -> None:
         self.path = path
         self.lower_is_better = lower_is_better
-        self.series = ""  # the present one; set by `begin`
-        self._session: int | None = None  # None: nobody has begun; views never do
+        self.series = ""  # the current one; set by `begin_session`
+        self._session: int | None = None  # None: not begun; a reader never begins one
         self._rows: list[Row] = []
         self._last_sequence = 0
         self.db = open_database(path)
@@ -110,8 +101,9 @@ class Ledger:
     ) -> None:
         """Open a session in a series.
 
-        A new series gets the seed it is given, or one that follows from its name, so
-        that a ledger rebuilt from git goes on with the same seeds.
+        A new series gets this seed, or one derived from its hash, so that a ledger
+        rebuilt from git goes on with the same seeds. Raises LabError if the file is
+        damaged.
         """
         self.require_intact()
         if seed is None:
@@ -129,7 +121,10 @@ class Ledger:
         self.series = series
 
     def admit_proposal(self, proposal: Proposal, blob: str, code: str) -> Proposal:
-        """Put a proposal on record and number it. Already numbered: as it is."""
+        """Put a proposal on record and number it; one on record is returned as it is.
+
+        blob: git's id of its train.py. code: fingerprint of its code.
+        """
         if proposal.number is not None and self._has_experiment(proposal.number):
             return proposal
         with self.transaction() as db:
@@ -146,10 +141,14 @@ class Ledger:
                     *(proposal.parent, blob, code, proposal.program, time.time()),
                 ),
             )
-        return assign_number(proposal, number)
+        return replace(proposal, number=number)
 
     def record_verdict(self, verdict: Verdict, *, commit: str | None, at: float) -> Row:
-        """Record a verdict. `commit` is the name git will know it by, if it will."""
+        """Record a verdict and its runs, and return its row.
+
+        commit: of the verdict; None: it stays in the ledger only. at: seconds since
+        1970.
+        """
         failure = verdict.evidence if isinstance(verdict.evidence, Failure) else None
         value = fmean(verdict.values) if verdict.values else None
         against = verdict.against
@@ -157,11 +156,12 @@ class Ledger:
         if delta is None and value is not None and against is not None:
             delta = value - fmean(against.values)
         number = verdict.proposal.number
+        status = status_from_decision(verdict.decision)
         with self.transaction() as db:
             if not isinstance(verdict.evidence, Failure):
                 for score in verdict.evidence:
                     self._insert_run(db, score, "verdict")
-            done = db.execute(
+            updated = db.execute(
                 "update experiment set decision = ?, outcome = ?, why = ?, kind = ?,"
                 " value = ?,"
                 " delta = ?, against = ?, decided_at = ?, session = ?, series = ?,"
@@ -169,18 +169,14 @@ class Ledger:
                 " (select coalesce(max(sequence), 0) + 1 from experiment)"
                 " where number = ? and decision is null",
                 (
-                    *(
-                        status_from_decision(verdict.decision),
-                        verdict.decision,
-                        verdict.reason,
-                    ),
+                    *(status, verdict.decision, verdict.reason),
                     failure and failure.kind,
                     *(value, delta, against and against.number, at, self._session),
                     *(self.series, failure and failure.log and failure.log.name),
                     *(failure and failure.share, commit, commit is None, number),
                 ),
             )
-            assert done.rowcount == 1, f"experiment {number} was decided twice"
+            assert updated.rowcount == 1, f"experiment {number} was decided twice"
             assert number is not None
             hash_chain.append_entry(db, "verdict", number)
             if commit is not None:
@@ -188,7 +184,7 @@ class Ledger:
         return self.load_rows()[-1]
 
     def record_runs(self, scores: Scores, occasion: Occasion) -> None:
-        """Further runs of a decided experiment: its champion's, or to replicate it."""
+        """Add runs to a decided experiment: to the champion, or as replicates."""
         with self.transaction() as db:
             for score in scores:
                 self._insert_run(db, score, occasion)
@@ -198,7 +194,7 @@ class Ledger:
     def record_reversion(
         self, former: Champion, champion: Champion, why: str, commit: str, at: float
     ) -> None:
-        """Record that a champion was worse than the one before, which reigns again."""
+        """Record that `champion` was replaced by `former`, the champion before it."""
         with self.transaction() as db:
             db.execute(
                 "insert into taken_back values (?, ?, ?, ?, ?, ?, 0)",
@@ -207,7 +203,7 @@ class Ledger:
             hash_chain.append_entry(db, "taken back", champion.number)
 
     def set_start(self, blob: str) -> None:
-        """What the next proposals start from, for whoever proposes, in any process."""
+        """Set the blob that the next proposals start from, for proposers anywhere."""
         known = self.db.execute(
             "select blob from start where series = ?", (self.series,)
         )
@@ -219,7 +215,7 @@ class Ledger:
             )
 
     def rename_reversion_commit(self, number: int, commit: str) -> None:
-        """The commit that took a champion back was made anew."""
+        """Set the commit of a reversion, which had to be created again."""
         with self.transaction() as db:
             db.execute(
                 "update taken_back set commit_name = ? where experiment = ?",
@@ -228,14 +224,14 @@ class Ledger:
             hash_chain.append_entry(db, "taken back", number)
 
     def mark_reversion_published(self, number: int) -> None:
-        """Git knows of it now."""
+        """Note that git has the commit of a reversion."""
         with self.transaction() as db:
             db.execute(
                 "update taken_back set in_git = 1 where experiment = ?", (number,)
             )
 
     def rename_verdict_commit(self, number: int, commit: str) -> None:
-        """A keep was made anew, on what the human committed meanwhile."""
+        """Set the commit of a keep, which was created again on top of a user's."""
         with self.transaction() as db:
             db.execute(
                 "update experiment set commit_name = ? where number = ?",
@@ -245,67 +241,58 @@ class Ledger:
         self._clear_row_cache()
 
     def mark_verdict_published(self, number: int) -> None:
-        """Git knows of this verdict now."""
+        """Note that git has the commit of a verdict."""
         with self.transaction() as db:
             db.execute("update experiment set in_git = 1 where number = ?", (number,))
 
-    def record_proposer_call(self, asking: ProposerCall) -> None:
-        """Put on record what was asked, what it cost and how it ended."""
+    def record_proposer_call(self, call: ProposerCall) -> None:
+        """Record a call to a proposer, its cost and its outcome."""
         with self.transaction() as db:
             db.execute(
                 "insert into asking (author, asked_at, seconds, dollars, tokens_in,"
                 " tokens_out, outcome, parent, blob, transcript)"
                 " values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                astuple(asking),
+                astuple(call),
             )
 
     # -- reading -----------------------------------------------------------------------
 
     def load_rows(self) -> Sequence[Row]:
-        """Every decided experiment, in the order of decision. Do not change it.
+        """Every decided experiment, in the order of decision; a cache, not to change.
 
-        What others claim is not among them, so nobody who proposes or decides sees it.
+        Imported claims are left out, so no policy and no proposer sees them.
         """
         query = (
             f"{ROW_QUERY} where e.sequence > ? and e.evidence = 'measured'"
             " group by e.number order by e.sequence"
         )
-        for found in self.db.execute(query, (self._last_sequence,)):
-            self._rows.append(row_from_columns(found))
-            self._last_sequence = found[-1]
+        cursor = self.db.execute(query, (self._last_sequence,))
+        for row, sequence in rows_from_cursor(cursor):
+            self._rows.append(row)
+            self._last_sequence = sequence
         return self._rows
 
     def load_claimed_rows(self) -> tuple[Row, ...]:
-        """What was imported and measured by nobody here, oldest first."""
-        query = f"{ROW_QUERY} where e.evidence = 'claimed' group by e.number order by 1"
-        return tuple(row_from_columns(found) for found in self.db.execute(query))
+        """Imported experiments, which were not measured here, oldest first."""
+        return self._select_rows("e.evidence = 'claimed'", order="e.number")
 
     def load_row(self, number: int) -> Row | None:
         """One decided experiment; None when there is none of this number."""
-        query = f"{ROW_QUERY} where e.number = ? and e.sequence > 0 group by e.number"
-        found = self.db.execute(query, (number,)).fetchone()
-        return row_from_columns(found) if found else None
+        rows = self._select_rows("e.number = ? and e.sequence > 0", number)
+        return rows[0] if rows else None
 
     def load_source(self, blob: str) -> str:
-        """The train.py (or program.md) that git calls by this name."""
+        """The train.py or program.md with this git blob id."""
         found = self.db.execute("select text from source where blob = ?", (blob,))
         return decompress_source(found.fetchone()[0])
 
     def store_source(self, blob: str, text: str) -> None:
-        """Keep a text that experiments refer to by its name."""
+        """Store a text under its git blob id."""
         with self.transaction() as db:
             insert_source(db, blob, text)
 
-    def load_programs(self) -> Iterator[str]:
-        """Every program.md that proposals were made by, the newest first."""
-        found = self.db.execute(
-            "select text from source join (select program, max(number) as last"
-            " from experiment group by program) on blob = program order by last desc"
-        )
-        return (decompress_source(text) for (text,) in found.fetchall())
-
     def load_open_proposals(self) -> tuple[Proposal, ...]:
-        """Proposals without a verdict, oldest first: waiting, or in hand."""
+        """Proposals without a verdict, oldest first: queued or running."""
         query = (
             "select number, title, text, parent, author, reason, program"
             " from experiment join source using (blob)"
@@ -323,7 +310,7 @@ class Ledger:
     def load_proposer_calls(
         self, author: str | None = None
     ) -> tuple[ProposerCall, ...]:
-        """What was asked of one proposer, or of all, oldest first."""
+        """Calls to one proposer, oldest first; None: to all proposers."""
         found = self.db.execute(
             "select author, asked_at, seconds, dollars, tokens_in, tokens_out, outcome,"
             " parent, blob, transcript from asking where ?1 is null or author = ?1"
@@ -334,13 +321,13 @@ class Ledger:
 
     @property
     def champion(self) -> Champion | None:
-        """The best candidate of the present series; None before its first keep."""
+        """The champion of the current series; None before its first keep."""
         return next(reversed(self.load_champions()), None)
 
     def load_champions(self, series: str | None = None) -> tuple[Champion, ...]:
-        """Who reigned in a series, oldest first; none that was taken back.
+        """The champions of a series, oldest first, without reverted ones.
 
-        None: the present one.
+        None: the current series.
         """
         found = self.db.execute(
             "select e.number, e.blob, reals(r.value),"
@@ -358,7 +345,7 @@ class Ledger:
 
     @property
     def starting_point(self) -> Champion | None:
-        """What the next idea starts from: the champion, or what promises more."""
+        """What the next proposal starts from: the champion, or a promising blob."""
         champion = self.champion
         found = self.db.execute(
             "select blob from start where series = ?",
@@ -377,7 +364,7 @@ class Ledger:
         return Champion(rows[0], found[0], tuple(json.loads(rows[1])))
 
     def load_reversions(self) -> tuple[Reversion, ...]:
-        """Champions that turned out worse, oldest first."""
+        """Reverted champions, oldest first."""
         found = self.db.execute(
             "select experiment, instead, why, at, commit_name, in_git from taken_back"
             " order by at, experiment"
@@ -388,38 +375,11 @@ class Ledger:
         )
 
     def load_unproven_ancestors(self, parent: str) -> tuple[int, ...]:
-        """What a proposal stands on that starts here now, as `Row.way` will say."""
-        query = f"select {UNPROVEN_ANCESTORS_QUERY.format(parent='?1', series='?2', before='?3')}"
-        found = self.db.execute(query, (parent, self.series, 1 << 62)).fetchone()
+        """`Row.unproven_ancestors` of a proposal that starts from this blob now."""
+        query = UNPROVEN_ANCESTORS_QUERY.format(parent="?1", series="?2", before="?3")
+        values = (parent, self.series, END_OF_LEDGER)
+        found = self.db.execute(f"select {query}", values).fetchone()
         return parse_number_list(found[0])
-
-    def load_tokens_per_second(self, number: int) -> tuple[float, ...]:
-        """Tokens per second of an experiment's runs, by their own count."""
-        found = self.db.execute(
-            "select facts, seconds from run where experiment = ? order by id", (number,)
-        )
-        told = (
-            (dict(parse_facts_column(facts)).get("tokens"), took)
-            for facts, took in found
-        )
-        return tuple(
-            float(tokens) / took
-            for tokens, took in told
-            if isinstance(tokens, int | float) and took > 0
-        )
-
-    def load_last_run(self, number: int) -> RunBreakdown | None:
-        """An experiment's newest run, for whoever proposes; None: it made none."""
-        found = self.db.execute(
-            "select seconds, startup_seconds, evaluation_seconds, curve from run"
-            " where experiment = ? order by id desc limit 1",
-            (number,),
-        ).fetchone()
-        if found is None:
-            return None
-        trained, started, scored, curve = found
-        points = early_stopping.curve_from_json(curve) if curve else ()
-        return RunBreakdown(trained, started, scored, points)
 
     @property
     def run_count(self) -> int:
@@ -427,56 +387,14 @@ class Ledger:
         (count,) = self.db.execute("select count(*) from run").fetchone()
         return int(count)
 
-    def load_used_seeds(self, number: int) -> set[int]:
-        """What an experiment's train.py was run with, under this number or others."""
-        found = self.db.execute(
-            "select seed from run where experiment in (select number from experiment"
-            " where blob = (select blob from experiment where number = ?))",
-            (number,),
-        )
-        return {seed for (seed,) in found}
-
     def load_run_records(self, number: int) -> tuple[RunRecord, ...]:
-        """An experiment's runs, with the holdout. For reports, never for a policy."""
+        """An experiment's runs with holdout scores: for reports, never for a policy."""
         found = self.db.execute(
             "select seed, occasion, value, holdout, error, ended_at from run"
             " where experiment = ? order by id",
             (number,),
         )
         return tuple(RunRecord(*line) for line in found)
-
-    def load_finished_runs(
-        self, series: str
-    ) -> tuple[tuple[early_stopping.FinishedRun, bool | None], ...]:
-        """First runs with a curve, and of the spared whether they beat their bar."""
-        sign = 1.0 if self.lower_is_better else -1.0
-        found = self.db.execute(
-            "select curve, r.value, schedule, spared, (select p.value from run p"
-            " join experiment on number = p.experiment where blob = e.parent"
-            " and p.seed = r.seed and p.series = r.series order by p.id limit 1)"
-            " from run r join experiment e on e.number = r.experiment"
-            " where r.series = ? and curve is not null and occasion = 'verdict'"
-            " and id = (select min(id) from run where experiment = r.experiment)"
-            " order by id",
-            (series,),
-        )
-        told: list[tuple[early_stopping.FinishedRun, bool | None]] = []
-        for curve, value, schedule, spared, parent in found:
-            points = early_stopping.curve_from_json(curve)
-            bar = json.loads(spared)["bar"] if spared else None
-            won = None if bar is None else sign * value < sign * bar
-            run = early_stopping.FinishedRun(points, value, bool(schedule), parent)
-            told.append((run, won))
-        return tuple(told)
-
-    def load_pruned_shares(self, series: str) -> tuple[float, ...]:
-        """At which share of their budget hopeless runs were ended."""
-        found = self.db.execute(
-            "select ended_at_share from experiment where series = ?"
-            " and ended_at_share is not null order by sequence",
-            (series,),
-        )
-        return tuple(share for (share,) in found)
 
     def load_last_rows(self, count: int) -> tuple[Row, ...]:
         """The newest verdicts, oldest of them first."""
@@ -486,16 +404,10 @@ class Ledger:
             (count,),
         )
         (since,) = newest.fetchone()
-        query = (
-            f"{ROW_QUERY} where e.sequence >= ? and e.evidence = 'measured'"
-            " group by e.number order by e.sequence"
-        )
-        return tuple(
-            row_from_columns(line) for line in self.db.execute(query, (since,))
-        )
+        return self._select_rows("e.sequence >= ? and e.evidence = 'measured'", since)
 
     def find_first_keep(self, series: str) -> int | None:
-        """The experiment a series started from; None before it did."""
+        """The first keep of a series, its baseline; None before there is one."""
         found = self.db.execute(
             "select number from experiment where decision = 'keep' and series = ?"
             " order by sequence limit 1",
@@ -504,7 +416,7 @@ class Ledger:
         return found[0] if found else None
 
     def find_last_keep(self) -> Row | None:
-        """The champion of whichever series was last; None in a fresh ledger."""
+        """The last keep of any series; None in a fresh ledger."""
         found = self.db.execute(
             "select number from experiment where decision = 'keep'"
             " and evidence = 'measured' order by sequence desc limit 1"
@@ -520,24 +432,25 @@ class Ledger:
         return found[0] if found else ""
 
     def load_series_facts(self, series: str) -> dict[str, object]:
-        """What a series' hash stands for."""
+        """The facts that a series' hash is computed from; empty if it is unknown."""
         found = self.db.execute("select facts from series where hash = ?", (series,))
         row = found.fetchone()
         return dict(json.loads(row[0])) if row else {}
 
     @property
     def base_seed(self) -> int:
-        """What the seeds of the present series' runs are drawn from."""
+        """The seed from which the seeds of the current series' runs are derived."""
         found = self.db.execute(
             "select seed from series where hash = ?", (self.series,)
         )
         return int(found.fetchone()[0])
 
     def find_same_code(self, code: str, parent: str, number: int | None) -> int | None:
-        """Another experiment with this code; None if it is new.
+        """The number of another experiment with this code; None if the code is new.
 
-        What was measured is known, whatever it was a change of. What was refused or
-        failed is known only as a change of this parent.
+        A measured experiment counts whatever its parent; one that was refused or
+        failed counts only with this parent. number: of the proposal itself, if it has
+        one.
         """
         found = self.db.execute(
             "select number from experiment where code = ?"
@@ -545,29 +458,27 @@ class Ledger:
             " and number is not ? and kind is not 'duplicate'"
             " and (sequence is not null or number < ?)"
             " and (series = ? or series is null) order by number",
-            (code, parent, number, 1 << 62 if number is None else number, self.series),
+            (
+                *(code, parent, number),
+                *(END_OF_LEDGER if number is None else number, self.series),
+            ),
         ).fetchone()
         return found[0] if found else None
 
     @property
     def chain_head(self) -> str:
-        """The newest link of the chain of rows."""
+        """The newest link of the hash chain."""
         return hash_chain.load_head_link(self.db)
 
     def load_unpublished_rows(self) -> tuple[Row, ...]:
-        """Decided experiments that git has not learned of, oldest first."""
-        query = (
-            f"{ROW_QUERY} where e.in_git = 0 and e.sequence > 0"
-            " group by e.number order by e.sequence"
-        )
-        return tuple(row_from_columns(found) for found in self.db.execute(query))
+        """Decided experiments that git does not have yet, oldest first."""
+        return self._select_rows("e.in_git = 0 and e.sequence > 0")
 
     def count_experiments(self) -> dict[str, int]:
-        """How many experiments were decided each way, and how many runs there were.
+        """Counts of experiments by outcome, and of runs.
 
-        `kept` counts neither what a series began with nor what was taken back,
-        `discarded` neither what stayed unresolved nor what was ended early;
-        what others claim is counted by itself.
+        `kept` excludes baselines and reverted champions; `discarded` excludes the
+        unresolved and runs ended early; imported claims are in `claimed` only.
         """
         found = dict(
             self.db.execute(
@@ -602,7 +513,7 @@ class Ledger:
         self.db.close()
 
     def require_intact(self) -> None:
-        """LabError when the file is damaged anywhere; reads all of it."""
+        """Read the whole file; raises LabError if it is damaged anywhere."""
         try:
             (found,) = self.db.execute("pragma quick_check(1)").fetchone()
         except sqlite3.DatabaseError as error:
@@ -610,7 +521,15 @@ class Ledger:
         if found != "ok":
             raise damaged_ledger_error(self.path, " ".join(found.split()))
 
-    # -- inside ------------------------------------------------------------------------
+    # -- internal ----------------------------------------------------------------------
+
+    def _select_rows(
+        self, where: str, *values: object, order: str = "e.sequence"
+    ) -> tuple[Row, ...]:
+        """The rows that an SQL condition selects; `values` are its parameters."""
+        query = f"{ROW_QUERY} where {where} group by e.number order by {order}"
+        cursor = self.db.execute(query, values)
+        return tuple(row for row, _ in rows_from_cursor(cursor))
 
     def _insert_run(
         self, db: sqlite3.Connection, score: Score, occasion: Occasion
@@ -639,19 +558,19 @@ class Ledger:
         return self.db.execute(query, (number,)).fetchone() is not None
 
     def _reload_row(self, number: int | None) -> None:
-        """A decided experiment changed: let `rows` say what it says now."""
+        """Read the cached row of an experiment again after it changed."""
         for place, row in enumerate(self._rows):
             if row.number == number:
-                again = self.load_row(row.number)
-                assert again is not None
-                self._rows[place] = again
+                changed = self.load_row(row.number)
+                assert changed is not None
+                self._rows[place] = changed
 
     def _clear_row_cache(self) -> None:
         self._rows, self._last_sequence = [], 0
 
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
-        """All of it or nothing, also under kill -9."""
+        """An atomic transaction, also under kill -9."""
         self.db.execute("begin immediate")
         try:
             yield self.db
@@ -663,9 +582,10 @@ class Ledger:
 
 
 def copy_ledger(path: Path, place: Path) -> Path:
-    """A copy of a ledger in a folder that can be written, with what it did not settle.
+    """Copy a ledger with its write-ahead log into a writable folder.
 
-    SQLite opens no write-ahead log without writing beside it.
+    To read a ledger in a read-only folder: SQLite opens a write-ahead log only where
+    it can write beside it.
     """
     for suffix in ("", "-wal"):
         part = path.with_name(path.name + suffix)
@@ -675,19 +595,5 @@ def copy_ledger(path: Path, place: Path) -> Path:
 
 
 def derive_series_seed(series: str) -> int:
-    """What a series' seeds are drawn from when nobody said otherwise."""
+    """The default seed of a series, from its hash."""
     return int.from_bytes(hashlib.sha256(series.encode()).digest()[:4], "little") >> 1
-
-
-def assign_number(proposal: Proposal, number: int) -> Proposal:
-    """The proposal under its number."""
-    return Proposal(
-        number,
-        proposal.title,
-        proposal.source,
-        proposal.parent,
-        proposal.author,
-        proposal.reason,
-        proposal.program,
-        proposal.refused,
-    )

@@ -1,16 +1,18 @@
-"""The books of a lab: ledger, git and results.tsv, kept in agreement.
+"""Records proposals and verdicts in the ledger, git and results.tsv, consistently.
 
-The order of writing is what survives a crash: the commit exists before the ledger
-names it, the ledger has the verdict before a ref does, and `settle` finishes at the
-next start whatever a kill -9 left undone. results.tsv is written anew at every start.
+Promises: it survives kill -9 at any point. A commit exists before the ledger names it,
+the ledger has a verdict before a ref points to its commit, and `publish_pending`
+finishes at the next start what was interrupted. results.tsv is rewritten at every
+start.
 
-Not covered: two writers. Whoever records verdicts holds the lab's lock.
+Not covered: two writers. The process that records verdicts holds the lab's lock.
 """
 
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from statistics import fmean
 
 from autoresearch import git
 from autoresearch.errors import ExperimentFailed, LabError
@@ -32,7 +34,6 @@ from autoresearch.lab.program import Program
 from autoresearch.records import queries, results_tsv
 from autoresearch.records.commit_message import (
     commit_from_message,
-    compute_mean,
     escape_reason,
     format_all_digits,
     format_decision_trailer,
@@ -46,11 +47,11 @@ from autoresearch.records.ledger import Ledger, Reversion
 from autoresearch.text import format_delta, format_score
 
 PACK_INTERVAL = 500  # experiments
-RenameCommit = Callable[[str], None]  # write down the name that a commit got
+RenameCommit = Callable[[str], None]  # record the new id of a commit
 
 
 class Recorder:
-    """What was proposed, tried and decided in one lab, and where it is written."""
+    """Writes what is proposed and decided in one lab."""
 
     def __init__(
         self,
@@ -63,17 +64,18 @@ class Recorder:
         self.apparatus = apparatus
         self.ledger = ledger
         self.repository = Repository(lab.folder)
-        self._notify = notify  # tells the human something
-        self._program_error = ""  # what was last said about program.md
-        self._notified_topics: set[str] = set()  # what need not be said again tonight
+        self._notify = notify  # shows the user a message
+        self._program_error = ""  # the last one shown about program.md
+        self._notified_topics: set[str] = set()  # of `notify_once`
         self.program = Program()
         self._program_blob = ""
         self.reload_program(first=True)
 
     def reload_program(self, *, first: bool = False) -> Program:
-        """program.md as it stands; a broken one never stops a night.
+        """Read program.md again; a broken one never stops a session.
 
-        The last good one stays in force, and a notice says what is wrong with the new.
+        The last good one stays in force, and the user is notified of the error. On the
+        `first` read, raises LabError.
         """
         try:
             text = self.lab.read_file("program.md")
@@ -82,8 +84,8 @@ class Recorder:
                 self.program = program.parse_program(text)
                 self.ledger.store_source(blob, text)
                 self._program_blob = blob
-                if doubt := program.find_ignored_settings(text):
-                    self._notify(doubt)
+                if warning := program.find_ignored_settings(text):
+                    self._notify(warning)
         except LabError as error:
             if first:
                 raise
@@ -95,7 +97,7 @@ class Recorder:
     # -- proposal -> candidate ---------------------------------------------------------
 
     def admit_proposal(self, proposal: Proposal) -> Proposal:
-        """Put a proposal on record under a number, with the program.md it goes by."""
+        """Record a proposal under a number, with the current program.md."""
         proposal = replace(proposal, program=self._program_blob)
         blob = compute_blob_id(proposal.source)
         return self.ledger.admit_proposal(
@@ -103,10 +105,11 @@ class Recorder:
         )
 
     def store_candidate(self, proposal: Proposal, *, again: bool = False) -> Candidate:
-        """Proposal -> Candidate, written into git; or Failed("refused" | "duplicate").
+        """Check a proposal and write its train.py into git.
 
-        A baseline is the human's own and is only required to be Python; a second look
-        at an experiment (`again`, or the harness's) is the same code on purpose.
+        Raises ExperimentFailed ("refused" or "duplicate"). A baseline is the user's own
+        and is only required to be Python; so is a second look at an experiment
+        (`again`, or by the harness), which repeats code on purpose.
         """
         if proposal.parent and proposal.author != HARNESS_AUTHOR and not again:
             self._require_admissible(proposal)
@@ -136,9 +139,9 @@ class Recorder:
     # -- verdict -> ledger, git, results.tsv -------------------------------------------
 
     def record_verdict(self, verdict: Verdict, again: Scores = ()) -> Row:
-        """Write a verdict everywhere it belongs.
+        """Write a verdict to git, the ledger and results.tsv.
 
-        `again`: runs of the champion on the way to it, which the ledger has already.
+        again: runs of the champion made for this verdict, already in the ledger.
         """
         at = float(int(time.time()))
         commit = None
@@ -147,8 +150,8 @@ class Recorder:
             if verdict.decision != "keep" and verdict.against is not None:
                 parent = self._find_commit(verdict.against.number)
             blob = compute_blob_id(verdict.proposal.source)
-            entry = self.build_verdict_commit(verdict, at, again)
-            commit = self.repository.create_commit(entry, blob, parent)
+            message = self.build_verdict_commit(verdict, at, again)
+            commit = self.repository.create_commit(message, blob, parent)
         row = self.ledger.record_verdict(verdict, commit=commit, at=at)
         if commit is not None:
             self.publish_verdict(row)
@@ -161,7 +164,7 @@ class Recorder:
         return row
 
     def publish_verdict(self, row: Row) -> None:
-        """Make git know what the ledger knows of a verdict. Doing it twice is fine."""
+        """Point git's refs to the commit of a verdict in the ledger. Idempotent."""
         commit = row.commit
         assert commit is not None
         if row.decision == "keep":
@@ -174,79 +177,81 @@ class Recorder:
         self.ledger.mark_verdict_published(row.number)
 
     def revert_champion(self, champion: Champion, former: Champion, why: str) -> None:
-        """Put the champion before back in its place: in git, then in the ledger."""
+        """Make the former champion champion again: in git, then in the ledger."""
         at = float(int(time.time()))
-        entry = self.build_reversion_commit(champion, former, why, at)
+        message = self.build_reversion_commit(champion, former, why, at)
         commit = self.repository.create_commit(
-            entry, former.blob, self.repository.head_commit()
+            message, former.blob, self.repository.head_commit()
         )
         self.ledger.record_reversion(former, champion, why, commit, at)
         self.publish_reversion(self.ledger.load_reversions()[-1])
         self._notify(
             f"experiment {champion.number} was taken back, experiment "
-            f"{former.number} reigns again: {why}"
+            f"{former.number} is champion again: {why}"
         )
 
-    def publish_reversion(self, back: Reversion) -> None:
-        """Make git know of it. Doing it twice is fine."""
-        why = f"experiment {back.reverted_number} was taken back"
-        rename = partial(self.ledger.rename_reversion_commit, back.reverted_number)
+    def publish_reversion(self, reversion: Reversion) -> None:
+        """Point git's refs to the commit of a reversion in the ledger. Idempotent."""
+        number = reversion.reverted_number
+        why = f"experiment {number} was taken back"
+        rename = partial(self.ledger.rename_reversion_commit, number)
         commit = self._advance_branch(
-            back.commit, "autoresearch", back.reverted_at, rename, why
+            reversion.commit, HARNESS_AUTHOR, reversion.reverted_at, rename, why
         )
-        self.repository.set_reverted_ref(back.reverted_number, commit)
-        self.ledger.mark_reversion_published(back.reverted_number)
+        self.repository.set_reverted_ref(number, commit)
+        self.ledger.mark_reversion_published(number)
 
     def _advance_branch(
         self, commit: str, author: str, at: float, rename: RenameCommit, why: str
     ) -> str:
-        """Move the branch to a commit, remade if the human committed meanwhile.
+        """Move the branch to a commit, created again if the user committed meanwhile.
 
-        The ledger learns of the new name first: a crash in between is no second commit.
+        The ledger gets the new id before the branch moves, so that a crash in between
+        does not lead to a second commit.
         """
-        book = self.repository
-        while not book.has_commit(commit):
-            branch, head = book.current_branch(), book.head_commit()
-            parent = book.run_git("rev-parse", f"{commit}^")
+        repository = self.repository
+        while not repository.has_commit(commit):
+            branch, head = repository.current_branch(), repository.head_commit()
+            parent = repository.run_git("rev-parse", f"{commit}^")
             if parent != head:
-                message = book.run_git("log", "-1", "--format=%B", commit)
-                file = book.read_file_at(commit, "train.py")
+                message = repository.run_git("log", "-1", "--format=%B", commit)
+                file = repository.read_file_at(commit, "train.py")
                 assert file is not None, "every commit of ours has a train.py"
-                commit = book.create_commit(
+                commit = repository.create_commit(
                     commit_from_message(message, author, at), file[0], head
                 )
                 rename(commit)
-            book.advance_branch(branch, commit, head)
-        if not book.update_working_file(f"{commit}^", commit):
+            repository.advance_branch(branch, commit, head)
+        if not repository.update_working_file(f"{commit}^", commit):
             self._notify(
-                f"{why}, but train.py in your folder has edits of yours and was left "
-                "as it is"
+                f"{why}, but train.py in your folder has your own edits and was left "
+                "unchanged"
             )
         return commit
 
     def _find_commit(self, number: int) -> str:
-        """The commit of an earlier experiment; the branch if git has lost it."""
+        """The commit of an earlier experiment; the branch's head if it is missing."""
         return self.repository.find_commit(number) or self.repository.head_commit()
 
     def publish_pending(self) -> int:
-        """After a crash: finish in git what the ledger has; how many there were."""
-        waiting = self.ledger.load_unpublished_rows()
-        for row in waiting:
+        """Publish what a crash left in the ledger only; the count of such verdicts."""
+        pending = self.ledger.load_unpublished_rows()
+        for row in pending:
             self.publish_verdict(row)
-        for back in self.ledger.load_reversions():
-            if not back.is_in_git:
-                self.publish_reversion(back)
+        for reversion in self.ledger.load_reversions():
+            if not reversion.is_in_git:
+                self.publish_reversion(reversion)
         self.write_results()
-        return len(waiting)
+        return len(pending)
 
     def write_results(self) -> None:
-        """Write results.tsv anew."""
+        """Rewrite results.tsv."""
         results_tsv.write_results(
             self.lab.results_path, self.apparatus.metric, self.ledger.load_rows()
         )
 
     def notify_once(self, words: str, about: str) -> None:
-        """Tell the human something that would be true again at every verdict."""
+        """Notify the user of something at most once a session; `about`: its topic."""
         if about not in self._notified_topics:
             self._notified_topics.add(about)
             self._notify(words)
@@ -256,7 +261,7 @@ class Recorder:
     def build_verdict_commit(
         self, verdict: Verdict, at: float, again: Scores = ()
     ) -> VerdictCommit:
-        """What the commit of a verdict says."""
+        """The message of a verdict's commit."""
         proposal, against = verdict.proposal, verdict.against
         scores = " ".join(map(format_all_digits, verdict.values))
         trailers = [
@@ -287,16 +292,16 @@ class Recorder:
     def build_reversion_commit(
         self, champion: Champion, former: Champion, why: str, at: float
     ) -> VerdictCommit:
-        """What the commit that takes a champion back says."""
+        """The message of the commit that reverts a champion."""
         row = self.ledger.load_row(champion.number)
         what = git.shorten_title("" if row is None else row.title)
-        delta = compute_mean(former.values) - compute_mean(champion.values)
+        delta = fmean(former.values) - fmean(champion.values)
         trailers = (
             ("Taken-back", str(champion.number)),
             ("Verdict", f"taken back: {why}"),
             (
                 "Instead",
-                f"{former.number} at {format_all_digits(compute_mean(former.values))}",
+                f"{former.number} at {format_all_digits(fmean(former.values))}",
             ),
             ("Ran", former.blob),
             ("Series", self.ledger.series),
@@ -316,33 +321,30 @@ class Recorder:
         if isinstance(verdict.evidence, Failure):
             outcome: str = verdict.evidence.kind
         elif verdict.against is None:
-            outcome = f"{metric}={format_score(compute_mean(verdict.values))}"
+            outcome = f"{metric}={format_score(fmean(verdict.values))}"
         else:
             delta = verdict.delta
             if delta is None:
-                delta = compute_mean(verdict.values) - compute_mean(
-                    verdict.against.values
-                )
+                delta = fmean(verdict.values) - fmean(verdict.against.values)
             outcome = f"Δ{metric}={format_delta(delta)}"
             if before := self.load_unproven_ancestors(verdict):
                 outcome += f", {len(before) + 1} changes"
         return f"[AutoResearch] {what} | {outcome}"
 
     def load_unproven_ancestors(self, verdict: Verdict) -> tuple[int, ...]:
-        """What it brings besides its own change: the unproven it began from."""
+        """Unproven experiments whose changes it contains besides its own."""
         if verdict.against is None:
             return ()
         return self.ledger.load_unproven_ancestors(verdict.proposal.parent)
 
-    # -- where a night begins ----------------------------------------------------------
+    # -- the start of a session --------------------------------------------------------
 
     def choose_start_source(self) -> tuple[str, str]:
-        """(train.py to measure first, why): the human's, or a champion of before."""
+        """(train.py to measure first, reason): the user's, or the last champion's."""
         last = self.ledger.find_last_keep()
         if last is None:
-            return self.lab.read_file(
-                "train.py"
-            ), "the train.py of this lab, as it stands"
+            source = self.lab.read_file("train.py")
+            return source, "the train.py of this lab, as it stands"
         old = self.ledger.load_series_facts(last.series)
         new = self.ledger.load_series_facts(self.ledger.series)
         changed = [

@@ -1,12 +1,12 @@
-"""results.tsv: the ledger as people know it. A view; nothing ever reads it back.
+"""results.tsv: the ledger as a table. A view; nothing ever reads it back.
 
-Five columns that tools of this kind agree on come first, ours after them. What was
-refused or repeated never ran, and stays in the ledger only. So does what others claim.
+The five columns that tools of this kind agree on come first, ours after them. Proposals
+that were refused or duplicates never ran and are left out, and so are imported claims.
 
-`delta_low` and `delta_high` hold the true difference 95 times in a hundred, for an
-experiment picked blindly: for those picked because they scored well it is smaller (the
-report says by how much). They are filled in by `write`, where the noise of the whole
-night is known; a line added by `append` has them blank until then.
+`delta_low` and `delta_high` are a 95 % interval of the true difference, for an
+experiment picked at random: for one picked for its good score the difference is smaller
+(the report says by how much). `write_results` fills them in, because the noise of the
+whole session is known there; `append_result` leaves them blank.
 """
 
 import math
@@ -32,18 +32,18 @@ STATUS_WORDS = {"keep": "keep", "discard": "discard", "failed": "crash"}
 
 
 def format_header(metric: str) -> str:
-    """The first line."""
+    """The header line."""
     columns = ["commit", metric, "memory_gb", "status", "description", *EXTRA_COLUMNS]
     return "\t".join(columns) + "\n"
 
 
 DeltaInterval = tuple[float, float]
-MAX_ANCESTORS_LISTED = 4  # experiments that another stands on, one by one
-CLOCK_RESOLUTION_SECONDS = 1.0  # a verdict's time is cut to whole seconds
+MAX_ANCESTORS_LISTED = 4  # more are counted, not listed
+CLOCK_RESOLUTION_SECONDS = 1.0  # a verdict's time is truncated to whole seconds
 
 
 def format_row(row: Row, bounds: DeltaInterval | None = None) -> str:
-    """One experiment; a failure's metric is blank, and so are bounds nobody knows."""
+    """One line; the metric of a failure and unknown bounds are blank."""
     low, high = bounds or (None, None)
     cells = [
         (row.commit or "")[:7],
@@ -63,42 +63,44 @@ def format_row(row: Row, bounds: DeltaInterval | None = None) -> str:
 
 
 def format_description(row: Row) -> str:
-    """A title, and what else the experiment brings: its score is of all of it."""
+    """The title, and the unproven experiments whose changes are in its score too."""
     return to_one_line(row.title) + format_ancestors(row.unproven_ancestors)
 
 
-def format_ancestors(way: Sequence[int]) -> str:
-    """` (on top of 1 and 3)`; "" where nothing is."""
-    words = [str(number) for number in way]
+def format_ancestors(numbers: Sequence[int]) -> str:
+    """` (on top of 1 and 3)`; "" for none."""
+    words = [str(number) for number in numbers]
     if len(words) > MAX_ANCESTORS_LISTED:
         words = [f"{len(words)} others"]
     return f" (on top of {' and '.join(words)})" if words else ""
 
 
 def write_results(path: Path, metric: str, rows: Iterable[Row]) -> None:
-    """Write the whole table anew."""
+    """Write the whole table, replacing the file atomically."""
     rows = tuple(rows)
-    known = compute_delta_intervals(rows)
-    lines = (format_row(row, known.get(row.number)) for row in drop_ledger_only(rows))
+    intervals = compute_delta_intervals(rows)
+    lines = (
+        format_row(row, intervals.get(row.number)) for row in drop_ledger_only(rows)
+    )
     write_whole(path, format_header(metric) + "".join(lines))
 
 
 def append_result(path: Path, row: Row) -> None:
-    """Add the newest experiment. A line lost to a crash comes back with `write`."""
+    """Append the newest experiment. `write_results` restores a line lost to a crash."""
     if row.kind not in LEDGER_ONLY_KINDS:
         with path.open("ab") as file:
             file.write(format_row(row).encode())
 
 
 def drop_ledger_only(rows: Iterable[Row]) -> Iterable[Row]:
-    """Rows that ran."""
+    """The rows of experiments that ran."""
     return (row for row in rows if row.kind not in LEDGER_ONLY_KINDS)
 
 
 def compute_delta_intervals(rows: Sequence[Row]) -> Mapping[int, DeltaInterval]:
-    """The 95 % interval of every delta, by experiment; only where noise is measured.
+    """The 95 % interval of every delta, by experiment, where the noise is known.
 
-    It rests on the runs that both sides had when the verdict was made.
+    From the runs that both sides had at the time of the verdict.
     """
     by_series: dict[str, list[Sequence[float]]] = {}
     for row in rows:
@@ -108,18 +110,18 @@ def compute_delta_intervals(rows: Sequence[Row]) -> Mapping[int, DeltaInterval]:
         for series, values in by_series.items()
     }
     by_number = {row.number: row for row in rows}
-    found = {}
+    intervals = {}
     for row in rows:
         known = noises[row.series]
         if row.delta is None or row.against not in by_number or known is None:
             continue
         half = compute_half_width(known, row, by_number[row.against])
-        found[row.number] = (row.delta - half, row.delta + half)
-    return found
+        intervals[row.number] = (row.delta - half, row.delta + half)
+    return intervals
 
 
 def compute_half_width(known: Noise, row: Row, rival: Row) -> float:
-    """Half of the interval of a difference of two means."""
+    """Half the width of the 95 % interval of a difference of two means."""
     until = row.decided_at + CLOCK_RESOLUTION_SECONDS
     counts = [max(1, sum(at <= until for at in side.when)) for side in (row, rival)]
     error = known.sd * math.sqrt(sum(1 / count for count in counts))
@@ -127,7 +129,7 @@ def compute_half_width(known: Noise, row: Row, rival: Row) -> float:
 
 
 def format_decision(row: Row, *, taken_back: bool = False) -> str:
-    """A verdict in a word or two, for every view."""
+    """A verdict in one or two words, for every view. taken_back: it was reverted."""
     if row.evidence == "claimed":
         return "claimed"
     if row.kind == "ended early":

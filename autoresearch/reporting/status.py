@@ -12,7 +12,7 @@ from autoresearch.experiment import Row
 from autoresearch.lab import program
 from autoresearch.lab.folder import Lab
 from autoresearch.lab.program import Program
-from autoresearch.records import results_tsv
+from autoresearch.records import queries, results_tsv
 from autoresearch.records.ledger import Ledger
 from autoresearch.reporting import format
 from autoresearch.reporting.format import (
@@ -143,7 +143,7 @@ def load_active_program(lab: Lab, ledger: Ledger) -> ActiveProgram:
     try:
         return ActiveProgram(program.parse_program(text), text, "")
     except LabError as error:
-        for recorded in ledger.load_programs():
+        for recorded in queries.load_programs(ledger):
             with suppress(LabError):
                 parsed = program.parse_program(recorded)
                 return ActiveProgram(parsed, recorded, str(error))

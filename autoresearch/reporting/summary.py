@@ -132,10 +132,7 @@ def rank_near_misses(rows: Sequence[Row], *, lower_is_better: bool) -> tuple[Row
 
 def load_session_rows(ledger: Ledger, rows: Sequence[Row]) -> tuple[Row, ...]:
     """The rows without the runs that `replicate` made afterwards."""
-    found = ledger.db.execute(
-        "select distinct experiment from run where occasion = 'replicate'"
-    )
-    again = {number for (number,) in found}
+    again = queries.load_replicated_numbers(ledger)
     return tuple(
         drop_replicate_runs(ledger, row) if row.number in again else row for row in rows
     )
@@ -214,14 +211,16 @@ def summarize_early_stopping(
     ledger: Ledger, series: str, rows: Sequence[Row]
 ) -> EarlyStoppingSavings:
     """What ending hopeless runs saved, assuming each would have taken the average."""
-    shares = ledger.load_pruned_shares(series)
+    shares = queries.load_pruned_shares(ledger, series)
     run_count = sum(row.runs for row in rows)
     seconds = sum(row.seconds for row in rows)
     average = seconds / run_count if run_count else 0.0
     saved = average * sum(1 - share for share in shares)
     total = seconds + average * len(shares)
     # Of each exempted run: whether it beat what it was predicted not to beat.
-    won = [won for _, won in ledger.load_finished_runs(series) if won is not None]
+    won = [
+        won for _, won in queries.load_finished_runs(ledger, series) if won is not None
+    ]
     return EarlyStoppingSavings(
         len(shares),
         saved,

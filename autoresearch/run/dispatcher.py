@@ -100,7 +100,7 @@ class Dispatcher:
         """Run a decided experiment once more, on a fresh seed."""
         number = candidate.proposal.number
         assert number is not None, "it was decided under a number"
-        paces = self._ledger.load_tokens_per_second(number)
+        paces = queries.load_tokens_per_second(self._ledger, number)
         self.start_run(candidate, self.seeds.draw(number), receiver, paces=paces)
 
     def start_run(
@@ -266,7 +266,7 @@ class Dispatcher:
         trial.started += 1
         paces: tuple[float, ...] = ()
         if champion is not None:
-            paces = self._ledger.load_tokens_per_second(champion.number)
+            paces = queries.load_tokens_per_second(self._ledger, champion.number)
         request = RunRequest(
             next(self._ids),
             trial.candidate,
@@ -349,10 +349,10 @@ def open_trial(session: Session, candidate: Candidate) -> Trial:
     trial = Trial(candidate)
     if session.recorder.program.early_kill:
         trial.finished_runs = tuple(
-            run for run, _ in ledger.load_finished_runs(ledger.series)
+            run for run, _ in queries.load_finished_runs(ledger, ledger.series)
         )
     if proposal.author == HARNESS_AUTHOR:  # a second look: fresh seeds, never pruned
-        trial.first_run = len(ledger.load_used_seeds(trial.number))
+        trial.first_run = len(queries.load_used_seeds(ledger, trial.number))
         trial.finished_runs = ()
     trial.changes_schedule = bool(proposal.parent) and touches_schedule(
         ledger.load_source(proposal.parent), proposal.source

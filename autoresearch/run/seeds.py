@@ -3,6 +3,7 @@
 import hashlib
 from itertools import count
 
+from autoresearch.records import queries
 from autoresearch.records.ledger import Ledger
 
 
@@ -25,7 +26,7 @@ class ChampionSeeds:
     def draw(self, number: int) -> int:
         """Draw the next fresh seed of this experiment."""
         drawn = self._drawn.setdefault(number, set())
-        drawn |= self._ledger.load_used_seeds(number)
+        drawn |= queries.load_used_seeds(self._ledger, number)
         seeds = (compute_seed(self._base, run) for run in count())
         seed = next(seed for seed in seeds if seed not in drawn)
         drawn.add(seed)

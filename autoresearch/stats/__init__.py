@@ -1,1 +1,1 @@
-"""How sure we are: noise, seed effects, posteriors, intervals. Pure functions."""
+"""Statistics of scores: noise, seed effects, posteriors, intervals, early stopping."""

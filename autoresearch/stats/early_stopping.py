@@ -1,24 +1,24 @@
 """End a hopeless run early, on the learning curve that train.py reports.
 
-The final score is predicted from the loss so far, and from what the train.py that it
-started from scored on that seed, by what this ledger's finished runs show, with the
-scatter they show. A run ends when even a prediction that is wrong by more than any
-before would leave it worse than what it has to beat. Where losses told nothing of
-scores so far, no run is ended.
+The final score is predicted by least squares from the loss so far and from the score of
+the parent train.py on the same seed; the regression is fitted to this series' finished
+runs. A run is ended when it would still miss what it has to beat if the prediction were
+off by more than any past run's. Where losses have not predicted scores so far, no run
+is ended.
 
-Promises: off until FEWEST runs of this series have finished. train.py's losses are
-claims, but they can only end its own run, never win. A tenth of the runs that would
-have been ended, drawn by a coin that train.py cannot see, run on: so the rate of false
-kills is estimated without bias (Horvitz and Thompson 1952) and shown with an interval.
-Killed runs are never evidence for the model; the spared tenth is.
+Promises: off until MIN_FINISHED_RUNS runs of this series have finished. The losses come
+from train.py and are not trusted, but they can only end its own run, never win. A
+random tenth of the runs that would be ended, which train.py cannot know, is exempt and
+runs on: so the rate of false prunes is estimated without bias (Horvitz and Thompson
+1952) and shown with an interval. Pruned runs are never used to fit the regression;
+exempt ones are.
 
-The losses of a run under way say little when its schedule differs from the others': a
-slower decay looks bad until the end. So a change that touches the schedule is never
-ended early, and never taught from.
+Intermediate losses say little when a run's schedule differs from the others': a slower
+decay looks bad until the end. So a change that touches the schedule is never ended
+early, and its runs are not used for the fit.
 
-Not covered: changes of the loss itself (weights, smoothing). They are ended by no rule
-but the scatter, so until the ledger has seen one they may be ended wrongly; the spared
-tenth shows it.
+Not covered: changes of the loss itself (weights, smoothing). Only the residual scatter
+protects them, so the first such change may be ended wrongly; the exempt tenth shows it.
 """
 
 import difflib
@@ -33,13 +33,13 @@ from statistics import fmean
 from autoresearch.experiment import Curve, PruneDecision
 from autoresearch.stats import quantiles
 
-# When a run is looked at, as a share of its budget. Few looks: each is a chance to err.
+# Shares of the budget at which a run is tested. Few: each test can be wrong.
 LOOK_SHARES = (0.1, 0.2, 0.3, 0.45, 0.6)
 LOSS_WINDOW_SHARE = 0.08  # of the budget, over which the reported losses are averaged
 MIN_FINISHED_RUNS = 9  # finished runs with a curve
 PRUNE_Z = 3.0  # normal deviate of the prediction: one in a thousand
-PREDICTIVE_Z = 3.0  # standard errors that losses have to tell of scores at all
-EXEMPT_SHARE = 0.1  # share of the would-be-killed that run on
+PREDICTIVE_Z = 3.0  # standard errors of the slope that losses need to be predictive
+EXEMPT_SHARE = 0.1  # of the runs that would be ended
 MAX_CURVE_POINTS = 4096  # of a curve; more are thinned out
 
 # A word of a constant's or variable's name that shapes a schedule.
@@ -52,19 +52,17 @@ SCHEDULE_PATTERN = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class FinishedRun:
-    """A run that came to its end."""
+    """A run that was not ended early."""
 
     curve: Curve
     score: float
     touches_schedule: bool  # whether its change touches the schedule
-    parent_score: (
-        float | None
-    )  # what its parent scored on that seed; None: nobody knows
+    parent_score: float | None  # of its parent on that seed; None: not measured
 
 
 @dataclass(frozen=True, slots=True)
 class FalsePruneRate:
-    """What the spared tenth says of those that were ended."""
+    """The rate of false prunes, estimated from exempt runs."""
 
     share: float  # of ended runs that would have been better than the bar
     low: float  # 95 % interval
@@ -74,9 +72,9 @@ class FalsePruneRate:
 
 
 class Pruner:
-    """Follows one run's losses, and says when it is hopeless.
+    """Follows one run's losses and decides when it is hopeless.
 
-    A run that a coin spares is followed too: what would have ended it is in `spared`.
+    An exempt run is followed too: what would have ended it is in `exempted`.
     """
 
     def __init__(
@@ -98,25 +96,25 @@ class Pruner:
         self._samples: list[tuple[float, float]] = []
 
     def reset(self) -> None:
-        """The run is made again from its start."""
+        """Forget the run, which starts over."""
         self.exempted = None
         self._window.clear()
         self._samples.clear()
 
     @property
     def curve(self) -> Curve:
-        """The mean loss before each look: all that later runs are compared with."""
+        """The mean loss before each look, which later runs are compared with."""
         return tuple(self._samples)
 
     def __call__(self, share: float, loss: float | None) -> PruneDecision | None:
-        """The run says it lost `loss` at this share of its budget: may it end?"""
+        """Take a reported loss at a share of the budget; None: run on."""
         if loss is None or len(self._samples) == len(LOOK_SHARES):
             return None
         look, ended = LOOK_SHARES[len(self._samples)], None
         if share >= look:
             mean = compute_window_loss(tuple(self._window), look)
             self._window.clear()
-            # Without a report in time the look is skipped: a curve ends there.
+            # Without a report in the window the look is skipped.
             self._samples.append((look, math.nan if mean is None else mean))
             ended = self._decide()
         if len(self._window) < MAX_CURVE_POINTS:
@@ -141,9 +139,9 @@ class Pruner:
 
 
 def normalize_curve(points: Sequence[tuple[float, float]]) -> Curve:
-    """What train.py reported -> a curve: finite, ordered, bounded.
+    """A curve from the points that train.py reported: finite, ordered, bounded.
 
-    A progress that goes back, or a loss that is no number, is left out.
+    Points whose progress does not increase, or whose loss is not finite, are left out.
     """
     kept: list[tuple[float, float]] = []
     for progress, loss in points:
@@ -172,10 +170,10 @@ def decide_pruning(
     schedule: bool,
     lower_is_better: bool,
 ) -> PruneDecision | None:
-    """Whether a run that has come this far may end: ask at every look, not between.
+    """Whether to end a run at this point of its curve; call it once at every look.
 
-    `bar` is the score that the candidate has to beat to be of any use, `parent` that of
-    the train.py it started from. None: run on.
+    bar: the score that the candidate has to beat. parent: the score of its parent on
+    this seed. None: run on.
     """
     look = max(
         (look for look in LOOK_SHARES if curve and look <= curve[-1][0]), default=None
@@ -210,29 +208,28 @@ def decide_pruning(
 
 @dataclass(frozen=True, slots=True)
 class ScoreRegression:
-    """(loss, parent's score) -> final score, by least squares."""
+    """Linear regression of the final score on loss and parent's score."""
 
     mean: tuple[float, float, float]  # of loss, parent's score, final score
     slope: tuple[float, float]
-    # Inverse of the matrix of squares and products of loss and parent, around the mean.
-    inverse_scatter: tuple[float, float, float]  # loss loss, loss parent, parent parent
-    residual_sd: float  # of the scatter
+    # Inverse of the scatter matrix of loss and parent's score around their means:
+    # loss loss, loss parent, parent parent.
+    inverse_scatter: tuple[float, float, float]
+    residual_sd: float
     count: int
     degrees_of_freedom: int
-    max_overprediction: (
-        float  # how much the luckiest past run ended below its prediction
-    )
-    max_underprediction: float  # how much one ended above it
+    max_overprediction: float  # most that a past run ended below its prediction
+    max_underprediction: float  # most that one ended above it
 
     def is_predictive(self, *, lower_is_better: bool) -> bool:
-        """Whether lower losses did end better, beyond doubt."""
+        """Whether better losses predict better scores significantly."""
         slope = self.slope[0] if lower_is_better else -self.slope[0]
         return slope > PREDICTIVE_Z * self.residual_sd * math.sqrt(
             self.inverse_scatter[0]
         )
 
     def predict(self, loss: float, parent: float) -> tuple[float, float]:
-        """(predicted score, standard error of one run around it)."""
+        """(predicted score, standard error of a single run's score around it)."""
         x, z = loss - self.mean[0], parent - self.mean[1]
         a, b, c = self.inverse_scatter
         lever = 1 + 1 / self.count + a * x * x + 2 * b * x * z + c * z * z
@@ -243,9 +240,9 @@ class ScoreRegression:
 def fit_least_squares(
     points: Sequence[tuple[float, float, float]],
 ) -> ScoreRegression | None:
-    """The fit; None: all losses equal.
+    """Fit (loss, parent's score, final score) of past runs; None: all losses are equal.
 
-    While there was one parent only, its children differ from it as their losses do.
+    With a single parent, or parents collinear with losses, only losses are used.
     """
     mean = tuple(fmean(column) for column in zip(*points, strict=True))
     off = [(x - mean[0], z - mean[1], y - mean[2]) for x, z, y in points]
@@ -259,7 +256,7 @@ def fit_least_squares(
     if whole > 1e-9 * xx * zz:
         inverse = (zz / whole, -xz / whole, xx / whole)
         slope = ((zz * xy - xz * zy) / whole, (xx * zy - xz * xy) / whole)
-    else:  # one parent, or parents in step with losses
+    else:
         inverse, slope = (1 / xx, 0.0, 0.0), (xy / xx, 0.0)
     left = [y - slope[0] * x - slope[1] * z for x, z, y in off]
     degrees = len(points) - (3 if inverse[2] else 2)
@@ -271,19 +268,19 @@ def fit_least_squares(
 
 
 def curve_to_json(curve: Curve) -> str | None:
-    """A curve as JSON, which has no nan; None: there is no curve."""
+    """A curve as JSON, with null for nan; None: there is no curve."""
     points = [(at, loss if math.isfinite(loss) else None) for at, loss in curve]
     return json.dumps(points) if points else None
 
 
 def curve_from_json(text: str) -> Curve:
-    """The curve again."""
+    """A curve from its JSON."""
     points = json.loads(text)
     return tuple((at, math.nan if loss is None else loss) for at, loss in points)
 
 
 def is_exempt(seed: int, number: int) -> bool:
-    """Whether this experiment runs on although it is hopeless. train.py cannot know."""
+    """Whether an experiment is exempt from early stopping. train.py cannot know."""
     digest = hashlib.sha256(f"spared:{seed}:{number}".encode()).digest()
     return int.from_bytes(digest[:6], "little") < EXEMPT_SHARE * 2**48
 
@@ -291,9 +288,10 @@ def is_exempt(seed: int, number: int) -> bool:
 def estimate_false_prunes(
     spared_won: Sequence[bool], killed: int
 ) -> FalsePruneRate | None:
-    """The estimate from the spared tenth: did each beat its bar after all?
+    """The false-prune rate from exempt runs: whether each beat its bar after all.
 
-    Unbiased, as the coin is fair. The interval is Wilson's (1927). None: none spared.
+    Unbiased, as exempt runs are a random sample. The interval is Wilson's (1927). None:
+    there was no exempt run.
     """
     count = len(spared_won)
     if not count:
@@ -307,7 +305,7 @@ def estimate_false_prunes(
 
 
 def touches_schedule(parent: str, source: str) -> bool:
-    """Whether a changed line names anything that shapes the schedule."""
+    """Whether a changed line names something that shapes the schedule."""
     changed = difflib.ndiff(parent.splitlines(), source.splitlines())
     return any(
         line[:2] in ("+ ", "- ") and SCHEDULE_PATTERN.search(line) for line in changed

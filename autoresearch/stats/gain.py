@@ -1,21 +1,20 @@
-"""What a night may claim: how much its champion gains, and how surely.
+"""The gain of the champion over the baseline, with a 95 % interval.
 
-    runs of both --seeds, hours--> difference --levels--> Claim
+The difference of two means is corrected for three things. Selection: a champion was
+chosen for its score, so its mean is biased; the bias is estimated with the posteriors
+and subtracted. Seeds: both ran on few seeds, and a seed effect is shared by two models
+only in part; the shared part cancels, the rest widens the interval. Drift: the machine
+may change between a baseline in the evening and a champion in the morning; a slope is
+estimated from runs of the same code early and late, and where there are none, the
+interval allows for it.
 
-Three things lie between two means and the truth, and all three are taken into account.
-A champion is chosen for its score, so it was lucky: what that is worth is taken off
-(`levels`). Both ran on few seeds, and a seed that helps one model helps another only
-partly: luck that both owe to a seed cancels, the rest is in the interval. And the
-machine may have moved between a baseline of the evening and a champion of the morning:
-a slope is estimated from whatever ran early and late, and where nothing did, the
-interval holds what machines do.
+Promises: the estimate uses all runs of both; apart from the selection bias it is the
+best linear unbiased one for known variances (generalised least squares; Henderson
+1975). `plan_gain_runs` names the runs that reduce its variance most: the last runs of a
+session go there.
 
-Promises: a claim rests on all runs there are; best linear unbiased estimates with known
-variances (Henderson 1975) but for the luck of the chosen. `wanted` names the run that
-would make the claim surest: the last runs of a night go there.
-
-Not covered: a machine that moves in steps; changes whose answer to a seed is far from
-what INTERACTION says.
+Not covered: a machine that drifts in steps; changes whose interaction with seeds is far
+from SEED_INTERACTION_SHARE.
 """
 
 import math
@@ -29,19 +28,17 @@ from autoresearch.stats.noise import GainEstimate
 from autoresearch.stats.quantiles import NORMAL_95, t_quantile_from_normal
 from autoresearch.stats.seed_effects import SeedEffects
 
-# Of what a seed is worth to the baseline: the part that is its own, and no other
-# train.py's. Measured on the recorded night: on eight seeds a champion moved 0.6 times
-# as far as its baseline did.
+# The part of a seed effect that is not shared with another train.py. Measured on the
+# recorded session: over eight seeds a champion's score moved 0.6 times as far as its
+# baseline's.
 SEED_INTERACTION_SHARE = 0.4
-# What a machine may move from the first run to the last: one standard deviation of
-# that, in the noise's. Only where no run says better.
+# Prior standard deviation of the drift from the first run to the last, in units of the
+# residual's. It matters where no run measures the drift better.
 DRIFT_SD = 2.0
-# Neither levels nor variances are exactly known (benchmarks/verdicts.py).
+# Neither the posteriors nor the variances are known exactly (benchmarks/verdicts.py).
 INTERVAL_WIDENING = 1.0
-ENOUGH_RELATIVE_ERROR = (
-    0.05  # standard error of a claim over the claim: no further runs are needed
-)
-MAX_GAIN_RUNS = 6  # that a night gives for its claim
+ENOUGH_RELATIVE_ERROR = 0.05  # standard error over gain: no further runs are needed
+MAX_GAIN_RUNS = 6  # that a session spends on the estimate
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,21 +52,21 @@ class MeasuredExperiment:
 
 @dataclass(frozen=True, slots=True)
 class RunObservation:
-    """One run of one of the two."""
+    """One run of the champion or the baseline."""
 
     is_champion: bool
     seed: int
-    time_share: float  # 0: the night's first run, 1: its last
+    time_share: float  # 0: the session's first run, 1: its last
     value: float  # positive is better
 
 
 @dataclass(frozen=True, slots=True)
 class VarianceComponents:
-    """What the variance of one run consists of."""
+    """The variance components of one run's score."""
 
-    seed_variance: float  # shared by all train.py that run on a seed
+    seed_variance: float  # shared by all candidates that run on a seed
     residual_variance: float
-    drift_variance: float  # of the way a machine goes in a night
+    drift_variance: float  # of the drift from the first run to the last
 
     def compute_covariance(self, one: RunObservation, other: RunObservation) -> float:
         """Covariance of two runs."""
@@ -77,72 +74,80 @@ class VarianceComponents:
         return shared + self.drift_variance * one.time_share * other.time_share
 
 
-def compute_variance_components(luck: SeedEffects) -> VarianceComponents:
-    """The same for a series, as far as its runs tell."""
+def compute_variance_components(effects: SeedEffects) -> VarianceComponents:
+    """The variance components of a series, from its seed effects."""
     return VarianceComponents(
-        (1 - SEED_INTERACTION_SHARE) * luck.seed_variance,
-        luck.residual_variance + SEED_INTERACTION_SHARE * luck.seed_variance,
-        DRIFT_SD**2 * luck.residual_variance,
+        (1 - SEED_INTERACTION_SHARE) * effects.seed_variance,
+        effects.residual_variance + SEED_INTERACTION_SHARE * effects.seed_variance,
+        DRIFT_SD**2 * effects.residual_variance,
     )
 
 
 def estimate_champion_gain(
-    told: Sequence[MeasuredExperiment],
+    experiments: Sequence[MeasuredExperiment],
     champion: str,
     baseline: str,
     *,
     lower_is_better: bool,
 ) -> GainEstimate | None:
-    """What one blob gains over another, with its 95 % interval.
+    """The gain of one blob over another, with its 95 % interval.
 
     In the metric's units, positive is better. None: one of them was never measured, or
-    there is no noise to speak of.
+    the noise is unknown or 0.
     """
-    told = drop_nonfinite(told)
-    luck = seed_effects.estimate_seed_effects([one.seed_scores for one in told])
-    if luck.noise is None or luck.noise.sd == 0:
+    experiments = drop_nonfinite(experiments)
+    effects = seed_effects.estimate_seed_effects(
+        [one.seed_scores for one in experiments]
+    )
+    if effects.noise is None or effects.noise.sd == 0:
         return None
     if champion == baseline:
         return GainEstimate(0.0, 0.0, 0.0, 0)
     seen = collect_observations(
-        told, champion, baseline, lower_is_better=lower_is_better
+        experiments, champion, baseline, lower_is_better=lower_is_better
     )
     sides = {one.is_champion for one in seen}
     if len(sides) < 2:
         return None
     gain, variance = fit_generalized_least_squares(
-        seen, compute_variance_components(luck)
+        seen, compute_variance_components(effects)
     )
-    lucky, shrunk = estimate_selection_bias(
-        told, champion, baseline, luck, lower_is_better
+    bias, shrinkage = estimate_selection_bias(
+        experiments, champion, baseline, effects, lower_is_better
     )
-    half = INTERVAL_WIDENING * math.sqrt(variance * shrunk)
-    half *= t_quantile_from_normal(NORMAL_95, luck.noise.degrees)
-    gain -= lucky
+    half = INTERVAL_WIDENING * math.sqrt(variance * shrinkage)
+    half *= t_quantile_from_normal(NORMAL_95, effects.noise.degrees)
+    gain -= bias
     runs = sum(one.is_champion for one in seen)
     return GainEstimate(gain, gain - half, gain + half, runs)
 
 
-def drop_nonfinite(told: Sequence[MeasuredExperiment]) -> list[MeasuredExperiment]:
-    """Without scores that are no numbers."""
-    return [one for one in told if all(math.isfinite(v) for _, v in one.seed_scores)]
+def drop_nonfinite(
+    experiments: Sequence[MeasuredExperiment],
+) -> list[MeasuredExperiment]:
+    """The experiments whose scores are all finite."""
+    return [
+        one for one in experiments if all(math.isfinite(v) for _, v in one.seed_scores)
+    ]
 
 
 def estimate_selection_bias(
-    told: Sequence[MeasuredExperiment],
+    experiments: Sequence[MeasuredExperiment],
     champion: str,
     baseline: str,
-    luck: SeedEffects,
+    effects: SeedEffects,
     lower_is_better: bool,
 ) -> tuple[float, float]:
-    """(luck of the chosen, what else is known as a factor on the variance).
+    """(selection bias in the metric's units, factor on the variance).
 
-    How far `levels`, which know of all relatives, are from the plain means.
+    The bias is the difference of plain means less that of posterior means, which use
+    all related experiments; the factor is the ratio of their variances.
     """
-    assert luck.noise is not None, "asked where noise is known"
-    unit = -luck.noise.sd if lower_is_better else luck.noise.sd
+    assert effects.noise is not None, "asked where noise is known"
+    unit = -effects.noise.sd if lower_is_better else effects.noise.sd
     rows = [
-        replace(one.row, values=luck.adjust_scores(one.seed_scores)) for one in told
+        replace(one.row, values=effects.adjust_scores(one.seed_scores))
+        for one in experiments
     ]
     found = posterior.compute_posteriors(rows, unit)
     means, weights = [], []
@@ -151,24 +156,24 @@ def estimate_selection_bias(
         means.append(fmean(values) / unit)
         weights.append(1 / len(values))
     best, first = found[champion], found[baseline]
-    plain, believed = means[0] - means[1], best.mean - first.mean
-    lucky = (plain - believed) * luck.noise.sd
-    return lucky, (best.variance + first.variance) / sum(weights)
+    plain, posterior_gain = means[0] - means[1], best.mean - first.mean
+    bias = (plain - posterior_gain) * effects.noise.sd
+    return bias, (best.variance + first.variance) / sum(weights)
 
 
 def collect_observations(
-    told: Sequence[MeasuredExperiment],
+    experiments: Sequence[MeasuredExperiment],
     champion: str,
     baseline: str,
     *,
     lower_is_better: bool,
 ) -> list[RunObservation]:
-    """Every run of the two, with its seed and its hour."""
-    times = [at for one in told for at in one.end_times if at > 0]
+    """Every run of the two, with its seed and time."""
+    times = [at for one in experiments for at in one.end_times if at > 0]
     begin, end = min(times, default=0.0), max(times, default=0.0)
     sign = -1 if lower_is_better else 1
     found = []
-    for one in told:
+    for one in experiments:
         if one.row.blob not in (champion, baseline):
             continue
         hours = (
@@ -199,14 +204,14 @@ def fit_generalized_least_squares(
     a = sum(w for w, one in zip(best, seen, strict=True) if one.is_champion)
     b = sum(w for w, one in zip(best, seen, strict=True) if not one.is_champion)
     d = sum(w for w, one in zip(first, seen, strict=True) if not one.is_champion)
-    whole = a * d - b * b
+    determinant = a * d - b * b
     scores = [
         sum(w * one.value for w, one in zip(weights, seen, strict=True))
         for weights in (best, first)
     ]
-    top = (d * scores[0] - b * scores[1]) / whole
-    bottom = (a * scores[1] - b * scores[0]) / whole
-    return top - bottom, (a + d + 2 * b) / whole
+    top = (d * scores[0] - b * scores[1]) / determinant
+    bottom = (a * scores[1] - b * scores[0]) / determinant
+    return top - bottom, (a + d + 2 * b) / determinant
 
 
 def solve_linear_system(
@@ -229,27 +234,27 @@ def solve_linear_system(
 
 
 def plan_gain_runs(
-    told: Sequence[MeasuredExperiment],
+    experiments: Sequence[MeasuredExperiment],
     champion: str,
     baseline: str,
     *,
     lower_is_better: bool,
 ) -> tuple[str, ...]:
-    """Whom to run until the claim is sure enough, what helps most first.
+    """Blobs to run until the gain is known well enough, most useful first.
 
-    Empty: it is, or there is none.
+    Empty: it is known well enough, or there is no gain.
     """
-    told = drop_nonfinite(told)
+    experiments = drop_nonfinite(experiments)
     known = estimate_champion_gain(
-        told, champion, baseline, lower_is_better=lower_is_better
+        experiments, champion, baseline, lower_is_better=lower_is_better
     )
     if known is None or champion == baseline or known.gain <= 0:
         return ()
     seen = collect_observations(
-        told, champion, baseline, lower_is_better=lower_is_better
+        experiments, champion, baseline, lower_is_better=lower_is_better
     )
     spread = compute_variance_components(
-        seed_effects.estimate_seed_effects([one.seed_scores for one in told])
+        seed_effects.estimate_seed_effects([one.seed_scores for one in experiments])
     )
     order: list[str] = []
     while len(order) < MAX_GAIN_RUNS:
@@ -267,10 +272,9 @@ def plan_gain_runs(
 
 
 def plan_observation(seen: Sequence[RunObservation], champion: bool) -> RunObservation:
-    """One more run of one of the two, at the end of the night.
+    """A planned run of one of the two, at the end of the session.
 
-    All run on the same seeds in the same order, so those that the other has run with
-    come first.
+    Seeds that the other one has run with come first; after that a new seed (-1).
     """
     used = {one.seed for one in seen if one.is_champion == champion}
     others = [one.seed for one in seen if one.is_champion != champion]

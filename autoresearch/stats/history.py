@@ -1,9 +1,10 @@
-"""What a policy may know of a series: every score, without the luck of its seed.
+"""What a policy may know of a series: every score, with seed effects subtracted.
 
-    Ledger --of--> Evidence --history--> History        (and `fair` for a candidate)
+    ledger --load_evidence--> Evidence --build_history--> History
 
-The ledger holds scores as they were measured; policies compare what is left when the
-luck of the seeds is taken out (`seeds`). Never the holdout.
+The ledger holds scores as they were measured; policies compare adjusted scores
+(`seed_effects`). `Evidence.adjust_scores` does the same for a candidate without a
+verdict. Holdout scores never get in here.
 """
 
 from collections.abc import Sequence
@@ -24,39 +25,39 @@ from autoresearch.stats.seed_effects import SeedEffects
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """The decided experiments of one series, and who reigned, as they were measured."""
+    """The decided experiments and champions of one series, as they were measured."""
 
     rows: tuple[Row, ...]
-    champions: tuple[Champion, ...]  # the last one reigns
+    champions: tuple[Champion, ...]  # oldest first, the last one is current
 
     @property
     def effects(self) -> SeedEffects:
-        """What each seed adds to a score."""
+        """The seed effects of the series."""
         return seed_effects.estimate_seed_effects(
             [seed_scores_from_row(row) for row in self.rows]
         )
 
     def adjust_rows(self) -> tuple[Row, ...]:
-        """The rows with scores that can be compared with each other."""
-        luck = self.effects
-        return tuple(adjust_row(row, luck) for row in self.rows)
+        """The rows with adjusted scores, which can be compared with each other."""
+        effects = self.effects
+        return tuple(adjust_row(row, effects) for row in self.rows)
 
     def adjust_scores(self, scores: Scores) -> Scores:
-        """The same for a candidate that has no row yet."""
-        of = self.effects.by_seed
+        """Adjusted scores of a candidate that has no row yet."""
+        by_seed = self.effects.by_seed
         return tuple(
-            replace(score, value=score.value - of.get(score.run.seed, 0.0))
+            replace(score, value=score.value - by_seed.get(score.run.seed, 0.0))
             for score in scores
         )
 
     def build_history(self, change: CodeSizeChange | None = None) -> History:
-        """What a policy may know."""
-        luck, rows = self.effects, self.adjust_rows()
+        """The history for a policy; change: of the candidate in hand."""
+        effects, rows = self.effects, self.adjust_rows()
         scored = [row for row in rows if row.values]
         values = {row.number: row.values for row in scored}
         champions = tuple(
-            replace(one, values=values.get(one.number, one.values))
-            for one in self.champions
+            replace(champion, values=values.get(champion.number, champion.values))
+            for champion in self.champions
         )
         return History(
             champions[-1] if champions else None,
@@ -67,12 +68,12 @@ class Evidence:
             tuple(row.number for row in rows if row.decision == "unresolved"),
             rows,
             change,
-            luck.noise,
+            effects.noise,
         )
 
     @property
     def measured_experiments(self) -> tuple[gain.MeasuredExperiment, ...]:
-        """The same for `gains`: every experiment that has a score."""
+        """Every experiment that has a score, for `gain`."""
         return tuple(
             gain.MeasuredExperiment(row, seed_scores_from_row(row), row.when)
             for row in self.rows
@@ -80,7 +81,7 @@ class Evidence:
         )
 
     def plan_gain_runs(self, *, lower_is_better: bool) -> tuple[str, ...]:
-        """Whose runs a claim on the champion still needs; none: it is sure enough."""
+        """Blobs to run again until the gain's standard error is small enough."""
         if len(self.champions) < 2:
             return ()
         last, first = self.champions[-1].blob, self.champions[0].blob
@@ -89,7 +90,7 @@ class Evidence:
         )
 
     def with_champion_run(self, score: Score) -> "Evidence":
-        """The same after one more run of the champion, which the ledger has not yet."""
+        """The evidence after one more run of the champion, not in the ledger yet."""
         champion = self.champions[-1]
         values = (*champion.values, score.value)
         grown = replace(champion, values=values, fresh=champion.fresh + 1)
@@ -109,35 +110,35 @@ class Evidence:
 
 
 def seed_scores_from_row(row: Row) -> seed_effects.SeedScores:
-    """(seed, score) of every run; a seed that is not known is nobody else's."""
+    """(seed, score) of every run; an unknown seed gets a number of its own."""
     return tuple(
         (seed or -1 - (row.number << 16) - place, value)
         for place, (seed, value) in enumerate(zip(row.seeds, row.values, strict=True))
     )
 
 
-def adjust_row(row: Row, luck: SeedEffects) -> Row:
-    """A row without the luck of its seeds."""
+def adjust_row(row: Row, effects: SeedEffects) -> Row:
+    """A row with its seed effects subtracted."""
     if not row.values:
         return row
-    values = luck.adjust_scores(seed_scores_from_row(row))
+    values = effects.adjust_scores(seed_scores_from_row(row))
     return replace(row, values=values, value=fmean(values))
 
 
 def compute_change_effects(rows: Sequence[Row]) -> dict[int, float]:
-    """What each change did to the score: its value less its parent's, by experiment.
+    """The effect of each change, by experiment: its value less its parent's.
 
-    Not `Row.delta`, which is against the champion: a proposal may start from something
-    that promises more. Where the parent was not measured, that is all there is.
+    Not `Row.delta`, which is against the champion: a proposal may start from another
+    blob. Where the parent was not measured, the effect is `Row.delta`.
     """
-    # By series: the same file scores otherwise with another budget or another text.
+    # By series: with another budget or text the same file has another score.
     values = {
         (row.series, row.blob): row.value for row in rows if row.value is not None
     }
-    found = {}
+    effects = {}
     for row in rows:
         if row.value is None or row.delta is None:
             continue
         before = values.get((row.series, row.parent))
-        found[row.number] = row.delta if before is None else row.value - before
-    return found
+        effects[row.number] = row.delta if before is None else row.value - before
+    return effects

@@ -1,12 +1,11 @@
-"""How much a score moves when nothing changed, and how sure we are of that.
+"""The noise of a score: its standard deviation, heavy tails and drift.
 
-Promises: only runs of the same train.py are compared with each other, so a night of
-real improvements looks no noisier than one without; an estimate comes with its degrees
-of freedom and its interval, and one run says nothing; heavy tails and a drift over the
-night are looked for. All in the metric's own units.
+Promises: only runs of the same train.py are compared, so real improvements do not
+inflate the estimate; an estimate has its degrees of freedom and a 95 % interval; with
+one run per candidate there is none. Everything is in the metric's units.
 
 Not covered: noise that differs between candidates (one standard deviation is pooled
-over all), and drift that is neither a slope nor a step.
+over all), and a drift that is neither a slope nor a step.
 """
 
 import math
@@ -23,9 +22,9 @@ from autoresearch.stats.quantiles import (
     t_quantile_from_normal,
 )
 
-# A drift is looked for after every verdict; about one night in a thousand cries wolf.
+# Drift is tested after every verdict: the false-positive rate is about 0.1 % a session.
 DRIFT_Z = 4.0
-MIN_DEGREES_FOR_TAILS = 24  # degrees of freedom; fewer cannot tell a tail from luck
+MIN_DEGREES_FOR_TAILS = 24  # degrees of freedom; fewer cannot show a heavy tail
 HEAVY_TAIL_RATIO = 1.4  # of standard deviation to robust scale; normal noise gives 1
 
 Replicates = Sequence[Sequence[float]]
@@ -33,24 +32,27 @@ Replicates = Sequence[Sequence[float]]
 
 @dataclass(frozen=True, slots=True)
 class GainEstimate:
-    """A difference and the interval that holds it."""
+    """A gain and its 95 % interval, in the metric's units."""
 
     gain: float  # positive is better
     low: float
     high: float
-    runs: int  # of the champion that it rests on
+    runs: int  # of the champion that the estimate uses
 
 
 @dataclass(frozen=True, slots=True)
 class Drift:
-    """The same code scores differently as the night goes on."""
+    """A slope of the same code's scores over the session."""
 
     per_hour: float  # change of the score, in the metric's units
     z: float  # how many standard errors from no drift
 
 
 def estimate_pooled_noise(replicates: Replicates) -> Noise | None:
-    """The pooled standard deviation within candidates; None: no candidate ran twice."""
+    """The pooled standard deviation within candidates; None: no candidate ran twice.
+
+    Candidates with a score that is not finite are left out.
+    """
     squares, degrees = 0.0, 0
     for values in replicates:
         if len(values) > 1 and all(map(math.isfinite, values)):
@@ -62,7 +64,7 @@ def estimate_pooled_noise(replicates: Replicates) -> Noise | None:
 
 
 def noise_from_sd(sd: float, degrees: float) -> Noise:
-    """A standard deviation that rests on so many degrees of freedom."""
+    """A standard deviation with its chi-square 95 % interval."""
     low, high = (chi_square_quantile(degrees, z) for z in (-NORMAL_95, NORMAL_95))
     return Noise(
         sd, degrees, sd * math.sqrt(degrees / high), sd * math.sqrt(degrees / low)
@@ -85,10 +87,10 @@ def estimate_mean_difference(
     *,
     lower_is_better: bool,
 ) -> GainEstimate:
-    """What a champion gained over the baseline, with its 95 % interval.
+    """The gain of a champion over the baseline, with its 95 % interval (Student).
 
-    Give it runs that had no say in crowning the champion (`Champion.fresh`), or the
-    gain is too good to be true: what is selected for its score is lucky.
+    Both take scores, one per run. Unbiased only for runs that were not used to select
+    the champion (`Champion.fresh`): a candidate selected for its score is lucky.
     """
     difference = fmean(baseline) - fmean(champion)
     gain = difference if lower_is_better else -difference
@@ -98,9 +100,9 @@ def estimate_mean_difference(
 
 
 def estimate_robust_sd(replicates: Replicates) -> float | None:
-    """A scale that outliers cannot move; equals the sd when the noise is normal.
+    """A robust scale, equal to the sd when the noise is normal; None: no replicates.
 
-    The median absolute residual, each made as wide as a single run's error is.
+    The median absolute residual. Each residual is scaled up to a single run's error.
     """
     wide = [
         abs(value - fmean(values)) * math.sqrt(len(values) / (len(values) - 1))
@@ -112,7 +114,7 @@ def estimate_robust_sd(replicates: Replicates) -> float | None:
 
 
 def has_heavy_tails(replicates: Replicates) -> bool | None:
-    """Whether now and then a run is far out; None: too few runs to say."""
+    """Whether the noise has outliers; None: too few runs to tell."""
     noise, robust = estimate_pooled_noise(replicates), estimate_robust_sd(replicates)
     if noise is None or not robust or noise.degrees < MIN_DEGREES_FOR_TAILS:
         return None
@@ -122,10 +124,11 @@ def has_heavy_tails(replicates: Replicates) -> bool | None:
 def detect_drift(
     replicates: Replicates, when: Sequence[Sequence[float]]
 ) -> Drift | None:
-    """A slope of the same code's scores over time, if there is one beyond doubt.
+    """A significant slope (|z| >= DRIFT_Z) of the same code's scores over time.
 
-    The first run of a candidate is left out, the baseline's excepted: it is why there
-    were more of it, so it was lucky, and what comes after looks worse without a drift.
+    `when`: seconds since 1970 at the end of each run, in the shape of `replicates`.
+    The first run of a candidate is left out, except the baseline's: a candidate ran
+    again because its first run was good, so later ones look worse without any drift.
     """
     points: list[tuple[float, float]] = []
     groups = 0

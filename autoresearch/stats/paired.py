@@ -1,12 +1,12 @@
-"""The certificate of a night: champion against baseline on fresh seeds, pair by pair.
+"""The certificate: champion against baseline on fresh seeds, a paired t-interval.
 
 A pair is one run of each with the same seed, made by `autoresearch replicate` after the
-champion was chosen. So nothing in it was selected for its luck, and what both runs of a
-pair owe to their seed cancels.
+champion was chosen. So there is no selection bias, and seed effects that both runs of a
+pair share cancel.
 
-Promises: only runs made to replicate count; the interval is Student's, with one degree
-of freedom less than pairs; one pair has a gain and no interval. In the metric's own
-units, positive is better.
+Promises: only replicates count; the interval is Student's with one degree of freedom
+less than pairs; one pair gives a gain and no interval. In the metric's units, positive
+is better.
 
 Not covered: gains whose noise is far from normal, with few pairs; a baseline that never
 ran on this machine (nothing to pair with).
@@ -24,7 +24,7 @@ from autoresearch.stats.quantiles import t_quantile_95
 
 @dataclass(frozen=True, slots=True)
 class PairedGain:
-    """One seed, run by both."""
+    """The gain on one seed that both ran with."""
 
     seed: int
     gain: float  # on validation; positive is better
@@ -36,13 +36,13 @@ class TInterval:
     """A mean over pairs and its 95 % interval."""
 
     mean: float | None  # None: no pairs
-    low: float | None  # None: one pair says nothing of its own scatter
+    low: float | None  # None: a single pair has no standard error
     high: float | None
 
 
 @dataclass(frozen=True, slots=True)
 class Certificate:
-    """What a champion is worth, on seeds that had no say in choosing it."""
+    """A champion's gain on seeds that were not used to select it."""
 
     champion: int
     baseline: int
@@ -71,37 +71,37 @@ def pair_by_seed(
     *,
     lower_is_better: bool,
 ) -> tuple[PairedGain, ...]:
-    """Runs made to replicate, paired by seed, in the order of the champion's.
+    """Replicates paired by seed, in the order of the champion's runs.
 
-    A seed that was run several times is one pair still: its runs are averaged.
+    Several runs on one seed make one pair: they are averaged.
     """
     sign = 1.0 if lower_is_better else -1.0
-    best, first = group_replicates(champion), group_replicates(baseline)
-    found = []
-    for seed in best:
-        if seed not in first:
+    champion_runs, baseline_runs = map(group_replicates, (champion, baseline))
+    pairs = []
+    for seed in champion_runs:
+        if seed not in baseline_runs:
             continue
-        after, before = best[seed], first[seed]
+        after, before = champion_runs[seed], baseline_runs[seed]
         gain = fmean(r.value for r in before) - fmean(r.value for r in after)
-        held, held_before = compute_holdout_mean(after), compute_holdout_mean(before)
-        kept = None
-        if held is not None and held_before is not None:
-            kept = sign * (held_before - held)
-        found.append(PairedGain(seed, sign * gain, kept))
-    return tuple(found)
+        holdouts = compute_holdout_mean(before), compute_holdout_mean(after)
+        holdout_gain = None
+        if holdouts[0] is not None and holdouts[1] is not None:
+            holdout_gain = sign * (holdouts[0] - holdouts[1])
+        pairs.append(PairedGain(seed, sign * gain, holdout_gain))
+    return tuple(pairs)
 
 
 def group_replicates(runs: Sequence[RunRecord]) -> dict[int, list[RunRecord]]:
-    """The runs that were made to replicate an experiment, by seed."""
-    found: dict[int, list[RunRecord]] = {}
+    """The replicates among an experiment's runs, by seed."""
+    by_seed: dict[int, list[RunRecord]] = {}
     for run in runs:
         if run.occasion == "replicate" and math.isfinite(run.value):
-            found.setdefault(run.seed, []).append(run)
-    return found
+            by_seed.setdefault(run.seed, []).append(run)
+    return by_seed
 
 
 def compute_holdout_mean(runs: Sequence[RunRecord]) -> float | None:
-    """Their mean score on the holdout; None: not all of them were scored there."""
+    """The mean holdout score of these runs; None: not all were scored there."""
     scores = [run.holdout for run in runs if run.holdout is not None]
     return fmean(scores) if len(scores) == len(runs) else None
 
@@ -109,7 +109,10 @@ def compute_holdout_mean(runs: Sequence[RunRecord]) -> float | None:
 def compute_certificate(
     champion: int, baseline: int, pairs: Sequence[PairedGain]
 ) -> Certificate | None:
-    """The statistic itself; None without a pair."""
+    """Paired gains as a certificate; None without a pair.
+
+    champion, baseline: numbers of their experiments.
+    """
     gain = compute_t_interval([pair.gain for pair in pairs])
     both = [(p.gain, p.holdout_gain) for p in pairs if p.holdout_gain is not None]
     held = compute_t_interval([holdout for _, holdout in both])
@@ -123,7 +126,7 @@ def compute_certificate(
 
 
 def compute_t_interval(values: Sequence[float]) -> TInterval:
-    """Student's 95 % interval of a mean."""
+    """The mean of values and its 95 % interval (Student)."""
     count = len(values)
     mean = fmean(values) if values else None
     if mean is None or count == 1:

@@ -20,7 +20,7 @@ MAX_STEPS = 500  # of a series or a continued fraction; they need some 20 to 100
 @lru_cache(maxsize=4096)
 def chi_square_quantile(degrees: float, z: float) -> float:
     """The chi-square quantile at the probability of the normal deviate `z`."""
-    # In the tail that is the smaller one, so that neither loses its digits.
+    # Solved in the smaller tail, where the probability keeps its digits.
     p = NORMAL.cdf(-abs(z))
     if z < 0:
         return find_root_by_bisection(
@@ -32,10 +32,7 @@ def chi_square_quantile(degrees: float, z: float) -> float:
 
 
 def normal_quantile_from_t(t: float, degrees: float) -> float:
-    """The normal deviate with the tail probability of Student's `t`.
-
-    A standard deviation known from few runs makes a large ratio less surprising.
-    """
+    """The normal deviate with the tail probability of Student's `t`."""
     if math.isinf(degrees):
         return t
     tail = max(t_tail_probability(abs(t), degrees), MIN_TAIL_PROBABILITY)
@@ -54,7 +51,7 @@ def t_quantile_from_normal(z: float, degrees: float) -> float:
 
 
 def t_quantile_95(degrees: float) -> float:
-    """Student's 97.5 % quantile: standard errors to either side that hold 95 %."""
+    """Student's 97.5 % quantile: half of a 95 % interval, in standard errors."""
     return t_quantile_from_normal(NORMAL_95, degrees)
 
 
@@ -67,7 +64,7 @@ def t_tail_probability(t: float, degrees: float) -> float:
 
 
 def regularised_incomplete_beta(a: float, b: float, x: float, rest: float) -> float:
-    """I_x(a, b); `rest` is 1 - x, given apart so that it keeps its digits."""
+    """I_x(a, b); `rest` is 1 - x, a parameter so that it keeps its digits."""
     if x <= 0 or rest <= 0:
         return 0.0 if x <= 0 else 1.0
     log_front = math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b)
@@ -78,19 +75,19 @@ def regularised_incomplete_beta(a: float, b: float, x: float, rest: float) -> fl
 
 
 def beta_continued_fraction(a: float, b: float, x: float) -> float:
-    """The continued fraction of the incomplete beta function (Lentz)."""
+    """The continued fraction of the incomplete beta function (Lentz's method)."""
     c, d = 1.0, 1 / avoid_zero(1 - (a + b) * x / (a + 1))
-    found = d
+    fraction = d
     for m in range(1, MAX_STEPS):
         even = m * (b - m) * x / ((a + 2 * m - 1) * (a + 2 * m))
         odd = -(a + m) * (a + b + m) * x / ((a + 2 * m) * (a + 2 * m + 1))
         for numerator in (even, odd):
             d = 1 / avoid_zero(1 + numerator * d)
             c = avoid_zero(1 + numerator / c)
-            found *= c * d
+            fraction *= c * d
         if abs(c * d - 1) < 1e-15:
             break
-    return found
+    return fraction
 
 
 def regularised_incomplete_gamma(a: float, x: float) -> tuple[float, float]:
@@ -108,16 +105,16 @@ def regularised_incomplete_gamma(a: float, x: float) -> tuple[float, float]:
         return front * total, 1 - front * total
     b = x + 1 - a
     c, d = 1 / TINY, 1 / b
-    found = d
+    fraction = d
     for n in range(1, 100 * MAX_STEPS):
         numerator = -n * (n - a)
         b += 2
         d = 1 / avoid_zero(numerator * d + b)
         c = avoid_zero(b + numerator / c)
-        found *= c * d
+        fraction *= c * d
         if abs(c * d - 1) < 1e-15:
             break
-    return 1 - front * found, front * found
+    return 1 - front * fraction, front * fraction
 
 
 def avoid_zero(value: float) -> float:
@@ -126,7 +123,7 @@ def avoid_zero(value: float) -> float:
 
 
 def find_root_by_bisection(function: Callable[[float], float]) -> float:
-    """The positive root of a rising function."""
+    """The positive root of an increasing function, to the last bit."""
     low, high = 0.0, 1.0
     while function(high) < 0:
         low, high = high, 2 * high

@@ -1,18 +1,19 @@
-"""The luck of a seed: how much it adds to whatever is trained with it.
+"""Seed effects: how much a seed adds to the score of any candidate (BLUP).
 
-All candidates run on the same seeds in the same order. Where a run is repeatable, most
-of what looks like noise is the seed's, and shared: 0.015 bits per byte of a two-layer
-model on a CPU, ten times what a good change brings. So it must not be compared across
-seeds. A score is taken apart into candidate + seed + rest; seeds are random effects,
-shrunk by how much they explain (Henderson 1975, best linear unbiased prediction).
+All candidates run on the same seeds in the same order. Where runs are deterministic,
+most of what looks like noise is a seed effect that all candidates share: 0.015 bits per
+byte for a two-layer model on a CPU, ten times the gain of a good change. So raw scores
+must not be compared across seeds. The model is score = candidate + seed + residual;
+seed effects are random effects, shrunk by the share of the variance they explain
+(Henderson 1975, best linear unbiased prediction).
 
-Promises: only experiments with several runs teach what a seed is worth, so a hundred
-losers on one seed do not; where seeds explain nothing, scores stay as they are; the
-noise that comes out is that of a score whose seed's luck was taken out, with what is
-not known of that luck added.
+Promises: only experiments with several runs inform the seed effects, so many poor
+candidates on one seed do not bias them; where seeds explain nothing, scores stay as
+they are; the noise returned is that of an adjusted score, and includes the uncertainty
+of the seed effects.
 
-Not covered: changes that answer to a seed otherwise than their champion did (another
-shape draws other weights). They are in the rest, which grows by that.
+Not covered: interactions of a change with a seed (another model shape draws other
+initial weights). They are part of the residual.
 """
 
 import math
@@ -24,94 +25,108 @@ from statistics import fmean
 from autoresearch.experiment import Noise
 from autoresearch.stats import noise
 
-# Before anything ran twice on the same seeds, half of the noise is held to be the
-# seed's. It counts as much as one difference.
+# Prior: half of the noise variance is due to seeds, with a weight of one degree of
+# freedom.
 PRIOR_SEED_SHARE, PRIOR_WEIGHT = 0.5, 1.0
-MAX_ROUNDS, RELATIVE_TOLERANCE = (
-    200,
-    1e-9,
-)  # of alternating least squares; the change that ends it
+# Alternating least squares: rounds, and the change relative to the noise that ends it.
+MAX_ROUNDS, RELATIVE_TOLERANCE = 200, 1e-9
 
 SeedScores = tuple[tuple[int, float], ...]  # (seed, score) of one experiment
 
 
 @dataclass(frozen=True, slots=True)
 class SeedEffects:
-    """What each seed adds to a score, and the noise of what is left."""
+    """The effect of each seed, and the noise of an adjusted score."""
 
     by_seed: Mapping[int, float]
     noise: Noise | None  # None: nothing ran twice
-    seed_variance: float = 0.0  # variance of what seeds add
-    residual_variance: float = 0.0  # of what they do not explain
+    seed_variance: float = 0.0
+    residual_variance: float = 0.0
 
     def adjust_scores(self, runs: SeedScores) -> tuple[float, ...]:
-        """The scores without the luck of their seeds."""
+        """Scores with their seed effects subtracted; an unknown seed has none."""
         return tuple(value - self.by_seed.get(seed, 0.0) for seed, value in runs)
 
 
 def estimate_seed_effects(experiments: Sequence[SeedScores]) -> SeedEffects:
-    """What all runs of a series tell."""
-    told = tuple(
+    """The seed effects of a series, from all of its experiments.
+
+    Those with one run, or with a score that is not finite, are left out.
+    """
+    replicated = tuple(
         runs
         for runs in experiments
         if len(runs) > 1 and all(math.isfinite(value) for _, value in runs)
     )
-    return compute_blup(told)
+    return compute_blup(replicated)
 
 
 @lru_cache(maxsize=64)  # asked for a candidate, for its verdict, and for each view
-def compute_blup(told: tuple[SeedScores, ...]) -> SeedEffects:
-    """The same, from experiments that ran several times."""
-    plain = noise.estimate_pooled_noise([[value for _, value in runs] for runs in told])
-    if plain is None or plain.sd == 0:
-        return SeedEffects({}, plain)
-    whole = plain.sd**2
-    _, left = fit_random_effects(told, 0.0, plain.sd)
-    degrees = max(0.0, plain.degrees - count_effect_degrees(told))
-    rest = (left + PRIOR_WEIGHT * PRIOR_SEED_SHARE * whole) / (degrees + PRIOR_WEIGHT)
-    seeds = whole - rest
-    if seeds <= 0:
-        return SeedEffects({}, plain, 0.0, whole)
-    shrink = rest / seeds
-    of, _ = fit_random_effects(told, shrink, plain.sd)
-    most = max(sum(seed in dict(runs) for runs in told) for seed in of)
-    sd = math.sqrt(rest * (1 + 1 / (most + shrink)))
-    return SeedEffects(of, noise.noise_from_sd(sd, degrees + PRIOR_WEIGHT), seeds, rest)
+def compute_blup(experiments: tuple[SeedScores, ...]) -> SeedEffects:
+    """The seed effects, from experiments with several runs each."""
+    pooled = noise.estimate_pooled_noise(
+        [[value for _, value in runs] for runs in experiments]
+    )
+    if pooled is None or pooled.sd == 0:
+        return SeedEffects({}, pooled)
+    total = pooled.sd**2
+    _, left = fit_random_effects(experiments, 0.0, pooled.sd)
+    degrees = max(0.0, pooled.degrees - count_effect_degrees(experiments))
+    residual = (left + PRIOR_WEIGHT * PRIOR_SEED_SHARE * total) / (
+        degrees + PRIOR_WEIGHT
+    )
+    seed_variance = total - residual
+    if seed_variance <= 0:
+        return SeedEffects({}, pooled, 0.0, total)
+    shrink = residual / seed_variance
+    effects, _ = fit_random_effects(experiments, shrink, pooled.sd)
+    most_runs = max(sum(seed in dict(runs) for runs in experiments) for seed in effects)
+    sd = math.sqrt(residual * (1 + 1 / (most_runs + shrink)))
+    return SeedEffects(
+        effects,
+        noise.noise_from_sd(sd, degrees + PRIOR_WEIGHT),
+        seed_variance,
+        residual,
+    )
 
 
 def fit_random_effects(
-    told: Sequence[SeedScores], shrink: float, scale: float
+    experiments: Sequence[SeedScores], shrink: float, scale: float
 ) -> tuple[dict[int, float], float]:
-    """(seed effects, sum of squares left); `shrink` 0: plain least squares."""
-    of: dict[int, float] = {seed: 0.0 for runs in told for seed, _ in runs}
+    """(seed effects, residual sum of squares).
+
+    shrink: ratio of residual to seed variance; 0: ordinary least squares. scale: of the
+    scores, for the tolerance.
+    """
+    effects: dict[int, float] = {seed: 0.0 for runs in experiments for seed, _ in runs}
     for _ in range(MAX_ROUNDS):
-        sums, counts = dict.fromkeys(of, 0.0), dict.fromkeys(of, shrink)
-        for runs in told:
-            level = fmean(value - of[seed] for seed, value in runs)
+        sums, counts = dict.fromkeys(effects, 0.0), dict.fromkeys(effects, shrink)
+        for runs in experiments:
+            mean = fmean(value - effects[seed] for seed, value in runs)
             for seed, value in runs:
-                sums[seed] += value - level
+                sums[seed] += value - mean
                 counts[seed] += 1
-        moved = max(abs(sums[seed] / counts[seed] - of[seed]) for seed in of)
-        of = {seed: sums[seed] / counts[seed] for seed in of}
+        moved = max(abs(sums[seed] / counts[seed] - effects[seed]) for seed in effects)
+        effects = {seed: sums[seed] / counts[seed] for seed in effects}
         if moved < RELATIVE_TOLERANCE * scale:
             break
     left = 0.0
-    for runs in told:
-        level = fmean(value - of[seed] for seed, value in runs)
-        left += sum((value - of[seed] - level) ** 2 for seed, value in runs)
-    return of, left
+    for runs in experiments:
+        mean = fmean(value - effects[seed] for seed, value in runs)
+        left += sum((value - effects[seed] - mean) ** 2 for seed, value in runs)
+    return effects, left
 
 
-def count_effect_degrees(told: Sequence[SeedScores]) -> int:
-    """Degrees of freedom that seed effects take: one each, less one per island.
+def count_effect_degrees(experiments: Sequence[SeedScores]) -> int:
+    """Degrees of freedom of the seed effects: one each, less one per component.
 
-    An island is a set of experiments that share seeds with each other, and with no
-    others: inside it only differences between seeds can be known.
+    Seeds of one experiment are connected. In a connected component only differences
+    between seeds can be estimated.
     """
-    islands: list[set[int]] = []
-    for runs in told:
-        mine = {seed for seed, _ in runs}
-        touching = [island for island in islands if island & mine]
-        islands = [island for island in islands if not island & mine]
-        islands.append(mine.union(*touching))
-    return sum(len(island) - 1 for island in islands)
+    components: list[set[int]] = []
+    for runs in experiments:
+        seeds = {seed for seed, _ in runs}
+        touching = [component for component in components if component & seeds]
+        components = [c for c in components if not c & seeds]
+        components.append(seeds.union(*touching))
+    return sum(len(component) - 1 for component in components)
