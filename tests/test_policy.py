@@ -138,7 +138,9 @@ class TestEveryPolicy:
 
         assert member().choose_parent(History(None), ()) is None
         assert member().choose_parent(before, rows) in {None, "0", "1", "2", "3"}
-        assert member().choose_parent(before, rows) == member().choose_parent(before, rows)
+        assert member().choose_parent(before, rows) == member().choose_parent(
+            before, rows
+        )
 
     def test_follows_the_direction_of_the_metric(self, member):
         """A night seen in a mirror is the same night."""
@@ -526,7 +528,8 @@ def test_islands_give_up_the_line_that_is_furthest_behind():
     rows += [Row(n, str(n), "1", (1.1,)) for n in range(2, 91)]
 
     heads = {
-        create_islands_policy().choose_parent(seen(*rows[:n]), rows[:n]) for n in range(88, 91)
+        create_islands_policy().choose_parent(seen(*rows[:n]), rows[:n])
+        for n in range(88, 91)
     }
 
     assert heads == {"1"}

@@ -78,7 +78,8 @@ class ContextRequest:
     limits: str = ""  # of one proposal, in words
     budget_tokens: int = BUDGET_TOKENS
     underway: tuple[str, ...] = ()  # titles that are being tried or written just now
-    ask: str = REPLY_INSTRUCTIONS  # how to reply; {metric}, {better} and {limits} are filled in
+    # How to reply; {metric}, {better} and {limits} are filled in.
+    ask: str = REPLY_INSTRUCTIONS
 
 
 @dataclass
@@ -281,7 +282,8 @@ def format_last_runs(ledger: Ledger) -> str:
         assert run is not None, "it has runs"
         tokens = dict(row.facts).get("tokens")
         parts = [
-            f"start-up {run.startup_seconds:.1f} s, trained {run.training_seconds:.1f} s, "
+            f"start-up {run.startup_seconds:.1f} s, "
+            f"trained {run.training_seconds:.1f} s, "
             f"scored in {run.evaluation_seconds:.1f} s"
         ]
         if isinstance(tokens, int | float) and run.training_seconds > 0:

@@ -134,8 +134,9 @@ class LLM:
         why, proposal = "", None
         for words in (prompt, ""):
             said = words or (
-                f"Refused:\n{context.quote_data('reason', strip_invisible(why))}\nSend the whole "
-                "reply again, corrected, in the same form. Or another idea that fits."
+                f"Refused:\n{context.quote_data('reason', strip_invisible(why))}\n"
+                "Send the whole reply again, corrected, in the same form. Or another "
+                "idea that fits."
             )
             try:
                 reply = talk.send(self._endpoint, said, deadline)
@@ -227,7 +228,10 @@ class LLM:
                 unload_ollama(self._endpoint)
         took = time.monotonic() - begun
         if CODEWORD not in reply.upper():
-            return f"loses the beginning of a long prompt. Next: {self._context_window_hint}"
+            return (
+                "loses the beginning of a long prompt. Next: "
+                f"{self._context_window_hint}"
+            )
         words = f"ok, read {context.BUDGET_TOKENS} tokens in {took:.1f} s"
         if self.shares_gpu:
             unloads = self._endpoint.provider == "ollama"

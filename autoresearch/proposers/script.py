@@ -87,7 +87,8 @@ def find_fault(line: object) -> str:
     if not isinstance(line, dict) or not isinstance(line.get("title"), str):
         return "has no title"
     if odd := sorted(set(line) - ENTRY_KEYS):
-        return f"has an unknown key {odd[0]!r}; the keys are: {', '.join(sorted(ENTRY_KEYS))}"
+        known = ", ".join(sorted(ENTRY_KEYS))
+        return f"has an unknown key {odd[0]!r}; the keys are: {known}"
     if ("source" in line) == ("set" in line):
         return "needs either source or set"
     if not isinstance(line.get("source", ""), str):

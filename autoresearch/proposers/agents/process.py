@@ -375,7 +375,8 @@ def format_refusal(why: str, source: str, proposal: Proposal) -> str:
     diff = strip_invisible("\n".join(lines))[:MAX_DIFF_CHARACTERS]
     return (
         "\n# Your last answer was refused\n\n"
-        f"{context.quote_data('reason', strip_invisible(why))}\n{context.quote_data('diff', diff)}\n"
+        f"{context.quote_data('reason', strip_invisible(why))}\n"
+        f"{context.quote_data('diff', diff)}\n"
         "Send a better one.\n"
     )
 
