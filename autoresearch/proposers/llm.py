@@ -207,7 +207,8 @@ class LLM:
         Servers of local models cut a prompt that does not fit their window, from its
         beginning and without a word; so the word to repeat stands at the beginning.
         """
-        prompt = f"The codeword is {CODEWORD}.\n\n{make_filler_text()}\n\n{CODEWORD_QUESTION}"
+        first = f"The codeword is {CODEWORD}."
+        prompt = "\n\n".join((first, make_filler_text(), CODEWORD_QUESTION))
         talk, begun = Conversation(""), time.monotonic()
         if not self._reserve_cost(talk, prompt):
             return "not asked: dollars are used up"
