@@ -5,6 +5,7 @@ A closed terminal does not end a session: output then goes to run.log only.
 
 import json
 import os
+import shutil
 import signal
 import sys
 import time
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from autoresearch.cli.terminal import print_json, print_line
+from autoresearch.cli.terminal import print_line
 from autoresearch.commands.queue import describe_lost_runs
 from autoresearch.experiment import Candidate, Row
 from autoresearch.lab.folder import Lab
@@ -74,8 +75,9 @@ class LiveScreen:
     def print_verdict(self, row: Row) -> None:
         """Print one verdict as a permanent line."""
         if self._json:
-            print_json(row_to_json(row))
-            self._append_to_log(json.dumps(row_to_json(row)))
+            words = json.dumps(row_to_json(row))
+            self._write_to_terminal(f"{words}\n")
+            self._append_to_log(words)
         else:
             self.print_line(format_verdict(row))
 
@@ -109,7 +111,7 @@ class LiveScreen:
             "tokens": progress.tokens,
             "seconds": progress.seconds,
         }
-        width = max(20, os.get_terminal_size().columns - 1)
+        width = max(20, shutil.get_terminal_size().columns - 1)
         self._progress_line = format_run(run)[:width]
         self._write_to_terminal(f"{CLEAR_LINE}{self._progress_line}")
 
@@ -117,24 +119,30 @@ class LiveScreen:
         """Print a permanent line above the progress line, and append it to run.log."""
         self._append_to_log(line)
         if self._json:
-            click.echo(line, err=True)
-            return
-        self._write_to_terminal(
-            f"{CLEAR_LINE}{line}\n{self._progress_line}" if self._live else f"{line}\n"
-        )
+            self._write_to_terminal(f"{line}\n", error=True)
+        elif self._live:
+            self._write_to_terminal(f"{CLEAR_LINE}{line}\n{self._progress_line}")
+        else:
+            self._write_to_terminal(f"{line}\n")
 
     def _append_to_log(self, line: str) -> None:
         with self._log.open("a") as file:
             file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
 
-    def _write_to_terminal(self, text: str) -> None:
+    def _write_to_terminal(self, text: str, *, error: bool = False) -> None:
+        """Write to stdout or stderr. One that is gone is written to no more.
+
+        A closed window, a lost connection or a pipe without a reader ends no session;
+        run.log has every line.
+        """
+        name = "stderr" if error else "stdout"
+        stream = getattr(sys, name)
         try:
-            sys.stdout.write(text)
-            sys.stdout.flush()
-        except OSError:
-            # The terminal was closed. The session goes on; run.log has every line.
+            stream.write(text)
+            stream.flush()
+        except (OSError, ValueError):
             self._live = False
-            sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
 
 
 class ProgressBar:
