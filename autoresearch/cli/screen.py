@@ -158,7 +158,7 @@ class ProgressBar:
             self._stage, self._started_at = stage, time.monotonic()
             self._drawn_at = (
                 self._started_at
-            )  # a stage that is done at once draws nothing
+            )  # a quick stage draws nothing
         seconds = time.monotonic() - self._started_at
         share = done / total if total else 1.0
         if not sys.stdout.isatty():
