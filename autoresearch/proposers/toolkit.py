@@ -13,11 +13,11 @@ from pathlib import Path
 
 from autoresearch.errors import LabError
 from autoresearch.experiment import Proposal
-from autoresearch.lab import constraints, program, reply_parser
+from autoresearch.lab import program, reply_parser
 from autoresearch.lab.folder import Lab
 from autoresearch.lab.program import Program
 from autoresearch.proposers import agent_guide, context
-from autoresearch.records import queries
+from autoresearch.records import admission
 from autoresearch.records.ledger import Ledger, ProposerCall
 from autoresearch.text import to_one_line
 
@@ -149,17 +149,8 @@ class Toolkit:
     def find_quick_fault(self, ledger: Ledger, proposal: Proposal) -> str:
         """The same without running anything of it."""
         settings, _ = self.load_program()
-        limits = constraints.ChangeLimits(
-            settings.max_constants, settings.max_changed_lines
-        )
-        parent = ledger.load_source(proposal.parent)
-        if why := constraints.find_violation(proposal.source, parent, limits):
-            return why
-        code = constraints.fingerprint_code(proposal.source)
-        twin = ledger.find_same_code(code, proposal.parent, None)
-        if twin is not None:
-            return f"the same code as experiment {twin}"
-        return queries.describe_near_duplicate(ledger, proposal.source, proposal.parent)
+        rejection = admission.find_rejection(ledger, proposal, settings)
+        return "" if rejection is None else rejection.detail
 
     def record_call(
         self, ledger: Ledger, asking: ProposerCall, at_most: float = 0.0
