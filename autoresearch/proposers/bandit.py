@@ -99,8 +99,8 @@ class Bandit:
         self, arms: Sequence[Arm], total: int, rng: random.Random
     ) -> list[int]:
         """The places of the arms: who is due by the floor, then who promises most."""
-        unit = mean_positive([gain for arm in arms for gain, _ in arm.results])
-        seconds = mean_positive([s for arm in arms for _, s in arm.results])
+        unit = compute_positive_mean([gain for arm in arms for gain, _ in arm.results])
+        seconds = compute_positive_mean([s for arm in arms for _, s in arm.results])
         if self._rule == "ucb":
             said = [compute_ucb(arm, unit, seconds, total) for arm in arms]
         else:
@@ -134,7 +134,9 @@ def collect_results(
 ) -> list[Arm]:
     """Each arm's results; what has no score gained nothing, and took its time."""
     arms = {name: Arm() for name in names}
-    usual = mean_positive([row.seconds + row.evaluation_seconds for row in rows])
+    usual = compute_positive_mean(
+        [row.seconds + row.evaluation_seconds for row in rows]
+    )
     for place, row in enumerate(rows):
         arm = arms.get(row.author)
         if arm is not None:
@@ -155,7 +157,7 @@ def estimate_gpu_seconds(row: Row, usual: float) -> float:
     return min(between, usual) if between > 0 else usual
 
 
-def mean_positive(numbers: Sequence[float]) -> float:
+def compute_positive_mean(numbers: Sequence[float]) -> float:
     """The mean of what is positive; 1 where nothing is."""
     positive = [number for number in numbers if number > 0]
     return sum(positive) / len(positive) if positive else 1.0

@@ -104,18 +104,18 @@ class LLM:
             self._back_off(ledger, talk, none)
             return None
         finally:
-            self._toolkit.budget.release_dollars(talk.held)
+            self._toolkit.budget.release_dollars(talk.reserved_dollars)
             if self.shares_gpu:
                 unload_ollama(self._endpoint)
         return proposal
 
     def _reserve_cost(self, talk: "Conversation", prompt: str) -> bool:
         """Put aside the most that one more call can cost, if there is as much."""
-        most = self.max_call_dollars(prompt)
-        if not self._toolkit.budget.reserve(most):
+        most = self.estimate_max_dollars(prompt)
+        if not self._toolkit.budget.reserve_dollars(most):
             return False
-        talk.held += most or 0.0
-        talk.most_dollars = most or 0.0
+        talk.reserved_dollars += most or 0.0
+        talk.max_call_dollars = most or 0.0
         return True
 
     def _stop_unaffordable(self, ledger: Ledger, talk: "Conversation") -> None:
@@ -173,14 +173,14 @@ class LLM:
         self, ledger: Ledger, talk: "Conversation", outcome: str, blob: str = ""
     ) -> None:
         transcript = (
-            self._toolkit.save_transcript(talk.transcript()) if talk.messages else ""
+            self._toolkit.save_transcript(talk.to_json()) if talk.messages else ""
         )
         self._toolkit.record_call(
             ledger,
             ProposerCall(
                 self.name,
-                talk.asked_at,
-                time.time() - talk.asked_at,
+                talk.started_at,
+                time.time() - talk.started_at,
                 talk.dollars,
                 talk.tokens_in,
                 talk.tokens_out,
@@ -189,10 +189,10 @@ class LLM:
                 blob,
                 transcript,
             ),
-            at_most=talk.at_most_dollars,
+            at_most=talk.max_total_dollars,
         )
 
-    def max_call_dollars(self, prompt: str) -> float | None:
+    def estimate_max_dollars(self, prompt: str) -> float | None:
         """The most that one call with this prompt can cost; None: unknown."""
         return estimate_dollars(
             self._endpoint, context.estimate_tokens(prompt), MAX_OUTPUT_TOKENS
@@ -223,8 +223,8 @@ class LLM:
             return f"no answer: {none}{self._explain_server_error(str(none))}"
         finally:
             tokens = (talk.tokens_in or 0) + (talk.tokens_out or 0)
-            self._toolkit.budget.charge(talk.dollars, tokens, talk.at_most_dollars)
-            self._toolkit.budget.release_dollars(talk.held)
+            self._toolkit.budget.charge(talk.dollars, tokens, talk.max_total_dollars)
+            self._toolkit.budget.release_dollars(talk.reserved_dollars)
             if self.shares_gpu:
                 unload_ollama(self._endpoint)
         took = time.monotonic() - begun
@@ -272,15 +272,15 @@ class Conversation:
 
     def __init__(self, blob: str) -> None:
         self.blob = blob
-        self.asked_at = time.time()
+        self.started_at = time.time()
         self.messages: list[ModelMessage] = []
         self.tokens_in: int | None = None  # None: nobody said
         self.tokens_out: int | None = None
         self.dollars: float | None = None  # None: nobody knows
-        self.held = 0.0  # dollars put aside for it
-        self.most_dollars = 0.0  # of one call; 0: nobody knows
-        self.at_most_dollars = 0.0  # what it took, calls without an answer included
-        self._unpriced = False
+        self.reserved_dollars = 0.0  # dollars put aside for it
+        self.max_call_dollars = 0.0  # of one call; 0: nobody knows
+        self.max_total_dollars = 0.0  # what it took, calls without an answer included
+        self._has_unpriced_call = False
 
     def send(self, endpoint: Endpoint, words: str, deadline: float) -> str:
         """Say something; the text that comes back. Raises NoAnswer."""
@@ -299,8 +299,8 @@ class Conversation:
 
     def _count_lost_call(self) -> None:
         """A call was sent and its answer never came: it may be on the bill."""
-        self._unpriced, self.dollars = True, None
-        self.at_most_dollars += self.most_dollars
+        self._has_unpriced_call, self.dollars = True, None
+        self.max_total_dollars += self.max_call_dollars
 
     def _count_usage(self, endpoint: Endpoint, response: "ModelResponse") -> None:
         usage = response.usage
@@ -312,11 +312,13 @@ class Conversation:
             if usage.output_tokens
             else None
         )
-        self._unpriced |= cost is None
-        self.at_most_dollars += self.most_dollars if cost is None else cost
-        self.dollars = None if self._unpriced else (self.dollars or 0.0) + (cost or 0.0)
+        self._has_unpriced_call |= cost is None
+        self.max_total_dollars += self.max_call_dollars if cost is None else cost
+        self.dollars = (
+            None if self._has_unpriced_call else (self.dollars or 0.0) + (cost or 0.0)
+        )
 
-    def transcript(self) -> bytes:
+    def to_json(self) -> bytes:
         """Everything that was said, as JSON."""
         from pydantic_ai.messages import ModelMessagesTypeAdapter
 

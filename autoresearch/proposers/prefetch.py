@@ -64,7 +64,6 @@ class Prefetch:
         self, inner: SlowProposer, desk: Toolkit, most: int = MAX_UNDERWAY
     ) -> None:
         self.name = inner.name
-        self.dropped = 0  # ideas that a new champion made useless
         self.inner = inner
         self._toolkit = desk
         self._max_underway = most
@@ -122,7 +121,6 @@ class Prefetch:
                 ledger, carried
             ):
                 return carried
-            self.dropped += 1
         return None
 
     def _start_threads(self, ledger: Ledger) -> None:

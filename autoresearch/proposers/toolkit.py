@@ -48,7 +48,6 @@ class CostBudget:
         self.limit_tokens = tokens
         self.spent_dollars = 0.0
         self.spent_tokens = 0
-        self.unpriced_calls = 0  # askings whose cost nobody knows
         self._reserved_dollars = 0.0  # of calls under way, each at the most it can cost
         self._lock = threading.Lock()
 
@@ -66,7 +65,7 @@ class CostBudget:
         """Whether calls are under way that may turn out cheaper than was held."""
         return self._reserved_dollars > 0
 
-    def reserve(self, dollars: float | None) -> bool:
+    def reserve_dollars(self, dollars: float | None) -> bool:
         """Put aside what a call may cost at most, if it fits. None: unknown."""
         with self._lock:
             if self.spent_tokens >= self.limit_tokens:
@@ -90,7 +89,6 @@ class CostBudget:
         """Take note of what an asking took; `at_most` counts where that is unknown."""
         with self._lock:
             self.spent_tokens += tokens
-            self.unpriced_calls += dollars is None
             self.spent_dollars += at_most if dollars is None else dollars
 
 
@@ -129,7 +127,7 @@ class Toolkit:
             text,
             self.metric,
             agent_guide.describe_limits(settings),
-            underway=tuple(sorted(titles)),
+            pending_titles=tuple(sorted(titles)),
         )
 
     @property

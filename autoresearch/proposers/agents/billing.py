@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 
 from autoresearch.proposers.agents import acp
-from autoresearch.proposers.agents.registry import AgentSpec, agent_home
+from autoresearch.proposers.agents.registry import AgentSpec, create_agent_home
 from autoresearch.sandbox import command
 from autoresearch.text import to_one_line
 
@@ -40,7 +40,10 @@ def explain_no_change(
         at = time.strftime("%H:%M", time.localtime(until))
         return f"limit until {at}: {tail[-200:]}", until
     if NOT_LOGGED_IN_PATTERN.search(tail):
-        words = kind.login.format(home=agent_home(name)) or "see its own documentation"
+        words = (
+            kind.login_hint.format(home=create_agent_home(name))
+            or "see its own documentation"
+        )
         return f"not logged in. Next: {words}", now + LOGIN_BACKOFF_SECONDS
     said = f": {tail[-200:]}" if tail else " and said nothing"
     return f"no change (exit code {done.exit_code}){said}", None
