@@ -1,12 +1,13 @@
-"""What whoever proposes gets to read: one text, built from the ledger alone.
+"""The context for models and agents: one text, built from the ledger alone.
 
 Promises: the same ledger and program.md give the same bytes; a thousand experiments fit
 the budget of tokens; all that came out of a run or out of another proposer stands
 between two marks that carry a hash of what is between them, so it cannot close them,
 without escapes and cut to size, and is called data.
 
-Tokens are counted by `tokens`, an upper estimate that needs no vocabulary. Not covered:
-the human's own program.md may say anything, and is obeyed; a train.py is always shown
+Tokens are counted by `estimate_tokens`, an upper estimate that needs no vocabulary.
+
+Not covered: the human's own program.md may say anything, and is obeyed; a train.py is always shown
 whole, so one far beyond 40 KB goes past the budget.
 """
 
@@ -101,7 +102,7 @@ class ExperimentDiff:
 
 
 def build_context(ledger: Ledger, asked: ContextRequest) -> str:
-    """The whole prompt, or NotYet: it is about a champion."""
+    """The whole prompt. Raises NotReady without a champion."""
     champion = ledger.champion
     if champion is None:
         raise NotReady(

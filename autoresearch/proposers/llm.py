@@ -2,7 +2,8 @@
 
 By pydantic-ai: anthropic, openai, google, openrouter, and any OpenAI-compatible server
 (ollama, vllm, llamacpp, or any of them at a URL). The answer is text in the form that
-`context.ASK` states, so a model needs no tool calls and writes code unescaped.
+`context.REPLY_INSTRUCTIONS` states, so a model needs no tool calls and writes code
+unescaped.
 
 Promises: a wait, a refusal or nonsense never stalls a night: every asking ends inside
 its limit, with one outcome on record and its cost, unknown where nobody says. 429 and
@@ -77,7 +78,7 @@ class LLM:
 
     @property
     def exhausted(self) -> bool:
-        """Whether its money is gone."""
+        """Whether the cost limit is reached."""
         return self._is_out_of_budget
 
     @property
@@ -110,7 +111,7 @@ class LLM:
         return proposal
 
     def _reserve_cost(self, talk: "Conversation", prompt: str) -> bool:
-        """Put aside the most that one more call can cost, if there is as much."""
+        """Reserve the most that one more call can cost, if the budget allows it."""
         most = self.estimate_max_dollars(prompt)
         if not self._toolkit.budget.reserve_dollars(most):
             return False
@@ -119,7 +120,7 @@ class LLM:
         return True
 
     def _stop_unaffordable(self, ledger: Ledger, talk: "Conversation") -> None:
-        """It cannot pay: for good, unless calls under way leave something over."""
+        """Stop for good, unless calls under way may release part of the budget."""
         if self._toolkit.budget.has_reservations or self._is_out_of_budget:
             return
         self._is_out_of_budget = True
@@ -154,7 +155,7 @@ class LLM:
         return replace(proposal, refused=to_one_line(why)[:300])
 
     def _back_off(self, ledger: Ledger, talk: "Conversation", none: NoAnswer) -> None:
-        """Take note of a failure, and do not ask for a while."""
+        """Record a failure and back off."""
         seconds = none.backoff_seconds or self._backoff_seconds
         if not none.backoff_seconds:
             self._backoff_seconds = min(2 * self._backoff_seconds, MAX_BACKOFF_SECONDS)
@@ -199,7 +200,7 @@ class LLM:
         )
 
     def close(self) -> None:
-        """Nothing is held between two askings."""
+        """Nothing to close: no resource is kept between calls."""
 
     def check_ready(self) -> str:
         """Ask it something of full size: `ok ...`, or what is wrong and the remedy.
@@ -244,7 +245,7 @@ class LLM:
 
     def _explain_server_error(self, said: str) -> str:
         """What to type where a server of one's own does not answer, or has no such
-        model; "" where nobody knows."""
+        model; "" if unknown."""
         start, get = SERVER_COMMANDS.get(self._endpoint.provider, ("", ""))
         model = self._endpoint.model
         if get and said.startswith("404"):
@@ -268,22 +269,22 @@ class LLM:
 
 
 class Conversation:
-    """One conversation: what was said, and what it took."""
+    """The messages of one conversation, with its tokens and cost."""
 
     def __init__(self, blob: str) -> None:
         self.blob = blob
         self.started_at = time.time()
         self.messages: list[ModelMessage] = []
-        self.tokens_in: int | None = None  # None: nobody said
+        self.tokens_in: int | None = None  # None: not reported
         self.tokens_out: int | None = None
-        self.dollars: float | None = None  # None: nobody knows
-        self.reserved_dollars = 0.0  # dollars put aside for it
-        self.max_call_dollars = 0.0  # of one call; 0: nobody knows
+        self.dollars: float | None = None  # None: unknown
+        self.reserved_dollars = 0.0  # dollars reserved for it
+        self.max_call_dollars = 0.0  # of one call; 0: unknown
         self.max_total_dollars = 0.0  # what it took, calls without an answer included
         self._has_unpriced_call = False
 
     def send(self, endpoint: Endpoint, words: str, deadline: float) -> str:
-        """Say something; the text that comes back. Raises NoAnswer."""
+        """Send a message; returns the text of the reply. Raises NoAnswer."""
         from pydantic_ai.messages import ModelRequest, UserPromptPart
 
         self.messages.append(ModelRequest(parts=[UserPromptPart(words)]))
@@ -319,7 +320,7 @@ class Conversation:
         )
 
     def to_json(self) -> bytes:
-        """Everything that was said, as JSON."""
+        """All messages, as JSON."""
         from pydantic_ai.messages import ModelMessagesTypeAdapter
 
         return bytes(ModelMessagesTypeAdapter.dump_json(self.messages, indent=1))
@@ -336,7 +337,7 @@ def unload_ollama(endpoint: Endpoint) -> None:
         body,
         {"content-type": "application/json"},
     )
-    # If it cannot be reached now, it holds no memory that anybody could free.
+    # If it cannot be reached now, it holds no memory to free.
     with suppress(OSError), urllib.request.urlopen(request, timeout=20):  # noqa: S310
         pass
 
@@ -347,7 +348,7 @@ def unload_ollama(endpoint: Endpoint) -> None:
 def estimate_dollars(
     endpoint: Endpoint, tokens_in: int, tokens_out: int
 ) -> float | None:
-    """Dollars of a call by the provider's list price; None where nobody knows it."""
+    """Dollars of a call by the provider's list price; None if unknown."""
     if endpoint.has_explicit_url or endpoint.provider not in KEY_VARIABLES:
         return None
     from genai_prices import Usage, calc_price
@@ -364,7 +365,7 @@ def estimate_dollars(
 
 
 def require_key_and_budget(spec: str, endpoint: Endpoint, desk: Toolkit) -> None:
-    """LabError when there is no key, or no leave to spend money."""
+    """LabError if there is no API key or the cost limit is 0."""
     if endpoint.is_private:
         return
     if endpoint.provider in KEY_VARIABLES and not endpoint.api_key:

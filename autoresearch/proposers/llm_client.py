@@ -51,7 +51,7 @@ RETRY_PAUSES_SECONDS = (1.0, 3.0, 8.0)
 
 
 class NoAnswer(Exception):
-    """Nothing came that could be read. `rest_seconds` until it makes sense to ask."""
+    """No readable answer; asking again makes sense after `rest_seconds`."""
 
     def __init__(
         self,
@@ -157,7 +157,7 @@ def request_with_retries(
 
 
 class RetryLater(Exception):
-    """Not now; another try may work."""
+    """A temporary failure; a retry may succeed."""
 
     def __init__(
         self,

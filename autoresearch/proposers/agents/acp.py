@@ -223,7 +223,7 @@ class AcpClient:
             self._send_message(id=message["id"], error=error)
 
     def _build_response(self, method: str, params: JsonObject) -> JsonObject | None:
-        """The result of a request, or Refused."""
+        """The result of a request, or RequestRefused."""
         if method not in CLIENT_METHODS:
             raise RequestRefused(
                 METHOD_NOT_FOUND, f"there is no {to_one_line(method)[:80]} here"
@@ -304,7 +304,7 @@ class AgentFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        # Held open: whoever swaps the folder for a link changes nothing here.
+        # Held open, so that replacing the folder by a link has no effect.
         self._root_descriptor = os.open(
             path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
         )
@@ -314,7 +314,7 @@ class AgentFolder:
         os.close(self._root_descriptor)
 
     def read_lines(self, params: JsonObject) -> str:
-        """Lines of a text file, or Refused."""
+        """Lines of a text file, or RequestRefused."""
         first, most = params.get("line"), params.get("limit")
         with self._open_file(params, os.O_RDONLY) as file:
             text = os.read(file, MAX_FILE_BYTES + 1)
@@ -326,7 +326,7 @@ class AgentFolder:
         return "".join(lines[start:end])
 
     def write_file(self, params: JsonObject) -> None:
-        """A whole text file, made where it is missing, or Refused."""
+        """A whole text file, made where it is missing, or RequestRefused."""
         content = params.get("content")
         if not isinstance(content, str):
             raise RequestRefused(INVALID_PARAMS, "content is no text")
@@ -356,7 +356,7 @@ class AgentFolder:
         return bool(named) or not ALLOWED_TOOL_KINDS[kind]
 
     def _parse_path(self, params: JsonObject) -> tuple[str, ...]:
-        """The names on the way from the folder to a path, or Refused."""
+        """The names on the way from the folder to a path, or RequestRefused."""
         path = params.get("path")
         if not isinstance(path, str) or not 0 < len(path) < 4096 or "\0" in path:
             raise RequestRefused(INVALID_PARAMS, "path is no path")
@@ -371,7 +371,7 @@ class AgentFolder:
 
     @contextmanager
     def _open_file(self, params: JsonObject, flags: int) -> Iterator[int]:
-        """A plain file below the folder, open, or Refused."""
+        """A plain file below the folder, open, or RequestRefused."""
         *folders, name = self._parse_path(params)
         opened = [os.dup(self._root_descriptor)]
         try:
@@ -423,7 +423,7 @@ def describe_error(error: JsonObject, asked: str) -> str:
 
 
 def parse_number_below(value: object, most: float) -> float | None:
-    """A number that can be believed; None for anything else."""
+    """A number in [0, most); None for anything else."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     return value if 0 <= value < most else None

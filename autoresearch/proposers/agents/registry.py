@@ -170,7 +170,7 @@ def locate_agent_homes() -> Path:
 
 
 def build_environment(kind: AgentSpec, home: Path) -> dict[str, str]:
-    """All an agent gets to see of the world's variables."""
+    """The agent's whole environment."""
     names = (*BASE_VARIABLES, *kind.variables, *kind.login_variables)
     passed = {name: os.environ[name] for name in names if name in os.environ}
     return {
