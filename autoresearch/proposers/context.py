@@ -7,8 +7,8 @@ without escapes and cut to size, and is called data.
 
 Tokens are counted by `estimate_tokens`, an upper estimate that needs no vocabulary.
 
-Not covered: the human's own program.md may say anything, and is obeyed; a train.py is always shown
-whole, so one far beyond 40 KB goes past the budget.
+Not covered: the human's own program.md may say anything, and is obeyed; a train.py is
+always shown whole, so one far beyond 40 KB goes past the budget.
 """
 
 import hashlib
