@@ -36,7 +36,7 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
 from autoresearch.loop import research
-from autoresearch.proposers.agents.registry import agent_home
+from autoresearch.proposers.agents.registry import create_agent_home
 from autoresearch.records.ledger import Ledger
 from autoresearch.run import session
 from autoresearch.sandbox.process import StopFlag
@@ -205,7 +205,7 @@ def configure(agent, url):
             }
         )
     elif agent == "codex":
-        file = agent_home("codex") / ".codex" / "config.toml"
+        file = create_agent_home("codex") / ".codex" / "config.toml"
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(
             'model = "scripted"\nmodel_provider = "local"\n'

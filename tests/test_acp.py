@@ -201,7 +201,7 @@ def test_no_message_whatever_it_holds_is_a_traceback(tmp_path):
             client.feed_stdout(words + b"\n")
         client.feed_stdout(b'{"id":1,"result":{"sessionId":"s"}}\n' + line + b"\n")
         client.close()
-        assert client.transcript()
+        assert client.build_transcript()
 
 
 def test_the_names_in_the_table_are_started_by_their_own_flag():

@@ -268,13 +268,13 @@ def test_folders_without_end_are_a_rest_and_no_traceback(lab, tmp_path):
 
 @pytest.mark.skipif(not command.find_bubblewrap(), reason="no bubblewrap here")
 def test_it_sees_no_other_agents_login(lab, tmp_path):
-    other = registry.agent_home("codex") / ".codex" / "auth.json"
+    other = registry.create_agent_home("codex") / ".codex" / "auth.json"
     other.parent.mkdir()
     other.write_text("hunter2")
 
     _, _, asking = asked(
         lab, tmp_path,
-        f"print(os.path.exists({str(other)!r}), os.listdir({str(registry.homes_folder())!r}))",
+        f"print(os.path.exists({str(other)!r}), os.listdir({str(registry.locate_agent_homes())!r}))",
     )  # fmt: skip
 
     said = (lab.state_folder / "asked" / asking.transcript).read_text()
@@ -330,12 +330,12 @@ def test_a_command_that_is_not_there_says_how_to_get_it(lab, monkeypatch):
 
 
 def test_every_row_says_how_a_person_logs_in_once():
-    for name, kind in registry.AGENT_COMMANDS.items():
-        assert kind.login, name
-        assert kind.tokens, name
-        assert kind.install, name
+    for name, kind in registry.AGENT_SPECS.items():
+        assert kind.login_hint, name
+        assert kind.login_variables, name
+        assert kind.install_hint, name
         prompt_is_no_argument = (
-            kind.stdin
+            kind.prompt_on_stdin
             or registry.READ_PROMPT_FILE in kind.argv
             or "{prompt}" in kind.argv
         )

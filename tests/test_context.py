@@ -111,11 +111,11 @@ def test_what_came_from_outside_cannot_end_its_marks_or_hide(tmp_path, where):
 def test_the_same_ledger_gives_the_same_bytes_also_when_opened_anew(tmp_path):
     changes = [(f"n{n}", SOURCE + f"x = {n}\n", 1.0 + n / 100) for n in range(40)]
     ledger = night(tmp_path / "l.db", *changes)
-    first = context.build_context(ledger, ContextRequest(underway=("b", "a")))
+    first = context.build_context(ledger, ContextRequest(pending_titles=("b", "a")))
     ledger.close()
 
     again = context.build_context(
-        Ledger(tmp_path / "l.db"), ContextRequest(underway=("a", "b"))
+        Ledger(tmp_path / "l.db"), ContextRequest(pending_titles=("a", "b"))
     )
 
     assert again == first

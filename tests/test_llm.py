@@ -333,15 +333,14 @@ def test_why_an_answer_was_refused_is_told_as_data(lab):
 def test_calls_under_way_at_once_cannot_spend_the_same_dollars(lab):
     purse = CostBudget(1.0)
 
-    assert purse.reserve(0.6)
-    assert not purse.reserve(0.6)  # what is under way may cost as much
+    assert purse.reserve_dollars(0.6)
+    assert not purse.reserve_dollars(0.6)  # what is under way may cost as much
     purse.charge(0.1, 10)
     purse.release_dollars(0.6)
-    assert purse.reserve(0.6)
+    assert purse.reserve_dollars(0.6)
     purse.charge(None, 0, at_most=0.6)  # an answer that never came may be on the bill
     purse.release_dollars(0.6)
-    assert not purse.reserve(0.6)
-    assert purse.unpriced_calls == 1
+    assert not purse.reserve_dollars(0.6)
 
 
 @pytest.mark.parametrize(

@@ -189,7 +189,7 @@ def build_context_request(lab: Lab, ledger: Ledger) -> context.ContextRequest:
         active.text,
         metric,
         agent_guide.describe_limits(active.program),
-        underway=titles,
+        pending_titles=titles,
     )
     return replace(request, ask=agent_guide.CONTEXT_INSTRUCTIONS)
 

@@ -1,4 +1,4 @@
-"""Proposers: whoever has ideas. Each is asked for one proposal at a time.
+"""Proposers: sources of ideas. Each is asked for one proposal at a time.
 
 The same grammar names a proposer in program.md, on the command line, in the ledger, in
 commit trailers and in the report: `search` | `mailbox` | `script:FILE` | an agent's
@@ -12,7 +12,7 @@ from autoresearch.records.ledger import Ledger
 
 
 class Proposer(Protocol):
-    """Has ideas, from what the ledger shows."""
+    """A source of proposals, based on the ledger."""
 
     @property
     def name(self) -> str:

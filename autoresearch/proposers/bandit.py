@@ -1,22 +1,22 @@
-"""Several proposers, and the best of them at any moment gets the GPU: a bandit.
+"""A multi-armed bandit that shares the GPU among several proposers.
 
 Thompson sampling (Thompson 1933) by a Bayesian bootstrap (Rubin 1981): what each arm's
 experiments gained, newer ones counting more, under random weights; the arm with the
-most gain per second of training in that draw is asked first, and who has no idea just
-now is passed over. Every arm keeps a floor, so that one that was unlucky, or is good
-only later, is heard again. The choice against UCB was made in simulation
+most gain per GPU second in that draw is asked first, and an arm without an idea is
+skipped. Every arm keeps a minimum share, so that one that was unlucky, or improves
+late, is tried again. The choice against UCB was made in simulation
 (`benchmarks/search.py`, docs/LOG.md).
 
 A gain is what a change did to the score of what it started from (`ledger.effects`), not
 whether it was kept: a policy that knows the noise keeps little, and what it keeps has
-the changes of several arms in it. Luck pays every arm alike; taking the noise off first
-made no difference in simulation. Who crashes pays for the time it took, and a refusal
-is not free.
+the changes of several arms in it. Noise favours no arm; subtracting it first made no
+difference in simulation. A crash is charged the time it took, and a refusal is charged
+a share of a run.
 
-Rebuilt from the ledger at every proposal: a restart changes nothing, and whoever's
-experiments of this series are in the ledger under an arm's name are that arm's. Not
-covered: what an
-arm costs in money (`desk.Purse`), only in seconds of the GPU.
+Rebuilt from the ledger at every proposal: a restart changes nothing, and experiments of
+this series belong to the arm whose name the ledger gives as author.
+
+Not covered: what an arm costs in money (`toolkit.CostBudget`), only in GPU seconds.
 """
 
 import math
@@ -39,14 +39,14 @@ UCB_EXPLORATION = 0.5  # of UCB
 
 @dataclass
 class Arm:
-    """What one proposer has brought: (gain, seconds of the GPU), oldest first."""
+    """Results of one proposer: (gain, GPU seconds), oldest first."""
 
     results: list[tuple[float, float]] = field(default_factory=list)
     last_place: int = -1  # place of its last proposal among all
 
 
 class Bandit:
-    """Asks the arms in the order of what they promise; `rule` is for the benchmark."""
+    """Asks the arms in order of sampled gain rate; `rule` is for the benchmark."""
 
     def __init__(
         self,
@@ -58,7 +58,7 @@ class Bandit:
         closing: Callable[[], None] = lambda: None,
     ) -> None:
         self.proposers = proposers
-        self.close = closing  # ends what thinks in the background
+        self.close = closing  # stops background proposers
         self._seed = seed
         self._rule = rule
         self._fallback = spare
@@ -70,13 +70,13 @@ class Bandit:
 
     @property
     def exhausted(self) -> bool:
-        """Whether all of them are, and nobody stands in."""
+        """Whether all arms are exhausted and there is no fallback."""
         return self._fallback is None and all(
             proposer.exhausted for proposer in self.proposers
         )
 
     def propose(self, ledger: Ledger) -> Proposal | None:
-        """The proposal of the first arm, in today's order, that has one."""
+        """The first proposal, asking the arms in the order of this draw."""
         series = ledger.series or ledger.find_last_series()
         all_rows = queries.load_evidence(ledger, series).adjust_rows()
         rows = [row for row in all_rows if row.parent]
@@ -98,13 +98,13 @@ class Bandit:
     def rank_arms(
         self, arms: Sequence[Arm], total: int, rng: random.Random
     ) -> list[int]:
-        """The places of the arms: who is due by the floor, then who promises most."""
-        unit = mean_positive([gain for arm in arms for gain, _ in arm.results])
-        seconds = mean_positive([s for arm in arms for _, s in arm.results])
+        """Arm indices: those below their minimum share, then by sampled value."""
+        unit = compute_positive_mean([gain for arm in arms for gain, _ in arm.results])
+        seconds = compute_positive_mean([s for arm in arms for _, s in arm.results])
         if self._rule == "ucb":
-            said = [compute_ucb(arm, unit, seconds, total) for arm in arms]
+            values = [compute_ucb(arm, unit, seconds, total) for arm in arms]
         else:
-            said = [sample_gain_rate(arm, unit, seconds, rng) for arm in arms]
+            values = [sample_gain_rate(arm, unit, seconds, rng) for arm in arms]
         every = math.ceil(
             len(arms) / EVEN_SPLIT_SHARE
         )  # proposals between two of one arm, at most
@@ -115,14 +115,14 @@ class Bandit:
             key=lambda i: (
                 not due[i],
                 arms[i].last_place if due[i] else 0,
-                -said[i],
+                -values[i],
                 tie[i],
             ),
         )
 
 
 def compute_gains(rows: Sequence[Row], sign: float) -> dict[int, float]:
-    """What each experiment gained; nothing is lost by a bad idea but its time."""
+    """The gain of each experiment, at least 0: a bad idea costs only its time."""
     return {
         number: max(0.0, sign * by)
         for number, by in compute_change_effects(rows).items()
@@ -132,9 +132,11 @@ def compute_gains(rows: Sequence[Row], sign: float) -> dict[int, float]:
 def collect_results(
     names: Sequence[str], rows: Sequence[Row], gains: Mapping[int, float]
 ) -> list[Arm]:
-    """Each arm's results; what has no score gained nothing, and took its time."""
+    """Each arm's results; an experiment without a score counts as a gain of 0."""
     arms = {name: Arm() for name in names}
-    usual = mean_positive([row.seconds + row.evaluation_seconds for row in rows])
+    usual = compute_positive_mean(
+        [row.seconds + row.evaluation_seconds for row in rows]
+    )
     for place, row in enumerate(rows):
         arm = arms.get(row.author)
         if arm is not None:
@@ -146,7 +148,7 @@ def collect_results(
 
 
 def estimate_gpu_seconds(row: Row, usual: float) -> float:
-    """Seconds of the GPU; of a run without a score as far as is known."""
+    """GPU seconds of an experiment; an estimate where it has no score."""
     if row.runs:
         return row.seconds + row.evaluation_seconds
     if row.kind in LEDGER_ONLY_KINDS:
@@ -155,21 +157,21 @@ def estimate_gpu_seconds(row: Row, usual: float) -> float:
     return min(between, usual) if between > 0 else usual
 
 
-def mean_positive(numbers: Sequence[float]) -> float:
-    """The mean of what is positive; 1 where nothing is."""
+def compute_positive_mean(numbers: Sequence[float]) -> float:
+    """The mean of the positive numbers; 1 if there are none."""
     positive = [number for number in numbers if number > 0]
     return sum(positive) / len(positive) if positive else 1.0
 
 
 def compute_weights(count: int) -> list[float]:
-    """How much each result counts, oldest first."""
+    """The weight of each result, oldest first."""
     return [0.5 ** ((count - 1 - place) / GAIN_HALF_LIFE) for place in range(count)]
 
 
 def sample_gain_rate(
     arm: Arm, unit: float, seconds: float, rng: random.Random
 ) -> float:
-    """Gain per second under random weights, with one hopeful result to begin with."""
+    """Gain per GPU second under random weights, with an optimistic prior."""
     weight = PRIOR_WEIGHT * rng.expovariate(1.0)
     gained, spent = weight * unit, weight * seconds
     counts = compute_weights(len(arm.results))
@@ -181,7 +183,7 @@ def sample_gain_rate(
 
 
 def compute_ucb(arm: Arm, unit: float, seconds: float, total: int) -> float:
-    """Gain per second, plus what may be hoped for: discounted UCB."""
+    """Gain per GPU second plus an exploration bonus: discounted UCB."""
     counts = compute_weights(len(arm.results))
     tries = PRIOR_WEIGHT + sum(counts)
     gained = PRIOR_WEIGHT * unit

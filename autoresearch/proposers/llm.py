@@ -2,7 +2,8 @@
 
 By pydantic-ai: anthropic, openai, google, openrouter, and any OpenAI-compatible server
 (ollama, vllm, llamacpp, or any of them at a URL). The answer is text in the form that
-`context.ASK` states, so a model needs no tool calls and writes code unescaped.
+`context.REPLY_INSTRUCTIONS` states, so a model needs no tool calls and writes code
+unescaped.
 
 Promises: a wait, a refusal or nonsense never stalls a night: every asking ends inside
 its limit, with one outcome on record and its cost, unknown where nobody says. 429 and
@@ -77,7 +78,7 @@ class LLM:
 
     @property
     def exhausted(self) -> bool:
-        """Whether its money is gone."""
+        """Whether the cost limit is reached."""
         return self._is_out_of_budget
 
     @property
@@ -104,22 +105,22 @@ class LLM:
             self._back_off(ledger, talk, none)
             return None
         finally:
-            self._toolkit.budget.release_dollars(talk.held)
+            self._toolkit.budget.release_dollars(talk.reserved_dollars)
             if self.shares_gpu:
                 unload_ollama(self._endpoint)
         return proposal
 
     def _reserve_cost(self, talk: "Conversation", prompt: str) -> bool:
-        """Put aside the most that one more call can cost, if there is as much."""
-        most = self.max_call_dollars(prompt)
-        if not self._toolkit.budget.reserve(most):
+        """Reserve the most that one more call can cost, if the budget allows it."""
+        most = self.estimate_max_dollars(prompt)
+        if not self._toolkit.budget.reserve_dollars(most):
             return False
-        talk.held += most or 0.0
-        talk.most_dollars = most or 0.0
+        talk.reserved_dollars += most or 0.0
+        talk.max_call_dollars = most or 0.0
         return True
 
     def _stop_unaffordable(self, ledger: Ledger, talk: "Conversation") -> None:
-        """It cannot pay: for good, unless calls under way leave something over."""
+        """Stop for good, unless calls under way may release part of the budget."""
         if self._toolkit.budget.has_reservations or self._is_out_of_budget:
             return
         self._is_out_of_budget = True
@@ -154,7 +155,7 @@ class LLM:
         return replace(proposal, refused=to_one_line(why)[:300])
 
     def _back_off(self, ledger: Ledger, talk: "Conversation", none: NoAnswer) -> None:
-        """Take note of a failure, and do not ask for a while."""
+        """Record a failure and back off."""
         seconds = none.backoff_seconds or self._backoff_seconds
         if not none.backoff_seconds:
             self._backoff_seconds = min(2 * self._backoff_seconds, MAX_BACKOFF_SECONDS)
@@ -173,14 +174,14 @@ class LLM:
         self, ledger: Ledger, talk: "Conversation", outcome: str, blob: str = ""
     ) -> None:
         transcript = (
-            self._toolkit.save_transcript(talk.transcript()) if talk.messages else ""
+            self._toolkit.save_transcript(talk.to_json()) if talk.messages else ""
         )
         self._toolkit.record_call(
             ledger,
             ProposerCall(
                 self.name,
-                talk.asked_at,
-                time.time() - talk.asked_at,
+                talk.started_at,
+                time.time() - talk.started_at,
                 talk.dollars,
                 talk.tokens_in,
                 talk.tokens_out,
@@ -189,17 +190,17 @@ class LLM:
                 blob,
                 transcript,
             ),
-            at_most=talk.at_most_dollars,
+            at_most=talk.max_total_dollars,
         )
 
-    def max_call_dollars(self, prompt: str) -> float | None:
+    def estimate_max_dollars(self, prompt: str) -> float | None:
         """The most that one call with this prompt can cost; None: unknown."""
         return estimate_dollars(
             self._endpoint, context.estimate_tokens(prompt), MAX_OUTPUT_TOKENS
         )
 
     def close(self) -> None:
-        """Nothing is held between two askings."""
+        """Nothing to close: no resource is kept between calls."""
 
     def check_ready(self) -> str:
         """Ask it something of full size: `ok ...`, or what is wrong and the remedy.
@@ -223,8 +224,8 @@ class LLM:
             return f"no answer: {none}{self._explain_server_error(str(none))}"
         finally:
             tokens = (talk.tokens_in or 0) + (talk.tokens_out or 0)
-            self._toolkit.budget.charge(talk.dollars, tokens, talk.at_most_dollars)
-            self._toolkit.budget.release_dollars(talk.held)
+            self._toolkit.budget.charge(talk.dollars, tokens, talk.max_total_dollars)
+            self._toolkit.budget.release_dollars(talk.reserved_dollars)
             if self.shares_gpu:
                 unload_ollama(self._endpoint)
         took = time.monotonic() - begun
@@ -244,7 +245,7 @@ class LLM:
 
     def _explain_server_error(self, said: str) -> str:
         """What to type where a server of one's own does not answer, or has no such
-        model; "" where nobody knows."""
+        model; "" if unknown."""
         start, get = SERVER_COMMANDS.get(self._endpoint.provider, ("", ""))
         model = self._endpoint.model
         if get and said.startswith("404"):
@@ -268,22 +269,22 @@ class LLM:
 
 
 class Conversation:
-    """One conversation: what was said, and what it took."""
+    """The messages of one conversation, with its tokens and cost."""
 
     def __init__(self, blob: str) -> None:
         self.blob = blob
-        self.asked_at = time.time()
+        self.started_at = time.time()
         self.messages: list[ModelMessage] = []
-        self.tokens_in: int | None = None  # None: nobody said
+        self.tokens_in: int | None = None  # None: not reported
         self.tokens_out: int | None = None
-        self.dollars: float | None = None  # None: nobody knows
-        self.held = 0.0  # dollars put aside for it
-        self.most_dollars = 0.0  # of one call; 0: nobody knows
-        self.at_most_dollars = 0.0  # what it took, calls without an answer included
-        self._unpriced = False
+        self.dollars: float | None = None  # None: unknown
+        self.reserved_dollars = 0.0  # dollars reserved for it
+        self.max_call_dollars = 0.0  # of one call; 0: unknown
+        self.max_total_dollars = 0.0  # what it took, calls without an answer included
+        self._has_unpriced_call = False
 
     def send(self, endpoint: Endpoint, words: str, deadline: float) -> str:
-        """Say something; the text that comes back. Raises NoAnswer."""
+        """Send a message; returns the text of the reply. Raises NoAnswer."""
         from pydantic_ai.messages import ModelRequest, UserPromptPart
 
         self.messages.append(ModelRequest(parts=[UserPromptPart(words)]))
@@ -299,8 +300,8 @@ class Conversation:
 
     def _count_lost_call(self) -> None:
         """A call was sent and its answer never came: it may be on the bill."""
-        self._unpriced, self.dollars = True, None
-        self.at_most_dollars += self.most_dollars
+        self._has_unpriced_call, self.dollars = True, None
+        self.max_total_dollars += self.max_call_dollars
 
     def _count_usage(self, endpoint: Endpoint, response: "ModelResponse") -> None:
         usage = response.usage
@@ -312,12 +313,14 @@ class Conversation:
             if usage.output_tokens
             else None
         )
-        self._unpriced |= cost is None
-        self.at_most_dollars += self.most_dollars if cost is None else cost
-        self.dollars = None if self._unpriced else (self.dollars or 0.0) + (cost or 0.0)
+        self._has_unpriced_call |= cost is None
+        self.max_total_dollars += self.max_call_dollars if cost is None else cost
+        self.dollars = (
+            None if self._has_unpriced_call else (self.dollars or 0.0) + (cost or 0.0)
+        )
 
-    def transcript(self) -> bytes:
-        """Everything that was said, as JSON."""
+    def to_json(self) -> bytes:
+        """All messages, as JSON."""
         from pydantic_ai.messages import ModelMessagesTypeAdapter
 
         return bytes(ModelMessagesTypeAdapter.dump_json(self.messages, indent=1))
@@ -334,7 +337,7 @@ def unload_ollama(endpoint: Endpoint) -> None:
         body,
         {"content-type": "application/json"},
     )
-    # If it cannot be reached now, it holds no memory that anybody could free.
+    # If it cannot be reached now, it holds no memory to free.
     with suppress(OSError), urllib.request.urlopen(request, timeout=20):  # noqa: S310
         pass
 
@@ -345,7 +348,7 @@ def unload_ollama(endpoint: Endpoint) -> None:
 def estimate_dollars(
     endpoint: Endpoint, tokens_in: int, tokens_out: int
 ) -> float | None:
-    """Dollars of a call by the provider's list price; None where nobody knows it."""
+    """Dollars of a call by the provider's list price; None if unknown."""
     if endpoint.has_explicit_url or endpoint.provider not in KEY_VARIABLES:
         return None
     from genai_prices import Usage, calc_price
@@ -362,7 +365,7 @@ def estimate_dollars(
 
 
 def require_key_and_budget(spec: str, endpoint: Endpoint, desk: Toolkit) -> None:
-    """LabError when there is no key, or no leave to spend money."""
+    """LabError if there is no API key or the cost limit is 0."""
     if endpoint.is_private:
         return
     if endpoint.provider in KEY_VARIABLES and not endpoint.api_key:

@@ -51,7 +51,7 @@ RETRY_PAUSES_SECONDS = (1.0, 3.0, 8.0)
 
 
 class NoAnswer(Exception):
-    """Nothing came that could be read. `rest_seconds` until it makes sense to ask."""
+    """No readable answer; asking again makes sense after `rest_seconds`."""
 
     def __init__(
         self,
@@ -157,7 +157,7 @@ def request_with_retries(
 
 
 class RetryLater(Exception):
-    """Not now; another try may work."""
+    """A temporary failure; a retry may succeed."""
 
     def __init__(
         self,
@@ -224,7 +224,7 @@ def make_http_client(limit_seconds: float) -> Any:
     """An HTTP client that stops reading at a size. Redirects are not followed."""
     import httpx2
 
-    class Measured(httpx2.AsyncByteStream):
+    class SizeLimitedStream(httpx2.AsyncByteStream):
         def __init__(self, stream: Any) -> None:
             self._stream = stream
 
@@ -239,21 +239,21 @@ def make_http_client(limit_seconds: float) -> Any:
         async def aclose(self) -> None:
             await self._stream.aclose()
 
-    class Bounded(httpx2.AsyncBaseTransport):
+    class SizeLimitedTransport(httpx2.AsyncBaseTransport):
         def __init__(self) -> None:
             self._inner = httpx2.AsyncHTTPTransport()
 
         async def handle_async_request(self, request: Any) -> Any:
             request.headers["accept-encoding"] = "identity"  # no bombs
             response = await self._inner.handle_async_request(request)
-            response.stream = Measured(response.stream)
+            response.stream = SizeLimitedStream(response.stream)
             return response
 
         async def aclose(self) -> None:
             await self._inner.aclose()
 
     return httpx2.AsyncClient(
-        transport=Bounded(), timeout=limit_seconds, follow_redirects=False
+        transport=SizeLimitedTransport(), timeout=limit_seconds, follow_redirects=False
     )
 
 

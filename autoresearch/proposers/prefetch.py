@@ -1,9 +1,9 @@
-"""Thinks while a run trains: a slow proposer's next ideas, ready when they are needed.
+"""Asks a slow proposer in background threads while a run trains.
 
 Wraps one proposer that takes seconds or minutes. Threads of its own ask it, check what
-comes (`desk.fault`, so also `preflight`) and queue it; `propose` never waits. How many
-ideas are under way follows from use: one more whenever the queue was found empty, one
-less when ideas were left over, at most `MOST_UNDERWAY`.
+comes (`Toolkit.find_fault`, so also `preflight`) and queue it; `propose` never waits.
+The number of ideas under way adapts: one more whenever the queue was empty, one less
+when ideas were left over, at most `MAX_UNDERWAY`.
 
 When the champion changes, a queued idea is carried over by a three-way merge (git
 merge-file), or constant by constant; what conflicts, or changes nothing any more, is
@@ -58,13 +58,12 @@ class SlowProposer(Protocol):
 
 
 class Prefetch:
-    """The same proposer, never waited for."""
+    """A proposer whose `propose` never blocks."""
 
     def __init__(
         self, inner: SlowProposer, desk: Toolkit, most: int = MAX_UNDERWAY
     ) -> None:
         self.name = inner.name
-        self.dropped = 0  # ideas that a new champion made useless
         self.inner = inner
         self._toolkit = desk
         self._max_underway = most
@@ -102,7 +101,7 @@ class Prefetch:
         return proposal
 
     def close(self) -> None:
-        """Stop thinking; wait for the threads, but not for long."""
+        """Stop the threads; wait at most JOIN_SECONDS for them."""
         with self._condition:
             self._closed = True
             self._condition.notify_all()
@@ -122,11 +121,10 @@ class Prefetch:
                 ledger, carried
             ):
                 return carried
-            self.dropped += 1
         return None
 
     def _start_threads(self, ledger: Ledger) -> None:
-        """As many threads as ideas are wanted at once."""
+        """Start threads up to the number of ideas wanted at once."""
         while len(self._threads) < self._target_underway:
             thread = threading.Thread(
                 target=self._run_thread,
@@ -138,7 +136,7 @@ class Prefetch:
             thread.start()
 
     def _run_thread(self, path: Path, lower_is_better: bool, series: str) -> None:
-        """One thread: think whenever an idea is wanted."""
+        """Body of a thread: ask for a proposal whenever one is wanted."""
         ledger = Ledger(path, lower_is_better=lower_is_better)
         ledger.series = series
         try:
@@ -150,7 +148,7 @@ class Prefetch:
                         self._enqueue(proposal)
                     elif not self._closed:
                         self._condition.wait(POLL_SECONDS)
-        except BaseException as error:  # ours: shown where the night can see it
+        except BaseException as error:  # a bug of ours: raised by the next `propose`
             with self._condition:
                 self._thread_error = error
             raise
@@ -158,7 +156,7 @@ class Prefetch:
             ledger.close()
 
     def _wait_for_demand(self) -> bool:
-        """Until an idea is wanted and may be asked for; False when it is over."""
+        """Block until an idea is wanted and may be asked for; False once closed."""
         with self._condition:
             while not self._closed:
                 missing = self._target_underway - len(self._ready) - self._busy_count

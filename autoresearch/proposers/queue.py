@@ -1,4 +1,4 @@
-"""`mailbox`, `human:NAME`: has no ideas of its own, and waits for `autoresearch try`.
+"""`mailbox`, `human:NAME`: proposes nothing itself; waits for `autoresearch try`.
 
 What `try` queues stands in the ledger as a proposal without a verdict, and the loop
 takes those before it asks any proposer. Naming this one keeps a night waiting for more.
@@ -9,7 +9,7 @@ from autoresearch.records.ledger import Ledger
 
 
 class QueueProposer:
-    """Never exhausted: the next letter may come at any time."""
+    """Never exhausted: a proposal may be queued at any time."""
 
     exhausted = False
 
@@ -17,5 +17,5 @@ class QueueProposer:
         self.name = name
 
     def propose(self, ledger: Ledger) -> Proposal | None:
-        """Nothing; the loop reads the letters itself."""
+        """None: the loop takes queued proposals itself."""
         return None

@@ -36,8 +36,8 @@ def load_proposers(
 ) -> Proposer:
     """The proposers that these words name; LabError for others.
 
-    Several share the GPU by a bandit. Who takes long thinks in the background, and
-    while it does, or rests, the optimiser stands in.
+    Several share the GPU by a bandit. Slow proposers run in the background; while they
+    work or rest, the optimiser fills in.
     """
     from autoresearch.proposers.toolkit import open_toolkit
 
@@ -56,21 +56,21 @@ def load_proposers(
 
 @dataclass(frozen=True, slots=True)
 class ProposerState:
-    """How a proposer does, asked once before the night."""
+    """Whether a proposer works, asked once before the night."""
 
     state: str  # `ok ...`, `limit until HH:MM`, or what is wrong and what to type
     waiting_seconds: float = 0.0  # at least, that the GPU waits for each of its ideas
 
     @property
     def is_ready(self) -> bool:
-        """Whether the night will hear of it without anybody doing anything."""
+        """Whether it will propose without any action by the user."""
         return self.state.startswith(("ok", "limit until"))
 
 
 def check_proposers(
     specs: Sequence[str], program: Program, folder: Path
 ) -> dict[str, ProposerState]:
-    """Each proposer and how it does; LabError for one that cannot be.
+    """The state of each proposer; LabError for one that cannot be loaded.
 
     Asks models and agents once, so it may take a minute and some money.
     """
@@ -94,7 +94,7 @@ def check_proposers(
 
 
 def is_slow(spec: str) -> bool:
-    """Whether this proposer thinks, which takes a while."""
+    """Whether this proposer takes seconds or minutes: a model or an agent."""
     return bool(AGENT_PATTERN.fullmatch(spec)) or is_model(spec)
 
 
@@ -121,7 +121,7 @@ def load_stand_in(program: Program, seed: int) -> Proposer | None:
 
 
 def close_proposers(proposers: Sequence[Proposer], desk: Toolkit) -> None:
-    """The night is over: nobody thinks on."""
+    """Shut down background proposers."""
     from autoresearch.proposers.prefetch import Prefetch
 
     desk.stop_checks()

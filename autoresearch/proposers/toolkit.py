@@ -1,8 +1,8 @@
-"""What a proposer that thinks has at hand: program.md, context, purse, a check.
+"""What models and agents share: program.md, the context, a cost budget, the checks.
 
 Promises: one answer ends in one proposal, usable or not; what is wrong with an answer
-is known before anything trains, and can be told to whoever gave it. Not covered: how
-the answer is got (`llm`, `agent`).
+is known before anything trains, and can be sent back. Not covered: how the answer is
+obtained (`llm`, `agents.process`).
 """
 
 import threading
@@ -13,11 +13,11 @@ from pathlib import Path
 
 from autoresearch.errors import LabError
 from autoresearch.experiment import Proposal
-from autoresearch.lab import constraints, program, reply_parser
+from autoresearch.lab import program, reply_parser
 from autoresearch.lab.folder import Lab
 from autoresearch.lab.program import Program
 from autoresearch.proposers import agent_guide, context
-from autoresearch.records import queries
+from autoresearch.records import admission
 from autoresearch.records.ledger import Ledger, ProposerCall
 from autoresearch.text import to_one_line
 
@@ -28,27 +28,26 @@ MAX_TRANSCRIPT_BYTES = 4 << 20
 
 
 def accept_all(proposal: Proposal) -> str:
-    """Nothing is known against it."""
+    """Accept every proposal."""
     return ""
 
 
 def ignore_notice(words: str) -> None:
-    """Nobody listens."""
+    """Discard a message."""
 
 
 def do_nothing() -> None:
-    """There is nothing to end."""
+    """Stop nothing: there are no checks."""
 
 
 class CostBudget:
-    """What a night may spend on askings; shared by its proposers and their threads."""
+    """What a night may spend on calls; shared by its proposers and their threads."""
 
     def __init__(self, dollars: float, tokens: int = 50_000_000) -> None:
         self.limit_dollars = dollars
         self.limit_tokens = tokens
         self.spent_dollars = 0.0
         self.spent_tokens = 0
-        self.unpriced_calls = 0  # askings whose cost nobody knows
         self._reserved_dollars = 0.0  # of calls under way, each at the most it can cost
         self._lock = threading.Lock()
 
@@ -56,18 +55,18 @@ class CostBudget:
     def is_spent(self) -> bool:
         """Whether the tokens are used up, or the dollars where there is a limit.
 
-        Without one (0) only what asks `hold` first is kept from spending.
+        Without one (0), only callers of `reserve_dollars` are limited.
         """
         used_up = 0 < self.limit_dollars <= self.spent_dollars
         return used_up or self.spent_tokens >= self.limit_tokens
 
     @property
     def has_reservations(self) -> bool:
-        """Whether calls are under way that may turn out cheaper than was held."""
+        """Whether calls are under way that may cost less than was reserved."""
         return self._reserved_dollars > 0
 
-    def reserve(self, dollars: float | None) -> bool:
-        """Put aside what a call may cost at most, if it fits. None: unknown."""
+    def reserve_dollars(self, dollars: float | None) -> bool:
+        """Reserve the most that a call may cost, if it fits. None: unknown."""
         with self._lock:
             if self.spent_tokens >= self.limit_tokens:
                 return False
@@ -82,15 +81,14 @@ class CostBudget:
             return True
 
     def release_dollars(self, dollars: float) -> None:
-        """Give back what was put aside, after `paid`."""
+        """Release a reservation, after `charge`."""
         with self._lock:
             self._reserved_dollars = max(0.0, self._reserved_dollars - dollars)
 
     def charge(self, dollars: float | None, tokens: int, at_most: float = 0.0) -> None:
-        """Take note of what an asking took; `at_most` counts where that is unknown."""
+        """Count what a call cost; `at_most` where that is unknown."""
         with self._lock:
             self.spent_tokens += tokens
-            self.unpriced_calls += dollars is None
             self.spent_dollars += at_most if dollars is None else dollars
 
 
@@ -111,7 +109,7 @@ class Toolkit:
     )  # titles being written or queued
 
     def load_program(self) -> tuple[Program, str]:
-        """program.md as it stands and its text; a broken fence leaves the last good."""
+        """(program.md parsed, its text); the last valid one if it cannot be parsed."""
         try:
             text = self.lab.read_file("program.md")
             self.last_valid_program = program.parse_program(text)
@@ -120,7 +118,7 @@ class Toolkit:
         return self.last_valid_program, text
 
     def build_request(self, ledger: Ledger) -> context.ContextRequest:
-        """What the context is built for."""
+        """The request that the context is built from."""
         settings, text = self.load_program()
         titles = {p.title for p in ledger.load_open_proposals()} | set(
             self.pending_titles
@@ -129,7 +127,7 @@ class Toolkit:
             text,
             self.metric,
             agent_guide.describe_limits(settings),
-            underway=tuple(sorted(titles)),
+            pending_titles=tuple(sorted(titles)),
         )
 
     @property
@@ -149,22 +147,13 @@ class Toolkit:
     def find_quick_fault(self, ledger: Ledger, proposal: Proposal) -> str:
         """The same without running anything of it."""
         settings, _ = self.load_program()
-        limits = constraints.ChangeLimits(
-            settings.max_constants, settings.max_changed_lines
-        )
-        parent = ledger.load_source(proposal.parent)
-        if why := constraints.find_violation(proposal.source, parent, limits):
-            return why
-        code = constraints.fingerprint_code(proposal.source)
-        twin = ledger.find_same_code(code, proposal.parent, None)
-        if twin is not None:
-            return f"the same code as experiment {twin}"
-        return queries.describe_near_duplicate(ledger, proposal.source, proposal.parent)
+        rejection = admission.find_rejection(ledger, proposal, settings)
+        return "" if rejection is None else rejection.detail
 
     def record_call(
         self, ledger: Ledger, asking: ProposerCall, at_most: float = 0.0
     ) -> None:
-        """Put an asking on record and its cost on the bill.
+        """Record a call and charge its cost.
 
         `at_most`: what it may have cost, where that is unknown but bounded.
         """
@@ -178,7 +167,7 @@ class Toolkit:
             self.notify(f"{asking.author}: {asking.outcome[:160]}; others go on")
 
     def save_transcript(self, words: bytes, suffix: str = "json") -> str:
-        """Keep what was said whole, up to a size; its file's name."""
+        """Save a transcript, cut at MAX_TRANSCRIPT_BYTES; returns the file name."""
         folder = self.lab.state_folder / "asked"
         folder.mkdir(exist_ok=True)
         name = f"{time.time_ns()}-{threading.get_ident() % 10_000}.{suffix}"
@@ -187,7 +176,7 @@ class Toolkit:
 
 
 def open_toolkit(folder: Path, settings: Program) -> Toolkit:
-    """The desk of one night in a lab."""
+    """The toolkit of one night in a lab."""
     return Toolkit(
         Lab(folder), CostBudget(settings.dollars), last_valid_program=settings
     )
@@ -213,7 +202,7 @@ def proposal_from_reply(
 
 
 def find_title(reply: str) -> str:
-    """The title of a reply that is otherwise no use."""
+    """The title in a reply that cannot be parsed."""
     for line in reply[:20_000].splitlines():
         if (head := reply_parser.HEAD.match(line)) and head[1].upper() == "TITLE":
             return head[2]

@@ -31,7 +31,7 @@ from autoresearch.lab import constraints, program
 from autoresearch.lab.apparatus import Apparatus
 from autoresearch.lab.folder import Lab
 from autoresearch.lab.program import Program
-from autoresearch.records import queries, results_tsv
+from autoresearch.records import admission, results_tsv
 from autoresearch.records.commit_message import (
     commit_from_message,
     escape_reason,
@@ -118,23 +118,10 @@ class Recorder:
         return Candidate(proposal, self.repository.write_blob(proposal.source))
 
     def _require_admissible(self, proposal: Proposal) -> None:
-        limits = constraints.ChangeLimits(
-            self.program.max_constants, self.program.max_changed_lines
-        )
-        parent = self.ledger.load_source(proposal.parent)
-        if why := proposal.refused or constraints.find_violation(
-            proposal.source, parent, limits
-        ):
-            raise ExperimentFailed(Failure(proposal, "refused", why))
-        code = constraints.fingerprint_code(proposal.source)
-        twin = self.ledger.find_same_code(code, proposal.parent, proposal.number)
-        if twin is not None:
-            detail = f"the same code as experiment {twin}"
-            raise ExperimentFailed(Failure(proposal, "duplicate", detail))
-        if near := queries.describe_near_duplicate(
-            self.ledger, proposal.source, proposal.parent
-        ):
-            raise ExperimentFailed(Failure(proposal, "duplicate", near))
+        if proposal.refused:
+            raise ExperimentFailed(Failure(proposal, "refused", proposal.refused))
+        if failure := admission.find_rejection(self.ledger, proposal, self.program):
+            raise ExperimentFailed(failure)
 
     # -- verdict -> ledger, git, results.tsv -------------------------------------------
 

@@ -66,22 +66,24 @@ class AcpClient:
 
     def __init__(self, folder: Path, prompt: str, cancel_at: float) -> None:
         self.is_finished = False
-        self.ended = ""  # the reason the turn stopped for, in the protocol's words
-        self.fault = ""  # why the talk failed; "": it did not
-        self.bill = AgentUsage()
+        self.stop_reason = (
+            ""  # the reason the turn stopped for, in the protocol's words
+        )
+        self.failure = ""  # why the talk failed; "": it did not
+        self.usage = AgentUsage()
         self._folder = AgentFolder(folder)
         self._prompt = prompt
         self._cancel_at = cancel_at  # time.monotonic(): ask it to stop then
         self._cancelled = False
-        self._session = ""
-        self._heard = bytearray()  # the beginning of a line
-        self._waiting = bytearray()
-        self._kept = bytearray()
-        self._text = ""
-        self._noise = 0
-        self._tools: dict[str, JsonObject] = {}
-        self._asked = ""  # what of ours waits for its answer
-        self._number = -1
+        self._session_id = ""
+        self._line_buffer = bytearray()  # the beginning of a line
+        self._send_buffer = bytearray()
+        self._transcript = bytearray()
+        self._message_text = ""
+        self._noise_lines = 0
+        self._tool_calls: dict[str, JsonObject] = {}
+        self._pending_method = ""  # what of ours waits for its answer
+        self._request_id = -1
         abilities = {"fs": {"readTextFile": True, "writeTextFile": True}}
         about = {"name": "autoresearch", "version": __version__}
         self._send_request(
@@ -97,9 +99,9 @@ class AcpClient:
 
     def feed_stdout(self, said: bytes) -> None:
         """Take what came from stdout."""
-        self._heard += said
-        *lines, rest = bytes(self._heard).split(b"\n")
-        self._heard[:] = rest
+        self._line_buffer += said
+        *lines, rest = bytes(self._line_buffer).split(b"\n")
+        self._line_buffer[:] = rest
         for line in lines:
             if self.is_finished:
                 return
@@ -113,44 +115,48 @@ class AcpClient:
 
     def pending_input(self) -> bytearray:
         """What is to be sent; the caller deletes what it has sent."""
-        if self._session and not self._cancelled and time.monotonic() > self._cancel_at:
+        if (
+            self._session_id
+            and not self._cancelled
+            and time.monotonic() > self._cancel_at
+        ):
             self._cancelled = True
             self._send_message(
-                method="session/cancel", params={"sessionId": self._session}
+                method="session/cancel", params={"sessionId": self._session_id}
             )
-        return self._waiting
+        return self._send_buffer
 
     def close(self) -> None:
         """Let go of the folder."""
         self._folder.close()
 
-    def transcript(self) -> bytes:
+    def build_transcript(self) -> bytes:
         """The end of the talk, with what was said to a person, and why it failed."""
-        words = f"\n{to_one_line(self._text)}\n"
-        if self.fault:
-            words += f"acp: {self.fault}\n"
-        return bytes(self._kept) + words.encode(errors="replace")
+        words = f"\n{to_one_line(self._message_text)}\n"
+        if self.failure:
+            words += f"acp: {self.failure}\n"
+        return bytes(self._transcript) + words.encode(errors="replace")
 
     # -- sending -----------------------------------------------------------------------
 
     def _send_request(self, method: str, params: JsonObject) -> None:
-        self._number += 1
-        self._asked = method
-        self._send_message(id=self._number, method=method, params=params)
+        self._request_id += 1
+        self._pending_method = method
+        self._send_message(id=self._request_id, method=method, params=params)
 
     def _send_message(self, **fields: object) -> None:
         line = json.dumps({"jsonrpc": "2.0", **fields}).encode() + b"\n"
-        self._waiting += line
+        self._send_buffer += line
         self._append_transcript(b"> " + line[:300].rstrip() + b"\n")
-        if len(self._waiting) > MAX_PENDING_BYTES:
+        if len(self._send_buffer) > MAX_PENDING_BYTES:
             self._fail("it asks and does not listen")
 
     def _append_transcript(self, words: bytes) -> None:
-        self._kept += words
-        del self._kept[:-MAX_TRANSCRIPT_BYTES]
+        self._transcript += words
+        del self._transcript[:-MAX_TRANSCRIPT_BYTES]
 
     def _fail(self, why: str) -> None:
-        self.is_finished, self.fault = True, self.fault or to_one_line(why)[:400]
+        self.is_finished, self.failure = True, self.failure or to_one_line(why)[:400]
 
     # -- hearing -----------------------------------------------------------------------
 
@@ -161,17 +167,17 @@ class AcpClient:
             return
         message = parse_message(line)
         if message is None:
-            self._noise += bool(line.strip())
-            if self._noise > MAX_NOISE_LINES:
+            self._noise_lines += bool(line.strip())
+            if self._noise_lines > MAX_NOISE_LINES:
                 self._fail("what it prints is not the protocol")
         elif isinstance(method := message.get("method"), str):
             self._receive_request(method, message)
-        elif message.get("id") == self._number and self._asked:
+        elif message.get("id") == self._request_id and self._pending_method:
             self._receive_response(message)
 
     def _receive_response(self, message: JsonObject) -> None:
         """It answered what we asked: go on to the next step."""
-        asked, self._asked = self._asked, ""
+        asked, self._pending_method = self._pending_method, ""
         result, error = as_dict(message.get("result")), message.get("error")
         if error is not None:
             self._fail(describe_error(as_dict(error), asked))
@@ -189,13 +195,13 @@ class AcpClient:
             if not isinstance(session, str) or not 0 < len(session) <= 1000:
                 self._fail("it opened no session")
                 return
-            self._session = session
+            self._session_id = session
             text = {"type": "text", "text": self._prompt}
             self._send_request(
                 "session/prompt", {"sessionId": session, "prompt": [text]}
             )
         else:
-            self.is_finished, self.ended = (
+            self.is_finished, self.stop_reason = (
                 True,
                 to_one_line(str(result.get("stopReason")))[:40],
             )
@@ -217,12 +223,12 @@ class AcpClient:
             self._send_message(id=message["id"], error=error)
 
     def _build_response(self, method: str, params: JsonObject) -> JsonObject | None:
-        """The result of a request, or Refused."""
+        """The result of a request, or RequestRefused."""
         if method not in CLIENT_METHODS:
             raise RequestRefused(
                 METHOD_NOT_FOUND, f"there is no {to_one_line(method)[:80]} here"
             )
-        if not self._session or params.get("sessionId") != self._session:
+        if not self._session_id or params.get("sessionId") != self._session_id:
             raise RequestRefused(INVALID_PARAMS, "there is no such session")
         if method == "fs/read_text_file":
             return {"content": self._folder.read_lines(params)}
@@ -236,7 +242,7 @@ class AcpClient:
         if self._cancelled:
             return {"outcome": "cancelled"}
         tool = as_dict(params.get("toolCall"))
-        known = self._tools.get(str(tool.get("toolCallId")), {})
+        known = self._tool_calls.get(str(tool.get("toolCallId")), {})
         given = {key: value for key, value in tool.items() if value is not None}
         word = "allow" if self._folder.allows_tool({**known, **given}) else "reject"
         options = [as_dict(option) for option in as_list(params.get("options"))]
@@ -252,32 +258,34 @@ class AcpClient:
         if what == "agent_message_chunk":
             words = as_dict(update.get("content")).get("text")
             if isinstance(words, str):
-                self._text = (self._text + words)[-MAX_MESSAGE_CHARACTERS:]
+                self._message_text = (self._message_text + words)[
+                    -MAX_MESSAGE_CHARACTERS:
+                ]
         elif what in ("tool_call", "tool_call_update"):
             name = str(update.get("toolCallId"))[:200]
-            if name in self._tools or len(self._tools) < MAX_TOOL_CALLS:
+            if name in self._tool_calls or len(self._tool_calls) < MAX_TOOL_CALLS:
                 kept = {
                     key: update[key]
                     for key in TOOL_CALL_FIELDS
                     if update.get(key) is not None
                 }
-                self._tools[name] = self._tools.get(name, {}) | kept
+                self._tool_calls[name] = self._tool_calls.get(name, {}) | kept
         elif what == "usage_update":
             cost = as_dict(update.get("cost"))
-            amount = bounded_number(cost.get("amount"), 1e6)
+            amount = parse_number_below(cost.get("amount"), 1e6)
             # The sum so far. Some say 0 for a price that they do not know.
             if amount and cost.get("currency") == "USD":
-                self.bill = AgentUsage(
-                    amount, self.bill.tokens_in, self.bill.tokens_out
+                self.usage = AgentUsage(
+                    amount, self.usage.tokens_in, self.usage.tokens_out
                 )
 
     def _add_usage(self, usage: JsonObject) -> None:
         into, out = (
-            bounded_number(usage.get(name), 1 << 40)
+            parse_number_below(usage.get(name), 1 << 40)
             for name in ("inputTokens", "outputTokens")
         )
-        self.bill = AgentUsage(
-            self.bill.dollars,
+        self.usage = AgentUsage(
+            self.usage.dollars,
             None if into is None else int(into),
             None if out is None else int(out),
         )
@@ -296,15 +304,17 @@ class AgentFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        # Held open: whoever swaps the folder for a link changes nothing here.
-        self._top = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        # Held open, so that replacing the folder by a link has no effect.
+        self._root_descriptor = os.open(
+            path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
+        )
 
     def close(self) -> None:
         """Let go of it."""
-        os.close(self._top)
+        os.close(self._root_descriptor)
 
     def read_lines(self, params: JsonObject) -> str:
-        """Lines of a text file, or Refused."""
+        """Lines of a text file, or RequestRefused."""
         first, most = params.get("line"), params.get("limit")
         with self._open_file(params, os.O_RDONLY) as file:
             text = os.read(file, MAX_FILE_BYTES + 1)
@@ -316,7 +326,7 @@ class AgentFolder:
         return "".join(lines[start:end])
 
     def write_file(self, params: JsonObject) -> None:
-        """A whole text file, made where it is missing, or Refused."""
+        """A whole text file, made where it is missing, or RequestRefused."""
         content = params.get("content")
         if not isinstance(content, str):
             raise RequestRefused(INVALID_PARAMS, "content is no text")
@@ -346,7 +356,7 @@ class AgentFolder:
         return bool(named) or not ALLOWED_TOOL_KINDS[kind]
 
     def _parse_path(self, params: JsonObject) -> tuple[str, ...]:
-        """The names on the way from the folder to a path, or Refused."""
+        """The names on the way from the folder to a path, or RequestRefused."""
         path = params.get("path")
         if not isinstance(path, str) or not 0 < len(path) < 4096 or "\0" in path:
             raise RequestRefused(INVALID_PARAMS, "path is no path")
@@ -361,9 +371,9 @@ class AgentFolder:
 
     @contextmanager
     def _open_file(self, params: JsonObject, flags: int) -> Iterator[int]:
-        """A plain file below the folder, open, or Refused."""
+        """A plain file below the folder, open, or RequestRefused."""
         *folders, name = self._parse_path(params)
-        opened = [os.dup(self._top)]
+        opened = [os.dup(self._root_descriptor)]
         try:
             for folder in folders:
                 if flags & os.O_CREAT and not name_exists(folder, opened[-1]):
@@ -412,8 +422,8 @@ def describe_error(error: JsonObject, asked: str) -> str:
     return f"{start}{asked}: {words} {detail}"
 
 
-def bounded_number(value: object, most: float) -> float | None:
-    """A number that can be believed; None for anything else."""
+def parse_number_below(value: object, most: float) -> float | None:
+    """A number in [0, most); None for anything else."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     return value if 0 <= value < most else None

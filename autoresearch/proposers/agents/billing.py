@@ -1,4 +1,4 @@
-"""What an agent's output says of tokens, dollars, usage limits and its login."""
+"""Parse tokens, dollars, usage limits and login errors from an agent's output."""
 
 import json
 import re
@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 
 from autoresearch.proposers.agents import acp
-from autoresearch.proposers.agents.registry import AgentSpec, agent_home
+from autoresearch.proposers.agents.registry import AgentSpec, create_agent_home
 from autoresearch.sandbox import command
 from autoresearch.text import to_one_line
 
@@ -31,7 +31,7 @@ USAGE_LIMIT_PATTERN = re.compile(
 def explain_no_change(
     done: command.CommandResult, name: str, kind: AgentSpec, now: float
 ) -> tuple[str, float | None]:
-    """Why no change came, and until when it makes no sense to ask (None: who knows)."""
+    """Why no change came, and until when it makes no sense to ask (None: unknown)."""
     tail = to_one_line(done.text[-6000:])
     if done.exit_code is None:
         return f"no change within {done.seconds:.0f} s; killed", None
@@ -40,7 +40,10 @@ def explain_no_change(
         at = time.strftime("%H:%M", time.localtime(until))
         return f"limit until {at}: {tail[-200:]}", until
     if NOT_LOGGED_IN_PATTERN.search(tail):
-        words = kind.login.format(home=agent_home(name)) or "see its own documentation"
+        words = (
+            kind.login_hint.format(home=create_agent_home(name))
+            or "see its own documentation"
+        )
         return f"not logged in. Next: {words}", now + LOGIN_BACKOFF_SECONDS
     said = f": {tail[-200:]}" if tail else " and said nothing"
     return f"no change (exit code {done.exit_code}){said}", None
@@ -82,7 +85,7 @@ def find_limit_time(words: str, now: float) -> float | None:
 
 
 def parse_usage(text: str) -> acp.AgentUsage:
-    """What its JSON lines say that it took."""
+    """The usage that its JSON lines report."""
     dollars: float | None = None
     tokens: list[int | None] = [None, None]
     for line in text.splitlines():
@@ -112,7 +115,7 @@ def parse_usage(text: str) -> acp.AgentUsage:
 
 
 def sum_usage(bills: Sequence[acp.AgentUsage]) -> acp.AgentUsage:
-    """One bill for several runs; what one of them does not say is not known."""
+    """Total usage of several runs; a field is None if any run did not report it."""
     dollars = [bill.dollars for bill in bills if bill.dollars is not None]
     into = [bill.tokens_in for bill in bills if bill.tokens_in is not None]
     out = [bill.tokens_out for bill in bills if bill.tokens_out is not None]
@@ -124,5 +127,5 @@ def sum_usage(bills: Sequence[acp.AgentUsage]) -> acp.AgentUsage:
 
 
 def count_tokens(bill: acp.AgentUsage) -> int:
-    """All tokens of a bill."""
+    """Input and output tokens together."""
     return (bill.tokens_in or 0) + (bill.tokens_out or 0)

@@ -25,53 +25,59 @@ class AgentSpec:
     """One row of the table: how an agent is started and logged in."""
 
     argv: tuple[str, ...]  # {folder} and {prompt} are filled in
-    acp: tuple[str, ...] = ()  # the same as an ACP agent, which goes first; or empty
-    stdin: bool = True  # the prompt comes on stdin; else it reads PROMPT.md
-    env: tuple[str, ...] = ()  # passed on when set
-    tokens: tuple[str, ...] = ()  # of those, which log it in
-    login: str = ""  # what a person types once; {home} is filled in
-    logged_in: tuple[str, ...] = ()  # files of a login, below its HOME
-    install: str = ""
+    acp_argv: tuple[
+        str, ...
+    ] = ()  # the same as an ACP agent, which goes first; or empty
+    prompt_on_stdin: bool = True  # the prompt comes on stdin; else it reads PROMPT.md
+    variables: tuple[str, ...] = ()  # passed on when set
+    login_variables: tuple[str, ...] = ()  # of those, which log it in
+    login_hint: str = ""  # what a person types once; {home} is filled in
+    login_files: tuple[str, ...] = ()  # files of a login, below its HOME
+    install_hint: str = ""
 
 
-AGENT_COMMANDS = {
+AGENT_SPECS = {
     "claude": AgentSpec(
         (
             *("claude", "-p", "--verbose", "--output-format", "stream-json"),
             *("--permission-mode", "acceptEdits", "--strict-mcp-config"),
             *("--no-session-persistence", "--tools", "Read,Edit,Write,Grep,Glob"),
         ),
-        env=("ANTHROPIC_BASE_URL", "ANTHROPIC_MODEL", "ANTHROPIC_SMALL_FAST_MODEL"),
-        tokens=(
+        variables=(
+            "ANTHROPIC_BASE_URL",
+            "ANTHROPIC_MODEL",
+            "ANTHROPIC_SMALL_FAST_MODEL",
+        ),
+        login_variables=(
             *("CLAUDE_CODE_OAUTH_TOKEN", "ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN"),
         ),
-        login="export CLAUDE_CODE_OAUTH_TOKEN=$(claude setup-token), "
+        login_hint="export CLAUDE_CODE_OAUTH_TOKEN=$(claude setup-token), "
         "or once: HOME={home} claude /login",
-        logged_in=(".claude/.credentials.json",),
-        install="npm install -g @anthropic-ai/claude-code",
+        login_files=(".claude/.credentials.json",),
+        install_hint="npm install -g @anthropic-ai/claude-code",
     ),
     "codex": AgentSpec(
         (
             *("codex", "exec", "--json", "--sandbox", "workspace-write"),
             *("--skip-git-repo-check", "--ephemeral", "-C", "{folder}", "-"),
         ),
-        env=("OPENAI_BASE_URL",),
-        tokens=("CODEX_API_KEY", "OPENAI_API_KEY"),
-        login="once: HOME={home} codex login",
-        logged_in=(".codex/auth.json", ".codex/config.toml"),
-        install="npm install -g @openai/codex",
+        variables=("OPENAI_BASE_URL",),
+        login_variables=("CODEX_API_KEY", "OPENAI_API_KEY"),
+        login_hint="once: HOME={home} codex login",
+        login_files=(".codex/auth.json", ".codex/config.toml"),
+        install_hint="npm install -g @openai/codex",
     ),
     "gemini": AgentSpec(
         (
             *("gemini", "-p", "", "-o", "stream-json"),
             *("--approval-mode", "auto_edit", "--skip-trust"),
         ),
-        acp=("gemini", "--acp", "--approval-mode", "auto_edit", "--skip-trust"),
-        env=("GOOGLE_GEMINI_BASE_URL", "GEMINI_MODEL", "GOOGLE_CLOUD_PROJECT"),
-        tokens=("GEMINI_API_KEY", "GOOGLE_API_KEY"),
-        login="once: HOME={home} gemini, then choose Login with Google",
-        logged_in=(".gemini/oauth_creds.json",),
-        install="npm install -g @google/gemini-cli",
+        acp_argv=("gemini", "--acp", "--approval-mode", "auto_edit", "--skip-trust"),
+        variables=("GOOGLE_GEMINI_BASE_URL", "GEMINI_MODEL", "GOOGLE_CLOUD_PROJECT"),
+        login_variables=("GEMINI_API_KEY", "GOOGLE_API_KEY"),
+        login_hint="once: HOME={home} gemini, then choose Login with Google",
+        login_files=(".gemini/oauth_creds.json",),
+        install_hint="npm install -g @google/gemini-cli",
     ),
     "opencode": AgentSpec(
         (
@@ -84,16 +90,19 @@ AGENT_COMMANDS = {
             "{folder}",
             READ_PROMPT_FILE,
         ),
-        stdin=False,
-        acp=("opencode", "acp"),
-        env=("OPENCODE_CONFIG", "OPENCODE_CONFIG_CONTENT"),
-        tokens=(
+        prompt_on_stdin=False,
+        acp_argv=("opencode", "acp"),
+        variables=("OPENCODE_CONFIG", "OPENCODE_CONFIG_CONTENT"),
+        login_variables=(
             *("ANTHROPIC_API_KEY", "OPENAI_API_KEY", "OPENROUTER_API_KEY"),
             *("GEMINI_API_KEY", "OPENCODE_CONFIG_CONTENT", "OPENCODE_CONFIG"),
         ),
-        login="once: HOME={home} opencode auth login",
-        logged_in=(".local/share/opencode/auth.json", ".config/opencode/opencode.json"),
-        install="npm install -g opencode-ai",
+        login_hint="once: HOME={home} opencode auth login",
+        login_files=(
+            ".local/share/opencode/auth.json",
+            ".config/opencode/opencode.json",
+        ),
+        install_hint="npm install -g opencode-ai",
     ),
     "aider": AgentSpec(
         (
@@ -101,14 +110,14 @@ AGENT_COMMANDS = {
             *("--no-auto-commits", "--no-stream", "--no-check-update"),
             *("--analytics-disable", "--no-show-model-warnings", "train.py"),
         ),
-        stdin=False,
-        env=("OPENAI_API_BASE", "OLLAMA_API_BASE", "AIDER_MODEL"),
-        tokens=(
+        prompt_on_stdin=False,
+        variables=("OPENAI_API_BASE", "OLLAMA_API_BASE", "AIDER_MODEL"),
+        login_variables=(
             *("ANTHROPIC_API_KEY", "OPENAI_API_KEY", "OPENROUTER_API_KEY"),
             *("GEMINI_API_KEY", "OLLAMA_API_BASE"),
         ),
-        login="export ANTHROPIC_API_KEY=..., or OPENAI_API_KEY, and AIDER_MODEL",
-        install="pipx install aider-chat",
+        login_hint="export ANTHROPIC_API_KEY=..., or OPENAI_API_KEY, and AIDER_MODEL",
+        install_hint="pipx install aider-chat",
     ),
 }
 
@@ -120,7 +129,7 @@ def load_agent_spec(spec: str) -> AgentSpec:
     """The row of an agent's name, or of `cmd:"..."`, `acp:"..."`; else LabError."""
     way, _, words = spec.partition(":")
     if way not in ("cmd", "acp"):
-        return AGENT_COMMANDS[spec]
+        return AGENT_SPECS[spec]
     words = words.strip()
     if len(words) > 1 and words[0] == words[-1] and words[0] in "\"'":
         words = words[1:-1]
@@ -132,37 +141,37 @@ def load_agent_spec(spec: str) -> AgentSpec:
         raise LabError(f'proposer "{way}:" names no command. Next: {way}:"my-agent"')
     install = "install it, or give its whole path"
     if way == "acp":
-        return AgentSpec((), acp=argv, install=install)
-    return AgentSpec(argv, install=install)
+        return AgentSpec((), acp_argv=argv, install_hint=install)
+    return AgentSpec(argv, install_hint=install)
 
 
 def require_command(spec: str, kind: AgentSpec) -> None:
     """LabError when the command is not there."""
-    program = (kind.acp or kind.argv)[0]
+    program = (kind.acp_argv or kind.argv)[0]
     if shutil.which(program) is None:
         where = "there, or may not be run" if "/" in program else "on the PATH"
         raise LabError(
-            f"proposer {spec!r}: {program} is not {where}. Next: {kind.install}"
+            f"proposer {spec!r}: {program} is not {where}. Next: {kind.install_hint}"
         )
 
 
-def agent_home(spec: str) -> Path:
+def create_agent_home(spec: str) -> Path:
     """The HOME that is the agent's own, and lasts, so that a login into it does."""
     name = re.sub(r"[^a-z0-9]+", "-", spec.lower())[:40].strip("-")
-    home = homes_folder() / name
+    home = locate_agent_homes() / name
     home.mkdir(parents=True, exist_ok=True, mode=0o700)
     return home.resolve()
 
 
-def homes_folder() -> Path:
+def locate_agent_homes() -> Path:
     """The folder of all agents' HOMEs."""
     root = os.environ.get("XDG_STATE_HOME") or "~/.local/state"
     return Path(root).expanduser().resolve() / "autoresearch" / "agents"
 
 
 def build_environment(kind: AgentSpec, home: Path) -> dict[str, str]:
-    """All an agent gets to see of the world's variables."""
-    names = (*BASE_VARIABLES, *kind.env, *kind.tokens)
+    """The agent's whole environment."""
+    names = (*BASE_VARIABLES, *kind.variables, *kind.login_variables)
     passed = {name: os.environ[name] for name in names if name in os.environ}
     return {
         **passed,
@@ -179,11 +188,11 @@ def build_environment(kind: AgentSpec, home: Path) -> dict[str, str]:
 def check_login(spec: str) -> str:
     """`ok`, or what to type to log in, as far as can be told without asking it."""
     kind = load_agent_spec(spec)
-    if not kind.tokens:
+    if not kind.login_variables:
         return "ok"
-    home = agent_home(spec)
-    if any(os.environ.get(name) for name in kind.tokens):
+    home = create_agent_home(spec)
+    if any(os.environ.get(name) for name in kind.login_variables):
         return "ok"
-    if any((home / name).exists() for name in kind.logged_in):
+    if any((home / name).exists() for name in kind.login_files):
         return "ok"
-    return f"not logged in. Next: {kind.login.format(home=home)}"
+    return f"not logged in. Next: {kind.login_hint.format(home=home)}"
