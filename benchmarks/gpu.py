@@ -1,19 +1,25 @@
-"""The flagship on this GPU, beside another train.py, on the same text and metric.
+"""The flagship on this GPU, beside other recipes, on the same text and metric.
 
-    python benchmarks/gpu.py --text DOCS --seconds 60 300 --seeds 2 --other train.py
+    python benchmarks/gpu.py --text DOCS --seconds 60 300 --seeds 2 --other mar8.py
 
-Takes the seconds asked for, times seeds and commands, and a minute for each. The other
-train.py is one written for the original's prepare.py (its interface is in `original/`)
-or for ours (it calls `begin`). Scores are those of `python train.py`, measured in the
-process that trained. With --set NAME=VALUE,.. constants of ours are changed; with
---memory GB ours runs as on a card with no more than that, with --no-bf16 as on one
-without bf16. With --quick: the demo profile for a few seconds on Python's own standard
-library, which tests the wiring on any machine, a CPU included.
+Takes the seconds asked for, times seeds and commands, and a minute for each. --other
+takes any number of train.py, each written for the original's prepare.py (its interface
+is in `original/`) or for ours (it calls `begin`). The order is reversed from one seed
+to the next (A B, B A), so that over an even number of seeds no recipe profits from its
+place. Look at the epochs before quoting a result: what wins on text read once may lose
+on text read three times.
+
+Scores are those of `python train.py`, measured in the process that trained. With --set
+NAME=VALUE,.. constants of ours are changed; with --memory GB ours runs as on a card
+with no more than that, with --no-bf16 as on one without bf16. With --quick: the demo
+profile for a few seconds on Python's own standard library, which tests the wiring on
+any machine, a CPU included.
 
 Not covered: the sandbox and the evaluator's processes; `autoresearch run` times those.
 
 JSON: a list with a record for each run. Its keys:
-  command                          `ours` or `other`
+  command                          `ours`, or the other recipe's name: its file's; its
+                                   folder's if the file is train.py; numbered if taken
   seconds                          the budget
   seed                             the seed
   quick                            whether --quick was given: then no number counts
@@ -26,6 +32,7 @@ JSON: a list with a record for each run. Its keys:
   total_seconds                    all of it, by the run's own clock
   wall_seconds                     all of it, by ours
   total_tokens_M                   tokens trained on, millions
+  epochs                           the same, divided by the tokens of the training text
   tokens_per_second                throughput of the training
   num_steps                        steps
   num_params_M                     parameters, millions
@@ -79,6 +86,31 @@ def create_prepared_lab(folder, text, profile):
     words = (sys.executable, "prepare.py")
     subprocess.run(words, cwd=folder, env=build_environment(), check=True, stdout=2)
     return folder
+
+
+def count_training_tokens(lab):
+    """The size of a prepared lab's training text."""
+    ask = "import prepare; print(len(prepare.sealed().tokens('train')))"
+    words = (sys.executable, "-c", ask)
+    done = subprocess.run(
+        words, cwd=lab, env=build_environment(), check=True, stdout=subprocess.PIPE
+    )
+    return int(done.stdout)
+
+
+def name_recipes(paths):
+    """A name for each train.py: its file's, or its folder's; numbered if taken."""
+    names = {}
+    for path in paths:
+        name = path.stem if path.stem != "train" else path.resolve().parent.name
+        same = sum(taken.split("#")[0] == name for taken in (*names, "ours"))
+        names[f"{name}#{same + 1}" if same else name] = path
+    return names
+
+
+def order_commands(names, nth_seed):
+    """The order in which they run: reversed from one seed to the next."""
+    return list(names)[:: -1 if nth_seed % 2 else 1]
 
 
 def build_environment(**more):
@@ -161,7 +193,9 @@ def main():
     parser.add_argument("--seconds", type=float, nargs="+", default=[60.0, 300.0])
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--first-seed", type=int, default=1, help="default 1")
-    parser.add_argument("--other", type=Path, help="a train.py to run beside ours")
+    parser.add_argument(
+        "--other", type=Path, nargs="+", default=[], help="train.py to run beside ours"
+    )
     parser.add_argument("--profile", help="default: the one for this machine")
     parser.add_argument("--set", default="", metavar="NAME=VALUE,..", help="in ours")
     parser.add_argument("--memory", type=float, metavar="GB", help="that ours may take")
@@ -180,18 +214,21 @@ def main():
     lab = create_prepared_lab(folder / "lab", options.text, options.profile)
     commands = {"ours": place(lab / "train.py", lab, folder / "ours")}
     apply_options(folder / "ours" / "train.py", options)
-    if options.other is not None:
-        commands["other"] = place(options.other, lab, folder / "other")
-    record = []
+    for name, path in name_recipes(options.other).items():
+        commands[name] = place(path, lab, folder / name)
+    text_tokens, record = count_training_tokens(lab), []
     for seconds in options.seconds:
         # Seed by seed and side by side: a GPU that grows hot is hot for both.
         rows = {name: [] for name in commands}
-        for seed in range(options.first_seed, options.first_seed + options.seeds):
-            for name, place_ in commands.items():
+        for nth in range(options.seeds):
+            seed = options.first_seed + nth
+            for name in order_commands(commands, nth):
                 memory_gb = options.memory if name == "ours" else None
                 found, samples = run(
-                    place_, lab, seconds, seed, folder / "cache", memory_gb
+                    commands[name], lab, seconds, seed, folder / "cache", memory_gb
                 )
+                tokens = found.get("total_tokens_M", 0.0) * 1e6
+                found["epochs"] = round(tokens / text_tokens, 2)
                 rows[name].append(found)
                 health = [asdict(sample) for sample in samples]
                 row = {"command": name, "seconds": seconds, "seed": seed}
@@ -202,12 +239,14 @@ def main():
             print(
                 "\n\n".join(format_runs(name, seconds, rows[name]) for name in commands)
             )
-            if options.other is not None:
-                ours, other = (
-                    statistics.mean(row["val_bpb"] for row in rows[name])
-                    for name in ("ours", "other")
-                )
-                print(f"\nval_bpb, ours / other at {seconds:g} s: {ours / other:.4f}\n")
+            means = {
+                name: statistics.mean(row["val_bpb"] for row in rows[name])
+                for name in commands
+            }
+            for name in list(commands)[1:]:
+                ratio = means["ours"] / means[name]
+                print(f"\nval_bpb, ours / {name} at {seconds:g} s: {ratio:.4f}")
+            print()
     if options.json:
         print(json.dumps(record))
     shutil.rmtree(folder)

@@ -1,4 +1,4 @@
-"""benchmarks/gpu.py: what it reads from a run, and the window of the other recipe."""
+"""benchmarks/gpu.py: what it reads from a run, names and order, the other's window."""
 
 import json
 import runpy
@@ -48,7 +48,10 @@ def test_the_other_recipes_window_counts_the_keys_before_the_query():
     ("source", "expected"),
     [
         ("run = prepare.begin(build_model)\n", {"prepare.py", "train.py"}),
-        ("from prepare import Tokenizer\n", {"prepare.py", "train.py", "kernels.py"}),
+        (
+            "from prepare import Tokenizer\n",
+            {"prepare.py", "train.py", "kernels.py", "lib.py"},
+        ),
     ],
 )
 def test_a_train_py_finds_the_prepare_py_it_was_written_for(tmp_path, source, expected):
@@ -62,6 +65,26 @@ def test_a_train_py_finds_the_prepare_py_it_was_written_for(tmp_path, source, ex
     assert {path.name for path in folder.iterdir()} == expected
     ours = (folder / "prepare.py").read_text() == "VOCABULARY = 61\n"
     assert ours == ("kernels.py" not in expected)
+
+
+def test_each_recipe_has_a_name_of_its_own():
+    paths = [Path(p) for p in ("a/mar8.py", "b/mar8.py", "x/hyra/train.py", "ours.py")]
+
+    assert gpu.name_recipes(paths) == {
+        "mar8": paths[0],
+        "mar8#2": paths[1],
+        "hyra": paths[2],
+        "ours#2": paths[3],
+    }
+
+
+def test_the_order_is_reversed_from_one_seed_to_the_next():
+    names = {"ours": 1, "mar8": 2, "hyra": 3}
+
+    first, second, third = (gpu.order_commands(names, nth) for nth in range(3))
+
+    assert first == third == ["ours", "mar8", "hyra"]
+    assert second == first[::-1]
 
 
 def test_a_step_of_every_size_that_is_asked_for_is_timed():
