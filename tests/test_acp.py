@@ -205,10 +205,10 @@ def test_no_message_whatever_it_holds_is_a_traceback(tmp_path):
 
 
 def test_the_names_in_the_table_are_started_by_their_own_flag():
-    assert process.load_agent_spec("gemini").acp[:2] == ("gemini", "--acp")
-    assert process.load_agent_spec("opencode").acp == ("opencode", "acp")
-    assert process.load_agent_spec("codex").acp == ()
-    assert process.load_agent_spec('acp:"x --y"').acp == ("x", "--y")
+    assert process.load_agent_spec("gemini").acp_argv[:2] == ("gemini", "--acp")
+    assert process.load_agent_spec("opencode").acp_argv == ("opencode", "acp")
+    assert process.load_agent_spec("codex").acp_argv == ()
+    assert process.load_agent_spec('acp:"x --y"').acp_argv == ("x", "--y")
     with pytest.raises(LabError, match=r'acp:" names no command'):
         process.load_agent_spec("acp:")
 

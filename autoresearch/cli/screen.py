@@ -156,9 +156,7 @@ class ProgressBar:
     def __call__(self, stage: str, done: int, total: int) -> None:
         if stage != self._stage:
             self._stage, self._started_at = stage, time.monotonic()
-            self._drawn_at = (
-                self._started_at
-            )  # a quick stage draws nothing
+            self._drawn_at = self._started_at  # a quick stage draws nothing
         seconds = time.monotonic() - self._started_at
         share = done / total if total else 1.0
         if not sys.stdout.isatty():

@@ -25,9 +25,7 @@ class AgentSpec:
     """One row of the table: how an agent is started and logged in."""
 
     argv: tuple[str, ...]  # {folder} and {prompt} are filled in
-    acp_argv: tuple[
-        str, ...
-    ] = ()  # the same as an ACP agent, which goes first; or empty
+    acp_argv: tuple[str, ...] = ()  # as an ACP agent, which is preferred; or empty
     prompt_on_stdin: bool = True  # the prompt comes on stdin; else it reads PROMPT.md
     variables: tuple[str, ...] = ()  # passed on when set
     login_variables: tuple[str, ...] = ()  # of those, which log it in
