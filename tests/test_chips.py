@@ -35,13 +35,10 @@ def test_an_h200_in_training_runs_into_its_power_cap():
     found = nvml.read_health(answering(RECORDED["training"]))
 
     assert found.clock_mhz == 1650
-    assert found.highest_clock_mhz == 1980
     assert found.power_watts == pytest.approx(692.4, abs=0.1)
-    assert found.power_limit_watts == 700
     assert found.slowdowns == ("software power cap",)
     assert found.ecc_errors == 0
     assert len(found.compute_pids) == 2
-    assert found.graphics_processes == 0
 
 
 def test_an_idle_h200_has_no_slowdown_and_nobody_on_it():

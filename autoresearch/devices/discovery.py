@@ -19,7 +19,6 @@ from autoresearch.devices.gpu_specs import Gpu
 from autoresearch.devices.nvml import NvmlAnswer, NvmlQuery
 from autoresearch.experiment import Device
 
-GIB = 1 << 30
 # Variables that select AMD GPUs; the first that is set counts.
 AMD_VISIBLE_VARIABLES = (
     "ROCR_VISIBLE_DEVICES",

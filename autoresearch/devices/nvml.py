@@ -33,33 +33,25 @@ class GpuHealth:
     """The health of a GPU at one moment."""
 
     clock_mhz: int | None  # of the multiprocessors
-    highest_clock_mhz: int | None
     power_watts: float | None
-    power_limit_watts: float | None
     temperature_celsius: int | None
     slowdowns: tuple[str, ...]  # why the clock is not at its highest
     ecc_errors: int | None  # uncorrected, since the driver was loaded
     compute_pids: tuple[int, ...]  # processes that compute on it
-    graphics_processes: int  # a desktop always has some
 
 
 def read_health(ask: NvmlQuery) -> GpuHealth:
     """Read the health of one GPU. Function arguments and bits are NVML's."""
     reasons = as_integer(ask("nvmlDeviceGetCurrentClocksEventReasons")) or 0
     milliwatts = as_integer(ask("nvmlDeviceGetPowerUsage"))
-    limit = as_integer(ask("nvmlDeviceGetEnforcedPowerLimit"))
     computing = ask("nvmlDeviceGetComputeRunningProcesses")
-    drawing = ask("nvmlDeviceGetGraphicsRunningProcesses")
     return GpuHealth(
         as_integer(ask("nvmlDeviceGetClockInfo", 1)),
-        as_integer(ask("nvmlDeviceGetMaxClockInfo", 1)),
         None if milliwatts is None else milliwatts / 1000,
-        None if limit is None else limit / 1000,
         as_integer(ask("nvmlDeviceGetTemperature", 0)),
         tuple(words for bit, words in SLOWDOWN_REASONS.items() if reasons & bit),
         as_integer(ask("nvmlDeviceGetTotalEccErrors", 1, 0)),
         computing if isinstance(computing, tuple) else (),
-        len(drawing) if isinstance(drawing, tuple) else 0,
     )
 
 
