@@ -88,7 +88,7 @@ def run_command(
     env: Mapping[str, str],
     words: bytes,
     limit_seconds: float,
-    walls: FilesystemAccess,
+    access: FilesystemAccess,
     stop: Callable[[], bool],
 ) -> CommandResult:
     """Run a command in `folder` with `words` on stdin.
@@ -100,7 +100,7 @@ def run_command(
     started = time.monotonic()
     with (
         input_path.open("rb") as stdin,
-        start_command(argv, folder, env, walls, stdin, subprocess.STDOUT) as (
+        start_command(argv, folder, env, access, stdin, subprocess.STDOUT) as (
             process,
             control,
         ),
@@ -116,7 +116,7 @@ def run_interactive(
     folder: Path,
     env: Mapping[str, str],
     limit_seconds: float,
-    walls: FilesystemAccess,
+    access: FilesystemAccess,
     stop: Callable[[], bool],
 ) -> int | None:
     """Run a command until its partner is finished; return its exit code.
@@ -125,7 +125,7 @@ def run_interactive(
     """
     deadline = time.monotonic() + limit_seconds
     pipe = subprocess.PIPE
-    with start_command(argv, folder, env, walls, pipe, pipe) as (process, control):
+    with start_command(argv, folder, env, access, pipe, pipe) as (process, control):
         code = relay_messages(process, control, deadline, stop, partner)
         if code is None and partner.is_finished and not stop():
             assert process.stdin is not None

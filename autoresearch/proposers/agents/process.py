@@ -215,7 +215,7 @@ class Agent:
             env=build_environment(self._spec, home),
             words=words.encode(errors="replace"),
             limit_seconds=limit_seconds,
-            walls=command.FilesystemAccess(
+            access=command.FilesystemAccess(
                 (folder, home), list_hidden_paths(self._toolkit.lab.state_folder)
             ),
             stop=lambda: self._closed,
@@ -235,7 +235,7 @@ class Agent:
                 folder=folder,
                 env=build_environment(self._spec, home),
                 limit_seconds=limit_seconds,
-                walls=command.FilesystemAccess(
+                access=command.FilesystemAccess(
                     (folder, home), list_hidden_paths(self._toolkit.lab.state_folder)
                 ),
                 stop=lambda: self._closed,
