@@ -79,6 +79,7 @@ class LiveScreen:
             self._write_to_terminal(f"{words}\n")
             self._append_to_log(words)
         else:
+            self._progress_line = ""  # the run it showed has ended
             self.print_line(format_verdict(row))
 
     def print_notice(self, notice: str) -> None:
